@@ -1,0 +1,1 @@
+"""Driver, models and command line."""

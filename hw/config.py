@@ -1,0 +1,115 @@
+"""The one configuration of the engine; every width in hardware, golden model and driver derives from it.
+
+This module imports no Amaranth: a host that only talks to a board reads it too.
+"""
+
+import dataclasses
+import hashlib
+import json
+
+from hw.common.check import one_of, positive_int
+from hw.formats.trits import PACKINGS
+
+__all__ = ["EngineConfig", "TARGETS"]
+
+#: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
+#: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
+TARGETS = ("generic", "ecp5")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Geometry of the ternary engine.
+
+    Attributes
+    ----------
+    lanes : int
+        Rows that one weight word covers; each lane adds one activation a cycle. A multiple of
+        ``result_lanes``.
+    activation_width : int
+        Bits of a two's complement activation.
+    accumulator_width : int
+        Bits of a two's complement accumulator.
+    accumulator_depth : int
+        Accumulators of each lane, a power of two. A product needs
+        ``ceil(rows / lanes) * batch`` of them.
+    max_planes : int
+        Trit planes of a weight; plane ``p`` weighs ``3**p``.
+    max_batch : int
+        Activation vectors that share one pass over the weights.
+    index_width : int
+        Bits of a column index.
+    packing : str
+        Trit packing of the weight words, a key of :data:`hw.formats.trits.PACKINGS`.
+    port_bytes : int
+        Bytes that the weight port delivers in one transfer.
+    result_lanes : int
+        Results in one transfer of the drain.
+    target : str
+        One of :data:`TARGETS`.
+    """
+
+    lanes: int = 64
+    activation_width: int = 8
+    accumulator_width: int = 24
+    accumulator_depth: int = 256
+    max_planes: int = 6
+    max_batch: int = 8
+    index_width: int = 16
+    packing: str = "5in8"
+    port_bytes: int = 8
+    result_lanes: int = 8
+    target: str = "generic"
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                positive_int(f"Configuration field {field.name}", getattr(self, field.name))
+        one_of("Trit packing", self.packing, PACKINGS)
+        one_of("Target", self.target, TARGETS)
+        if self.lanes % self.result_lanes:
+            raise ValueError(f"Lane count ({self.lanes}) must be a multiple of the result lane "
+                             f"count ({self.result_lanes})")
+        if self.accumulator_depth & (self.accumulator_depth - 1):
+            raise ValueError(f"Accumulator depth must be a power of two, "
+                             f"not {self.accumulator_depth}")
+        if self.accumulator_width <= self.operand_width:
+            raise ValueError(f"Accumulator width ({self.accumulator_width}) must exceed the "
+                             f"operand width ({self.operand_width})")
+
+    @property
+    def operand_width(self) -> int:
+        """Bits of an activation times the largest plane weight, ``3**(max_planes - 1)``."""
+        return self.activation_width + (3 ** (self.max_planes - 1) - 1).bit_length()
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of one packed weight word, which holds one trit for each lane."""
+        packing = PACKINGS[self.packing]
+        groups = -(-self.lanes // packing.trits)
+        return -(-groups * packing.bits // 8)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of the largest matrix at batch 1."""
+        return self.lanes * self.accumulator_depth
+
+    @property
+    def max_columns(self) -> int:
+        """Columns of the widest matrix."""
+        return 2 ** self.index_width
+
+    def groups(self, rows: int) -> int:
+        """Weight words in one plane of one column of a matrix of ``rows`` rows."""
+        return -(-rows // self.lanes)
+
+    def column_bytes(self, rows: int, planes: int) -> int:
+        """Bytes of one packed column."""
+        return self.groups(rows) * planes * self.word_bytes
+
+    def fingerprint(self) -> int:
+        """32 bits that differ between configurations; ``target`` changes no bit of any result."""
+        fields = dataclasses.asdict(self)
+        del fields["target"]
+        text = json.dumps(fields, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

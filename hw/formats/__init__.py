@@ -1,0 +1,1 @@
+"""Number formats as plain data, without Amaranth."""

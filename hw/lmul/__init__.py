@@ -1,0 +1,1 @@
+"""L-Mul: a product as one integer addition."""

@@ -1,0 +1,1 @@
+"""The ternary engine: trit decoders, lanes, accumulators, gearbox."""

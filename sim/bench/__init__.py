@@ -1,0 +1,1 @@
+"""cocotb benches: one module a unit."""

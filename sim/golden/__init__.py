@@ -1,0 +1,1 @@
+"""NumPy golden models, bit-exact: one module a unit."""
