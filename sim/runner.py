@@ -1,0 +1,130 @@
+"""Run a cocotb bench: Amaranth component to Verilog to Verilator or Icarus."""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Iterator
+
+from amaranth.back import verilog
+from cocotb_tools.runner import get_results, get_runner
+
+from sim.tools import ToolMissing, missing_tools, simulation_environment
+
+__all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench"]
+
+#: Simulators by name, each with the programs that it needs.
+SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
+
+#: What Yosys writes for correct Amaranth code; every other Verilator warning stops the build.
+_YOSYS_IDIOMS = ("CASEINCOMPLETE", "CASEOVERLAP", "WIDTHEXPAND", "WIDTHTRUNC", "UNSIGNED",
+                 "CMPCONST", "ASCRANGE", "ALWNEVER")
+_BUILD_ARGS = {
+    "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS),
+                  "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"],
+    "icarus": [],
+}
+_CASE_VARIABLE = "TALLY_CASE"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchResult:
+    """Outcome of one case of one bench under one simulator."""
+
+    bench: str
+    case: str
+    simulator: str
+    tests: int
+    failed: int
+    seconds: float
+
+
+def bench_names() -> list[str]:
+    """Return the units that have a bench, in alphabetical order."""
+    folder = pathlib.Path(__file__).parent / "bench"
+    return sorted(path.stem.removeprefix("bench_") for path in folder.glob("bench_*.py"))
+
+
+def bench_cases(name: str) -> list[str]:
+    """Return the cases of bench ``name``, in the order of its ``DUTS``."""
+    return list(_bench_module(name).DUTS)
+
+
+def bench_case() -> str:
+    """Return the case that the running bench was started for."""
+    return os.environ[_CASE_VARIABLE]
+
+
+def _bench_module(name: str):
+    return importlib.import_module(f"sim.bench.bench_{name}")
+
+
+def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | None = None,
+              waves: bool = False) -> BenchResult:
+    """Run one case of a bench.
+
+    Parameters
+    ----------
+    name : str
+        Unit, one of :func:`bench_names`.
+    case : str
+        Key of the bench's ``DUTS``.
+    simulator : str
+        Key of :data:`SIMULATORS`.
+    work_dir : path, optional
+        Where Verilog, build and results go; a temporary folder by default.
+    waves : bool
+        Record waves in ``work_dir``.
+
+    Raises
+    ------
+    ToolMissing
+        If a program that the simulator needs is not installed.
+    RuntimeError
+        If the bench ran no test.
+    """
+    missing = missing_tools(*SIMULATORS[simulator])
+    if missing:
+        raise ToolMissing("; ".join(missing))
+    started = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        if work_dir is None:
+            work_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work_dir = work_dir.resolve()
+        work_dir.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_environment(simulation_environment()))
+        component = _bench_module(name).DUTS[case]()
+        source = work_dir / f"{name}.v"
+        text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+        source.write_text(text)
+        models = [pathlib.Path(path) for path in getattr(_bench_module(name), "MODELS", ())]
+        # ccache compares command lines too, so one folder serves equal Verilog in all runs.
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        build_dir = work_dir / f"build-{simulator}-{digest}"
+        runner = get_runner(simulator)
+        runner.build(sources=[source, *models], hdl_toplevel=name, build_dir=build_dir,
+                     build_args=_BUILD_ARGS[simulator], timescale=("1ns", "1ps"), waves=waves,
+                     always=True)
+        results = runner.test(hdl_toplevel=name, test_module=f"sim.bench.bench_{name}",
+                              build_dir=build_dir, test_dir=work_dir, waves=waves,
+                              extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0"},
+                              results_xml=str(work_dir / f"results-{simulator}.xml"))
+        tests, failed = get_results(results)
+    if tests == 0:
+        raise RuntimeError(f"Bench {name}, case {case}, ran no test under {simulator}")
+    return BenchResult(name, case, simulator, tests, failed, time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    saved = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

