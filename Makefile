@@ -1,0 +1,31 @@
+# Two commands do all the set-up: `make demo` and `make test`. Everything stays in this folder.
+PYTHON ?= python3
+VENV   ?= .venv
+PROMPT ?= Once upon a time
+TOKENS ?= 32
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/python -m host run --prompt "$(PROMPT)" --tokens $(TOKENS)
+
+test: $(VENV)/.test
+	$(VENV)/bin/python -m sim tools
+	$(VENV)/bin/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,build]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build
