@@ -1,12 +1,13 @@
 """The ternary language model as the host holds it, and the GGUF file that it is shipped in.
 
-docs/numerics.md, section 6, says what a model computes. This module only knows its numbers: NumPy and
-the ``gguf`` package, nothing else.
+docs/numerics.md, section 6, says what a model computes. This module only knows its numbers: NumPy
+and the ``gguf`` package, nothing else.
 
 The file: ``general.architecture`` is ``mmfreelm``; ``mmfreelm.block_count``, ``embedding_length``,
-``feed_forward_length``, ``vocab_size``, ``embedding_planes`` and ``logit_scale.ARITHMETIC`` give the
-shape and the head's constants. A matrix is one tensor of ternary blocks that all have the same scale,
-which both fp16 and bf16 hold exactly. The embedding is three such tensors; plane ``p`` weighs ``3**p``.
+``feed_forward_length``, ``vocab_size``, ``embedding_planes`` and ``logit_scale.ARITHMETIC`` give
+the shape and the head's constants. A matrix is one tensor of ternary blocks that all have the same
+scale, which both fp16 and bf16 hold exactly. The embedding is three such tensors; plane ``p``
+weighs ``3**p``.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class ModelFileError(ValueError):
 
 
 def to_bf16(value: float) -> float:
-    """``value`` rounded to the nearest bf16 number, ties to even."""
+    """Round ``value`` to the nearest bf16 number, ties to even."""
     bits = int(np.float32(value).view(np.uint32))
     bits += 0x7FFF + ((bits >> 16) & 1)
     return float(np.uint32(bits & 0xFFFF0000).view(np.float32))
@@ -228,7 +229,8 @@ class _Reader(gguf.GGUFReader):
         self._path = path
         super().__init__(path)
 
-    def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
+    def _get(self, offset: Any, dtype: Any, count: Any = 1,
+             override_order: Any = None) -> np.ndarray:
         end = int(offset) + int(count) * np.dtype(dtype).itemsize
         if end > len(self.data):
             raise ModelFileError(f"{self._path}: truncated: bytes up to {end} are needed, "
@@ -288,7 +290,7 @@ class _File:
         return ModelFileError(f"{self.path}: {message}")
 
     def value(self, key: str) -> Any:
-        """Value of a metadata key, None where it is missing."""
+        """Return the value of a metadata key, None where it is missing."""
         field = self._fields.get(key)
         try:
             return None if field is None else field.contents()
@@ -325,7 +327,7 @@ class _File:
         return tensor
 
     def ternary(self, name: str, shape: tuple[int, int]) -> TernaryMatrix:
-        """A matrix of trits that share one scale."""
+        """Return a matrix of trits that share one scale."""
         tensor = self._tensor(name, shape, _TERNARY_TYPES)
         _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
         blocks = tensor.data.reshape(-1, block_bytes)
@@ -342,15 +344,15 @@ class _File:
                              f"{float(scales[odd[0]])!r} and another block has {scale!r}")
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         trits = np.rint(values / np.float32(scale)).astype(np.int8)
-        odd = np.argwhere(np.abs(trits) > 1)
-        if odd.size:
-            row, column = odd[0].tolist()
+        wrong = np.argwhere(np.abs(trits) > 1)
+        if wrong.size:
+            row, column = wrong[0].tolist()
             raise self.error(f"tensor {name} must be ternary, but row {row} column {column} holds "
                              f"{int(trits[row, column])} times the scale")
         return TernaryMatrix(trits, scale)
 
     def vector(self, name: str, size: int) -> np.ndarray:
-        """A finite float32 vector."""
+        """Return a finite float32 vector."""
         tensor = self._tensor(name, (size,), (gguf.GGMLQuantizationType.F32,))
         values = np.array(tensor.data, dtype=np.float32)
         odd = np.flatnonzero(~np.isfinite(values))
@@ -402,8 +404,8 @@ def read_model(path: str | os.PathLike) -> TernaryLM:
     Raises
     ------
     ModelFileError
-        If the file cannot be opened, is no GGUF file or a truncated one, is of another architecture,
-        or has a key or a tensor missing or not as this module's docstring says.
+        If the file cannot be opened, is no GGUF file or a truncated one, is of another
+        architecture, or has a key or a tensor missing or not as this module's docstring says.
     """
     file = _File(Path(path))
     architecture = file.value("general.architecture")
@@ -418,21 +420,23 @@ def read_model(path: str | os.PathLike) -> TernaryLM:
         raise file.error(f"key {ARCHITECTURE}.embedding_planes must be {PLANES}, not {planes}")
     for key, value in (("embedding_length", width), ("feed_forward_length", ffn_width)):
         if value % _BLOCK:
-            raise file.error(f"key {ARCHITECTURE}.{key} must be a multiple of {_BLOCK}, not {value}")
+            raise file.error(f"key {ARCHITECTURE}.{key} must be a multiple of {_BLOCK}, "
+                             f"not {value}")
     vocabulary = _read_vocabulary(file, vocab)
 
     planes_read = [file.ternary(f"token_embd.plane{plane}.weight", (vocab, width))
                    for plane in range(planes)]
     for plane, matrix in enumerate(planes_read):
         if matrix.scale != planes_read[0].scale:
-            raise file.error(f"tensor token_embd.plane{plane}.weight must have the scale of plane 0, "
-                             f"{planes_read[0].scale!r}, not {matrix.scale!r}")
+            raise file.error(f"tensor token_embd.plane{plane}.weight must have the scale of "
+                             f"plane 0, {planes_read[0].scale!r}, not {matrix.scale!r}")
     embedding: np.ndarray = np.zeros((vocab, width), np.int8)
     for plane, matrix in enumerate(planes_read):
         embedding += np.int8(3 ** plane) * matrix.trits
 
     shapes: Mapping[str, tuple[int, int]] = {
-        "ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width), "ffn_down": (width, ffn_width)}
+        "ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
+        "ffn_down": (width, ffn_width)}
     layers = []
     for index in range(layer_count):
         matrices = {field: file.ternary(f"blk.{index}.{name}.weight",

@@ -1,0 +1,81 @@
+"""The training texts and their split.
+
+A corpus directory holds ``TEXT.txt.xz`` files, in which each document ends with a line
+``<|endoftext|>``, and ``splits.tsv``, which assigns each document to ``train``, ``heldout`` or
+``dropped`` and carries the first 16 hexadecimal digits of its SHA-256.
+
+One in 128 of the ``train`` documents is set aside as ``calibration``: training never sees it, so
+that constants fitted on it (the logit scales) are fitted neither on held-out text nor on text that
+the model has memorized.
+"""
+
+import hashlib
+import lzma
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["PARTS", "CorpusError", "read_corpus"]
+
+#: What a document is for.
+PARTS = ("train", "calibration", "heldout")
+
+_END = "<|endoftext|>"
+_CALIBRATION_SHARE = 128
+_ASSIGNED = ("train", "heldout", "dropped")
+
+
+class CorpusError(ValueError):
+    """A corpus directory cannot be used; the message names file, document and reason."""
+
+
+def _documents(path: Path) -> list[str]:
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: cannot be read as xz-compressed UTF-8: {error}") from None
+    return [document for part in text.split(_END) if (document := part.strip())]
+
+
+def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
+    """Return the documents of each part, stripped, in the order of ``splits.tsv``.
+
+    Raises
+    ------
+    CorpusError
+        If a file is missing or unreadable, or a document is not the one that was split.
+    """
+    splits = Path(directory, "splits.tsv")
+    try:
+        lines = splits.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CorpusError(f"{splits}: {error.strerror}") from None
+    texts: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for number, line in enumerate(lines[1:], start=2):
+        text, index, part, digest = _fields(splits, number, line)
+        if text not in texts:
+            texts[text] = _documents(Path(directory, f"{text}.txt.xz"))
+        if index >= len(texts[text]):
+            raise CorpusError(f"{splits}: line {number} names document {index} of {text}, "
+                              f"which has {len(texts[text])}")
+        document = texts[text][index]
+        actual = hashlib.sha256(document.encode()).hexdigest()[:16]
+        if actual != digest:
+            raise CorpusError(f"{splits}: document {index} of {text} must have the SHA-256 "
+                              f"{digest}..., not {actual}...")
+        if part == "train" and int(digest, 16) % _CALIBRATION_SHARE == 0:
+            part = "calibration"
+        if part in parts:
+            parts[part].append(document)
+    return parts
+
+
+def _fields(splits: Path, number: int, line: str) -> tuple[str, int, str, str]:
+    fields: Sequence[str] = line.split("\t")
+    if len(fields) != 4 or not fields[1].isdigit() or fields[2] not in _ASSIGNED:
+        raise CorpusError(f"{splits}: line {number} must be text, document number, "
+                          f"train, heldout or dropped, and digest, not {line!r}")
+    text, index, part, digest = fields
+    return text, int(index), part, digest
