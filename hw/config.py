@@ -1,4 +1,4 @@
-"""The one configuration of the engine; every width in hardware, golden model and driver derives from it.
+"""The one configuration: every width in hardware, golden model and driver derives from it.
 
 This module imports no Amaranth: a host that only talks to a board reads it too.
 """

@@ -1,9 +1,9 @@
 """``python -m hw.synth``: size and clock of single units on ECP5, by Yosys and nextpnr.
 
-Every figure comes from one flow: LFE5U-85F, speed 6, package CABGA381, no DSP. Area is Yosys' count of
-the unit alone (``LUT4-eq = LUT4 + 2 CCU2C + 4 DPR16X4``). The clock is nextpnr's, the median of several
-seeds, with the unit between an input shift register and a registered fold of its outputs, so that pins
-never limit it.
+Every figure comes from one flow: LFE5U-85F, speed 6, package CABGA381, no DSP. Area is Yosys'
+count of the unit alone (``LUT4-eq = LUT4 + 2 CCU2C + 4 DPR16X4``). The clock is nextpnr's, the
+median of several seeds, with the unit between an input shift register and a registered fold of its
+outputs, so that pins never limit it.
 """
 
 import argparse
@@ -59,17 +59,18 @@ class Unit:
 class _Wrapper(wiring.Component):
     """``unit`` between one input shift register and a registered fold of its outputs."""
 
-    i: In(1)
-    o: Out(1)
+    i: Signal
+    o: Signal
 
     def __init__(self, unit: wiring.Component):
         self._unit = unit
-        super().__init__()
+        super().__init__({"i": In(1), "o": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.unit = self._unit
-        inputs, outputs = [], []
+        inputs: list[Value] = []
+        outputs: list[Value] = []
         for _, member, value in self._unit.signature.flatten(self._unit):
             (inputs if member.flow is In else outputs).append(Value.cast(value))
         shift = Signal(sum(len(value) for value in inputs), reset_less=True)
@@ -116,8 +117,8 @@ def measure(build: Callable[[], wiring.Component], *, name: str, seeds: tuple[in
     Returns
     -------
     dict
-        ``lut4``, ``ccu2c``, ``dpr16x4``, ``lut4_eq``, ``ff``, ``block_ram``, ``dsp`` and, if ``place``,
-        ``fmax_mhz`` (median) and ``fmax_mhz_seeds``.
+        ``lut4``, ``ccu2c``, ``dpr16x4``, ``lut4_eq``, ``ff``, ``block_ram``, ``dsp`` and, if
+        ``place``, ``fmax_mhz`` (median) and ``fmax_mhz_seeds``.
 
     Raises
     ------
@@ -197,8 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
                 row[f"lut4_eq_per_{what}"] = round(found["lut4_eq"] / count, 2)
                 share = f"{row[f'lut4_eq_per_{what}']:.2f} / {what}"
         rows.append(row)
-        print(f"{key:24} {found['lut4_eq']:8} {share:>14} {found['ff']:6} {found['block_ram']:5} "
-              f"{found['dsp']:4} {found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
+        print(f"{key:24} {found['lut4_eq']:8} {share:>14} {found['ff']:6} "
+              f"{found['block_ram']:5} {found['dsp']:4} "
+              f"{found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
     if options.output:
         record = {"command": "python -m hw.synth --output " + options.output.as_posix(),
                   "versions": tool_versions(),

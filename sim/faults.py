@@ -1,0 +1,86 @@
+"""Planted faults: each breaks one unit in one place, and a bench must catch it.
+
+A fault is a change of text in a copy of the project; the bench runs on the copy and must fail. A
+fault whose text is no longer found, or that no bench catches, is an error: the list cannot rot
+silently.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+__all__ = ["FAULTS", "Fault", "FaultResult", "try_fault"]
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One planted fault.
+
+    Attributes
+    ----------
+    unit : str
+        Unit that is broken.
+    fault : str
+        What is wrong, in words.
+    path : str
+        File, from the root of the project.
+    old, new : str
+        Text that occurs once in the file, and what replaces it.
+    bench, case : str
+        Bench that must catch it, and the case to run.
+    """
+
+    unit: str
+    fault: str
+    path: str
+    old: str
+    new: str
+    bench: str
+    case: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultResult:
+    """Whether a fault was caught, and the tests that failed."""
+
+    fault: Fault
+    caught: bool
+    caught_by: str
+
+
+FAULTS: tuple[Fault, ...] = ()
+
+
+def try_fault(fault: Fault, simulator: str = "verilator") -> FaultResult:
+    """Plant ``fault`` in a copy of the project and run its bench there.
+
+    Raises
+    ------
+    ValueError
+        If the text to replace does not occur exactly once.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = pathlib.Path(temporary)
+        for folder in ("hw", "sim", "host"):
+            shutil.copytree(ROOT / folder, copy / folder,
+                            ignore=shutil.ignore_patterns("__pycache__"))
+        target = copy / fault.path
+        text = target.read_text()
+        if text.count(fault.old) != 1:
+            raise ValueError(f"{fault.path}: the text of fault '{fault.fault}' must occur once, "
+                             f"not {text.count(fault.old)} times")
+        target.write_text(text.replace(fault.old, fault.new))
+        done = subprocess.run(
+            [sys.executable, "-m", "sim", "run", fault.bench, "--case", fault.case,
+             "--simulator", simulator], cwd=copy, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    failed = sorted(set(re.findall(r"\*\* sim\.bench\.bench_\w+\.(\w+)\S*\s+FAIL", done.stdout)))
+    # A copy that does not even run is no proof that the bench looks.
+    caught = done.returncode == 1 and bool(failed)
+    return FaultResult(fault, caught, f"bench_{fault.bench}: {', '.join(failed)}" if caught else "")

@@ -1,0 +1,59 @@
+"""The tables of docs/results.md, made from docs/results/*.json."""
+
+import json
+import pathlib
+import re
+
+__all__ = ["DOCUMENT", "RESULTS", "render_document", "write_record"]
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "docs" / "results"
+DOCUMENT = ROOT / "docs" / "results.md"
+
+_BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
+                    r".*?<!-- end -->", re.DOTALL)
+
+
+def write_record(name: str, *, command: str, versions: dict[str, str], configuration: dict,
+                 rows: list[dict]) -> pathlib.Path:
+    """Write docs/results/``name``.json and return its path."""
+    path = RESULTS / f"{name}.json"
+    record = {"command": command, "versions": versions, "configuration": configuration,
+              "rows": rows}
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _table(name: str, columns: list[str], wanted: dict[str, str]) -> str:
+    record = json.loads((RESULTS / f"{name}.json").read_text())
+    rows = [row for row in record["rows"]
+            if all(str(row.get(key)) == value for key, value in wanted.items())]
+    lines = [" | ".join(["", *(column.replace("_", " ") for column in columns), ""]).strip(),
+             "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |"
+              for row in rows]
+    versions = ", ".join(f"{tool} {version}" for tool, version in record["versions"].items())
+    return "\n".join([*lines, "", f"Made by `{record['command']}` ({versions})."]) + "\n"
+
+
+def render_document(text: str) -> str:
+    """Return ``text`` with every table between its markers made anew.
+
+    A table stands between ``<!-- table NAME KEY=VALUE...: column, column -->`` and
+    ``<!-- end -->``; NAME is a file in docs/results, KEY=VALUE keeps only matching rows.
+    """
+    def replace(match: re.Match) -> str:
+        wanted = dict(pair.split("=", 1) for pair in match["filter"].split())
+        columns = [column.strip() for column in match["columns"].split(",")]
+        return match[1] + _table(match["name"], columns, wanted) + "<!-- end -->"
+    return _BLOCK.sub(replace, text)
