@@ -4,9 +4,9 @@
 
 """Floating-point formats as plain data: sign, exponent and mantissa, from the top bit down.
 
-The **magnitude** of a number is its bits without the sign, an integer: exponent field, then mantissa
-field. L-Mul adds magnitudes. An exponent field of 0 means zero everywhere in this project, subnormals
-included.
+The **magnitude** of a number is its bits without the sign, an integer: exponent field, then
+mantissa field. L-Mul adds magnitudes. An exponent field of 0 means zero everywhere in this project,
+subnormals included.
 """
 
 import dataclasses
@@ -87,13 +87,13 @@ class MiniFloat:
         return 1 << (m - offset_exponent)
 
     def constant(self, offset: int | None = None) -> int:
-        """What L-Mul subtracts from the sum of two magnitudes.
+        """Return what L-Mul subtracts from the sum of two magnitudes.
 
         Parameters
         ----------
         offset : int, optional
-            Units of the last place, ``0 <= offset < 2**mantissa_bits``; 0 gives the piecewise-affine
-            product, the default is :attr:`mantissa_offset`.
+            Units of the last place, ``0 <= offset < 2**mantissa_bits``; 0 gives the
+            piecewise-affine product, the default is :attr:`mantissa_offset`.
 
         Raises
         ------

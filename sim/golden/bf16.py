@@ -1,8 +1,8 @@
 """bf16 in NumPy: ``uint16`` arrays of bits.
 
-One rule for every rounding: **round to nearest, ties to even, as if the exponent had no bounds; then
-what is below the smallest normal number becomes a zero of its sign, and what is above the largest
-becomes infinity**. Subnormal inputs are zeros. NaN results are ``0x7FC0``.
+One rule for every rounding: **round to nearest, ties to even, as if the exponent had no bounds;
+then what is below the smallest normal number becomes a zero of its sign, and what is above the
+largest becomes infinity**. Subnormal inputs are zeros. NaN results are ``0x7FC0``.
 """
 
 import numpy as np
@@ -72,8 +72,8 @@ def _round(bits, *, fraction_bits, bias, work):
 def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Exact sum, rounded once.
 
-    float32 holds 24 bits, more than ``2 * 8 + 2``, so that rounding to float32 first does no harm; a
-    sum below the smallest normal number is exact there, and then flushed.
+    float32 holds 24 bits, more than ``2 * 8 + 2``, so that rounding to float32 first does no harm;
+    a sum below the smallest normal number is exact there, and then flushed.
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
 
 """L-Mul: a product of two floating-point numbers as one addition of their bits.
 
-Arrays are unsigned integers of the format's width. docs/numerics.md, section 5, is the specification in
-words. The functions work in blocks that fit the cache; they take millions of products a second.
+Arrays are unsigned integers of the format's width. docs/numerics.md, section 5, says the same in
+words. The functions work in blocks that fit the cache: 100 million products take a second or two.
 """
 
 import numpy as np
@@ -45,10 +45,11 @@ def lmul(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None = N
          saturate: bool = False) -> np.ndarray:
     """L-Mul product of ``x`` and ``y``. Mirrors ``hw.lmul.lmul.LMul``.
 
-    ``|x| + |y| - K`` as integers, ``K = fmt.constant(offset)``, with the exclusive or of the signs. A
-    zero operand (exponent field 0) or a result below the smallest normal number gives zero. Above the
-    largest finite number lies infinity, or the largest finite number if ``saturate`` or if the format
-    has no infinity. NaN gives NaN, infinity times zero NaN, infinity times another number infinity.
+    ``|x| + |y| - K`` as integers, ``K = fmt.constant(offset)``, with the exclusive or of the signs.
+    A zero operand (exponent field 0) or a result below the smallest normal number gives zero. What
+    is above the largest finite number becomes infinity, or the largest finite number if
+    ``saturate`` or if the format has no infinity. NaN gives NaN, infinity times zero NaN, infinity
+    times another number infinity.
 
     Parameters
     ----------
@@ -96,8 +97,8 @@ def lmul_wide(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | Non
     """L-Mul product before range checks: ``(sign, result, zero, nan, infinite)``.
 
     Where none of the three flags is set, the product is
-    ``(-1)**sign * (2**m + result % 2**m) * 2**(result // 2**m - bias - m)`` with a result that may be
-    negative or above every finite magnitude.
+    ``(-1)**sign * (2**m + result % 2**m) * 2**(result // 2**m - bias - m)`` with a result that may
+    be negative or above every finite magnitude.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def lmul_bound(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | No
     """Exponent field of the L-Mul product of the largest finite ``|x|`` and ``|y|`` along ``axis``.
 
     No product of the dot product has a larger one, since L-Mul is monotonic. It may lie outside the
-    format's range. If one side is all zeros, it is that of the product with the smallest normal number.
+    format's range. A side that is all zeros counts as the smallest normal number.
 
     Returns
     -------
@@ -149,15 +150,16 @@ def lmul_dot(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None
              saturate: bool = False) -> np.ndarray:
     """Dot product of L-Mul products along ``axis``, as bf16. Mirrors ``hw.lmul.dot.LMulDot``.
 
-    Products keep their exponent beyond the format's range and add up in fixed point, so that the order
-    does not matter; the sum is rounded once, to nearest even.
+    Products keep their exponent beyond the format's range and add up in fixed point, so that the
+    order does not matter; the sum is rounded once, to nearest even.
 
-    e4m3 and e5m2: exact. bf16: the unit of the fixed point is ``2**(bound - bias - window + 1)``, so that
-    a product with exponent field ``bound`` fills ``window`` bits, and each product is truncated towards
-    zero to a multiple of the unit. A product above ``bound`` makes the result NaN.
+    e4m3 and e5m2: exact. bf16: the unit of the fixed point is ``2**(bound - bias - window + 1)``,
+    so that a product with exponent field ``bound`` fills ``window`` bits, and each product is
+    truncated towards zero to a multiple of the unit. A product above ``bound`` makes the result
+    NaN.
 
-    NaN and infinity follow ``lmul``: a NaN product, or infinities of both signs, give NaN; infinities of
-    one sign give it. An exact sum of zero is +0.
+    NaN and infinity follow ``lmul``: a NaN product, or infinities of both signs, give NaN;
+    infinities of one sign give that infinity. A sum of zero is +0.
 
     Parameters
     ----------
@@ -220,8 +222,8 @@ def _dot_block(fmt, x, y, offset, window, bound, saturate):
         value = np.ldexp(np.where(sign, -terms, terms).sum(axis=-1).astype(np.float64),
                          bound - fmt.bias - window + 1)
     else:
-        # The smallest exponent is that of two smallest normal numbers, 2 - bias. e5m2 spans 62 bits:
-        # two halves, each of which adds up without overflow.
+        # The smallest exponent is that of two smallest normal numbers, 2 - bias. e5m2 spans 63
+        # bits: two halves, each of which adds up without overflow.
         lowest = 2 - fmt.bias
         shift = exponent - lowest
         low_shift = np.minimum(shift, 31)
@@ -256,10 +258,10 @@ def _join(low, high, *, split, exponent):
 
 def exact_product(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *,
                   saturate: bool = False) -> np.ndarray:
-    """Product of ``x`` and ``y``, rounded to nearest even. Mirrors ``hw.lmul.exact.ExactMultiplier``.
+    """Product of ``x`` and ``y``, rounded once. Mirrors ``hw.lmul.exact.ExactMultiplier``.
 
-    The baseline that L-Mul is compared with; zero, overflow, infinity and NaN as in :func:`lmul`, and
-    underflow decided after rounding.
+    The baseline that L-Mul is compared with. It rounds to nearest even as if the exponent had no
+    bounds; then zero, overflow, infinity and NaN are as in :func:`lmul`.
 
     Parameters
     ----------
@@ -276,13 +278,12 @@ def exact_product(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *,
     m = fmt.mantissa_bits
     a, a_zero, a_special, a_nan = _fields(fmt, x)
     b, b_zero, b_special, b_nan = _fields(fmt, y)
-    fraction = (1 << m) - 1
-    product = (((a & fraction) | 1 << m).astype(np.uint64) * ((b & fraction) | 1 << m).astype(np.uint64))
-    drop = (m + (product >> (2 * m + 1))).astype(np.uint64)        # product in [1, 4): drop m or m + 1
-    half = ((product >> drop) & 1) + (np.uint64(1) << (drop - 1)) - 1
-    rounded = ((product + half) >> drop).astype(np.int64)           # the leading one is a carry
-    exponent = (a >> m) + (b >> m) - fmt.bias + (drop.astype(np.int64) - m)
-    result = (exponent << m) + rounded - (1 << m)
+    one = 1 << m
+    product = ((a % one).astype(np.int64) + one) * ((b % one).astype(np.int64) + one)
+    drop = m + (product >> (2 * m + 1))             # the product is in [1, 4)
+    half = ((product >> drop) & 1) + (1 << (drop - 1)) - 1
+    rounded = (product + half) >> drop              # its leading one adds to the exponent field
+    result = (((a >> m) + (b >> m) - fmt.bias + drop - m - 1) << m) + rounded
     zero = a_zero | b_zero
     overflow = fmt.largest_finite if saturate or not fmt.has_infinity else fmt.infinity
     magnitude = np.where(zero | (result < fmt.smallest_normal), 0,
