@@ -1,0 +1,27 @@
+"""``python -m sim``: what it prints for good and for bad input."""
+
+from sim import tools
+from sim.__main__ import main
+
+
+def test_unknown_unit(capsys):
+    assert main(["run", "ternery"]) == 2
+    assert capsys.readouterr().err.startswith("'ternery' is not a unit with a bench (try ")
+
+
+def test_unknown_case(capsys):
+    assert main(["run", "--case", "no such case"]) == 2
+    assert capsys.readouterr().err == "No bench has a case 'no such case'\n"
+
+
+def test_missing_simulator_is_named(capsys, monkeypatch):
+    monkeypatch.setitem(tools.TOOLS, "iverilog-of-mars", ("a simulator", "fly there"))
+    assert tools.missing_tools("iverilog-of-mars") == [
+        "iverilog-of-mars (a simulator) is not installed; fly there"]
+    assert main(["tools"]) == 0
+    assert "iverilog-of-mars (a simulator) is not installed; fly there" in capsys.readouterr().out
+
+
+def test_list_names_every_bench(capsys):
+    assert main(["list"]) == 0
+    assert "lmul" in capsys.readouterr().out
