@@ -103,10 +103,10 @@ def pack_words(trits: ArrayLike, config: EngineConfig) -> NDArray[np.uint8]:
     codes = -(-config.lanes // codec.trits)
 
     # Digits 0, 1, 2 for trits -1, 0, +1; lanes without a row hold the zero trit, digit 1.
-    digits = np.ones((columns, count, groups * config.lanes), dtype=np.uint8)
-    digits[:, :, :rows] = (trits.astype(np.int8) + 1).view(np.uint8).transpose(2, 0, 1)
-    digits = digits.reshape(columns, count, groups, config.lanes)
-    index = np.zeros((columns, count, groups, codes), dtype=np.uint8)
+    digits = np.ones((columns, count, groups, config.lanes), dtype=np.uint8)
+    digits.reshape(columns, count, groups * config.lanes)[:, :, :rows] = (
+        (trits.astype(np.int8) + 1).view(np.uint8).transpose(2, 0, 1))
+    index: NDArray[np.uint8] = np.zeros((columns, count, groups, codes), dtype=np.uint8)
     for k in range(codec.trits):
         lanes = digits[..., k::codec.trits]
         index[..., :lanes.shape[-1]] += lanes * np.uint8(3 ** k)

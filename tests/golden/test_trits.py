@@ -108,8 +108,8 @@ class TestErrors:
             pack_words([[0, 2]], EngineConfig())
 
     def test_image_shape(self):
-        with pytest.raises(ValueError, match=r"^Image of 65 rows must have shape \(columns, planes, "
-                                             r"2, 13\), not \(1, 1, 1, 13\)$"):
+        with pytest.raises(ValueError, match=r"^Image of 65 rows must have shape \(columns, "
+                                             r"planes, 2, 13\), not \(1, 1, 1, 13\)$"):
             unpack_words(np.zeros((1, 1, 1, 13), np.uint8), 65, EngineConfig())
 
     def test_row_count(self):

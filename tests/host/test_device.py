@@ -1,0 +1,182 @@
+"""The driver on the golden device, against plain integer products."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from host.device import (
+    CheckedProducts,
+    DeviceError,
+    Driver,
+    GoldenDevice,
+    MismatchError,
+    pack_matrix,
+    planes_needed,
+)
+from hw.config import EngineConfig
+from hw.formats.minifloat import bf16
+from sim.golden.lmul import lmul
+
+
+def expected_product(weights, activations):
+    return activations.astype(np.int64) @ weights.astype(np.int64).T
+
+
+class RecordingDevice(GoldenDevice):
+    """Notes the shape of each product: (groups, entries, batch)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.shapes = []
+
+    def product(self, handle, columns, values):
+        self.shapes.append((self.config.groups(self._images[handle][1]), *values.shape))
+        return super().product(handle, columns, values)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 90), columns=st.integers(1, 40), batch=st.integers(1, 7),
+       count=st.integers(1, 5), lanes=st.integers(1, 9), depth_log2=st.integers(0, 4),
+       max_batch=st.integers(1, 4), density=st.floats(0, 1), seed=st.integers(0, 2 ** 32 - 1))
+def test_any_shape(rows, columns, batch, count, lanes, depth_log2, max_batch, density, seed):
+    config = EngineConfig(lanes=lanes, result_lanes=1, accumulator_depth=2 ** depth_log2,
+                          max_planes=5, max_batch=max_batch, packing="3in5")
+    rng = np.random.default_rng(seed)
+    limit = (3 ** count - 1) // 2
+    weights = rng.integers(-limit, limit + 1, (rows, columns))
+    activations = rng.integers(-128, 128, (batch, columns)).astype(np.int8)
+    activations[rng.random(activations.shape) >= density] = 0
+
+    device = RecordingDevice(config)
+    driver = Driver(device)
+    driver.load("w", weights)
+    results = driver("w", activations)
+    assert results.dtype == np.int32
+    np.testing.assert_array_equal(results, expected_product(weights, activations))
+    for groups, entries, size in device.shapes:
+        assert groups * size <= config.accumulator_depth
+        assert size <= max_batch
+        assert groups * size != 2
+        assert entries > 0
+
+
+def test_zero_columns_are_not_listed():
+    config = EngineConfig()
+    device = RecordingDevice(config)
+    driver = Driver(device)
+    driver.load("w", np.ones((256, 4), np.int8))
+    driver("w", np.array([[0, 3, 0, 0], [0, 0, 0, -1]], np.int8))
+    driver("w", np.zeros((1, 4), np.int8))
+    assert device.shapes == [(4, 2, 2)]     # and nothing at all for the zero vector
+    counters = device.counters
+    assert (counters.products, counters.entries, counters.words) == (1, 2, 8)
+    assert counters.weight_bytes == 8 * 13
+    assert counters.list_bytes == 2 * (2 + 2)
+    assert counters.result_bytes == 2 * 256 * 4
+    assert driver.loaded_bytes == 4 * 4 * 13
+
+
+def test_counters_since():
+    device = GoldenDevice(EngineConfig())
+    driver = Driver(device)
+    driver.load("w", np.ones((3, 4), np.int8))
+    driver("w", np.ones((1, 4), np.int8))
+    earlier = dataclasses.replace(device.counters)
+    driver("w", np.ones((1, 4), np.int8))
+    assert device.counters.minus(earlier) == earlier
+
+
+def test_planes_needed():
+    assert [planes_needed(w) for w in (0, 1, 2, 4, 5, 13, 14, 364, 365)] == [
+        1, 1, 2, 2, 3, 3, 4, 6, 7]
+
+
+def test_info():
+    config = EngineConfig()
+    assert GoldenDevice(config).info() == {
+        "device": "GoldenDevice", "evidence": "derived",
+        "configuration": {**config.__dict__}, "fingerprint": f"{config.fingerprint():08x}"}
+
+
+def test_lmul():
+    x = np.arange(0x3F00, 0x4100, dtype=np.uint16)
+    np.testing.assert_array_equal(GoldenDevice(EngineConfig()).lmul(x, x[::-1]),
+                                  lmul(bf16, x, x[::-1]))
+
+
+class TestChecked:
+    @staticmethod
+    def driver():
+        driver = Driver(GoldenDevice(EngineConfig()))
+        driver.load("w", np.ones((3, 4), np.int8))
+        return driver
+
+    def test_equal(self):
+        checked = CheckedProducts(self.driver(), self.driver(), "simulated")
+        np.testing.assert_array_equal(checked("w", np.ones((2, 4), np.int8)), np.full((2, 3), 4))
+        assert checked.checked == 6
+
+    def test_first_difference(self):
+        def wrong(name, activations):
+            results = self.driver()(name, activations)
+            results[1, 2] += 1
+            return results
+
+        checked = CheckedProducts(wrong, self.driver(), "simulated")
+        with pytest.raises(MismatchError, match=r"^Matrix w row 2 \(activation vector 1 of 2\) "
+                                                r"must give 4, but the simulated device gave 5$"):
+            checked("w", np.ones((2, 4), np.int8))
+        assert checked.checked == 0
+
+
+class TestErrors:
+    def test_overflow(self):
+        weights = np.zeros((5, 300), np.int8)
+        weights[3] = -13
+        config = EngineConfig(accumulator_width=20)
+        with pytest.raises(DeviceError, match=r"^Matrix m row 3 could reach 499200, which must be "
+                                              r"below 2\*\*18 for accumulators of 19 bits$"):
+            pack_matrix("m", weights, EngineConfig(accumulator_width=19, max_planes=5))
+        pack_matrix("m", weights, config)
+
+    def test_overflow_bound_is_tight(self):
+        """2**17 itself does not fit 18 bits; one less column does, and the extreme is exact."""
+        config = EngineConfig(accumulator_width=18, max_planes=5)
+        with pytest.raises(DeviceError, match=r"could reach 131072"):
+            pack_matrix("m", np.ones((1, 1024), np.int8), config)
+        driver = Driver(GoldenDevice(config))
+        driver.load("m", np.ones((1, 1023), np.int8))
+        assert driver("m", np.full((1, 1023), -128, np.int8)).tolist() == [[-128 * 1023]]
+
+    def test_columns(self):
+        with pytest.raises(DeviceError, match=r"^Matrix m must have at most 16 columns for this "
+                                              r"engine, not 17$"):
+            pack_matrix("m", np.ones((1, 17), np.int8), EngineConfig(index_width=4))
+
+    def test_planes(self):
+        with pytest.raises(DeviceError, match=r"^Matrix m must fit 3 trit planes, but its largest "
+                                              r"weight 14 needs 4$"):
+            pack_matrix("m", np.array([[-14, 1]], np.int8), EngineConfig(max_planes=3))
+
+    def test_smallest_int8(self):
+        with pytest.raises(DeviceError, match=r"weight 128 needs 6$"):
+            pack_matrix("m", np.array([[-128]], np.int8), EngineConfig(max_planes=5))
+
+    def test_activation_columns(self):
+        driver = TestChecked.driver()
+        with pytest.raises(ValueError, match=r"^Activations for matrix w must have 4 columns, "
+                                             r"not 5$"):
+            driver("w", np.ones((1, 5), np.int8))
+
+    def test_list(self):
+        device = GoldenDevice(EngineConfig())
+        Driver(device).load("w", np.ones((3, 4), np.int8))
+        with pytest.raises(ValueError, match=r"^List for matrix w must have a column for each of "
+                                             r"its 0 values and at least one, not 0$"):
+            device.product(0, np.zeros(0, np.uint32), np.zeros((0, 1), np.int8))
+        with pytest.raises(ValueError, match=r"^List for matrix w must name columns below 4, "
+                                             r"not 4$"):
+            device.product(0, np.array([4], np.uint32), np.ones((1, 1), np.int8))
