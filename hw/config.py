@@ -73,6 +73,9 @@ class EngineConfig:
         if self.accumulator_depth & (self.accumulator_depth - 1):
             raise ValueError(f"Accumulator depth must be a power of two, "
                              f"not {self.accumulator_depth}")
+        if self.target == "ecp5" and self.accumulator_depth > 256:
+            raise ValueError(f"Accumulator depth must be at most 256 on target 'ecp5', "
+                             f"not {self.accumulator_depth}")
         if self.accumulator_width <= self.operand_width:
             raise ValueError(f"Accumulator width ({self.accumulator_width}) must exceed the "
                              f"operand width ({self.operand_width})")
@@ -106,6 +109,46 @@ class EngineConfig:
     def column_bytes(self, rows: int, planes: int) -> int:
         """Bytes of one packed column."""
         return self.groups(rows) * planes * self.word_bytes
+
+    def result_transfers(self, rows: int) -> int:
+        """Result transfers of one vector of a product of ``rows`` rows."""
+        return -(-rows // self.result_lanes)
+
+    def job(self, rows: int, *, planes: int = 1, batch: int = 1) -> dict[str, int]:
+        """Fields of the engine's job for a matrix of ``rows`` rows.
+
+        Parameters
+        ----------
+        rows : int
+            Rows of the matrix.
+        planes : int
+            Trit planes of its weights.
+        batch : int
+            Activation vectors.
+
+        Returns
+        -------
+        dict
+            ``groups``: weight words in a plane of a column; ``tail``: result transfers of the last
+            group; ``planes``; ``batch``.
+
+        Raises
+        ------
+        ValueError
+            If the product does not fit this configuration.
+        """
+        positive_int("Row count", rows)
+        for what, value, limit in (("Plane count", planes, self.max_planes),
+                                   ("Batch", batch, self.max_batch)):
+            if positive_int(what, value) > limit:
+                raise ValueError(f"{what} must be at most {limit}, not {value}")
+        groups = self.groups(rows)
+        if groups * batch > self.accumulator_depth:
+            limit = self.accumulator_depth // batch * self.lanes
+            raise ValueError(f"Row count must be at most {limit} with batch {batch}, not {rows}")
+        last_rows = rows - (groups - 1) * self.lanes
+        return {"groups": groups, "tail": self.result_transfers(last_rows), "planes": planes,
+                "batch": batch}
 
     def fingerprint(self) -> int:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""

@@ -1,0 +1,162 @@
+"""The ternary engine: lists of activations times a ternary matrix, added up in block RAM."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from hw.common.stream import connect_stream
+from hw.config import EngineConfig
+from hw.ternary.block_ram import BlockRam
+from hw.ternary.decoder import TritDecoder
+from hw.ternary.lanes import LaneAdder
+from hw.ternary.results import ResultQueue, result_layout
+from hw.ternary.walker import Walker, column_layout, entry_layout, job_layout, operation_layout
+
+__all__ = ["TernaryEngine", "word_layout"]
+
+#: Lanes that share one copy of the registers that reach all lanes.
+CLUSTER = 8
+
+
+def word_layout(config: EngineConfig) -> data.StructLayout:
+    """Layout of a weight word."""
+    return data.StructLayout({"codes": 8 * config.word_bytes})
+
+
+class TernaryEngine(wiring.Component):
+    """Product of a ternary matrix and the activation vectors of a batch, by columns.
+
+    .. code-block:: text
+
+        results[b, r] = sum(value[b] * weight[r, index] for the listed columns)
+
+    modulo ``2**accumulator_width``. Cycles: one for each weight word and vector of the batch, one
+    for each accumulator word to clear it, one for each result transfer, and a few;
+    :mod:`sim.golden.cycles` has the exact formula.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    i_jobs : In(stream) of {groups, tail, planes, batch}
+        One product, as :meth:`hw.config.EngineConfig.job` describes it. The next job, and its list,
+        are accepted while a product is under way.
+    i_entries : In(stream) of {index, value: signed(activation_width), end: 1}
+        The list of activations: for each listed column ``batch`` entries, of the same index. An
+        entry with ``end`` closes the list; it carries no column.
+    o_columns : Out(stream) of {index}
+        Index of each listed column, once, as its first entry is accepted.
+    i_words : In(stream) of {codes}
+        Packed weight words of the columns in the order of the list, plane by plane, group by group.
+    o_results : Out(stream) of {values: signed(accumulator_width) x result_lanes, last: 1}
+        Results, vector by vector, group by group, lane by lane; ``tail`` transfers of each last
+        group. ``last`` ends the product.
+    """
+
+    i_jobs: stream.Interface
+    i_entries: stream.Interface
+    o_columns: stream.Interface
+    i_words: stream.Interface
+    o_results: stream.Interface
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        super().__init__({
+            "i_jobs": In(stream.Signature(job_layout(config))),
+            "i_entries": In(stream.Signature(entry_layout(config))),
+            "o_columns": Out(stream.Signature(column_layout(config))),
+            "i_words": In(stream.Signature(word_layout(config))),
+            "o_results": Out(stream.Signature(result_layout(config))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+
+        m.submodules.walker = walker = Walker(config)
+        m.submodules.results = results = ResultQueue(config)
+        connect_stream(m, wiring.flipped(self.i_jobs), walker.i_jobs)
+        connect_stream(m, wiring.flipped(self.i_entries), walker.i_entries)
+        connect_stream(m, walker.o_columns, wiring.flipped(self.o_columns))
+        connect_stream(m, results.o_results, wiring.flipped(self.o_results))
+        m.d.comb += [
+            walker.word_valid.eq(self.i_words.valid),
+            self.i_words.ready.eq(walker.word_ready),
+            walker.room.eq(results.room),
+            results.reserve.eq(walker.operation.read),
+        ]
+
+        # An operation never waits once it is issued. The block RAM takes its address in the second
+        # cycle, the lanes add in the fourth, and the sum is written at the end of that.
+        issued = walker.operation
+        second, third, fourth = (Signal(operation_layout(config), name=name)
+                                 for name in ("second", "third", "fourth"))
+        m.d.sync += [second.eq(issued), third.eq(second), fourth.eq(third)]
+
+        # Code 0 is +1 in every lane: it opens the write enables of all lanes to be cleared.
+        m.submodules.decoder = decoder = TritDecoder(packing=config.packing, lanes=config.lanes)
+        codes = Signal.like(decoder.codes)
+        nonzero = Signal(config.lanes)
+        negative = Signal(config.lanes)
+        m.d.sync += [
+            codes.eq(Mux(issued.clear, 0, self.i_words.p.codes)),
+            decoder.codes.eq(codes),
+            nonzero.eq(decoder.nonzero),
+            negative.eq(decoder.negative),
+        ]
+
+        delivered = []
+        for lane in range(config.lanes):
+            if lane % CLUSTER == 0:
+                # Copies of the operation: one for eight lanes, because the wires limit the clock.
+                copy = Signal(data.StructLayout({
+                    "read_slot": ceil_log2(config.accumulator_depth),
+                    "zero": config.lanes // config.result_lanes,
+                    "write_slot": ceil_log2(config.accumulator_depth),
+                    "operand": signed(config.accumulator_width),
+                    "write": 1,
+                    "hold": 1,
+                }), name=f"copy_{lane // CLUSTER}", attrs={"keep": 1})
+                m.d.sync += [
+                    copy.read_slot.eq(issued.slot),
+                    copy.zero.eq(issued.zero),
+                    copy.write_slot.eq(third.slot),
+                    copy.operand.eq(third.operand),
+                    copy.write.eq(third.write),
+                    copy.hold.eq(third.hold),
+                ]
+            m.submodules[f"adder_{lane}"] = adder = LaneAdder(width=config.accumulator_width,
+                                                              target=config.target)
+            # The upper half is never written: it stays zero.
+            m.submodules[f"accumulators_{lane}"] = ram = BlockRam(
+                width=config.accumulator_width, depth=2 * config.accumulator_depth,
+                target=config.target)
+            held = Signal(config.accumulator_width, name=f"held_{lane}")
+            m.d.comb += [
+                ram.read_address.eq(Cat(copy.read_slot, copy.zero[lane // config.result_lanes])),
+                ram.read_enable.eq(1),
+                ram.output_enable.eq(1),
+                adder.stored.eq(ram.read_data),
+                adder.held.eq(held),
+                adder.operand.eq(copy.operand),
+                adder.negative.eq(negative[lane]),
+                ram.write_address.eq(copy.write_slot),
+                ram.write_data.eq(adder.total),
+                ram.write.eq(copy.write),
+                ram.write_mask.eq(nonzero[lane]),
+            ]
+            with m.If(nonzero[lane]):
+                m.d.sync += held.eq(adder.total)
+            with m.If(~copy.hold):
+                m.d.sync += held.eq(0)
+            delivered.append(ram.read_data)
+
+        m.d.comb += [
+            results.banks.eq(Cat(delivered)),
+            results.valid.eq(fourth.read),
+            results.last.eq(fourth.last),
+        ]
+        return m

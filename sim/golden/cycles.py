@@ -1,0 +1,45 @@
+"""Cycles of each unit when nothing makes it wait: closed formulas, which the benches assert."""
+
+from hw.config import EngineConfig
+
+__all__ = ["engine_cycles", "engine_lane_words", "engine_period"]
+
+
+def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
+                      batch: int = 1) -> int:
+    """Useful cycles of a product: weight words, times the vectors that each is used for."""
+    return columns * planes * config.groups(rows) * batch
+
+
+def engine_period(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
+                  batch: int = 1) -> int:
+    """Cycles from one product to the next when equal products follow one another.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the matrix.
+    columns : int
+        Listed columns.
+    planes, batch : int
+        As in the job.
+    """
+    slots = config.groups(rows) * batch
+    # Two slots pause in each round; the last pause is that of the list's end.
+    pause = 1 if slots == 2 else 0
+    rounds = 1 + columns * planes       # the first one clears
+    return (slots + pause) * rounds - pause + 2 + config.result_transfers(rows) * batch
+
+
+def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
+                  batch: int = 1) -> int:
+    """Cycles from the first list entry accepted to the last result delivered, both included.
+
+    The parameters are those of :func:`engine_period`; the engine is idle before.
+    """
+    levels, banks = 0, config.lanes // config.result_lanes
+    while banks > 1:
+        levels, banks = levels + 1, -(-banks // 4)
+    # The walk begins one cycle after the first entry; a result leaves 6 cycles and the levels of
+    # the OR tree after it is read.
+    return engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch) + 7 + levels

@@ -1,0 +1,50 @@
+"""The ternary product, exact: what the engine must equal.
+
+docs/numerics.md, section 3.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["row_bound", "ternary_product"]
+
+
+def ternary_product(weights: ArrayLike, values: ArrayLike, *, accumulator_width: int,
+                    indices: ArrayLike | None = None) -> NDArray[np.int64]:
+    """Product of a matrix and a list of activations. Mirrors ``hw.ternary.engine.TernaryEngine``.
+
+    Parameters
+    ----------
+    weights : array of int, shape (rows, columns)
+        Integers; a ternary matrix is the case of one plane.
+    values : array of int, shape (entries, batch)
+        Activations of the listed columns, one for each vector of the batch.
+    accumulator_width : int
+        Bits of an accumulator. Like the adders, sums wrap around in it; they are exact if
+        :func:`row_bound` is less than ``2**(accumulator_width - 1)``.
+    indices : array of int, shape (entries,), optional
+        Listed columns, in any order, repeated ones adding up; by default all in order.
+
+    Returns
+    -------
+    array of int64, shape (batch, rows)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together.
+    """
+    weights = np.asarray(weights, dtype=np.int64)
+    values = np.asarray(values, dtype=np.int64)
+    columns = np.arange(weights.shape[1]) if indices is None else np.asarray(indices, dtype=np.intp)
+    if values.ndim != 2 or len(values) != len(columns):
+        raise ValueError(f"Activations must have shape ({len(columns)}, batch), not {values.shape}")
+    half = 1 << (accumulator_width - 1)
+    # Sums of int64 wrap modulo 2**64, which changes nothing modulo 2**accumulator_width.
+    return ((values.T @ weights[:, columns].T + half) & (2 * half - 1)) - half
+
+
+def row_bound(weights: ArrayLike, activation_width: int = 8) -> int:
+    """Largest sum that any activations reach in any row of ``weights``, in absolute value."""
+    weights = np.asarray(weights, dtype=np.int64)
+    return int(np.abs(weights).sum(axis=1).max(initial=0)) << (activation_width - 1)
