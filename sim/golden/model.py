@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,33 +257,24 @@ ARITHMETICS: Mapping[str, Arithmetic] = {
 
 # The network.
 
-class Matrix(Protocol):
-    """``scale * trits``."""
-
-    trits: NDArray[np.int8]
-    scale: float
-
-
-class Layer(Protocol):
-    """One layer of a :class:`Model`; shapes as ``host.model.Layer`` says."""
-
-    forget: Matrix
-    candidate: Matrix
-    gate: Matrix
-    output: Matrix
-    ffn_gate: Matrix
-    ffn_up: Matrix
-    ffn_down: Matrix
-    forget_bias: NDArray[np.float32]
-
-
 class Model(Protocol):
-    """What the golden model needs of a model file: see ``host.model.TernaryLM``."""
+    """What the golden model needs of a model file; ``host.model.TernaryLM`` is one."""
 
-    embedding: NDArray[np.int8]
-    embedding_scale: float
-    layers: Sequence[Layer]
-    logit_scales: Mapping[str, float]
+    @property
+    def embedding(self) -> NDArray[np.int8]:
+        """Integers of the embedding and head, shape (vocabulary, width)."""
+
+    @property
+    def embedding_scale(self) -> float:
+        """Scale of the embedding."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """Matrices of each layer, as ``host.model.Layer``."""
+
+    @property
+    def logit_scales(self) -> Mapping[str, float]:
+        """Scale of the head for each arithmetic."""
 
 
 _MATRICES = ("forget", "candidate", "gate", "output", "ffn_gate", "ffn_up", "ffn_down")
@@ -324,12 +315,12 @@ class ExactProducts:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Hidden:
-    """What the head needs of each token."""
+    """What the head needs of each token; indexed by tokens."""
 
     codes: Codes
     inverse_norm: NDArray
 
-    def __getitem__(self, tokens: slice) -> "Hidden":
+    def __getitem__(self, tokens: slice | NDArray) -> "Hidden":
         return Hidden(Codes(self.codes.values[tokens], self.codes.exponents[tokens]),
                       self.inverse_norm[tokens])
 
@@ -343,26 +334,22 @@ class GoldenLM:
     arithmetic : Arithmetic
     products : callable
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
-    logit_scale : float, optional
-        The head's constant; by default that of the model for this arithmetic.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,
-                 products: Callable[[str, NDArray], NDArray], logit_scale: float | None = None):
+                 products: Callable[[str, NDArray], NDArray]):
         self.arithmetic = arithmetic
         self.products = products
         self.width = model.embedding.shape[1]
         # The factor sqrt(elements) of each norm is part of the constant behind it.
-        root = math.sqrt(self.width)
+        self._root = root = math.sqrt(self.width)
         constant = arithmetic.constant
         self._embedding = arithmetic.embed(model.embedding, constant(model.embedding_scale))
         self._constants = [
             {field: constant(getattr(layer, field).scale * (1 if field == "ffn_down" else root))
              for field in _MATRICES} for layer in model.layers]
         self._biases = [constant(layer.forget_bias) for layer in model.layers]
-        if logit_scale is None:
-            logit_scale = model.logit_scales[arithmetic.name]
-        self._logit_constant = constant(logit_scale * root)
+        self._logit_scale = model.logit_scales.get(arithmetic.name)
 
     def start(self, documents: int = 1) -> NDArray:
         """State before the first token of each document, shape (layers, documents, width)."""
@@ -391,10 +378,27 @@ class GoldenLM:
             x = self._feed_forward(index, x)
         return Hidden(self.arithmetic.codes(x), self.arithmetic.inverse_norm(x))
 
-    def logits(self, hidden: Hidden) -> NDArray[np.floating]:
-        """Logits of the token that follows, shape (tokens, vocabulary)."""
+    def logits(self, hidden: Hidden, logit_scale: float | None = None) -> NDArray[np.floating]:
+        """Logits of the token that follows, shape (tokens, vocabulary).
+
+        Parameters
+        ----------
+        hidden : Hidden
+        logit_scale : float, optional
+            The head's constant; by default that of the model for this arithmetic.
+
+        Raises
+        ------
+        ValueError
+            If no constant is given and the model has none.
+        """
+        logit_scale = logit_scale or self._logit_scale
+        if logit_scale is None:
+            raise ValueError(f"Model has no logit scale for arithmetic {self.arithmetic.name!r}; "
+                             f"fit it with 'python -m host evaluate --fit'")
         product = self.products("embedding", hidden.codes.values)
-        return self.arithmetic.logits(product, hidden.codes, self._logit_constant,
+        return self.arithmetic.logits(product, hidden.codes,
+                                      self.arithmetic.constant(logit_scale * self._root),
                                       hidden.inverse_norm)
 
     def _linear(self, index, field, codes, inverse_norm=None):

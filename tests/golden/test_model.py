@@ -411,9 +411,16 @@ class TestGoldenLM:
     def test_other_logit_scale(self):
         model = random_model()
         lm = golden(model)
-        double = GoldenLM(model, ARITHMETICS["lmul"], lm.products, logit_scale=0.078125)
         hidden = lm.forward(np.array([[3, 4]]), lm.start())
-        np.testing.assert_array_equal(double.logits(hidden), 2 * lm.logits(hidden))
+        np.testing.assert_array_equal(lm.logits(hidden, 0.078125), 2 * lm.logits(hidden))
+
+    def test_no_logit_scale(self):
+        model = random_model()
+        model.logit_scales.clear()
+        lm = golden(model)
+        with pytest.raises(ValueError, match=r"^Model has no logit scale for arithmetic 'lmul'; "
+                                             r"fit it with 'python -m host evaluate --fit'$"):
+            lm.logits(lm.forward(np.array([[3, 4]]), lm.start()))
 
     def test_matrices(self):
         model = random_model()
