@@ -1,13 +1,16 @@
 """Cycles of each unit when nothing makes it wait: closed formulas, which the benches assert."""
 
+import math
+
 from hw.config import EngineConfig
 
-__all__ = ["engine_cycles", "engine_lane_words", "engine_period"]
+__all__ = ["engine_cycles", "engine_lane_words", "engine_period", "gearbox_cycles",
+           "port_transfers"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
                       batch: int = 1) -> int:
-    """Useful cycles of a product: weight words, times the vectors that each is used for."""
+    """Count the useful cycles of a product: weight words times vectors."""
     return columns * planes * config.groups(rows) * batch
 
 
@@ -42,4 +45,27 @@ def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int 
         levels, banks = levels + 1, -(-banks // 4)
     # The walk begins one cycle after the first entry; a result leaves 6 cycles and the levels of
     # the OR tree after it is read.
-    return engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch) + 7 + levels
+    period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
+    return period + 7 + levels
+
+
+def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
+    """Cycles of the gearbox from the first transfer accepted to the last word delivered.
+
+    Both are included; the gearbox is empty before.
+
+    Parameters
+    ----------
+    word_counts : list of int
+        Weight words of each of the products that follow one another.
+    """
+    granule = math.gcd(config.port_bytes, config.word_bytes)
+    levels = (config.port_bytes // granule).bit_length() - 1    # of the rotator
+    if config.port_bytes < config.word_bytes:
+        return sum(port_transfers(config, words) for words in word_counts) + levels + 4
+    return sum(word_counts) + levels + 5
+
+
+def port_transfers(config: EngineConfig, words: int) -> int:
+    """Count the transfers of the weight port for ``words`` weight words of one product."""
+    return -(-words * config.word_bytes // config.port_bytes)

@@ -1,0 +1,62 @@
+"""The ternary core: the engine behind a weight port of any width."""
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.common.stream import connect_stream
+from hw.config import EngineConfig
+from hw.ternary.engine import TernaryEngine
+from hw.ternary.gearbox import Gearbox, port_layout
+from hw.ternary.results import result_layout
+from hw.ternary.walker import column_layout, entry_layout, job_layout
+
+__all__ = ["TernaryCore"]
+
+
+class TernaryCore(wiring.Component):
+    """Engine and gearbox: jobs and lists in, columns of weights asked for and taken, results out.
+
+    A product takes as long as the slower of the two, weight port and engine, and a few cycles;
+    :func:`sim.golden.cycles.core_cycles` has the exact formula.
+
+    Parameters
+    ----------
+    config : EngineConfig
+
+    Members
+    -------
+    i_jobs, i_entries, o_columns, o_results
+        As in :class:`hw.ternary.engine.TernaryEngine`.
+    i_port : In(stream) of :func:`hw.ternary.gearbox.port_layout`
+        Bytes of the listed columns, in the order of the list; each product begins with a new
+        transfer.
+    """
+
+    i_jobs: stream.Interface
+    i_entries: stream.Interface
+    o_columns: stream.Interface
+    i_port: stream.Interface
+    o_results: stream.Interface
+
+    def __init__(self, config: EngineConfig):
+        self.config = config
+        super().__init__({
+            "i_jobs": In(stream.Signature(job_layout(config))),
+            "i_entries": In(stream.Signature(entry_layout(config))),
+            "o_columns": Out(stream.Signature(column_layout(config))),
+            "i_port": In(stream.Signature(port_layout(config))),
+            "o_results": Out(stream.Signature(result_layout(config))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.gearbox = gearbox = Gearbox(self.config)
+        m.submodules.engine = engine = TernaryEngine(self.config)
+        connect_stream(m, wiring.flipped(self.i_port), gearbox.i)
+        connect_stream(m, gearbox.o, engine.i_words)
+        connect_stream(m, wiring.flipped(self.i_jobs), engine.i_jobs)
+        connect_stream(m, wiring.flipped(self.i_entries), engine.i_entries)
+        connect_stream(m, engine.o_columns, wiring.flipped(self.o_columns))
+        connect_stream(m, engine.o_results, wiring.flipped(self.o_results))
+        return m
