@@ -9,6 +9,7 @@ accumulator can overflow. :class:`CheckedProducts` puts the golden model beside 
 
 import abc
 import dataclasses
+import operator
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,25 +53,29 @@ class Counters:
         Transfers of the weight port.
     entries : int
         List entries, each with a value for every activation vector of the batch.
-    words : int
-        Weight words added up: one trit for each lane.
+    skipped : int
+        Columns that were not listed, since their activations were zero.
+    additions : int
+        Trits added up: those of the listed columns, once for each activation vector.
     weight_bytes, list_bytes, result_bytes : int
-        Bytes of those words, of the lists and of the results.
+        Bytes of the weight words read, of the lists and of the results.
     """
 
     products: int = 0
     cycles: int = 0
     transfers: int = 0
     entries: int = 0
-    words: int = 0
+    skipped: int = 0
+    additions: int = 0
     weight_bytes: int = 0
     list_bytes: int = 0
     result_bytes: int = 0
 
-    def minus(self, earlier: "Counters") -> "Counters":
-        """Subtract what had been counted before."""
-        return Counters(**{field.name: getattr(self, field.name) - getattr(earlier, field.name)
-                           for field in dataclasses.fields(self)})
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(*map(operator.add, dataclasses.astuple(self), dataclasses.astuple(other)))
+
+    def __sub__(self, other: "Counters") -> "Counters":
+        return Counters(*map(operator.sub, dataclasses.astuple(self), dataclasses.astuple(other)))
 
 
 class Device(abc.ABC):
@@ -136,7 +141,7 @@ class Device(abc.ABC):
         handle : int
             Of :meth:`load`.
         columns : uint32 array, shape (entries,)
-            Column indices. At least one.
+            Column indices. None at all is a list as well: its sums are zero.
         values : int8 array, shape (entries, batch)
 
         Returns
@@ -150,22 +155,22 @@ class Device(abc.ABC):
         """
         name, rows, column_count, plane_count = self._images[handle]
         entries, batch = values.shape
-        if not 0 < entries == len(columns):
+        if len(columns) != entries:
             raise ValueError(f"List for matrix {name} must have a column for each of its "
-                             f"{entries} values and at least one, not {len(columns)}")
-        if int(columns.max()) >= column_count:
+                             f"{entries} values, not {len(columns)}")
+        if entries and int(columns.max()) >= column_count:
             raise ValueError(f"List for matrix {name} must name columns below {column_count}, "
                              f"not {columns.max()}")
         results, cycles, transfers = self._product(handle, columns, values)
-        words = entries * plane_count * self.config.groups(rows)
         index_bytes = -(-self.config.index_width // 8)
         counters = self.counters
         counters.products += 1
         counters.cycles += cycles
         counters.transfers += transfers
         counters.entries += entries
-        counters.words += words
-        counters.weight_bytes += words * self.config.word_bytes
+        counters.skipped += column_count - entries
+        counters.additions += entries * plane_count * rows * batch
+        counters.weight_bytes += entries * self.config.column_bytes(rows, plane_count)
         counters.list_bytes += entries * (index_bytes + batch * self.config.activation_width // 8)
         counters.result_bytes += results.nbytes
         return results
@@ -332,14 +337,14 @@ class Driver:
     def __call__(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
         """Rows ``activations[b] @ W.T``; shape (batch, rows), any batch.
 
-        Columns that are zero in a whole pass are not listed; a pass without columns is not run.
+        Columns that are zero in a whole pass are not listed.
         """
         packed, handles = self._matrices[name]
         batch, columns = activations.shape
         if columns != packed.columns:
             raise ValueError(f"Activations for matrix {name} must have {packed.columns} columns, "
                              f"not {columns}")
-        results = np.zeros((batch, packed.rows), np.int32)
+        results = np.empty((batch, packed.rows), np.int32)
         config = self.device.config
         for (first, rows, _), handle in zip(packed.blocks, handles, strict=True):
             groups = config.groups(rows)
@@ -349,9 +354,8 @@ class Driver:
                 size = _avoid_two(groups * min(limit, batch - done)) // groups
                 vectors = activations[done:done + size]
                 listed = np.flatnonzero(vectors.any(axis=0)).astype(np.uint32)
-                if len(listed):
-                    results[done:done + size, first:first + rows] = self.device.product(
-                        handle, listed, np.ascontiguousarray(vectors[:, listed].T))
+                results[done:done + size, first:first + rows] = self.device.product(
+                    handle, listed, np.ascontiguousarray(vectors[:, listed].T))
                 done += size
         return results
 

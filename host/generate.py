@@ -1,0 +1,150 @@
+"""Text from a model, one token at a time, and what it took.
+
+The tokens of a prompt are known, so they go through the model together: the device reads each
+weight once for several of them. Every later token is a pass of its own.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.device import CheckedProducts, Counters, Device, Driver
+from host.model import TernaryLM
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+
+__all__ = ["Generator", "Phase", "Sampler"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen.
+
+    Attributes
+    ----------
+    temperature : float
+        0 always takes the most likely token.
+    top_k : int
+        Only that many of the most likely tokens are drawn from; 0 means all.
+    seed : int
+    """
+
+    temperature: float = 0.7
+    top_k: int = 40
+    seed: int = 1
+
+    def choices(self) -> Callable[[NDArray[np.floating]], int]:
+        """Begin a sequence of choices; the function takes logits and returns a token."""
+        random = np.random.default_rng(self.seed)
+
+        def choose(logits: NDArray[np.floating]) -> int:
+            if self.temperature == 0:
+                return int(logits.argmax())
+            # A stable sort: among equal logits the first tokens stay, on every machine.
+            kept = np.argsort(-logits, kind="stable")[:self.top_k or None]
+            weights = np.exp((logits[kept] - logits[kept[0]]) / self.temperature)
+            return int(kept[np.searchsorted(np.cumsum(weights), random.random() * weights.sum())])
+
+        return choose
+
+
+@dataclasses.dataclass
+class Phase:
+    """Work on some tokens.
+
+    Attributes
+    ----------
+    tokens : int
+        Tokens read by the model.
+    seconds : float
+        Wall time.
+    counters : Counters
+        What the device did.
+    """
+
+    tokens: int
+    seconds: float
+    counters: Counters
+
+
+class Generator:
+    """A model whose matrix products are computed by a device and checked against the golden model.
+
+    Parameters
+    ----------
+    model : TernaryLM
+    device : Device
+    loaded : callable
+        Called with the name of each matrix once it is on the device.
+
+    Attributes
+    ----------
+    driver : Driver
+    checked : CheckedProducts
+    prompt, text : Phase
+        Reading the prompt, and all passes after it.
+    live, hidden : int
+        Non-zero elements of the FFN's hidden vectors so far, and all their elements.
+
+    Raises
+    ------
+    DeviceError
+        If the device cannot hold the model.
+    """
+
+    def __init__(self, model: TernaryLM, device: Device,
+                 loaded: Callable[[str], None] = lambda name: None):
+        self.model = model
+        self.driver = Driver(device)
+        matrices = model_matrices(model)
+        for name, weights in matrices.items():
+            self.driver.load(name, weights)
+            loaded(name)
+        self.checked = CheckedProducts(self.driver, ExactProducts(matrices), device.evidence)
+        self._lm = GoldenLM(model, ARITHMETICS["lmul"], self._product)
+        self.prompt = Phase(0, 0.0, Counters())
+        self.text = Phase(0, 0.0, Counters())
+        self.live = self.hidden = 0
+
+    def _product(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
+        if name.endswith(".ffn_down"):
+            self.live += int(np.count_nonzero(activations))
+            self.hidden += activations.size
+        return self.checked(name, activations)
+
+    def _pass(self, tokens: Sequence[int], state: NDArray, phase: Phase) -> NDArray[np.floating]:
+        """Logits after ``tokens``."""
+        began, before = time.perf_counter(), dataclasses.replace(self.driver.device.counters)
+        hidden = self._lm.forward(np.array([tokens]), state)
+        logits = self._lm.logits(hidden[-1:])[0]
+        phase.tokens += len(tokens)
+        phase.seconds += time.perf_counter() - began
+        phase.counters += self.driver.device.counters - before
+        return logits
+
+    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
+        """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
+
+        It ends early with the end of the document, which is not yielded. A document begins with
+        the prompt: the state is zero, and the end-of-document token is read first.
+
+        Raises
+        ------
+        MismatchError
+            If a product of the device differs from the golden model's.
+        DeviceError
+            If the device fails.
+        """
+        end = self.model.vocabulary.end_of_document
+        state = self._lm.start()
+        choose = sampler.choices()
+        logits = self._pass([end, *prompt], state, self.prompt)
+        for remaining in range(count, 0, -1):
+            token = choose(logits)
+            if token == end:
+                return
+            yield token
+            if remaining > 1:
+                logits = self._pass([token], state, self.text)
