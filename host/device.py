@@ -10,6 +10,7 @@ accumulator can overflow. :class:`CheckedProducts` puts the golden model beside 
 import abc
 import dataclasses
 import operator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,11 +18,13 @@ from numpy.typing import NDArray
 
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
+from sim.golden.cycles import engine_cycles, port_transfers
 from sim.golden.lmul import lmul
 from sim.golden.trits import combine_planes, pack_words, planes, unpack_words
 
 __all__ = ["CheckedProducts", "Counters", "Device", "DeviceError", "Driver", "GoldenDevice",
-           "MismatchError", "PackedMatrix", "Products", "pack_matrix", "planes_needed"]
+           "MismatchError", "PackedMatrix", "Products", "open_device", "pack_matrix",
+           "planes_needed"]
 
 
 class DeviceError(Exception):
@@ -88,11 +91,14 @@ class Device(abc.ABC):
     ----------
     config : EngineConfig
         Geometry of the engine; the driver packs for it.
+    label : str
+        What it is, for people.
     evidence : str
         How its cycles are known: ``derived``, ``simulated`` or ``measured``.
     counters : Counters
     """
 
+    label = "device"
     evidence: str
 
     def __init__(self, config: EngineConfig):
@@ -102,7 +108,7 @@ class Device(abc.ABC):
 
     def info(self) -> dict[str, Any]:
         """Plain facts: kind of device, the engine's configuration and its fingerprint."""
-        return {"device": type(self).__name__, "evidence": self.evidence,
+        return {"device": self.label, "evidence": self.evidence,
                 "configuration": dataclasses.asdict(self.config),
                 "fingerprint": f"{self.config.fingerprint():08x}"}
 
@@ -196,14 +202,17 @@ class Device(abc.ABC):
 class GoldenDevice(Device):
     """The golden model behind the device interface: it multiplies what it unpacks from the image.
 
-    It has no clock: its cycles are those of the engine's closed formula.
+    It has no clock: its cycles are those of the engine's closed formula, or the transfers of the
+    weight port where these are more.
     """
 
+    label = "golden model"
     evidence = "derived"
 
     def __init__(self, config: EngineConfig):
         super().__init__(config)
-        self._weights: list[NDArray[np.float32]] = []
+        self._weights: list[NDArray[np.floating]] = []
+        self._planes: list[int] = []
 
     def _load(self, handle: int, name: str, rows: int, image: NDArray[np.uint8]) -> None:
         # Sums stay below 2**(accumulator_width - 1), which the driver proved: exact in float32 for
@@ -211,12 +220,16 @@ class GoldenDevice(Device):
         dtype = np.float32 if self.config.accumulator_width <= 25 else np.float64
         weights = combine_planes(unpack_words(image, rows, self.config))
         self._weights.append(np.ascontiguousarray(weights.T, dtype=dtype))
+        self._planes.append(image.shape[1])
 
     def _product(self, handle: int, columns: NDArray[np.uint32],
                  values: NDArray[np.int8]) -> tuple[NDArray[np.int32], int, int]:
         weights = self._weights[handle]
         results = (values.T.astype(weights.dtype) @ weights[columns]).astype(np.int32)
-        return results, 0, 0
+        (entries, batch), rows, count = values.shape, weights.shape[1], self._planes[handle]
+        cycles = engine_cycles(self.config, rows=rows, columns=entries, planes=count, batch=batch)
+        transfers = port_transfers(self.config, entries * count * self.config.groups(rows))
+        return results, max(cycles, transfers), transfers
 
     def lmul(self, x: NDArray[np.uint16], y: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """L-Mul products of bf16 numbers, given and returned as bits."""
@@ -367,7 +380,7 @@ class CheckedProducts:
     ----------
     products, golden : Products
         What is checked, and what it must equal.
-    evidence : str
+    label : str
         Names the device in the error message.
 
     Attributes
@@ -376,10 +389,10 @@ class CheckedProducts:
         Results compared, all of them equal.
     """
 
-    def __init__(self, products: Products, golden: Products, evidence: str):
+    def __init__(self, products: Products, golden: Products, label: str):
         self._products = products
         self._golden = golden
-        self._evidence = evidence
+        self._label = label
         self.checked = 0
 
     def __call__(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
@@ -396,7 +409,27 @@ class CheckedProducts:
             batch, row = np.argwhere(actual != expected)[0].tolist()
             raise MismatchError(
                 f"Matrix {name} row {row} (activation vector {batch} of {len(activations)}) must "
-                f"give {expected[batch, row]}, but the {self._evidence} device gave "
+                f"give {expected[batch, row]}, but the {self._label} gave "
                 f"{actual[batch, row]}")
         self.checked += actual.size
         return actual
+
+
+def open_device(name: str, report: Callable[[str], None] = lambda note: None) -> Device:
+    """Open a device by the name that users give it.
+
+    Parameters
+    ----------
+    name : str
+        ``golden``, ``sim``, or ``serial:PORT``.
+    report : callable
+        Called with a few words whenever something slow begins.
+
+    Raises
+    ------
+    DeviceError
+        If there is no such device, or it cannot be opened.
+    """
+    if name == "golden":
+        return GoldenDevice(EngineConfig())
+    raise DeviceError(f"{name!r} is not a device (try 'golden', 'sim', 'serial:PORT')")

