@@ -24,8 +24,7 @@ SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("ive
 _YOSYS_IDIOMS = ("CASEINCOMPLETE", "CASEOVERLAP", "WIDTHEXPAND", "WIDTHTRUNC", "UNSIGNED",
                  "CMPCONST", "ASCRANGE", "ALWNEVER")
 _BUILD_ARGS = {
-    "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS),
-                  "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include"],
+    "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS)],
     "icarus": [],
 }
 _CASE_VARIABLE = "TALLY_CASE"

