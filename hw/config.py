@@ -111,7 +111,7 @@ class EngineConfig:
         return self.groups(rows) * planes * self.word_bytes
 
     def result_transfers(self, rows: int) -> int:
-        """Result transfers of one vector of a product of ``rows`` rows."""
+        """Count the result transfers of one vector of a product of ``rows`` rows."""
         return -(-rows // self.result_lanes)
 
     def job(self, rows: int, *, planes: int = 1, batch: int = 1) -> dict[str, int]:

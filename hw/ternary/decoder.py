@@ -89,9 +89,9 @@ class TritDecoder(wiring.Component):
         b0, b1, b2, s0, s1, p0, p1, p2 = code
         # An escape code has no zero-pair of its own: trits 3 and 4 are zero, the pair's bits are
         # the signs of trits 0 to 2, and the state's high bit lies where it is not needed.
-        escape = Signal(name=f"escape_{k}")
-        signs = Signal(3, name=f"signs_{k}")
-        state = Signal(2, name=f"state_{k}")
+        escape = Signal(name=f"escape_{k}", attrs={"keep": 1})
+        signs = Signal(3, name=f"signs_{k}", attrs={"keep": 1})
+        state = Signal(2, name=f"state_{k}", attrs={"keep": 1})
         m.d.comb += [
             escape.eq(s1 & b2 & Mux(s0, b0, b1)),
             signs.eq(Mux(escape, code[5:8], code[:3])),

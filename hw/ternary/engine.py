@@ -3,11 +3,11 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
 
 from hw.common.stream import connect_stream
 from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
+from hw.ternary.copies import RegisterCopy
 from hw.ternary.decoder import TritDecoder
 from hw.ternary.lanes import LaneAdder
 from hw.ternary.results import ResultQueue, result_layout
@@ -98,43 +98,30 @@ class TernaryEngine(wiring.Component):
 
         # Code 0 is +1 in every lane: it opens the write enables of all lanes to be cleared.
         m.submodules.decoder = decoder = TritDecoder(packing=config.packing, lanes=config.lanes)
-        codes = Signal.like(decoder.codes)
-        nonzero = Signal(config.lanes)
-        negative = Signal(config.lanes)
+        codes = Signal.like(decoder.codes, reset_less=True)
+        codes_again = Signal.like(codes)
+        nonzero = Signal(config.lanes, reset_less=True)
+        negative = Signal(config.lanes, reset_less=True)
         m.d.sync += [
             codes.eq(Mux(issued.clear, 0, self.i_words.p.codes)),
-            decoder.codes.eq(codes),
+            codes_again.eq(codes),
             nonzero.eq(decoder.nonzero),
             negative.eq(decoder.negative),
         ]
 
+        m.d.comb += decoder.codes.eq(codes_again)
+
         delivered = []
         for lane in range(config.lanes):
             if lane % CLUSTER == 0:
-                # Copies of the operation: one for eight lanes, because the wires limit the clock.
-                copy = Signal(data.StructLayout({
-                    "read_slot": ceil_log2(config.accumulator_depth),
-                    "zero": config.lanes // config.result_lanes,
-                    "write_slot": ceil_log2(config.accumulator_depth),
-                    "operand": signed(config.accumulator_width),
-                    "write": 1,
-                    "hold": 1,
-                }), name=f"copy_{lane // CLUSTER}", attrs={"keep": 1})
-                m.d.sync += [
-                    copy.read_slot.eq(issued.slot),
-                    copy.zero.eq(issued.zero),
-                    copy.write_slot.eq(third.slot),
-                    copy.operand.eq(third.operand),
-                    copy.write.eq(third.write),
-                    copy.hold.eq(third.hold),
-                ]
+                copy = self._copy(m, lane // CLUSTER, issued, third)
             m.submodules[f"adder_{lane}"] = adder = LaneAdder(width=config.accumulator_width,
                                                               target=config.target)
             # The upper half is never written: it stays zero.
             m.submodules[f"accumulators_{lane}"] = ram = BlockRam(
                 width=config.accumulator_width, depth=2 * config.accumulator_depth,
                 target=config.target)
-            held = Signal(config.accumulator_width, name=f"held_{lane}")
+            held = Signal(config.accumulator_width, name=f"held_{lane}", reset_less=True)
             m.d.comb += [
                 ram.read_address.eq(Cat(copy.read_slot, copy.zero[lane // config.result_lanes])),
                 ram.read_enable.eq(1),
@@ -150,7 +137,7 @@ class TernaryEngine(wiring.Component):
             ]
             with m.If(nonzero[lane]):
                 m.d.sync += held.eq(adder.total)
-            with m.If(~copy.hold):
+            with m.If(copy.release):
                 m.d.sync += held.eq(0)
             delivered.append(ram.read_data)
 
@@ -160,3 +147,19 @@ class TernaryEngine(wiring.Component):
             results.last.eq(fourth.last),
         ]
         return m
+
+    def _copy(self, m, index, issued, third):
+        """Copy what a cluster of lanes needs of the operation, each field when it needs it."""
+        fields = {
+            "read_slot": issued.slot,
+            "zero": issued.zero,
+            "write_slot": third.slot,
+            "operand": third.operand,
+            "write": third.write,
+            "release": third.release,
+        }
+        layout = data.StructLayout({name: value.shape() for name, value in fields.items()})
+        m.submodules[f"copy_{index}"] = copies = RegisterCopy(width=layout.size,
+                                                              target=self.config.target)
+        m.d.comb += copies.input.eq(Cat(fields.values()))
+        return layout(copies.output)

@@ -107,7 +107,7 @@ class Gearbox(wiring.Component):
     ``p`` of them, a power of two, and a word has ``w``. There is one barrel rotator, of ``p``
     granules. With ``p < w`` it stands before the queue: a transfer is rotated to where its bytes
     belong in the word, and what belongs to the next word lies in the same rotation, ``w`` granules
-    off. With ``p >= w`` it stands behind the queue, and cuts a word from two neighbouring transfers.
+    off. With ``p >= w`` it stands behind the queue, and cuts a word from two transfers.
 
     Parameters
     ----------

@@ -10,8 +10,9 @@ from hw.ternary.block_ram import BlockRam
 
 __all__ = ["ResultQueue", "result_layout"]
 
-#: Transfers that wait for the consumer; one less than the words of the block RAM.
+#: Words of the queue. Room is known some cycles late: reads stop while the last ones are free.
 RESULT_DEPTH = 256
+_SPARE = 16
 
 
 def result_layout(config: EngineConfig) -> data.StructLayout:
@@ -88,12 +89,13 @@ class ResultQueue(wiring.Component):
         m.submodules.queue = queue = BlockRam(width=width + 1, depth=RESULT_DEPTH,
                                               target=config.target)
         address = ceil_log2(RESULT_DEPTH)
-        reserved = Signal(address, init=1)      # one ahead: the queue is never quite full
+        reserved = Signal(address)
+        occupied = Signal(address)
         written = Signal(address)
         fetched = Signal(address)
         looked_up = Signal()                    # first stage of the RAM's read holds a transfer
         m.d.comb += [
-            self.room.eq(reserved != fetched),
+            self.room.eq(~occupied[ceil_log2(_SPARE):].all()),
             queue.write_address.eq(written),
             queue.write_data.eq(Cat(parts[0], last)),
             queue.write.eq(valid),
@@ -103,7 +105,11 @@ class ResultQueue(wiring.Component):
             queue.read_enable.eq(~looked_up | queue.output_enable),
             Cat(self.o_results.p.values.as_value(), self.o_results.p.last).eq(queue.read_data),
         ]
-        m.d.sync += [reserved.eq(reserved + self.reserve), written.eq(written + valid)]
+        m.d.sync += [
+            reserved.eq(reserved + self.reserve),
+            occupied.eq(reserved - fetched),
+            written.eq(written + valid),
+        ]
         with m.If(queue.output_enable):
             m.d.sync += self.o_results.valid.eq(looked_up)
         with m.If(queue.read_enable):

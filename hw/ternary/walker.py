@@ -1,7 +1,7 @@
 """The walk of the ternary engine: from jobs and activation lists to one operation a cycle."""
 
 from amaranth import *
-from amaranth.lib import data, enum, fifo, memory, stream, wiring
+from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
@@ -42,8 +42,8 @@ def operation_layout(config: EngineConfig) -> data.StructLayout:
 
     An operation reads accumulator ``slot`` of each lane, or zero in the banks whose bit of ``zero``
     is set, adds or subtracts ``operand``, and stores the sum if ``write``. ``clear`` takes +1 for
-    the trit of each lane. ``hold`` adds the lane's register too, otherwise clears it. ``read``
-    delivers what was read as a result transfer, ``last`` the last one of the product.
+    the trit of each lane. ``release`` clears the lane's register, which else adds to what was read.
+    ``read`` delivers what was read as a result transfer, ``last`` the last one of the product.
     """
     return data.StructLayout({
         "slot": ceil_log2(config.accumulator_depth),
@@ -51,20 +51,10 @@ def operation_layout(config: EngineConfig) -> data.StructLayout:
         "operand": signed(config.operand_width),
         "write": 1,
         "clear": 1,
-        "hold": 1,
+        "release": 1,
         "read": 1,
         "last": 1,
     })
-
-
-class Phase(enum.Enum, shape=unsigned(3)):
-    """What the walker does with a job: clear, multiply, wait for the last sum, read."""
-
-    IDLE = 0
-    CLEAR = 1
-    MULTIPLY = 2
-    SETTLE = 3
-    READ = 4
 
 
 class Walker(wiring.Component):
@@ -126,23 +116,20 @@ class Walker(wiring.Component):
         config = self.config
         banks = config.lanes // config.result_lanes
 
+        # The list: each entry goes into the queue, the first of each column to o_columns as well.
         next_job = Signal(job_layout(config))       # accepted, its list under way
         pending = Signal()                          # ... and its walk has not begun
-        job = Signal(job_layout(config))            # walked
-        one_slot = Signal()
-        two_slots = Signal()
-        load = Signal()
-
-        # The list: each entry goes into the queue, the first of each column to o_columns as well.
-        m.submodules.entries = entries = fifo.SyncFIFO(width=config.activation_width + 1,
-                                                       depth=ENTRY_DEPTH)
+        load = Signal()                             # its walk begins
         listing = Signal()
         position = Signal.like(next_job.batch, init=1)
+        column_begins = Signal(init=1)
         asks = Signal()
         entry = self.i_entries.p
+        m.submodules.entries = entries = fifo.SyncFIFO(width=config.activation_width + 1,
+                                                       depth=ENTRY_DEPTH)
         m.d.comb += [
             self.i_jobs.ready.eq(~pending & ~listing),
-            asks.eq((position == 1) & ~entry.end),
+            asks.eq(column_begins & ~entry.end),
             self.o_columns.valid.eq(self.i_entries.valid & listing & entries.w_rdy & asks),
             self.o_columns.p.index.eq(entry.index),
             self.i_entries.ready.eq(listing & entries.w_rdy & (~asks | self.o_columns.ready)),
@@ -152,123 +139,186 @@ class Walker(wiring.Component):
         with m.If(entries.w_en):
             with m.If(entry.end):
                 m.d.sync += listing.eq(0)
-            with m.Elif(position == next_job.batch):
-                m.d.sync += position.eq(1)
             with m.Else():
-                m.d.sync += position.eq(position + 1)
+                column_ends = position == next_job.batch
+                m.d.sync += [column_begins.eq(column_ends),
+                             position.eq(Mux(column_ends, 1, position + 1))]
         with m.If(self.i_jobs.valid & self.i_jobs.ready):
             m.d.sync += [next_job.eq(self.i_jobs.p), pending.eq(1), listing.eq(1)]
         with m.Elif(load):
             m.d.sync += pending.eq(0)
 
-        # The place in the walk; counters count from 1, so that they end at what the job says.
-        phase = Signal(Phase)
-        vector = Signal.like(job.batch, init=1)
-        group = Signal.like(job.groups, init=1)
-        plane = Signal.like(job.planes, init=1)
-        bank = Signal.like(job.tail, init=1)
-        slot = Signal(ceil_log2(config.accumulator_depth))
-        first = Signal(init=1)                      # first pass over a column: takes the entries
-        pause = Signal()
-        vector_last = Signal()
-        group_last = Signal()
-        plane_last = Signal()
-        bank_last = Signal()
-        m.d.comb += [
-            vector_last.eq(vector == job.batch),
-            group_last.eq(group == job.groups),
-            plane_last.eq(plane == job.planes),
-            bank_last.eq(bank == Mux(group_last, job.tail, banks)),
-        ]
+        # The oldest entry, in a register.
+        head = Signal(signed(config.activation_width))
+        head_is_column = Signal()
+        head_is_end = Signal()
+        take = Signal()
+        m.d.comb += entries.r_en.eq(take | ~(head_is_column | head_is_end))
+        with m.If(entries.r_en):
+            m.d.sync += [
+                head.eq(entries.r_data[:-1].as_signed()),
+                head_is_column.eq(entries.r_rdy & ~entries.r_data[-1]),
+                head_is_end.eq(entries.r_rdy & entries.r_data[-1]),
+            ]
 
-        step = Signal()                             # an operation of clear or multiply
+        # Phases, one flip-flop each. `multiplying` pauses where two slots need it.
+        idle = Signal(init=1)
+        clearing = Signal()
+        walking = Signal()
+        multiplying = Signal()
+        settling = Signal()
+        reading = Signal()
         multiply = Signal()
+        step = Signal()                             # an operation of clear or multiply
         end = Signal()
         read = Signal()
-        head_end = entries.r_data[-1]
+
+        # Loops of the walk. A counter holds the number, from 1, of the round after the present one,
+        # and a flip-flop whether the present one is the last: that keeps comparisons off the paths.
+        job = Signal(job_layout(config))
+        tail_is_one = Signal()
+        vector = _Loop(m, "vector", config.max_batch, job.batch)
+        group = _Loop(m, "group", config.accumulator_depth, job.groups)
+        plane = _Loop(m, "plane", config.max_planes, job.planes)
+        bank = _Loop(m, "bank", banks, Mux(group.last, job.tail, banks),
+                     only=Mux(group.last_after, tail_is_one, banks == 1))
+        first = Signal(init=1)                      # first pass over a column: takes the entries
+        two_slots = Signal()
+        round_last = Signal()
         m.d.comb += [
-            end.eq((phase == Phase.MULTIPLY) & first & entries.r_rdy & head_end),
-            multiply.eq((phase == Phase.MULTIPLY) & self.word_valid & ~pause
-                        & (~first | (entries.r_rdy & ~head_end))),
-            step.eq(multiply | (phase == Phase.CLEAR)),
-            read.eq((phase == Phase.READ) & self.room),
-            self.word_ready.eq(multiply & vector_last),
-            entries.r_en.eq(end | (multiply & first)),
+            round_last.eq(vector.last & group.last),
+            multiply.eq(multiplying & self.word_valid & (~first | head_is_column)),
+            step.eq(multiply | clearing),
+            end.eq(walking & first & head_is_end),
+            take.eq(end | (multiply & first)),
+            read.eq(reading & self.room),
+            self.word_ready.eq(multiply & vector.last),
         ]
-        m.d.sync += pause.eq(step & vector_last & group_last & two_slots)
-
         with m.If(step):
-            m.d.sync += [slot.eq(slot + 1), vector.eq(vector + 1)]
-            with m.If(vector_last):
-                m.d.sync += [vector.eq(1), group.eq(group + 1)]
-                with m.If(multiply):
-                    m.d.sync += first.eq(group_last & plane_last)
-                with m.If(group_last):
-                    m.d.sync += [slot.eq(0), group.eq(1)]
-                    with m.If(multiply):
-                        m.d.sync += plane.eq(Mux(plane_last, 1, plane + 1))
+            vector.advance()
+            with m.If(vector.last):
+                group.advance()
+                m.d.sync += first.eq((group.last & plane.last) | clearing)
+        with m.If(multiply & round_last):
+            plane.advance()
         with m.If(read):
-            m.d.sync += bank.eq(bank + 1)
-            with m.If(bank_last):
-                m.d.sync += [bank.eq(1), group.eq(group + 1), slot.eq(slot + job.batch)]
-                with m.If(group_last):
-                    # Vectors count from 1 and slots from 0: this is the next vector's first slot.
-                    m.d.sync += [group.eq(1), slot.eq(vector), vector.eq(vector + 1)]
-                    with m.If(vector_last):
-                        m.d.sync += [slot.eq(0), vector.eq(1)]
+            bank.advance()
+            with m.If(bank.last):
+                group.advance()
+                with m.If(group.last):
+                    vector.advance()
 
-        with m.Switch(phase):
-            with m.Case(Phase.IDLE):
-                m.d.comb += load.eq(pending)
-            with m.Case(Phase.CLEAR):
-                with m.If(vector_last & group_last):
-                    m.d.sync += phase.eq(Phase.MULTIPLY)
-            with m.Case(Phase.MULTIPLY):
-                with m.If(end):
-                    m.d.sync += phase.eq(Phase.SETTLE)
-            with m.Case(Phase.SETTLE):
-                # With the cycle of the list's end this makes the two that a sum needs.
-                m.d.sync += phase.eq(Phase.READ)
-            with m.Case(Phase.READ):
-                with m.If(read & self.operation.last):
-                    m.d.comb += load.eq(pending)
-                    m.d.sync += phase.eq(Phase.IDLE)
+        # Slots: one after the other; when read, those of one vector are `batch` apart.
+        slot = Signal(ceil_log2(config.accumulator_depth))
+        vector_slot = Signal.like(slot)
+        next_slot = Signal.like(slot)
+        m.d.comb += next_slot.eq(Mux(reading & group.last, vector_slot, slot)
+                                 + Mux(reading & ~group.last, job.batch, 1))
+        with m.If(step | (read & bank.last)):
+            m.d.sync += slot.eq(next_slot)
+            with m.If(round_last):
+                m.d.sync += slot.eq(0)
+        with m.If(~reading):
+            m.d.sync += vector_slot.eq(0)
+        with m.Elif(read & bank.last & group.last):
+            m.d.sync += vector_slot.eq(next_slot)
+
+        m.d.comb += load.eq(idle & pending)
         with m.If(load):
             m.d.sync += [
                 job.eq(next_job),
-                one_slot.eq((next_job.groups == 1) & (next_job.batch == 1)),
                 two_slots.eq(((next_job.groups == 1) & (next_job.batch == 2))
                              | ((next_job.groups == 2) & (next_job.batch == 1))),
-                phase.eq(Phase.CLEAR),
+                tail_is_one.eq(next_job.tail == 1),
+                idle.eq(0),
+                clearing.eq(1),
             ]
+            vector.begin(next_job.batch)
+            group.begin(next_job.groups)
+            plane.begin(next_job.planes)
+        with m.If(clearing & round_last):
+            m.d.sync += [clearing.eq(0), walking.eq(1)]
+        m.d.sync += multiplying.eq((walking | (clearing & round_last)) & ~end
+                                   & ~(step & round_last & two_slots))
+        # Together with the cycle of the list's end, settling makes the two that a sum needs.
+        with m.If(end):
+            m.d.sync += [walking.eq(0), settling.eq(1)]
+            bank.begin(Mux(group.only, job.tail, banks))
+        with m.If(settling):
+            m.d.sync += [settling.eq(0), reading.eq(1)]
+        with m.If(read & self.operation.last):
+            m.d.sync += [reading.eq(0), idle.eq(1)]
 
         # Operands of the batch. What goes back into the memory in a column's last plane is never
         # read, so it may overflow.
+        address = vector.after[:ceil_log2(config.max_batch)]
         m.submodules.operands = operands = memory.Memory(
-            shape=signed(config.operand_width), depth=2 ** ceil_log2(config.max_batch), init=[],
-            attrs={"no_rw_check": 1})
+            shape=signed(config.operand_width), depth=2 ** len(address), init=[])
         operand_read, operand_write = operands.read_port(domain="comb"), operands.write_port()
         operand = Signal(signed(config.operand_width))
         m.d.comb += [
-            operand_read.addr.eq(vector),
-            operand.eq(Mux(first, entries.r_data[:-1].as_signed(), operand_read.data)),
-            operand_write.addr.eq(vector),
-            operand_write.data.eq(operand + Mux(group_last, operand << 1, 0)),
+            operand_read.addr.eq(address),
+            operand.eq(Mux(first, head, operand_read.data)),
+            operand_write.addr.eq(address),
+            operand_write.data.eq(operand + Mux(group.last, operand << 1, 0)),
             operand_write.en.eq(multiply),
         ]
 
-        operation = self.operation
+        one_slot = Signal()
+        others = Signal()
         m.d.comb += [
-            operation.slot.eq(slot),
-            operation.write.eq(step),
-            operation.clear.eq(phase == Phase.CLEAR),
-            operation.hold.eq(one_slot & (phase == Phase.MULTIPLY)),
-            operation.read.eq(read),
-            operation.last.eq(vector_last & group_last & bank_last),
+            one_slot.eq(vector.only & group.only),
+            others.eq(clearing | one_slot),
+            self.operation.slot.eq(slot),
+            self.operation.write.eq(step),
+            self.operation.clear.eq(clearing),
+            self.operation.release.eq(~(one_slot & walking)),
+            self.operation.read.eq(read),
+            self.operation.last.eq(round_last & bank.last),
         ]
         with m.If(multiply):
-            m.d.comb += operation.operand.eq(operand)
+            m.d.comb += self.operation.operand.eq(operand)
         for k in range(banks):
-            others = operation.clear | one_slot
-            m.d.comb += operation.zero[k].eq(Mux(phase == Phase.READ, bank != k + 1, others))
+            m.d.comb += self.operation.zero[k].eq(Mux(reading, bank.after != k + 2, others))
         return m
+
+
+class _Loop:
+    """One of the nested loops of the walk: registers in ``m``, and its next state.
+
+    Parameters
+    ----------
+    limit : int
+        Most rounds there can be.
+    count : value
+        Rounds of the present job.
+    only : value, optional
+        Whether there is but one round the next time; by default, whether there was at its begin.
+
+    Attributes
+    ----------
+    after : Signal
+        Number, from 1, of the round after the present one: from 2, therefore.
+    last, last_after : Signal
+        Whether the present round is the last one; whether the one after it will be.
+    only : Signal
+        Whether there is only one round.
+    """
+
+    def __init__(self, m: Module, name: str, limit: int, count, *, only=None):
+        self._m = m
+        self.after = Signal(range(limit + 2), name=f"{name}_after", init=2)
+        self.last = Signal(name=f"{name}_last")
+        self.last_after = Signal(name=f"{name}_last_after")
+        self.only = Signal(name=f"{name}_only")
+        m.d.comb += self.last_after.eq(Mux(self.last, self.only if only is None else only,
+                                           self.after == count))
+
+    def begin(self, count):
+        """Begin the first of ``count`` rounds, in the present context of ``m``."""
+        self._m.d.sync += [self.after.eq(2), self.last.eq(count == 1), self.only.eq(count == 1)]
+
+    def advance(self):
+        """Go to the next round, and from the last to the first."""
+        self._m.d.sync += [self.after.eq(Mux(self.last, 2, self.after + 1)),
+                           self.last.eq(self.last_after)]

@@ -5,7 +5,7 @@ import math
 from hw.config import EngineConfig
 
 __all__ = ["engine_cycles", "engine_lane_words", "engine_period", "gearbox_cycles",
-           "port_transfers"]
+           "port_transfers", "product_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -31,7 +31,7 @@ def engine_period(config: EngineConfig, *, rows: int, columns: int, planes: int 
     # Two slots pause in each round; the last pause is that of the list's end.
     pause = 1 if slots == 2 else 0
     rounds = 1 + columns * planes       # the first one clears
-    return (slots + pause) * rounds - pause + 2 + config.result_transfers(rows) * batch
+    return (slots + pause) * rounds - pause + 3 + config.result_transfers(rows) * batch
 
 
 def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -43,10 +43,10 @@ def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int 
     levels, banks = 0, config.lanes // config.result_lanes
     while banks > 1:
         levels, banks = levels + 1, -(-banks // 4)
-    # The walk begins one cycle after the first entry; a result leaves 6 cycles and the levels of
+    # The period includes the cycle of the first entry; a result leaves 6 cycles and the levels of
     # the OR tree after it is read.
     period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
-    return period + 7 + levels
+    return period + 6 + levels
 
 
 def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
@@ -69,3 +69,11 @@ def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
 def port_transfers(config: EngineConfig, words: int) -> int:
     """Count the transfers of the weight port for ``words`` weight words of one product."""
     return -(-words * config.word_bytes // config.port_bytes)
+
+
+def product_cycles(count: int, *, latency: int) -> int:
+    """Cycles of a multiplier from the first pair accepted to the last product delivered.
+
+    Both are included. It holds for L-Mul and for the exact multiplier.
+    """
+    return count + latency
