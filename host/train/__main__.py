@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ _WARM_UP = 200              # steps of linear warm-up
 _FINAL_RATE = 0.02          # of the learning rate, at the end of its cosine
 _CLIP = 1.0                 # norm of the gradient
 _REPORTS = 40               # progress lines of a run
+_CHECKPOINTS = 4            # models written during a run
 
 _METADATA: dict[str, str | tuple[str, ...]] = {
     "author": "The Tally authors",
@@ -42,7 +44,9 @@ _METADATA: dict[str, str | tuple[str, ...]] = {
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m host.train", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m host.train", description="Train the language model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--corpus", required=True, type=Path, help="directory with splits.tsv")
     parser.add_argument("--out", required=True, type=Path, help="GGUF file to write")
     parser.add_argument("--report", type=Path, help="JSON file for the final measurements")
@@ -91,7 +95,7 @@ class _Step:
         self.loss = torch.zeros((), device=device)      # sum over the steps since it was cleared
         self._rate = torch.zeros((), device=device)
         self._kept = torch.ones((), device=device)      # what weight decay leaves of a weight
-        self._functions = [mix_in, mix_out_and_ffn, self._head_loss]
+        self._functions: list[Callable] = [mix_in, mix_out_and_ffn, self._head_loss]
         if on_gpu:
             self._functions = [torch.compile(function) for function in self._functions]
         self._optimizer = torch.optim.AdamW(network.parameters(), lr=self._rate if on_gpu else 0.0,
@@ -157,7 +161,23 @@ def _rate(step: int, steps: int, peak: float) -> float:
     return peak * (_FINAL_RATE + (1 - _FINAL_RATE) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _train(network: Network, documents: Documents, end: int, arguments: argparse.Namespace) -> None:
+def _write(network: Network, vocabulary: Vocabulary, arguments: argparse.Namespace, *,
+           quantized: float = 1.0, exact: float = 1.0) -> None:
+    """Write the model with its logit constants.
+
+    L-Mul arithmetic begins with the constant of the quantized network; whoever evaluates it with
+    the golden functions fits its own.
+    """
+    settings = " ".join(f"--{key} {value}" for key, value in sorted(vars(arguments).items())
+                        if isinstance(value, int | float) and not isinstance(value, bool))
+    metadata = {**_METADATA, "provenance": f"python -m host.train {settings}"}
+    write_model(arguments.out, to_model(network, vocabulary, {"lmul": quantized, "float": exact},
+                                        arguments.name, metadata))
+
+
+def _train(network: Network, vocabulary: Vocabulary, documents: Documents,
+           arguments: argparse.Namespace) -> None:
+    end = vocabulary.end_of_document
     step_function = _Step(network, arguments, end)
     device = network.embedding.device
     rng = np.random.default_rng(arguments.seed)
@@ -184,6 +204,8 @@ def _train(network: Network, documents: Documents, end: int, arguments: argparse
             speed = (step + 1) * arguments.batch * arguments.length / seconds
             print(f"{arguments.out.stem}: step {step + 1}/{steps}, loss {loss:.4f}, "
                   f"{speed / 1e3:.0f} k tokens/s, {seconds:.0f} s", flush=True)
+        if (step + 1) % (steps // _CHECKPOINTS) == 0:
+            _write(network, vocabulary, arguments)
 
 
 def _finish(network: Network, vocabulary: Vocabulary, parts: dict[str, Documents],
@@ -202,16 +224,13 @@ def _finish(network: Network, vocabulary: Vocabulary, parts: dict[str, Documents
               f"held out ({result.bits_per_byte[0]:.4f} without the logit constant "
               f"{constant:.3f}), FFN density {sum(result.density) / len(result.density):.4f}: "
               + " ".join(f"{share:.3f}" for share in result.density), flush=True)
-    settings = {key: value for key, value in vars(arguments).items()
-                if isinstance(value, int | float)}
-    command = " ".join(f"--{key} {value}" for key, value in sorted(settings.items()))
-    metadata = {**_METADATA, "provenance": f"python -m host.train {command}"}
-    # The golden arithmetic gets its own constant when it is evaluated; until then, the quantized one.
-    model = to_model(network, vocabulary, {"lmul": constants["quantized"],
-                                           "float": constants["float"]}, arguments.name, metadata)
-    write_model(arguments.out, model)
+    _write(network, vocabulary, arguments, quantized=constants["quantized"],
+           exact=constants["float"])
     if arguments.report is not None:
-        arguments.report.write_text(json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+        settings = {key: value if isinstance(value, int | float) else str(value)
+                    for key, value in vars(arguments).items()}
+        report = json.dumps({"settings": settings, "rows": rows}, indent=2)
+        arguments.report.write_text(report + "\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -224,7 +243,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(str(error))
     shape = Shape(len(vocabulary.tokens), arguments.width, arguments.layers, arguments.ffn)
     network = Network(shape).to(arguments.device)
-    _train(network, parts["train"], vocabulary.end_of_document, arguments)
+    _train(network, vocabulary, parts["train"], arguments)
     _finish(network, vocabulary, parts, arguments)
 
 

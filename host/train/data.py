@@ -96,6 +96,7 @@ def epoch_stream(documents: list[np.ndarray], end: int, lanes: int,
 
     Every document follows an end-of-document token, which a model reads in the zero state.
     """
-    stream = np.concatenate([[end], *(documents[index] for index in rng.permutation(len(documents)))])
+    order = rng.permutation(len(documents))
+    stream = np.concatenate([[end], *(documents[index] for index in order)])
     columns = len(stream) // lanes
     return stream[:lanes * columns].reshape(lanes, columns).astype(np.int64)

@@ -1,7 +1,8 @@
 """The network of docs/numerics.md, section 6, in a form that can be trained.
 
-Weights and activations are rounded in the forward pass as the machine rounds them (weights to trits
-times a bf16 scale, activations to int8 times a power of two); gradients pass the roundings unchanged.
+Weights and activations are rounded in the forward pass as the machine rounds them (weights to
+trits times a bf16 scale, activations to int8 times a power of two); gradients pass the roundings
+unchanged.
 Products are exact and the residual stream is bf16 on a GPU, float32 on a CPU.
 """
 
@@ -17,7 +18,7 @@ __all__ = ["Network", "Shape", "Sites", "ternary"]
 
 #: Largest magnitude of an embedding integer: three trits.
 _LEVELS = 13
-#: Scale of the embedding over its mean magnitude; 0.28 spreads a normal distribution over +-13 best.
+#: Scale of the embedding over its mean magnitude: +-13 is 2.9 standard deviations of a normal one.
 _EMBEDDING_STEP = 0.28
 _SMALLEST = 1e-20       # keeps the scalars of a zero vector finite; its codes are zero anyway
 
@@ -71,7 +72,7 @@ def ternary(weight, levels=1, step=1.0):
 
 
 def _quantize(x):
-    """``x`` rounded to int8 codes times the smallest power of two that fits: ``Q`` of the numerics."""
+    """Round ``x`` to int8 codes times the smallest power of two that fits."""
     largest = x.detach().abs().amax(-1, keepdim=True).float().clamp_min(_SMALLEST)
     # 127 * 2**k has the significand 1.984375: any larger one carries into the exponent.
     k = ((largest.view(torch.int32) + (0x800000 - 0x7E0001)) >> 23) - 127 - 6
@@ -101,16 +102,16 @@ class Sites:
     dropout: float = 0.0
 
     def codes(self, x):
-        """What a ternary product reads."""
+        """Return what a ternary product reads."""
         return _quantize(x) if self.quantize else x
 
     def drop(self, x):
-        """Dropout, in training."""
+        """Drop elements, in training."""
         return F.dropout(x, self.dropout) if self.dropout else x
 
 
 def mix_in(x, weight, bias, sites):
-    """Update gate, candidate and output gate of the token mixer."""
+    """Compute update gate, candidate and output gate of the token mixer."""
     y = F.linear(sites.codes(x), weight) * _rms_inverse(x)
     forget, candidate, gate = y.chunk(3, -1)
     z = torch.sigmoid(-(forget + bias))

@@ -5,7 +5,8 @@
     f_t = keep_t (1 - z_t)        h_t = f_t h_{t-1} + z_t c_t
     G_t = dh_t + f_{t+1} G_{t+1}  dz_t = G_t (c_t - keep_t h_{t-1})      dc_t = G_t z_t
 
-``G`` is the recurrence again, backwards in time. No gradient leaves a chunk through its initial state.
+``G`` is the recurrence again, backwards in time. No gradient leaves a chunk through its initial
+state.
 """
 
 import torch
