@@ -1,0 +1,72 @@
+"""The top of a board: clock, pins, and the system between them."""
+
+import importlib
+from typing import Any
+
+from amaranth import *
+from amaranth.lib import io
+
+from hw.boards import Board
+from hw.boards.system import BoardSystem
+
+__all__ = ["BoardTop", "load_platform"]
+
+
+def load_platform(board: Board) -> Any:
+    """Return the platform of ``board``; raises ``ModuleNotFoundError`` without amaranth-boards."""
+    module, name = board.platform.rsplit(".", 1)
+    return getattr(importlib.import_module(f"amaranth_boards.{module}"), name)()
+
+
+class BoardTop(Elaboratable):
+    """A board's pins around :class:`BoardSystem`.
+
+    Parameters
+    ----------
+    board : Board
+    """
+
+    def __init__(self, board: Board):
+        self.board = board
+        self.system = BoardSystem(board)
+
+    def elaborate(self, platform):
+        m = Module()
+        if self.board.pll:
+            self._ecp5_clock(m, platform)
+
+        pins = platform.request("uart", 0, dir={"rx": "-", "tx": "-"})
+        m.submodules.rx = rx = io.Buffer("i", pins.rx)
+        m.submodules.tx = tx = io.Buffer("o", pins.tx)
+        m.submodules.system = self.system
+        m.d.comb += [self.system.rx.eq(rx.i), tx.o.eq(self.system.tx)]
+        for name in self.board.high_outputs:
+            m.submodules[name] = pin = io.Buffer("o", platform.request(name, 0, dir="-"))
+            m.d.comb += pin.o.eq(1)
+        return m
+
+    def _ecp5_clock(self, m, platform):
+        """Make ``sync`` from the oscillator; its reset ends when the PLL has locked."""
+        oscillator = io.Buffer("i", platform.request(platform.default_clk, 0, dir="-"))
+        m.submodules.oscillator = oscillator
+        clock, locked, locked_here = Signal(), Signal(), Signal(2)
+        m.domains.sync = ClockDomain()
+        # The clock that constrains place-and-route, by the board's own figure.
+        platform.add_clock_constraint(clock, self.board.clock_hz)
+        pll = Instance(
+            "EHXPLLL", a_FREQUENCY_PIN_CLKI=str(platform.default_clk_frequency / 1e6),
+            a_FREQUENCY_PIN_CLKOP=str(self.board.clock_hz / 1e6), a_ICP_CURRENT="12",
+            a_LPF_RESISTOR="8", p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED",
+            p_STDBY_ENABLE="DISABLED", p_DPHASE_SOURCE="DISABLED", p_OUTDIVIDER_MUXA="DIVA",
+            p_CLKOP_ENABLE="ENABLED", p_CLKOP_CPHASE=self.board.pll["CLKOP_DIV"] - 1,
+            p_CLKOP_FPHASE=0, p_FEEDBK_PATH="CLKOP",
+            **{f"p_{name}": value for name, value in self.board.pll.items()},
+            i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASESEL0=0, i_PHASESEL1=0,
+            i_PHASEDIR=1, i_PHASESTEP=1, i_PHASELOADREG=1, i_PLLWAKESYNC=0, i_ENCLKOP=0,
+            o_CLKOP=clock, o_LOCK=locked)
+        m.submodules.pll = pll
+        m.d.comb += ClockSignal().eq(clock)
+        m.d.comb += ResetSignal().eq(~locked_here[1])
+        m.domains.unlocked = ClockDomain(local=True, reset_less=True)
+        m.d.comb += ClockSignal("unlocked").eq(clock)
+        m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
