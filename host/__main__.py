@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -160,7 +161,7 @@ def _load(console: Console, model: TernaryLM, name: str) -> Generator:
     """Open the device and put the model onto it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
-                  transient=True) as progress:
+                  transient=True, disable=not console.is_terminal) as progress:
         opening = progress.add_task("Opening the device", total=None, note="")
         device = open_device(name, lambda note: progress.update(opening, description=note))
         progress.remove_task(opening)
@@ -272,6 +273,10 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.save and not options.fit:
         raise UserError("Option --save must come with --fit, which finds what there is to save")
     model, tokenizer = _read(options.model)
+    for arithmetic in options.arithmetics:
+        if arithmetic not in model.logit_scales and not options.fit:
+            raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
+                            f"find it with --fit")
     corpus = read_corpus(options.corpus)
     if options.fit:
         documents = corpus["calibration"]
@@ -304,7 +309,7 @@ def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents
     tokens = [tokenizer.encode(document) for document in documents]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                   TextColumn("tokens"), TimeRemainingColumn(), console=console,
-                  transient=True) as progress:
+                  transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=sum(map(len, tokens)) + len(tokens))
         return evaluate(model, tokens, sum(len(document.encode()) for document in documents),
                         arithmetic, logit_scales=logit_scales, workers=workers,
@@ -347,14 +352,13 @@ _PACKAGES = {
 def _doctor(console: Console, options: argparse.Namespace) -> int:
     from sim.tools import TOOLS, missing_tools
 
-    table = Table(title=f"Python {platform.python_version()} on {platform.system()} "
-                        f"{platform.machine()}", title_style="bold", title_justify="left")
-    for column in ("", "for", "", "how to get it"):
-        table.add_column(column)
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"Python {platform.python_version()} on {platform.system()} "
+                        f"{platform.machine()}")
 
     def add(name: str, purpose: str, present: bool, source: str) -> None:
-        table.add_row(name, purpose, "[green]found" if present else "[red]missing",
-                      "" if present else source)
+        verdict = "[green]found" if present else f"[red]missing[/]: {escape(source)}"
+        table.add_row(name, purpose, verdict)
 
     for name, (purpose, source) in TOOLS.items():
         add(name, purpose, not missing_tools(name), source)
@@ -362,9 +366,9 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
         add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
     try:
         model = read_model(DEFAULT_MODEL)
-        add(f"models/{DEFAULT_MODEL.name}", f"{len(model.layers)} layers", True, "")
+        add(DEFAULT_MODEL.name, f"model of {len(model.layers)} layers", True, "")
     except ModelFileError as error:
-        add(f"models/{DEFAULT_MODEL.name}", "running a model", False, str(error))
+        add(DEFAULT_MODEL.name, "the model to run", False, str(error))
     console.print(table)
     return 0
 
@@ -375,12 +379,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return options.function(console, options)
-    except (UserError, ModelFileError, CorpusError, DeviceError) as error:
-        print(f"python -m host {options.command}: {error}", file=sys.stderr)
-        return 1
+    except (UserError, ModelFileError, CorpusError, DeviceError, OverflowError) as error:
+        message = str(error)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}"
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
+    print(f"python -m host {options.command}: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

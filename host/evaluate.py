@@ -222,6 +222,7 @@ def _in_parallel(model, shares, arithmetic, logit_scales, report):
 
 #: Logit scales that a fit tries, over the one in the middle: 9 from -20 % to +25 %.
 _GRID = tuple(1.25 ** (step / 4) for step in range(-4, 5))
+_GRIDS = 8
 
 
 def fit_logit_scale(measure: Callable[[Sequence[float]], Sequence[float]], start: float) -> float:
@@ -232,23 +233,23 @@ def fit_logit_scale(measure: Callable[[Sequence[float]], Sequence[float]], start
     measure : callable
         Loss with each of several logit scales.
     start : float
-        Middle of the first grid; a grid whose best is at its edge is moved there.
+        Middle of the first grid; a grid whose best is at its edge is moved there, a few times.
 
     Returns
     -------
     float
         A bf16 number.
     """
-    while True:
+    for _ in range(_GRIDS):
         scales = [to_bf16(start * factor) for factor in _GRID]
         losses = np.asarray(measure(scales))
         best = int(losses.argmin())
         if 0 < best < len(scales) - 1:
-            break
+            x, y = np.log(scales[best - 1:best + 2]), losses[best - 1:best + 2]
+            curvature, slope, _ = np.polyfit(x - x[1], y, 2)
+            return to_bf16(float(np.exp(x[1] - slope / (2 * curvature))))
         start = scales[best]
-    x, y = np.log(scales[best - 1:best + 2]), losses[best - 1:best + 2]
-    curvature, slope, _ = np.polyfit(x - x[1], y, 2)
-    return to_bf16(float(np.exp(x[1] - slope / (2 * curvature))))
+    return start
 
 
 def write_results(path: Path, command: str, model: TernaryLM, text: str,

@@ -29,6 +29,7 @@ __all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Codes", "ExactProduct
            "sigmoid_table", "silu_table"]
 
 _SIGN = np.uint16(0x8000)
+_BLOCK = 1 << 15        # elements of a block whose temporaries fit a cache
 _EVERY_BF16 = np.arange(1 << 16, dtype=np.uint16)
 
 
@@ -113,7 +114,12 @@ def scale(accumulators: NDArray[np.int32], factors: NDArray[np.uint16],
     signed digits.
     """
     exact = np.ldexp(to_float32(factors).astype(np.float64), exponents)
-    return from_float(accumulators * exact[..., np.newaxis])
+    scaled = np.empty(accumulators.shape, np.uint16)
+    vectors = max(1, _BLOCK // accumulators.shape[-1])
+    for first in range(0, len(scaled), vectors):
+        block = slice(first, first + vectors)
+        scaled[block] = from_float(accumulators[block] * exact[block, np.newaxis])
+    return scaled
 
 
 # Arithmetics: what the network does with numbers. The norm's factor sqrt(elements) is part of the

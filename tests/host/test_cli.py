@@ -1,0 +1,331 @@
+"""The command line on a tiny random model: what it prints, and one line for each mistake."""
+
+import hashlib
+import json
+import lzma
+import re
+
+import numpy as np
+import pytest
+
+import host.__main__ as cli
+from host.device import GoldenDevice
+from host.evaluate import evaluate, fit_logit_scale
+from host.generate import Generator, Sampler
+from host.model import read_model, to_bf16, write_model
+from host.tokenizer import Tokenizer
+from hw.config import EngineConfig
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from tests.host.model_examples import tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(path, tiny_model())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Documents of which three are held out; some digests make calibration text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [f"the story number {n}, " + "the end " * (n % 9) for n in range(200)]
+    documents = [document.strip() for document in documents]
+    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
+    with lzma.open(folder / "tales.txt.xz", "wt") as file:
+        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
+    lines = ["text\tdocument\tpart\tsha256"]
+    lines += [f"tales\t{n}\t{'heldout' if n < 3 else 'train'}\t{digest}"
+              for n, digest in enumerate(digests)]
+    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(capsys, *arguments):
+    """Exit status and what was printed."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as exit_:
+        status = exit_.code
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+class TestRun:
+    def test_text_and_table(self, capsys, model_path):
+        status, out, err = run(capsys, "run", model_path, "the the", "--device", "golden",
+                               "--tokens", 5, "--seed", 3)
+        assert (status, err) == (0, "")
+        assert out.startswith("the the")
+        model = read_model(model_path)
+        tokenizer = Tokenizer(model.vocabulary)
+        generator = Generator(model, GoldenDevice(EngineConfig()))
+        tokens = list(generator.generate(tokenizer.encode("the the"), 5, Sampler(seed=3)))
+        assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
+            tokenizer.decode(tokens).split())
+        for label, value in (("Matrix products", r"\d+ +all equal to the golden model"),
+                             ("Tokens", r"5 +after 4 of the prompt"),
+                             ("Cycles per token, text", r"[\d,]+ +derived"),
+                             ("Weight port used, text", r"[\d.]+% +derived"),
+                             ("Bytes moved per token", r"[\d,.]+ KB +derived"),
+                             ("First token after", r"[\d.]+ s +measured"),
+                             ("Density of the FFN", r"[\d.]+% +derived")):
+            assert re.search(f"{label} +{value}", out), label
+
+    def test_greedy_is_temperature_zero(self, capsys, model_path):
+        first = run(capsys, "run", model_path, "--device", "golden", "--tokens", 4, "--greedy")
+        second = run(capsys, "run", model_path, "--prompt", "Once upon a time", "--device",
+                     "golden", "--tokens", 4, "--temperature", 0)
+        assert first[1].split("\n\n")[0] == second[1].split("\n\n")[0]
+
+    def test_no_speed_without_equality(self, capsys, model_path, monkeypatch):
+        """One wrong integer in the last matrix: one line, no table."""
+        product = GoldenDevice._product
+
+        def wrong(self, handle, columns, values):
+            results, cycles, transfers = product(self, handle, columns, values)
+            if handle == 14:
+                results[0, 7] ^= 1
+            return results, cycles, transfers
+
+        monkeypatch.setattr(GoldenDevice, "_product", wrong)
+        status, out, err = run(capsys, "run", model_path, "the", "--device", "golden")
+        assert status == 1
+        assert re.fullmatch(r"python -m host run: Matrix embedding row 7 \(activation vector 0 of "
+                            r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
+        assert out.strip() == "the"
+
+    def test_control_c(self, capsys, model_path, monkeypatch):
+        def interrupt(self, *arguments):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(GoldenDevice, "_product", interrupt)
+        status, _, err = run(capsys, "run", model_path, "the", "--device", "golden")
+        assert (status, err) == (130, "\nStopped.\n")
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["nothing.gguf"], "run: nothing.gguf: No such file or directory"),
+        (["a.gguf", "b", "c"], "run: Prompt must be one argument, not 2; put it in quotes"),
+        (["b", "--prompt", "c"],
+         "run: Prompt must be given once, not as an argument and with --prompt"),
+        ([" "], "run: Prompt must not be empty"),
+        (["--prompt", ""], "run: Prompt must not be empty"),
+        (["--tokens", "0"], "run: argument --tokens: must be an integer of at least 1, not '0'"),
+        (["--tokens", "x"], "run: argument --tokens: must be an integer of at least 1, not 'x'"),
+        (["--temperature", "-1"],
+         "run: argument --temperature: must be a number of at least 0, not '-1'"),
+        (["--temperature", "nan"],
+         "run: argument --temperature: must be a number of at least 0, not 'nan'"),
+        (["--temperature", "hot"],
+         "run: argument --temperature: must be a number of at least 0, not 'hot'"),
+    ])
+    def test_mistakes(self, capsys, arguments, message):
+        status, out, err = run(capsys, "run", *arguments)
+        assert status in (1, 2)
+        assert (out, err) == ("", f"python -m host {message}\n")
+
+    def test_unknown_device(self, capsys, model_path):
+        status, _, err = run(capsys, "run", model_path, "the", "--device", "fpga")
+        assert (status, err) == (1, "python -m host run: 'fpga' is not a device (try 'golden', "
+                                    "'sim', 'serial:PORT')\n")
+
+    def test_not_a_model(self, capsys, tmp_path):
+        path = tmp_path / "text.gguf"
+        path.write_text("hello")
+        status, _, err = run(capsys, "run", path)
+        assert status == 1
+        assert err == (f"python -m host run: {path}: not a GGUF file: it must begin with b'GGUF', "
+                       f"not b'hell'\n")
+
+
+class TestGenerate:
+    def test_against_token_by_token(self):
+        """The prompt goes through in batches; greedy tokens are those of the plain golden model."""
+        model = tiny_model()
+        generator = Generator(model, GoldenDevice(EngineConfig(max_batch=3)))
+        prompt = [5, 9, 80, 3, 3, 17, 200]
+        tokens = list(generator.generate(prompt, 6, Sampler(temperature=0)))
+        lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+        state, expected = lm.start(), []
+        for token in [0, *prompt]:
+            hidden = lm.forward(np.array([[token]]), state)
+        for _ in range(6):
+            expected.append(int(lm.logits(hidden)[0].argmax()))
+            hidden = lm.forward(np.array([[expected[-1]]]), state)
+        assert tokens == expected
+        assert generator.prompt.tokens == 8
+        assert generator.text.tokens == 5
+        counters = generator.driver.device.counters
+        assert generator.prompt.counters + generator.text.counters == counters
+        # 3 passes for 8 vectors of 14 matrices and the head once; then 15 matrices a token.
+        assert counters.products == 3 * 14 + 1 + 5 * 15
+
+    def test_ends_with_the_document(self):
+        model = tiny_model()
+        generator = Generator(model, GoldenDevice(EngineConfig()))
+        generator._lm.logits = lambda hidden: 1e3 * np.eye(1, model.vocab)     # end of document
+        assert list(generator.generate([5], 6, Sampler())) == []
+
+
+class TestSampler:
+    logits = np.array([0.0, 3.0, 1.0, 3.0, -2.0])
+
+    def test_greedy_takes_the_first_of_equals(self):
+        assert Sampler(temperature=0).choices()(self.logits) == 1
+
+    def test_top_k(self):
+        choose = Sampler(temperature=100.0, top_k=2).choices()
+        assert {choose(self.logits) for _ in range(50)} == {1, 3}
+
+    def test_distribution(self):
+        choose = Sampler(temperature=2.0, top_k=0, seed=7).choices()
+        drawn = np.bincount([choose(self.logits) for _ in range(20000)], minlength=5) / 20000
+        expected = np.exp(self.logits / 2)
+        np.testing.assert_allclose(drawn, expected / expected.sum(), atol=0.015)
+
+    def test_seed(self):
+        first, again, other = (Sampler(seed=seed).choices() for seed in (4, 4, 5))
+        draws = [[choose(self.logits) for _ in range(30)] for choose in (first, again, other)]
+        assert draws[0] == draws[1] != draws[2]
+
+
+def slow_bits(model, documents, arithmetic, logit_scale):
+    """Bits of all tokens, one document and one token after another."""
+    lm = GoldenLM(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)))
+    end, bits = model.vocabulary.end_of_document, 0.0
+    for document in documents:
+        state = lm.start()
+        for read, target in zip([end, *document], [*document, end], strict=True):
+            logits = lm.logits(lm.forward(np.array([[read]]), state), logit_scale)[0]
+            logits = logits.astype(np.float64) - logits.max()
+            bits += (np.log(np.exp(logits).sum()) - logits[target]) / np.log(2)
+    return bits
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("arithmetic", ["lmul", "float"])
+    def test_against_token_by_token(self, arithmetic):
+        model = tiny_model(layers=1)
+        rng = np.random.default_rng(1)
+        documents = [rng.integers(1, 259, length).tolist() for length in (30, 3, 17, 1, 100)]
+        scales = (to_bf16(0.011), to_bf16(0.005))
+        result = evaluate(model, documents, 500, arithmetic, logit_scales=scales, workers=1)
+        for scale, bits in zip(scales, result.bits_per_byte, strict=True):
+            assert bits == pytest.approx(slow_bits(model, documents, arithmetic, scale) / 500,
+                                         rel=1e-5)
+        assert (result.documents, result.tokens, result.bytes) == (5, 156, 500)
+        assert result.live.sum(axis=1).tolist() == [156]
+
+    def test_workers_share_the_documents(self):
+        model = tiny_model(layers=1)
+        documents = [[n + 1] * (5 * n + 1) for n in range(7)]
+        reported = []
+        one = evaluate(model, documents, 100, "lmul", workers=1)
+        two = evaluate(model, documents, 100, "lmul", workers=2, report=reported.append)
+        assert two.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-9)
+        np.testing.assert_array_equal(two.live, one.live)
+
+    def test_density(self):
+        model = tiny_model(layers=2)
+        result = evaluate(model, [[4, 5, 6]], 3, "lmul", workers=1)
+        elements = model.ffn_width
+        result.live[:] = 0
+        result.live[0, [0, 10, elements]] = (98, 1, 1)
+        result.live[1, 128] = 100
+        assert result.layer_density(0) == pytest.approx(
+            {"density": (10 + elements) / 100 / elements, "density_p99": 10 / elements,
+             "density_max": 1.0})
+        assert result.layer_density(1) == {"density": 0.25, "density_p99": 0.25,
+                                           "density_max": 0.25}
+        assert result.density == pytest.approx((0.25 + (10 + elements) / 100 / elements) / 2)
+
+    def test_errors(self):
+        model = tiny_model(layers=1)
+        with pytest.raises(ValueError, match=r"^Documents must not be empty$"):
+            evaluate(model, [], 1, "lmul")
+        with pytest.raises(ValueError, match=r"^Model tiny has no logit scale for arithmetic "
+                                             r"'exact'; fit it with --fit$"):
+            evaluate(model, [[1]], 1, "exact")
+
+    def test_fit(self):
+        """A parabola in the logarithm, whose minimum lies outside the first grid."""
+        calls = []
+
+        def losses(scales):
+            calls.append(scales)
+            return [(np.log(scale) - np.log(0.05)) ** 2 for scale in scales]
+
+        assert fit_logit_scale(losses, 0.01) == pytest.approx(0.05, rel=2 ** -8)
+        assert len(calls) > 3
+        assert all(to_bf16(scale) == scale for call in calls for scale in call)
+
+    def test_fit_without_minimum(self):
+        """An untrained model is best with no logits at all: the search gives up."""
+        assert 0 < fit_logit_scale(lambda scales: scales, 0.01) < 0.01 / 1.24 ** 7
+
+    def test_command(self, capsys, model_path, corpus, tmp_path):
+        results, fitted = tmp_path / "model.json", tmp_path / "fitted.gguf"
+        status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--fit",
+                               "--save", fitted, "--json", results, "--workers", 1,
+                               "--arithmetic", "lmul,exact")
+        assert (status, err) == (0, "")
+        assert re.search(r"tiny on held-out text: 3 documents, \d+ tokens, \d+ bytes", out)
+        record = json.loads(results.read_text())
+        assert set(record) == {"command", "versions", "configuration", "rows"}
+        rows = record["rows"]
+        assert [row["arithmetic"] for row in rows[:2]] == ["lmul", "exact"]
+        assert len(rows) == 2 + 2 * 2
+        assert rows[0]["text"] == "held-out"
+        assert rows[2]["layer"] == 0
+        model = read_model(fitted)
+        assert model.logit_scales["lmul"] == rows[0]["logit_scale"]
+        assert model.logit_scales["exact"] == rows[1]["logit_scale"]
+        assert f"{rows[1]['bits_per_byte']:.4f}" in out
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ([], "evaluate: the following arguments are required: --corpus"),
+        (["--corpus", "x", "--arithmetic", "fp8"],
+         "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
+         "'exact', 'float', 'all')"),
+        (["--corpus", "x", "--save", "y"],
+         "evaluate: Option --save must come with --fit, which finds what there is to save"),
+        (["--corpus", "x", "--documents", "0"],
+         "evaluate: argument --documents: must be an integer of at least 1, not '0'"),
+    ])
+    def test_mistakes(self, capsys, arguments, message):
+        status, out, err = run(capsys, "evaluate", *arguments)
+        assert status in (1, 2)
+        assert (out, err) == ("", f"python -m host {message}\n")
+
+    def test_no_corpus(self, capsys, model_path, tmp_path):
+        status, _, err = run(capsys, "evaluate", model_path, "--corpus", tmp_path)
+        assert status == 1
+        assert err == (f"python -m host evaluate: {tmp_path}/splits.tsv: "
+                       f"No such file or directory\n")
+
+    def test_no_logit_scale(self, capsys, model_path, corpus):
+        status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--arithmetic",
+                             "exact")
+        assert status == 1
+        assert err == (f"python -m host evaluate: {model_path}: no logit scale for arithmetic "
+                       f"'exact'; find it with --fit\n")
+
+    def test_unwritable(self, capsys, model_path, corpus, tmp_path):
+        path = tmp_path / "missing" / "model.json"
+        status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--json", path,
+                             "--documents", 1, "--arithmetic", "float")
+        assert status == 1
+        assert err == f"python -m host evaluate: {path}: No such file or directory\n"
+
+
+def test_doctor(capsys):
+    status, out, err = run(capsys, "doctor")
+    assert (status, err) == (0, "")
+    assert "verilator" in out
+    assert "amaranth" in out
+
+
+def test_no_command(capsys):
+    status, _, err = run(capsys)
+    assert (status, err) == (2, "python -m host: the following arguments are required: COMMAND\n")
