@@ -162,8 +162,9 @@ def _load(console: Console, model: TernaryLM, name: str) -> Generator:
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
-        opening = progress.add_task("Opening the device", total=None, note="")
-        device = open_device(name, lambda note: progress.update(opening, description=note))
+        opening = progress.add_task("Opening the device", total=1.0, note="")
+        device = open_device(name, lambda done, what: progress.update(
+            opening, description="Building the simulator", completed=done, note=what))
         progress.remove_task(opening)
         loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
         try:

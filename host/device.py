@@ -82,10 +82,9 @@ class Counters:
 
 
 class Device(abc.ABC):
-    """A ternary engine and an L-Mul unit, wherever they are.
+    """A ternary engine, wherever it is; some have an L-Mul unit as well.
 
-    Subclasses define :meth:`_load`, :meth:`_product` and :meth:`lmul`; the base class checks and
-    counts.
+    Subclasses define :meth:`_load` and :meth:`_product`; the base class checks and counts.
 
     Attributes
     ----------
@@ -147,7 +146,7 @@ class Device(abc.ABC):
         handle : int
             Of :meth:`load`.
         columns : uint32 array, shape (entries,)
-            Column indices. None at all is a list as well: its sums are zero.
+            Column indices. At least one.
         values : int8 array, shape (entries, batch)
 
         Returns
@@ -161,10 +160,10 @@ class Device(abc.ABC):
         """
         name, rows, column_count, plane_count = self._images[handle]
         entries, batch = values.shape
-        if len(columns) != entries:
+        if not 0 < entries == len(columns):
             raise ValueError(f"List for matrix {name} must have a column for each of its "
-                             f"{entries} values, not {len(columns)}")
-        if entries and int(columns.max()) >= column_count:
+                             f"{entries} values and at least one, not {len(columns)}")
+        if int(columns.max()) >= column_count:
             raise ValueError(f"List for matrix {name} must name columns below {column_count}, "
                              f"not {columns.max()}")
         results, cycles, transfers = self._product(handle, columns, values)
@@ -190,9 +189,15 @@ class Device(abc.ABC):
                  values: NDArray[np.int8]) -> tuple[NDArray[np.int32], int, int]:
         """Results (batch, rows), cycles, and transfers of the weight port."""
 
-    @abc.abstractmethod
     def lmul(self, x: NDArray[np.uint16], y: NDArray[np.uint16]) -> NDArray[np.uint16]:
-        """L-Mul products of bf16 numbers, given and returned as bits."""
+        """L-Mul products of bf16 numbers, given and returned as bits.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no L-Mul unit.
+        """
+        raise DeviceError(f"The {self.label} has no L-Mul unit")
 
     def close(self) -> None:
         """Give back what the device holds. It cannot be used afterwards."""
@@ -350,7 +355,8 @@ class Driver:
     def __call__(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
         """Rows ``activations[b] @ W.T``; shape (batch, rows), any batch.
 
-        Columns that are zero in a whole pass are not listed.
+        Columns that are zero in a whole pass are not listed. If all are, one is: a list has an
+        entry.
         """
         packed, handles = self._matrices[name]
         batch, columns = activations.shape
@@ -367,6 +373,8 @@ class Driver:
                 size = _avoid_two(groups * min(limit, batch - done)) // groups
                 vectors = activations[done:done + size]
                 listed = np.flatnonzero(vectors.any(axis=0)).astype(np.uint32)
+                if not len(listed):
+                    listed = np.zeros(1, np.uint32)
                 results[done:done + size, first:first + rows] = self.device.product(
                     handle, listed, np.ascontiguousarray(vectors[:, listed].T))
                 done += size
@@ -415,21 +423,29 @@ class CheckedProducts:
         return actual
 
 
-def open_device(name: str, report: Callable[[str], None] = lambda note: None) -> Device:
+def open_device(name: str, report: Callable[[float, str], None] | None = None) -> Device:
     """Open a device by the name that users give it.
 
     Parameters
     ----------
     name : str
         ``golden``, ``sim``, or ``serial:PORT``.
-    report : callable
-        Called with a few words whenever something slow begins.
+    report : callable, optional
+        Called with the share that is done (0 to 1) and what is under way, if opening takes long.
 
     Raises
     ------
     DeviceError
         If there is no such device, or it cannot be opened.
     """
+    # Imported where they are asked for: a board needs no simulator, the simulator no serial port.
     if name == "golden":
         return GoldenDevice(EngineConfig())
+    if name == "sim":
+        from host.simulated_device import SimulatedDevice
+        return SimulatedDevice(EngineConfig(), report)
+    kind, _, port = name.partition(":")
+    if kind == "serial" and port:
+        from host.serial_device import SerialDevice
+        return SerialDevice(port)
     raise DeviceError(f"{name!r} is not a device (try 'golden', 'sim', 'serial:PORT')")

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from host.device import (
     CheckedProducts,
+    Device,
     DeviceError,
     Driver,
     GoldenDevice,
     MismatchError,
+    open_device,
     pack_matrix,
     planes_needed,
 )
@@ -71,16 +73,16 @@ def test_zero_columns_are_not_listed():
     driver.load("w", np.ones((256, 4), np.int8))
     driver("w", np.array([[0, 3, 0, 0], [0, 0, 0, -1]], np.int8))
     driver("w", np.zeros((1, 4), np.int8))
-    assert device.shapes == [(4, 2, 2), (4, 0, 1)]
+    assert device.shapes == [(4, 2, 2), (4, 1, 1)]
     counters = device.counters
-    assert (counters.products, counters.entries, counters.skipped) == (2, 2, 2 + 4)
-    assert counters.additions == 2 * 256 * 2
-    assert counters.weight_bytes == 2 * 4 * 13
-    assert counters.list_bytes == 2 * (2 + 2)
+    assert (counters.products, counters.entries, counters.skipped) == (2, 3, 2 + 3)
+    assert counters.additions == 2 * 256 * 2 + 256
+    assert counters.weight_bytes == 3 * 4 * 13
+    assert counters.list_bytes == 2 * (2 + 2) + (2 + 1)
     assert counters.result_bytes == 3 * 256 * 4
-    assert counters.transfers == 13
+    assert counters.transfers == 13 + 7
     assert counters.cycles == (engine_cycles(config, rows=256, columns=2, batch=2)
-                               + engine_cycles(config, rows=256, columns=0))
+                               + engine_cycles(config, rows=256, columns=1))
     assert driver.loaded_bytes == 4 * 4 * 13
 
 
@@ -105,6 +107,14 @@ def test_info():
     assert GoldenDevice(config).info() == {
         "device": "golden model", "evidence": "derived",
         "configuration": {**config.__dict__}, "fingerprint": f"{config.fingerprint():08x}"}
+
+
+def test_no_lmul_unit():
+    class Engine(RecordingDevice):
+        lmul = Device.lmul
+
+    with pytest.raises(DeviceError, match=r"^The golden model has no L-Mul unit$"):
+        Engine(EngineConfig()).lmul(np.zeros(1, np.uint16), np.zeros(1, np.uint16))
 
 
 def test_lmul():
@@ -139,6 +149,12 @@ class TestChecked:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("name", ["fpga", "", "serial", "serial:", "sim:x", "Golden"])
+    def test_unknown_device(self, name):
+        with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'golden', 'sim', "
+                                              rf"'serial:PORT'\)$"):
+            open_device(name)
+
     def test_overflow(self):
         weights = np.zeros((5, 300), np.int8)
         weights[3] = -13
@@ -181,7 +197,7 @@ class TestErrors:
         device = GoldenDevice(EngineConfig())
         Driver(device).load("w", np.ones((3, 4), np.int8))
         with pytest.raises(ValueError, match=r"^List for matrix w must have a column for each of "
-                                             r"its 2 values, not 1$"):
+                                             r"its 2 values and at least one, not 1$"):
             device.product(0, np.zeros(1, np.uint32), np.zeros((2, 1), np.int8))
         with pytest.raises(ValueError, match=r"^List for matrix w must name columns below 4, "
                                              r"not 4$"):
