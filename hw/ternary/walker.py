@@ -275,9 +275,9 @@ class Walker(wiring.Component):
             self.operation.release.eq(~(one_slot & walking)),
             self.operation.read.eq(read),
             self.operation.last.eq(round_last & bank.last),
+            # Not `m.If`: Icarus never evaluates a process whose inputs keep their initial values.
+            self.operation.operand.eq(Mux(multiply, operand, 0)),
         ]
-        with m.If(multiply):
-            m.d.comb += self.operation.operand.eq(operand)
         for k in range(banks):
             m.d.comb += self.operation.zero[k].eq(Mux(reading, bank.after != k + 2, others))
         return m
