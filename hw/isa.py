@@ -1,0 +1,198 @@
+"""The instruction set, as plain data: for sequencer, golden machine, compiler and disassembler.
+
+One token is one pass over a program. Instructions are coarse: each works on a whole vector or a
+whole matrix. docs/machine.md says how they overlap; ``sim.golden.machine`` executes them, bit for
+bit. This module imports no Amaranth.
+"""
+
+import dataclasses
+import enum
+
+__all__ = ["FIELDS", "INSTRUCTION_BYTES", "REGISTERS", "USED", "Fault", "Function", "Instruction",
+           "Opcode", "decode", "disassemble", "encode"]
+
+#: Bytes of an instruction in a program.
+INSTRUCTION_BYTES = 16
+
+#: Scalar registers, each a bf16 number times a power of two. Register 0 is always 1.
+REGISTERS = 16
+
+#: Fields of an instruction with their widths in bits, from bit 0 up.
+FIELDS = {"opcode": 8, "function": 8, "target": 16, "a": 16, "b": 16, "count": 16, "constant": 16,
+          "address": 32}
+
+
+class Opcode(enum.IntEnum):
+    """What an instruction does.
+
+    ``v[x]`` is the vector of ``count`` bf16 elements from element x of the vector memory, ``r[x]``
+    a scalar register, ``memory`` the bytes behind the memory port. Q and S are those of
+    docs/numerics.md, section 6. Products queue up: DRAIN and EMIT take the oldest one.
+    """
+
+    #: The pass over the program ends.
+    STOP = 0x01
+    #: ``v[target] = memory[address]``.
+    LOAD = 0x02
+    #: ``memory[address] = v[a]``.
+    STORE = 0x03
+    #: The list becomes one entry: the column of the token's number, with activation 1.
+    TOKEN = 0x10
+    #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``.
+    PACK = 0x11
+    #: A product is queued: the list times the matrix of ``a`` rows, ``count`` columns and ``b``
+    #: planes whose packed columns begin at ``address``. A matrix with fewer rows than lanes, or
+    #: more than accumulators, is several.
+    MATMUL = 0x12
+    #: ``v[target] = S(product, constant * r[a] * r[b])``; ``count`` is the product's rows.
+    DRAIN = 0x13
+    #: The largest of the ``count`` integers of the product are delivered to the host, with the
+    #: scalar ``constant * r[a] * r[b]`` that makes logits of them.
+    EMIT = 0x14
+    #: ``v[target] = function(v[a], v[b])``, element by element.
+    VECTOR = 0x20
+    #: ``r[target] = 1 / sqrt(sum of squares of v[a])``, 0 for a zero vector.
+    NORM = 0x21
+
+
+class Function(enum.IntEnum):
+    """Variants of PACK and VECTOR."""
+
+    #: PACK: every element becomes an entry, and weights may be read before the list is known.
+    DENSE = 0x01
+    #: PACK: zeros are left out, and only listed columns are read.
+    SPARSE = 0x02
+    #: VECTOR, of ``a`` and ``b``.
+    ADD = 0x10
+    SUBTRACT = 0x11
+    LMUL = 0x12
+    #: VECTOR, of ``a`` alone.
+    COPY = 0x20
+    RELU = 0x21
+    #: ``1 / (1 + exp(a))``: the share of the state that is replaced.
+    SIGMOID_OF_NEGATIVE = 0x22
+    SILU = 0x23
+
+
+#: Fields that each opcode uses beside ``opcode``; all others must be zero.
+USED = {
+    Opcode.STOP: (),
+    Opcode.LOAD: ("target", "count", "address"),
+    Opcode.STORE: ("a", "count", "address"),
+    Opcode.TOKEN: (),
+    Opcode.PACK: ("function", "target", "a", "count"),
+    Opcode.MATMUL: ("a", "b", "count", "address"),
+    Opcode.DRAIN: ("target", "a", "b", "count", "constant"),
+    Opcode.EMIT: ("a", "b", "count", "constant"),
+    Opcode.VECTOR: ("function", "target", "a", "b", "count"),
+    Opcode.NORM: ("target", "a", "count"),
+}
+
+#: Functions that each opcode with a ``function`` field takes.
+FUNCTIONS = {
+    Opcode.PACK: (Function.DENSE, Function.SPARSE),
+    Opcode.VECTOR: (Function.ADD, Function.SUBTRACT, Function.LMUL, Function.COPY, Function.RELU,
+                    Function.SIGMOID_OF_NEGATIVE, Function.SILU),
+}
+
+
+class Fault(enum.IntEnum):
+    """Why the core stopped; the driver turns it into a sentence."""
+
+    NONE = 0
+    OPCODE = 1
+    FUNCTION = 2
+    VECTOR_ADDRESS = 3
+    REGISTER = 4
+    MEMORY_ADDRESS = 5
+    MATRIX = 6
+    NOT_FINITE = 7
+    NO_PRODUCT = 8
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, for people."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Fault.NONE: "nothing is wrong",
+    Fault.OPCODE: "the opcode is none, or the program has no STOP",
+    Fault.FUNCTION: "the function is none of this opcode",
+    Fault.VECTOR_ADDRESS: "a vector is empty, not aligned to the vector lanes, or ends beyond the "
+                          "vector memory",
+    Fault.REGISTER: "a scalar register is beyond the last one, or register 0 is written",
+    Fault.MEMORY_ADDRESS: "an address is not aligned to the memory port, or beyond the memory",
+    Fault.MATRIX: "a matrix has more rows, columns or planes than the engine, or none",
+    Fault.NOT_FINITE: "a vector to be packed holds an infinity or a NaN",
+    Fault.NO_PRODUCT: "a product is taken that was not queued, or has another number of rows",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Instruction:
+    """One instruction; the fields are those of :data:`FIELDS`."""
+
+    opcode: Opcode
+    function: int = 0
+    target: int = 0
+    a: int = 0
+    b: int = 0
+    count: int = 0
+    constant: int = 0
+    address: int = 0
+
+    def __post_init__(self):
+        for name, width in FIELDS.items():
+            value = getattr(self, name)
+            if not 0 <= value < 2 ** width:
+                raise ValueError(f"Field {name} of {self.opcode.name} must be in "
+                                 f"0..{2 ** width - 1}, not {value}")
+            if value and name != "opcode" and name not in USED[self.opcode]:
+                raise ValueError(f"Field {name} of {self.opcode.name} must be 0, not {value}")
+
+
+def encode(instruction: Instruction) -> bytes:
+    """Return the :data:`INSTRUCTION_BYTES` of an instruction, little endian."""
+    word, shift = 0, 0
+    for name, width in FIELDS.items():
+        word |= int(getattr(instruction, name)) << shift
+        shift += width
+    return word.to_bytes(INSTRUCTION_BYTES, "little")
+
+
+def decode(data: bytes) -> Instruction:
+    """Return the instruction of :data:`INSTRUCTION_BYTES` bytes.
+
+    Raises
+    ------
+    ValueError
+        If the opcode is none, or a field is set that the opcode does not use.
+    """
+    if len(data) != INSTRUCTION_BYTES:
+        raise ValueError(f"Instruction must have {INSTRUCTION_BYTES} bytes, not {len(data)}")
+    word = int.from_bytes(data, "little")
+    values = {}
+    for name, width in FIELDS.items():
+        values[name] = word & (2 ** width - 1)
+        word >>= width
+    opcode = values.pop("opcode")
+    if opcode not in set(Opcode):
+        raise ValueError(f"Opcode must be one of {', '.join(f'{code:#04x}' for code in Opcode)}, "
+                         f"not {opcode:#04x}")
+    return Instruction(opcode=Opcode(opcode), **values)
+
+
+def disassemble(instruction: Instruction) -> str:
+    """Return one line of text, as ``VECTOR   LMUL target=768 a=512 b=256 count=256``."""
+    parts = [f"{instruction.opcode.name:8}"]
+    for name in USED[instruction.opcode]:
+        value = getattr(instruction, name)
+        if name == "function":
+            known = value in FUNCTIONS[instruction.opcode]
+            parts.append(Function(value).name if known else f"function={value:#04x}")
+        elif name in ("constant", "address"):
+            parts.append(f"{name}={value:#x}")
+        else:
+            parts.append(f"{name}={value}")
+    return " ".join(parts).rstrip()
