@@ -10,7 +10,7 @@ import json
 from hw.common.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["EngineConfig", "TARGETS"]
+__all__ = ["CoreConfig", "EngineConfig", "TARGETS"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
@@ -154,5 +154,85 @@ class EngineConfig:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
         fields = dataclasses.asdict(self)
         del fields["target"]
-        text = json.dumps(fields, sort_keys=True)
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return _fingerprint(fields)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CoreConfig:
+    """Geometry of the core: the engine, and what is around it. docs/machine.md names the parts.
+
+    Attributes
+    ----------
+    engine : EngineConfig
+        Activations are int8: the list's codes. ``port_bytes`` is the width of the memory port.
+    vector_depth : int
+        Elements of the vector memory.
+    program_depth : int
+        Instructions of a program, a power of two.
+    list_depth : int
+        Entries of each of the two list buffers.
+    product_depth : int
+        Products that wait for the engine or for being drained.
+    queue_words : int
+        Transfers of the memory port that are read ahead, a power of two.
+    best : int
+        Largest logits that one EMIT delivers.
+    address_width : int
+        Bits of a byte address: the memory has ``2**address_width`` bytes.
+    """
+
+    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    vector_depth: int = 16384
+    program_depth: int = 1024
+    list_depth: int = 2048
+    product_depth: int = 4
+    queue_words: int = 1024
+    best: int = 16
+    address_width: int = 32
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                positive_int(f"Configuration field {field.name}", getattr(self, field.name))
+        for name in ("program_depth", "queue_words"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"Configuration field {name} must be a power of two, not {value}")
+        # Fields of an instruction hold elements, rows and entries in 16 bits, addresses in 32.
+        for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - 1),
+                            ("address_width", 32)):
+            if getattr(self, name) > limit:
+                raise ValueError(f"Configuration field {name} must be at most {limit}, "
+                                 f"not {getattr(self, name)}")
+        if self.vector_depth % self.vector_lanes:
+            raise ValueError(f"Vector depth ({self.vector_depth}) must be a multiple of the result "
+                             f"lane count ({self.vector_lanes})")
+        if self.engine.activation_width != 8:
+            raise ValueError(f"Activation width of a core's engine must be 8, "
+                             f"not {self.engine.activation_width}")
+
+    @property
+    def vector_lanes(self) -> int:
+        """Elements of a word of the vector memory: those of one result transfer."""
+        return self.engine.result_lanes
+
+    @property
+    def port_bytes(self) -> int:
+        """Bytes of one transfer of the memory port."""
+        return self.engine.port_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that an address can reach."""
+        return 2 ** self.address_width
+
+    def fingerprint(self) -> int:
+        """32 bits that differ between configurations; ``target`` changes no bit of any result."""
+        fields = dataclasses.asdict(self)
+        del fields["engine"]["target"]
+        return _fingerprint(fields)
+
+
+def _fingerprint(fields: dict) -> int:
+    text = json.dumps(fields, sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
