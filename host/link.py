@@ -46,8 +46,8 @@ class Link:
     """Frames over a byte port.
 
     A request is sent again, with its sequence number, when no reply has come for
-    ``timeout / attempts`` seconds; the device executes it once. Bytes that are no good frame, and replies to
-    other requests, are dropped.
+    ``timeout / attempts`` seconds; the device executes it once. Bytes that are no good frame, and
+    replies to other requests, are dropped.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ class Link:
     def _data(self, command: Command, reply: bytes) -> bytes:
         status = reply[-1]
         if status == Status.STALLED:
-            raise StalledError(f"The engine behind {self._name} stalled in {command.name}; "
-                               f"it was sent too little, or its bitstream is another")
+            raise StalledError(f"The engine behind {self._name} stalled in {command.name}; check "
+                               f"that its bitstream was built from this version of the project")
         if status != Status.DONE:
             problem = _PROBLEMS.get(Status(status)) if status in list(Status) else None
             raise DeviceError(f"The device on {self._name} refused {command.name}: "

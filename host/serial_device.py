@@ -158,7 +158,7 @@ class SerialDevice(Device):
 
     def _stream_columns(self, columns: NDArray[np.uint32], values: NDArray[np.int8],
                         weights: NDArray[np.uint8]) -> None:
-        """Send the list and the weights in turns: never more entries than the device's queue holds."""
+        """Send list and weights in turns: never more entries than the device's queue holds."""
         batch = values.shape[1]
         entries = _packed(self._transfers.entry, index=np.repeat(columns, batch),
                           value=values.ravel(), end=np.zeros(values.size, np.uint8))

@@ -1,4 +1,4 @@
-"""A board, simulated by Verilator, behind a serial port: a pseudo-terminal moves its UART's bits."""
+"""A simulated board behind a serial port: its UART's bits go through a pseudo-terminal."""
 
 import contextlib
 import os

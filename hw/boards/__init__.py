@@ -61,7 +61,7 @@ BOARDS = {board.name: board for board in (
     Board(name="ulx3s", platform="ulx3s.ULX3S_85F_Platform", clock_hz=75_000_000,
           pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
           config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",)),
-    # The 5,280 LUT4 and 30 block RAMs of the UP5K: every lane takes two of these for its accumulators.
+    # The UP5K has 30 block RAMs, and every lane takes two of them for its accumulators.
     Board(name="icebreaker", platform="icebreaker.ICEBreakerPlatform", clock_hz=12_000_000,
           baud=1_000_000, entry_queue=256,
           config=EngineConfig(lanes=8, accumulator_width=24, accumulator_depth=128, max_planes=3,

@@ -21,7 +21,7 @@ __all__ = ["BoardSystem", "description"]
 
 
 def description(board: Board) -> bytes:
-    """Data of ``HELLO``: what a driver must know about the device, as JSON in ASCII."""
+    """Return the data of ``HELLO``: what a driver must know of the device, as JSON in ASCII."""
     return json.dumps({
         "protocol": PROTOCOL_VERSION,
         "board": board.name,
@@ -41,7 +41,7 @@ class BoardSystem(wiring.Component):
     board : Board
     watchdog_cycles : int
         Cycles after which a request that waits for the engine ends with an error. The longest wait
-        in a correct sequence is for the engine's work on one weight word, or for the end of a product.
+        in a correct sequence is for the engine to clear its accumulators, or to end a product.
 
     Members
     -------
@@ -51,10 +51,13 @@ class BoardSystem(wiring.Component):
         Serial line to the host.
     """
 
+    rx: Signal
+    tx: Signal
+
     def __init__(self, board: Board, *, watchdog_cycles: int = 1 << 16):
         self.board = board
         self.watchdog_cycles = watchdog_cycles
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1)})
+        super().__init__({"rx": In(1), "tx": Out(1)})
 
     def elaborate(self, platform):
         m = Module()

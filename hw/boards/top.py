@@ -36,23 +36,25 @@ class BoardTop(Elaboratable):
             self._ecp5_clock(m, platform)
 
         pins = platform.request("uart", 0, dir={"rx": "-", "tx": "-"})
-        m.submodules.rx = rx = io.Buffer("i", pins.rx)
-        m.submodules.tx = tx = io.Buffer("o", pins.tx)
+        m.submodules.rx = rx = io.Buffer(io.Direction.Input, pins.rx)
+        m.submodules.tx = tx = io.Buffer(io.Direction.Output, pins.tx)
         m.submodules.system = self.system
         m.d.comb += [self.system.rx.eq(rx.i), tx.o.eq(self.system.tx)]
         for name in self.board.high_outputs:
-            m.submodules[name] = pin = io.Buffer("o", platform.request(name, 0, dir="-"))
-            m.d.comb += pin.o.eq(1)
+            pin = platform.request(name, 0, dir="-")
+            m.submodules[name] = buffer = io.Buffer(io.Direction.Output, pin)
+            m.d.comb += buffer.o.eq(1)
         return m
 
     def _ecp5_clock(self, m, platform):
         """Make ``sync`` from the oscillator; its reset ends when the PLL has locked."""
-        oscillator = io.Buffer("i", platform.request(platform.default_clk, 0, dir="-"))
-        m.submodules.oscillator = oscillator
-        clock, locked, locked_here = Signal(), Signal(), Signal(2)
+        pin = platform.request(platform.default_clk, 0, dir="-")
+        m.submodules.oscillator = oscillator = io.Buffer(io.Direction.Input, pin)
+        clock = Signal()
+        locked = Signal()
+        locked_here = Signal(2)
         m.domains.sync = ClockDomain()
-        # The clock that constrains place-and-route, by the board's own figure.
-        platform.add_clock_constraint(clock, self.board.clock_hz)
+        # nextpnr derives the constraint of this clock from the oscillator's and the dividers.
         pll = Instance(
             "EHXPLLL", a_FREQUENCY_PIN_CLKI=str(platform.default_clk_frequency / 1e6),
             a_FREQUENCY_PIN_CLKOP=str(self.board.clock_hz / 1e6), a_ICP_CURRENT="12",

@@ -20,9 +20,9 @@ FrameSignature = stream.Signature(data.StructLayout({"data": 8, "last": 1}))
 class FrameReceiver(wiring.Component):
     """Bytes to verified frames.
 
-    A frame is decoded into block RAM and delivered only when its code, length and CRC are right; any
-    other is dropped and counted. Bytes that arrive during the delivery are lost, up to and including the
-    next 0x00. The byte after the delimiter's cycle is the first of the content, one a cycle.
+    A frame is decoded into block RAM and delivered only when its code, length and CRC are right;
+    any other is dropped. The content begins in the cycle after the delimiter's, one byte a cycle.
+    Bytes that arrive before its end are lost, up to and including the next 0x00.
 
     Parameters
     ----------
@@ -44,6 +44,10 @@ class FrameReceiver(wiring.Component):
         If ``content_bytes`` is not a positive integer.
     """
 
+    i: stream.Interface
+    o: stream.Interface
+    bad_frame: Signal
+
     def __init__(self, *, content_bytes: int):
         self.content_bytes = positive_int("Content bytes", content_bytes)
         super().__init__({"i": In(ByteSignature), "o": Out(FrameSignature), "bad_frame": Out(1)})
@@ -52,6 +56,7 @@ class FrameReceiver(wiring.Component):
         m = Module()
 
         depth = self.content_bytes + CRC_BYTES
+        buffer: memory.Memory
         m.submodules.buffer = buffer = memory.Memory(shape=8, depth=depth, init=[])
         write, read = buffer.write_port(), buffer.read_port()
         m.submodules.crc = crc = CRC32_ISO_HDLC(8).create()
@@ -65,7 +70,9 @@ class FrameReceiver(wiring.Component):
         position = Signal(range(depth))
         byte = self.i.p.data
 
-        decoded, full, advance = Signal(), Signal(), Signal()
+        decoded = Signal()              # this byte puts one into the buffer, if there is room
+        full = Signal()
+        advance = Signal()
         m.d.comb += [
             self.i.ready.eq(1),
             full.eq(length == depth),
@@ -121,8 +128,10 @@ class FrameReceiver(wiring.Component):
 class FrameTransmitter(wiring.Component):
     """Contents to frames on a byte stream.
 
-    A COBS code byte comes before the bytes that it counts, so a frame is encoded into block RAM, one byte a
-    cycle, and sent after its end. The memory keeps it until the next one begins: ``repeat`` sends it again.
+    A COBS code byte comes before the bytes that it counts, so a frame is encoded into block RAM,
+    one byte a cycle, and sent after its end. The memory keeps it until the next one begins:
+    ``repeat`` sends it again. Cycles from the first byte taken to the first delimiter:
+    :func:`sim.golden.cycles.frame_cycles`.
 
     Parameters
     ----------
@@ -134,8 +143,8 @@ class FrameTransmitter(wiring.Component):
     i : In(stream) of {data: 8, last: 1}
         Contents, without the CRC.
     repeat : In(1)
-        Send the latest frame again; taken in a cycle in which ``i.ready`` is high and ``i.valid`` low,
-        between frames.
+        Send the latest frame again; taken between frames, in a cycle in which ``i.ready`` is high
+        and ``i.valid`` low.
     o : Out(stream) of {data: 8}
         Bytes for the line.
 
@@ -145,6 +154,10 @@ class FrameTransmitter(wiring.Component):
         If ``content_bytes`` is not a positive integer.
     """
 
+    i: stream.Interface
+    repeat: Signal
+    o: stream.Interface
+
     def __init__(self, *, content_bytes: int):
         self.content_bytes = positive_int("Content bytes", content_bytes)
         super().__init__({"i": In(FrameSignature), "repeat": In(1), "o": Out(ByteSignature)})
@@ -153,6 +166,7 @@ class FrameTransmitter(wiring.Component):
         m = Module()
 
         depth = encoded_bytes(self.content_bytes)
+        buffer: memory.Memory
         m.submodules.buffer = buffer = memory.Memory(shape=8, depth=depth, init=[])
         write, read = buffer.write_port(), buffer.read_port()
         m.submodules.crc = crc = CRC32_ISO_HDLC(8).create()
@@ -160,7 +174,8 @@ class FrameTransmitter(wiring.Component):
         code_position = Signal(range(depth))
         end = Signal(range(depth + 1), init=1)  # of what is written
         run = Signal(range(255))                # bytes since the code byte's place
-        byte, offered = Signal(8), Signal()
+        byte = Signal(8)
+        offered = Signal()
         check_left = Signal(range(CRC_BYTES + 1))
         length = Signal.like(end, init=0)
         position = Signal.like(end, init=0)

@@ -6,11 +6,12 @@ This module imports no Amaranth. ::
     request        sequence (1 byte) | command (1) | payload (0 to payload_bytes)
     reply          sequence (1 byte) | data (0 to payload_bytes) | status (1)
 
-COBS leaves no 0x00 inside a frame, so the next 0x00 after any garbage is the border of a frame. The
-device drops a bad frame without an answer and counts it. The host sends one request, waits for the
-reply with its sequence number, and sends the same frame again when none comes: the device executes a
-sequence number once and answers its repetition with the stored reply, so neither a lost request
-nor a lost reply does harm. ``HELLO`` is always executed: it changes nothing and starts a session.
+COBS leaves no 0x00 inside a frame, so the next 0x00 after any garbage is the border of a frame.
+The device drops a bad frame without an answer and counts it. The host sends one request, waits for
+the reply with its sequence number, and sends the same frame again when none comes: the device
+executes a sequence number once and answers its repetition with the stored reply, so neither a lost
+request nor a lost reply does harm. ``HELLO`` is always executed: it changes nothing and starts a
+session.
 
 A payload is a sequence of *transfers* of one stream; a transfer is its fields in order, each in
 whole bytes, little endian, results sign-extended. :class:`Transfers` lists the fields.
@@ -21,8 +22,8 @@ import enum
 
 from hw.config import EngineConfig
 
-__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION", "Command", "Fields",
-           "Status", "Transfers", "encoded_bytes", "transfer_bytes"]
+__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION", "Command",
+           "Fields", "Status", "Transfers", "encoded_bytes", "transfer_bytes"]
 
 #: First entry of the device's self-description; a driver refuses another one.
 PROTOCOL_VERSION = 1
@@ -73,8 +74,8 @@ class Status(enum.IntEnum):
     STALLED = 3
 
 
-#: Counters in the data of ``STATUS``, 4 bytes each: cycles from the first entry that the engine took
-#: to the latest result that it gave, for the latest ``JOB``, commands executed, bad frames, and
+#: Counters in the data of ``STATUS``, 4 bytes each: cycles from the first entry that the engine
+#: took to the latest result that it gave, for the latest ``JOB``; commands executed; bad frames;
 #: UART bytes without a stop bit.
 COUNTERS = ("cycles", "executed", "bad_frames", "framing_errors")
 

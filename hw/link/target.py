@@ -64,10 +64,10 @@ def _check_width(name: str, leaf: Value, size: int) -> None:
 class LinkTarget(wiring.Component):
     """Requests in, replies out, and between them the streams of the engine and of the L-Mul unit.
 
-    A request is executed as its bytes come from the frame buffer, so only whole, verified frames reach
-    the streams. A transfer that is not accepted, or does not come, within ``watchdog_cycles`` ends the
-    request with :attr:`Status.STALLED`; its ``valid`` is then withdrawn, which no stream may do
-    otherwise, and ``RESET`` must follow.
+    A request is executed as its bytes come from the frame buffer, so only whole, verified frames
+    reach the streams. A transfer that is not accepted, or does not come, within ``watchdog_cycles``
+    ends the request with :attr:`Status.STALLED`; its ``valid`` is then withdrawn, which no stream
+    may do otherwise, and ``RESET`` must follow.
 
     Parameters
     ----------
@@ -104,9 +104,22 @@ class LinkTarget(wiring.Component):
     Raises
     ------
     ValueError
-        If a parameter is not a positive integer, the description does not fit a reply, or a field is
-        wider on a stream than in its transfer.
+        If a parameter is not a positive integer, the description does not fit a reply, or a field
+        is wider on a stream than in its transfer.
     """
+
+    i: stream.Interface
+    o: stream.Interface
+    repeat: Signal
+    bad_frame: Signal
+    framing_error: Signal
+    reset_engine: Signal
+    o_jobs: stream.Interface
+    o_entries: stream.Interface
+    o_port: stream.Interface
+    o_pairs: stream.Interface
+    i_results: stream.Interface
+    i_products: stream.Interface
 
     def __init__(self, *, transfers: Transfers, shapes: dict[str, data.StructLayout],
                  description: bytes, payload_bytes: int, entry_queue: int,
@@ -135,6 +148,7 @@ class LinkTarget(wiring.Component):
         m = Module()
         transfers = self.transfers
 
+        description: memory.Memory
         m.submodules.description = description = memory.Memory(
             shape=8, depth=len(self.description), init=self.description)
         description_read = description.read_port()
@@ -149,19 +163,23 @@ class LinkTarget(wiring.Component):
             queue.r_en.eq(self.o_entries.ready),
         ]
 
-        sequence, command, status = Signal(8), Signal(8), Signal(8)
+        sequence = Signal(8)
+        command = Signal(8)
+        status = Signal(8)
         answered = Signal()             # the transmitter holds the reply to `sequence`
         repeated = Signal()
         ended = Signal()                # the request's last byte has been taken
         executing = Signal()            # in a state that waits for the engine
-        progress, expired = Signal(), Signal()
+        progress = Signal()
+        expired = Signal()
         silence = Signal(range(self.watchdog_cycles))
         position = Signal(range(len(self.description)))
         advance = Signal()
 
         counters = [Signal(32, name=name) for name in COUNTERS]
         cycles, executed, bad_frames, framing_errors = counters
-        clock, timing = Signal(32), Signal()
+        clock = Signal(32)
+        timing = Signal()
         with m.If(self.bad_frame):
             m.d.sync += bad_frames.eq(bad_frames + 1)
         with m.If(self.framing_error):

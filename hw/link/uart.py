@@ -25,10 +25,10 @@ def _check_divisor(divisor: int) -> int:
 class UartReceiver(wiring.Component):
     """Serial line to bytes.
 
-    The line is sampled every clock cycle; a bit is the majority of the three samples around its middle, so
-    a spike of one cycle does no harm. A byte whose stop bit is low is dropped and counted in
-    ``errors``, and the next start bit is awaited only after the line has been high. A byte that is not taken
-    before the next one ends is kept, and the next one lost.
+    The line is sampled every clock cycle; a bit is the majority of the three samples around its
+    middle, so a spike of one cycle does no harm. A byte whose stop bit is low is dropped, and the
+    next start bit is awaited only after the line has been high. A byte that is not taken before
+    the next one ends is kept, and the next one lost.
 
     Parameters
     ----------
@@ -50,9 +50,13 @@ class UartReceiver(wiring.Component):
         If ``divisor`` is less than 4.
     """
 
+    rx: Signal
+    o: stream.Interface
+    error: Signal
+
     def __init__(self, *, divisor: int):
         self.divisor = _check_divisor(divisor)
-        super().__init__({"rx": In(1, init=1), "o": Out(ByteSignature), "error": Out(1)})
+        super().__init__({"rx": In(1), "o": Out(ByteSignature), "error": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -121,9 +125,12 @@ class UartTransmitter(wiring.Component):
         If ``divisor`` is less than 4.
     """
 
+    i: stream.Interface
+    tx: Signal
+
     def __init__(self, *, divisor: int):
         self.divisor = _check_divisor(divisor)
-        super().__init__({"i": In(ByteSignature), "tx": Out(1, init=1)})
+        super().__init__({"i": In(ByteSignature), "tx": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -131,15 +138,17 @@ class UartTransmitter(wiring.Component):
         timer = Signal(range(self.divisor))
         bits_left = Signal(range(11))
         # Start bit, data and stop bit; what follows them is the idle line.
+        line = Signal(init=1)
         shift = Signal(9, init=0x1ff)
         bit_ends = Signal()
         m.d.comb += [
+            self.tx.eq(line),
             bit_ends.eq(timer == 0),
             self.i.ready.eq((bits_left == 0) | (bits_left == 1) & bit_ends),
         ]
         with m.If(self.i.ready & self.i.valid):
             m.d.sync += [
-                self.tx.eq(0),
+                line.eq(0),
                 shift.eq(Cat(self.i.p.data, 1)),
                 bits_left.eq(10),
                 timer.eq(self.divisor - 1),
@@ -148,7 +157,7 @@ class UartTransmitter(wiring.Component):
             m.d.sync += timer.eq(timer - 1)
             with m.If(bit_ends):
                 m.d.sync += [
-                    Cat(self.tx, shift).eq(Cat(shift, 1)),
+                    Cat(line, shift).eq(Cat(shift, 1)),
                     bits_left.eq(bits_left - 1),
                     timer.eq(self.divisor - 1),
                 ]

@@ -1,7 +1,7 @@
 """Frames of the link: COBS and CRC-32, byte by byte from their definitions.
 
-Mirrors ``hw.link.frames``. The driver uses the packages ``cobs`` and ``zlib`` instead, so that the three can
-be compared.
+Mirrors ``hw.link.frames``. The driver uses the packages ``cobs`` and ``zlib`` instead, so that the
+three can be compared.
 """
 
 # Ref: S. Cheshire, M. Baker, "Consistent Overhead Byte Stuffing", IEEE/ACM ToN 7(2), 1999
@@ -23,13 +23,13 @@ def crc32(content: bytes) -> int:
 def cobs_encode(content: bytes) -> bytes:
     """Code ``content`` without a zero byte.
 
-    A block is a code byte c and c - 1 bytes; it stands for these bytes and, if c < 255 and it is not the last
-    block, a zero. A full block (c = 255) that ends the content is the last.
+    A block is a code byte c and c - 1 bytes; it stands for these bytes and, if c < 255 and it is
+    not the last block, a zero. A full block (c = 255) that ends the content is the last.
     """
     code = bytearray()
     blocks = content.split(b"\x00")
     for number, block in enumerate(blocks):
-        while len(block) > 254 or len(block) == 254 and number < len(blocks) - 1:
+        while len(block) > 254 or (len(block) == 254 and number < len(blocks) - 1):
             code += b"\xff" + block[:254]
             block = block[254:]
         code += bytes([len(block) + 1]) + block
