@@ -248,9 +248,9 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
                   f"derived: {moved(counters.weight_bytes)} of weights")
     table.add_row("Weights on the device", _size(generator.driver.loaded_bytes), "derived")
     table.add_row("Columns skipped", f"{counters.skipped / columns:.1%}",
-                  "derived, their activation is zero")
+                  "derived: activation zero")
     table.add_row("Density of the FFN", f"{generator.live / generator.hidden:.1%}",
-                  "derived, hidden elements not zero")
+                  "derived: hidden, not zero")
     table.add_row("First token after", f"{first:.1f} s", f"measured; {loading:.1f} s of it loading")
     table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
                   f"measured; {total.seconds:.1f} s in all")

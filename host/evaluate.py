@@ -252,22 +252,27 @@ def fit_logit_scale(measure: Callable[[Sequence[float]], Sequence[float]], start
     return start
 
 
+def _result_name(measurement: Measurement) -> str:
+    return "golden" if measurement.arithmetic == "lmul" else measurement.arithmetic
+
+
 def write_results(path: Path, command: str, model: TernaryLM, text: str,
                   measurements: Sequence[Measurement]) -> None:
     """Write measurements as the JSON that the tables of the docs are made from.
 
     One row for each arithmetic with its bits per byte, then one for each layer with its density.
+    The definition of the model, ``lmul``, is called ``golden`` there.
     """
     rows: list[dict[str, object]] = []
     for measurement in measurements:
         rows.append({
-            "arithmetic": measurement.arithmetic, "text": text,
+            "arithmetic": _result_name(measurement), "text": text,
             "bits_per_byte": round(measurement.bits_per_byte[0], 5),
             "logit_scale": measurement.logit_scales[0], "density": round(measurement.density, 5),
             "documents": measurement.documents, "tokens": measurement.tokens,
             "bytes": measurement.bytes})
     for measurement in measurements:
-        rows += [{"arithmetic": measurement.arithmetic, "text": text, "layer": layer,
+        rows += [{"arithmetic": _result_name(measurement), "text": text, "layer": layer,
                   **{key: round(value, 5) for key, value
                      in measurement.layer_density(layer).items()}}
                  for layer in range(len(measurement.live))]

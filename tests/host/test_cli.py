@@ -274,7 +274,7 @@ class TestEvaluate:
         record = json.loads(results.read_text())
         assert set(record) == {"command", "versions", "configuration", "rows"}
         rows = record["rows"]
-        assert [row["arithmetic"] for row in rows[:2]] == ["lmul", "exact"]
+        assert [row["arithmetic"] for row in rows[:2]] == ["golden", "exact"]
         assert len(rows) == 2 + 2 * 2
         assert rows[0]["text"] == "held-out"
         assert rows[2]["layer"] == 0
