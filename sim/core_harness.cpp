@@ -13,9 +13,6 @@
 #include "fields.h"
 #include "verilated.h"
 
-// Verilator writes the double underscore in the names of Amaranth's ports like this.
-#define PORT(stream, part) stream##___05F##part
-
 namespace {
 
 // Payloads up to 64 bits are integers, wider ones arrays of 32-bit words.
@@ -83,15 +80,8 @@ struct Core {
     std::vector<Image> images;
 
     Core() : top(std::make_unique<CoreTop>(&context)) {
-        top->clk = 0;
-        top->rst = 1;
-        top->PORT(o_columns, ready) = 1;
-        top->PORT(o_results, ready) = 1;
-        for (int edge = 0; edge < 4; edge++) {
-            top->clk = edge & 1;
-            top->eval();
-        }
-        top->rst = 0;
+        top->o_columns_ready = 1;
+        top->o_results_ready = 1;
     }
 
     ~Core() { top->final(); }
@@ -105,7 +95,7 @@ bool offer(CoreTop& top, Delivery& delivery) {
     const std::size_t left = delivery.bytes.size() - delivery.sent;
     const bool whole = left >= PORT_BYTES;
     if (!whole && (delivery.missing || !left)) return false;
-    auto& payload = top.PORT(i_port, payload);
+    auto& payload = top.i_port_payload;
     clear(payload);
     std::memcpy(&payload, delivery.bytes.data() + delivery.sent, whole ? PORT_BYTES : left);
     const bool last = !delivery.missing && left <= PORT_BYTES;
@@ -136,9 +126,9 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
     while (received < count) {
         if (job_changed) {
             job_changed = false;
-            core.PORT(i_jobs, valid) = job < count;
+            core.i_jobs_valid = job < count;
             if (job < count) {
-                auto& payload = core.PORT(i_jobs, payload);
+                auto& payload = core.i_jobs_payload;
                 clear(payload);
                 set(payload, JOB_GROUPS, products[job].groups);
                 set(payload, JOB_TAIL, products[job].tail);
@@ -148,10 +138,10 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
         }
         if (entry_changed) {
             entry_changed = false;
-            core.PORT(i_entries, valid) = list < count;
+            core.i_entries_valid = list < count;
             if (list < count) {
                 const Product& product = products[list];
-                auto& payload = core.PORT(i_entries, payload);
+                auto& payload = core.i_entries_payload;
                 clear(payload);
                 if (entry < product.entries) {
                     const int8_t value = product.values[entry * product.batch + vector];
@@ -179,28 +169,28 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
                 random = random * 1664525 + 1013904223;
                 gap = random >> 24 < stall;
             }
-            core.PORT(i_port, valid) = port_held =
+            core.i_port_valid = port_held =
                 !gap && sent < count && offer(core, deliveries[sent]);
         }
 
         core.clk = 0;
         core.eval();
         now++;
-        if (core.PORT(i_jobs, valid) && core.PORT(i_jobs, ready)) {
+        if (core.i_jobs_valid && core.i_jobs_ready) {
             job++;
             job_changed = true;
             moved = now;
         }
-        if (core.PORT(o_columns, valid)) {
+        if (core.o_columns_valid) {
             const uint32_t column =
-                get(core.PORT(o_columns, payload), COLUMN_INDEX);
+                get(core.o_columns_payload, COLUMN_INDEX);
             requests.push_back({now + latency, asked, column});
             if (++asked_columns == products[asked].entries) {
                 asked_columns = 0;
                 asked++;
             }
         }
-        if (core.PORT(i_entries, valid) && core.PORT(i_entries, ready)) {
+        if (core.i_entries_valid && core.i_entries_ready) {
             Product& product = products[list];
             if (entry == 0 && vector == 0) product.first_entry = now;
             entry_changed = true;
@@ -213,7 +203,7 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
                 entry++;
             }
         }
-        if (port_held && core.PORT(i_port, ready)) {
+        if (port_held && core.i_port_ready) {
             Delivery& delivery = deliveries[sent];
             port_held = false;
             moved = now;
@@ -224,9 +214,9 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
                 sent++;
             }
         }
-        if (core.PORT(o_results, valid)) {
+        if (core.o_results_valid) {
             Product& product = products[received];
-            const auto& payload = core.PORT(o_results, payload);
+            const auto& payload = core.o_results_payload;
             int32_t* target = product.results + std::size_t{result_vector} * product.rows;
             moved = now;
             constexpr unsigned width = RESULT_VALUES.width / RESULT_LANES;
@@ -249,7 +239,7 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
         core.eval();
         if (now - moved > patience) break;
     }
-    core.PORT(i_jobs, valid) = core.PORT(i_entries, valid) = core.PORT(i_port, valid) = 0;
+    core.i_jobs_valid = core.i_entries_valid = core.i_port_valid = 0;
     *cycles = now;
     return received == count;
 }

@@ -10,9 +10,8 @@ from sim.golden.gearbox import port_payloads
 
 # Every relation of port to word: smaller, larger, equal, a multiple, with and without a common
 # granule; lanes and packing choose the bytes of a word.
-SIZES = [(port_bytes, lanes, packing)
-         for port_bytes in (1, 2, 4, 8, 16, 32)
-         for lanes, packing in ((64, "5in8"), (16, "1in2"), (16, "3in5"), (4, "5in8"), (48, "3in5"))]
+WORDS = [(64, "5in8"), (16, "1in2"), (16, "3in5"), (4, "5in8"), (48, "3in5")]
+SIZES = [(port_bytes, *word) for port_bytes in (1, 2, 4, 8, 16, 32) for word in WORDS]
 
 
 def products_of(config, counts, rng):
