@@ -1,0 +1,216 @@
+"""A compiled model: its program, what lies in the device's memory, and the file that holds both.
+
+The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian), the
+header, the program, the memory. The header is JSON: the configuration with its fingerprint, facts
+about the model, and the table of parts with the CRC-32 of each.
+"""
+
+import dataclasses
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from host.device import DeviceError
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import INSTRUCTION_BYTES, Instruction, decode, disassemble, encode
+
+__all__ = ["Image", "ImageError", "Part", "Program", "listing", "read_image", "write_image"]
+
+MAGIC = b"TALLY\x00\x01\n"
+_LENGTHS = struct.Struct("<II")
+
+
+class ImageError(DeviceError):
+    """An image cannot be used; the message is one line that names file, place and reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Instructions, and what the host must know of them.
+
+    Attributes
+    ----------
+    instructions : tuple of Instruction
+    notes : tuple of str
+        What each instruction is for.
+    body : int
+        Where a token begins that continues a sequence. A new sequence begins at 0.
+    heads : tuple of (first row, rows)
+        Rows of the head that each EMIT covers.
+    vectors : dict of (first element, elements)
+        Vector memory by name.
+    """
+
+    instructions: tuple[Instruction, ...]
+    notes: tuple[str, ...]
+    body: int
+    heads: tuple[tuple[int, int], ...]
+    vectors: dict[str, tuple[int, int]]
+
+    def encoded(self) -> bytes:
+        """Return the program as the device takes it."""
+        return b"".join(map(encode, self.instructions))
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What lies where in the memory.
+
+    Attributes
+    ----------
+    name : str
+    kind : str
+        ``trits`` or ``vector``.
+    address, bytes : int
+        ``address`` is a multiple of ``port_bytes``.
+    trits : int
+        Trits of a matrix that have a meaning; 0 of a vector.
+    """
+
+    name: str
+    kind: str
+    address: int
+    bytes: int
+    trits: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Image:
+    """All that a device of one configuration needs to run one model.
+
+    Attributes
+    ----------
+    config : CoreConfig
+    model : str
+        Name of the model.
+    vocab : int
+        Tokens are below this.
+    program : Program
+    parts : tuple of Part
+        In the order of their addresses.
+    memory : bytes
+        From address 0.
+    """
+
+    config: CoreConfig
+    model: str
+    vocab: int
+    program: Program
+    parts: tuple[Part, ...]
+    memory: bytes
+
+
+def listing(program: Program) -> str:
+    """Print a program for people: index, instruction, what it is for."""
+    lines = []
+    for index, (instruction, note) in enumerate(
+            zip(program.instructions, program.notes, strict=True)):
+        if index == program.body:
+            lines.append("body:")
+        lines.append(f"{index:5}  {disassemble(instruction):72}  ; {note}")
+    return "\n".join(lines)
+
+
+def write_image(path: str | os.PathLike, image: Image) -> None:
+    """Write an image to a file."""
+    program = image.program.encoded()
+    header = json.dumps({
+        "configuration": dataclasses.asdict(image.config),
+        "fingerprint": f"{image.config.fingerprint():08x}",
+        "model": image.model,
+        "vocab": image.vocab,
+        "program": {"bytes": len(program), "crc32": zlib.crc32(program),
+                    "body": image.program.body, "heads": image.program.heads,
+                    "notes": image.program.notes, "vectors": image.program.vectors},
+        "memory_bytes": len(image.memory),
+        "parts": [dataclasses.asdict(part) | {"crc32": _crc(image.memory, part)}
+                  for part in image.parts],
+    }).encode()
+    with open(path, "wb") as file:
+        file.write(MAGIC + _LENGTHS.pack(len(header), zlib.crc32(header)))
+        file.write(header)
+        file.write(program)
+        file.write(image.memory)
+
+
+def _crc(memory: bytes, part: Part) -> int:
+    return zlib.crc32(memory[part.address:part.address + part.bytes])
+
+
+def read_image(path: str | os.PathLike, config: CoreConfig) -> Image:
+    """Read an image for a device of the configuration ``config``, and check every part of it.
+
+    Raises
+    ------
+    ImageError
+        If the file cannot be opened, is no image, is damaged, or was made for a configuration
+        under which the device would compute something else.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}") from None
+    if data[:len(MAGIC)] != MAGIC:
+        raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
+                         f"not {data[:len(MAGIC)]!r}")
+    start = len(MAGIC) + _LENGTHS.size
+    if len(data) < start:
+        raise ImageError(f"{path}: truncated: the header begins at byte {start}, "
+                         f"the file has {len(data)}")
+    length, crc = _LENGTHS.unpack_from(data, len(MAGIC))
+    header = _section(path, data, "the header", start, length, crc)
+    fields = json.loads(header)
+    made_for = CoreConfig(**fields["configuration"]
+                          | {"engine": EngineConfig(**fields["configuration"]["engine"])})
+    _same_configuration(path, made_for, config)
+
+    start += length
+    facts = fields["program"]
+    program = _section(path, data, "the program", start, facts["bytes"], facts["crc32"])
+    start += facts["bytes"]
+    parts = []
+    for entry in fields["parts"]:
+        crc = entry.pop("crc32")
+        part = Part(**entry)
+        _section(path, data, f"part {part.name}", start + part.address, part.bytes, crc)
+        parts.append(part)
+    memory = data[start:start + fields["memory_bytes"]]
+    return Image(
+        config=config, model=fields["model"], vocab=fields["vocab"],
+        program=Program(
+            instructions=tuple(decode(program[k:k + INSTRUCTION_BYTES])
+                               for k in range(0, len(program), INSTRUCTION_BYTES)),
+            notes=tuple(facts["notes"]), body=facts["body"],
+            heads=tuple((first, rows) for first, rows in facts["heads"]),
+            vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()}),
+        parts=tuple(parts), memory=memory)
+
+
+def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:
+    if start + length > len(data):
+        raise ImageError(f"{path}: truncated: {what} ends at byte {start + length}, "
+                         f"the file has {len(data)}")
+    section = data[start:start + length]
+    actual = zlib.crc32(section)
+    if actual != crc:
+        raise ImageError(f"{path}: damaged: {what} must have the CRC-32 {crc:08x}, "
+                         f"not {actual:08x}")
+    return section
+
+
+def _same_configuration(path: Path, made_for: CoreConfig, config: CoreConfig) -> None:
+    if made_for.fingerprint() == config.fingerprint():
+        return
+    theirs, ours = _flat(made_for), _flat(config)
+    differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
+                   for name in theirs if theirs[name] != ours[name] and name != "target"]
+    raise ImageError(f"{path}: made for another configuration: {', '.join(differences)}")
+
+
+def _flat(config: CoreConfig) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return fields.pop("engine") | fields

@@ -1,0 +1,385 @@
+"""The golden machine: executes programs of :mod:`hw.isa` in NumPy, bit for bit.
+
+It is the definition of what an instruction does; docs/machine.md says when. Numbers come from the
+functions of :mod:`sim.golden.model`, so that there is one truth for machine and model.
+
+The hardware trusts the compiler in many things. The machine does not: what the hardware answers
+with a fault is a :class:`MachineFault` here, and what it would answer with an undefined number, or
+not at all, is a :class:`HazardError`.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw.config import CoreConfig
+from hw.formats.minifloat import bf16
+from hw.isa import (
+    FUNCTIONS,
+    INSTRUCTION_BYTES,
+    REGISTERS,
+    USED,
+    Fault,
+    Function,
+    Instruction,
+    Opcode,
+    decode,
+)
+from sim.golden.bf16 import add, subtract, to_float32
+from sim.golden.lmul import exact_product, lmul
+from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
+from sim.golden.trits import combine_planes, unpack_words
+
+__all__ = ["Emission", "HazardError", "Machine", "MachineFault"]
+
+_LMUL = ARITHMETICS["lmul"]
+assert isinstance(_LMUL, Bf16Arithmetic)
+
+_FUNCTIONS: dict[Function, Callable[..., NDArray[np.uint16]]] = {
+    Function.ADD: add,
+    Function.SUBTRACT: subtract,
+    Function.LMUL: lambda x, y: lmul(bf16, x, y),
+    Function.COPY: lambda x: x,
+    Function.RELU: _LMUL.relu,
+    Function.SIGMOID_OF_NEGATIVE: _LMUL.sigmoid_of_negative,
+    Function.SILU: _LMUL.silu,
+}
+_BINARY = (Function.ADD, Function.SUBTRACT, Function.LMUL)
+
+
+class MachineFault(Exception):
+    """The core stopped.
+
+    Attributes
+    ----------
+    fault : Fault
+    instruction : int
+        Index of the instruction that it stopped at.
+    """
+
+    def __init__(self, fault: Fault, instruction: int):
+        super().__init__(f"Instruction {instruction}: {fault.sentence}")
+        self.fault = fault
+        self.instruction = instruction
+
+
+class HazardError(Exception):
+    """A program relies on what no instruction has defined; the hardware would not notice."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Emission:
+    """What one EMIT delivers. Logits are ``values * scale``.
+
+    Attributes
+    ----------
+    rows : int array
+        The largest, of equal ones the first, first.
+    values : int array
+        Their integers.
+    number : int
+        bf16 number of the scalar, as bits.
+    exponent : int
+        Exponent of two of the scalar.
+    integers : int32 array
+        All integers of the product, which the hardware does not deliver.
+    """
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.int32]
+    number: int
+    exponent: int
+    integers: NDArray[np.int32]
+
+    @property
+    def scale(self) -> float:
+        """The scalar; exact."""
+        return float(np.ldexp(to_float32(np.uint16(self.number)).astype(np.float64), self.exponent))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Register:
+    number: int
+    exponent: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _List:
+    """The list as a dense vector. ``columns`` is the number of a PACK's elements, 0 after a TOKEN."""
+
+    activations: NDArray[np.int8]
+    columns: int
+
+
+_ONE = _Register(bf16.one, 0)
+
+
+class Machine:
+    """A core: program, vector memory, registers, list, product queue and memory.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    program : bytes
+        Encoded instructions.
+    memory : bytes
+        Memory from address 0, as far as anybody may look at it.
+
+    Attributes
+    ----------
+    vectors : uint16 array
+        Vector memory; it is zero from power-up on.
+    memory : uint8 array
+    registers : list
+    fault : MachineFault or None
+        What stopped the core, until :meth:`reset`.
+    executed : int
+        Instructions executed so far.
+    """
+
+    def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
+        if len(program) > config.program_depth * INSTRUCTION_BYTES:
+            raise ValueError(f"Program must have at most {config.program_depth} instructions, "
+                             f"not {len(program) // INSTRUCTION_BYTES}")
+        self.config = config
+        self._program = [_decode(program[k:k + INSTRUCTION_BYTES])
+                         for k in range(0, len(program), INSTRUCTION_BYTES)]
+        self.memory = np.frombuffer(memory, np.uint8).copy()
+        self.vectors = np.zeros(config.vector_depth, np.uint16)
+        # The first word is zero and stays it; all others must be written before they are read.
+        self._written = np.zeros(config.vector_depth, bool)
+        self._written[:config.vector_lanes] = True
+        self._matrices: dict[tuple[int, int, int, int], ExactProducts] = {}
+        self.executed = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the core again: vector memory and memory stay as they are."""
+        self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
+        self._list: _List | None = None
+        self._products: deque[NDArray[np.int32]] = deque()
+        self.fault: MachineFault | None = None
+
+    def run(self, token: int, start: int = 0) -> list[Emission]:
+        """Make one pass over the program.
+
+        Parameters
+        ----------
+        token : int
+        start : int
+            Instruction to begin at.
+
+        Raises
+        ------
+        MachineFault
+            Where the hardware faults. The checks come in the order of the faults' numbers.
+        HazardError
+            Where the hardware would deliver anything, or wait for ever.
+        """
+        if self.fault is not None:
+            raise self.fault
+        emissions = []
+        index = start
+        while True:
+            instruction = self._program[index] if index < len(self._program) else None
+            fault = Fault.OPCODE if instruction is None else self._check(instruction)
+            if fault is not Fault.NONE or instruction is None:
+                self.fault = MachineFault(fault, index)
+                raise self.fault
+            self.executed += 1
+            if instruction.opcode is Opcode.STOP:
+                break
+            try:
+                with np.errstate(invalid="ignore", over="ignore"):
+                    emission = self._execute(instruction, token)
+            except HazardError as error:
+                raise HazardError(f"Instruction {index}: {error}") from None
+            if emission is not None:
+                emissions.append(emission)
+            index += 1
+        if self._products:
+            raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
+                              f"products were not taken")
+        return emissions
+
+    # Faults.
+
+    def _check(self, instruction: Instruction) -> Fault:
+        """Return what the hardware would stop with before it executes the instruction."""
+        config, opcode, count = self.config, instruction.opcode, instruction.count
+        if opcode in FUNCTIONS and instruction.function not in FUNCTIONS[opcode]:
+            return Fault.FUNCTION
+        for first in self._vectors_of(instruction):
+            if (count == 0 or first % config.vector_lanes or count % config.vector_lanes
+                    or first + count > config.vector_depth):
+                return Fault.VECTOR_ADDRESS
+        if opcode is Opcode.PACK and count > config.list_depth:
+            return Fault.VECTOR_ADDRESS
+        if opcode in (Opcode.PACK, Opcode.NORM) and not 0 < instruction.target < REGISTERS:
+            return Fault.REGISTER
+        if opcode in (Opcode.DRAIN, Opcode.EMIT) and max(instruction.a, instruction.b) >= REGISTERS:
+            return Fault.REGISTER
+        if "address" in USED[opcode] and (instruction.address % config.port_bytes
+                                          or self._end(instruction) > config.memory_bytes):
+            return Fault.MEMORY_ADDRESS
+        if opcode is Opcode.MATMUL:
+            engine = config.engine
+            if (not 0 < instruction.a <= engine.max_rows
+                    or not 0 < instruction.b <= engine.max_planes
+                    or not 0 < count <= engine.max_columns):
+                return Fault.MATRIX
+        if opcode is Opcode.PACK:
+            vector = self._view(instruction.a, count)
+            if ((vector & bf16.infinity) == bf16.infinity).any():
+                return Fault.NOT_FINITE
+        if opcode in (Opcode.DRAIN, Opcode.EMIT) and (not self._products
+                                                      or len(self._products[0]) != count):
+            return Fault.NO_PRODUCT
+        return Fault.NONE
+
+    def _vectors_of(self, instruction: Instruction) -> list[int]:
+        """Return where each vector begins that the instruction reads or writes."""
+        target, a, b = instruction.target, instruction.a, instruction.b
+        match instruction.opcode:
+            case Opcode.LOAD | Opcode.DRAIN:
+                return [target]
+            case Opcode.STORE | Opcode.PACK | Opcode.NORM:
+                return [a]
+            case Opcode.VECTOR:
+                return [target, a, b] if instruction.function in _BINARY else [target, a]
+        return []
+
+    def _end(self, instruction: Instruction) -> int:
+        """Return the address behind the last byte that the instruction can reach."""
+        if instruction.opcode is Opcode.MATMUL:
+            return instruction.address + instruction.count * self.config.engine.column_bytes(
+                instruction.a, instruction.b)
+        return instruction.address + 2 * instruction.count
+
+    # Instructions.
+
+    def _execute(self, instruction: Instruction, token: int) -> Emission | None:
+        """Execute an instruction that has no fault."""
+        target, a, count = instruction.target, instruction.a, instruction.count
+        match instruction.opcode:
+            case Opcode.LOAD:
+                self._write(target, self._bytes(instruction).view("<u2"))
+            case Opcode.STORE:
+                self._bytes(instruction)[:] = self._read(a, count).astype("<u2").view(np.uint8)
+                # A matrix may have changed.
+                self._matrices.clear()
+            case Opcode.TOKEN:
+                activations = np.zeros(token + 1, np.int8)
+                activations[token] = 1
+                self._list = _List(activations, 0)
+            case Opcode.PACK:
+                codes = quantize(self._read(a, count))
+                self._list = _List(codes.values, count)
+                self.registers[target] = _Register(bf16.one, int(codes.exponents))
+            case Opcode.MATMUL:
+                self._queue(instruction)
+            case Opcode.DRAIN:
+                factor = self._scalar(instruction)
+                product = self._products.popleft()
+                self._write(target, scale(product[np.newaxis], np.array([factor.number], np.uint16),
+                                          np.array([factor.exponent], np.int32))[0])
+            case Opcode.EMIT:
+                return self._best(self._scalar(instruction), self._products.popleft())
+            case Opcode.VECTOR:
+                self._vector(instruction)
+            case Opcode.NORM:
+                vector = self._read(a, count)
+                self.registers[target] = _Register(int(_LMUL.inverse_norm(vector)), 0)
+        return None
+
+    def _vector(self, instruction: Instruction) -> None:
+        target, count = instruction.target, instruction.count
+        operands = [instruction.a]
+        if instruction.function in _BINARY:
+            operands.append(instruction.b)
+        for first in operands:
+            if first != target and abs(first - target) < count:
+                raise HazardError(f"The vector at {target} must be one of its operands or apart "
+                                  f"from them, but {first} overlaps it")
+        function = _FUNCTIONS[Function(instruction.function)]
+        self._write(target, function(*(self._read(first, count) for first in operands)))
+
+    def _queue(self, instruction: Instruction) -> None:
+        """Multiply at once: the list of now is the one that the engine will take."""
+        columns = instruction.count
+        if self._list is None:
+            raise HazardError("A matrix is multiplied, but there is no list")
+        if self._list.columns and self._list.columns != columns:
+            raise HazardError(f"The matrix has {columns} columns, but the list was made of "
+                              f"{self._list.columns} elements")
+        activations: NDArray[np.int8] = np.zeros((1, columns), np.int8)
+        if len(self._list.activations) > columns:
+            raise HazardError(f"The token must be below {columns}, "
+                              f"not {len(self._list.activations) - 1}")
+        activations[0, :len(self._list.activations)] = self._list.activations
+        if len(self._products) == self.config.product_depth:
+            raise HazardError(f"More than {self.config.product_depth} products are not taken: "
+                              f"the instruction would wait for one behind it")
+        product = self._matrix(instruction)("", activations)[0]
+        # Like the adders, sums wrap around; the compiler proves that none does.
+        half = 1 << (self.config.engine.accumulator_width - 1)
+        self._products.append(((product + half) & (2 * half - 1)) - half)
+
+    def _matrix(self, instruction: Instruction) -> ExactProducts:
+        """Unpack the matrix of a MATMUL, once."""
+        rows, columns, planes = instruction.a, instruction.count, instruction.b
+        key = instruction.address, rows, columns, planes
+        if key not in self._matrices:
+            engine = self.config.engine
+            image = self._bytes(instruction).reshape(columns, planes, engine.groups(rows),
+                                                     engine.word_bytes)
+            self._matrices[key] = ExactProducts({"": combine_planes(
+                unpack_words(image, rows, engine))})
+        return self._matrices[key]
+
+    def _scalar(self, instruction: Instruction) -> _Register:
+        """Return ``constant * r[a] * r[b]``, rounded after each product."""
+        number, exponent = np.uint16(instruction.constant), 0
+        for index in (instruction.a, instruction.b):
+            register = self.registers[index]
+            if register is None:
+                raise HazardError(f"Register {index} is read, but was never written")
+            number = exact_product(bf16, number, np.uint16(register.number))
+            exponent += register.exponent
+        return _Register(int(number), exponent)
+
+    def _best(self, factor: _Register, product: NDArray[np.int32]) -> Emission:
+        rows = np.argsort(-product.astype(np.int64), kind="stable")[:self.config.best]
+        return Emission(rows, product[rows], factor.number, factor.exponent, product)
+
+    # Vector memory and memory.
+
+    def _view(self, first: int, count: int) -> NDArray[np.uint16]:
+        return self.vectors[first:first + count]
+
+    def _read(self, first: int, count: int) -> NDArray[np.uint16]:
+        unknown = np.flatnonzero(~self._written[first:first + count])
+        if unknown.size:
+            raise HazardError(f"Element {first + int(unknown[0])} is read, but was never written")
+        return self._view(first, count)
+
+    def _write(self, first: int, values: NDArray[np.uint16]) -> None:
+        if first < self.config.vector_lanes:
+            raise HazardError("The first word is written, but must stay zero")
+        self._view(first, len(values))[:] = values
+        self._written[first:first + len(values)] = True
+
+    def _bytes(self, instruction: Instruction) -> NDArray[np.uint8]:
+        end = self._end(instruction)
+        if end > len(self.memory):
+            raise HazardError(f"Memory up to byte {end} is used, but only {len(self.memory)} are "
+                              f"defined")
+        return self.memory[instruction.address:end]
+
+
+def _decode(data: bytes) -> Instruction | None:
+    """Return the instruction, None if its opcode is none."""
+    return decode(data) if data[0] in set(Opcode) else None
