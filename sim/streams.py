@@ -44,9 +44,9 @@ class StreamSource:
         self._valid, self._ready = dut[f"{name}__valid"], dut[f"{name}__ready"]
         self._payload = dut[f"{name}__payload"]
         self._stall, self._random = stall, random.Random(seed)
-        #: Cycle of the first and of the latest accepted transfer, as :func:`cycle` counts.
-        self.first_cycle: int | None = None
-        self.last_cycle: int | None = None
+        #: Cycle of the first and of the latest transfer, as :func:`cycle` counts; -1 before.
+        self.first_cycle = -1
+        self.last_cycle = -1
         self._valid.value = 0
         self._payload.value = 0
 
@@ -63,7 +63,7 @@ class StreamSource:
             while not self._ready.value:
                 await RisingEdge(self._clk)
             self.last_cycle = cycle()
-            if self.first_cycle is None:
+            if self.first_cycle < 0:
                 self.first_cycle = self.last_cycle
             self._valid.value = 0
 
@@ -76,8 +76,8 @@ class StreamSink:
         self._valid, self._ready = dut[f"{name}__valid"], dut[f"{name}__ready"]
         self._payload = dut[f"{name}__payload"]
         self._stall, self._random = stall, random.Random(seed)
-        self.first_cycle: int | None = None
-        self.last_cycle: int | None = None
+        self.first_cycle = -1
+        self.last_cycle = -1
         self._ready.value = 0
 
     async def receive(self, count: int) -> list[Any]:
@@ -90,7 +90,7 @@ class StreamSink:
             if ready and self._valid.value:
                 received.append(self._shape.from_bits(self._payload.value.to_unsigned()))
                 self.last_cycle = cycle()
-                if self.first_cycle is None:
+                if self.first_cycle < 0:
                     self.first_cycle = self.last_cycle
         self._ready.value = 0
         return received

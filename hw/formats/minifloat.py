@@ -11,7 +11,8 @@ subnormals included.
 
 import dataclasses
 
-__all__ = ["FORMATS", "MiniFloat", "bf16", "e4m3", "e5m2", "fp16", "fp32"]
+__all__ = ["DEFAULT_WINDOW", "FORMATS", "WINDOWS", "MiniFloat", "bf16", "e4m3", "e5m2", "fp16",
+           "fp32"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +114,12 @@ e5m2 = MiniFloat("e5m2", 5, 2, 15)
 fp16 = MiniFloat("fp16", 5, 10, 15)
 bf16 = MiniFloat("bf16", 8, 7, 127)
 fp32 = MiniFloat("fp32", 8, 23, 127)
+
+#: Bits that a bf16 product may have in the sum of an L-Mul dot product.
+WINDOWS = range(10, 33)
+#: Truncation takes less than ``n * 2**-23`` of the largest product from a sum of n products: less
+#: than half a unit in the last place of bf16 for n up to 16,384, where the sum is that large.
+DEFAULT_WINDOW = 24
 
 #: Every format by name.
 FORMATS = {fmt.name: fmt for fmt in (e4m3, e5m2, fp16, bf16, fp32)}

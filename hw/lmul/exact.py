@@ -17,12 +17,12 @@ class ExactMultiplier(wiring.Component):
 
         o.product = exact_product(fmt, i.x, i.y)                 (sim.golden.lmul)
 
-    Zeros, overflow, infinity and NaN as :class:`hw.lmul.lmul.LMul` treats them, by the same logic, so
-    that the two differ in the product alone.
+    Zeros, overflow, infinity and NaN as :class:`hw.lmul.lmul.LMul` treats them, by the same logic,
+    so that the two differ in the product alone.
 
-    The significands are multiplied by a tree of additions, one level a step. Latency is 6 cycles and
-    one for each level: 8 for e4m3, 9 for bf16. Throughput is 1 product a cycle. ``i.ready`` depends
-    combinationally on ``o.ready``.
+    The significands are multiplied by a tree of additions, one level a step. Latency is ``latency``
+    cycles, 6 and one for each level: 8 for e4m3, 9 for bf16. Throughput is 1 product a cycle.
+    ``i.ready`` depends combinationally on ``o.ready``.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class ExactMultiplier(wiring.Component):
         beside = {"exponent": at.exponent - fmt.bias, **classes(fmt, at, specials=self.specials)}
         while len(at.rows) > width:
             rows = [at.rows[k:k + width] for k in range(0, len(at.rows), width)]
-            sums = [sum(rows[k:k + 2])[:width] for k in range(0, len(rows), 2)]
+            sums = [sum(rows[k:k + 2], C(0))[:width] for k in range(0, len(rows), 2)]
             at = pipeline.step(sign=at.sign, **beside, rows=Cat(sums))
             beside = {name: getattr(at, name) for name in beside}
 

@@ -1,6 +1,7 @@
 """Values that advance together through the steps of a calculation."""
 
-from types import SimpleNamespace
+from collections.abc import Mapping
+from types import MappingProxyType, SimpleNamespace
 
 from amaranth import *
 
@@ -31,12 +32,13 @@ class Pipeline:
         self._wires = wires
         self._step = 0
 
-    def step(self, *, init: dict[str, int] | None = None, **values: Value) -> SimpleNamespace:
+    def step(self, init: Mapping[str, int] = MappingProxyType({}), /,
+             **values: Value) -> SimpleNamespace:
         """End a step.
 
         Parameters
         ----------
-        init : dict, optional
+        init : mapping
             Values of registers at power-on. A register that a condition forces to a constant other
             than zero should start with it: a flip-flop of ECP5 has one value for both.
         values : Value
@@ -49,7 +51,7 @@ class Pipeline:
         """
         self._step += 1
         signals = {name: Signal(Value.cast(value).shape(), name=f"{name}_{self._step}",
-                                init=(init or {}).get(name, 0), reset_less=True)
+                                init=init.get(name, 0), reset_less=True)
                    for name, value in values.items()}
         valid = Signal(name=f"valid_{self._step}")
         pairs = [valid.eq(self._valid), *(signals[name].eq(values[name]) for name in values)]

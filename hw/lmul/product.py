@@ -63,8 +63,8 @@ def classes(fmt: MiniFloat, at: SimpleNamespace, *, specials: bool) -> dict[str,
     Returns
     -------
     dict
-        ``zero``: one is zero or subnormal; ``special``: one is infinity or NaN; ``nan``: some flag is
-        set if one is NaN. Without ``specials`` the last two are constants.
+        ``zero``: one is zero or subnormal; ``special``: one is infinity or NaN; ``nan``: some flag
+        is set if one is NaN. Without ``specials`` the last two are constants.
     """
     special = Cat(at.special_x.all(), at.special_y.all()) if specials else C(0, 2)
     if fmt.has_infinity:
@@ -83,8 +83,8 @@ def finish(pipeline: Pipeline, fmt: MiniFloat, at: SimpleNamespace, *,
     pipeline : Pipeline
     fmt : MiniFloat
     at : namespace
-        ``sign``; ``result``, signed and of two bits more than a magnitude, right where the product is
-        in range; and the operands' classes.
+        ``sign``; ``result``, signed and wider than a magnitude, which is the product's where that
+        is in range; and the classes of the operands.
     saturate : bool
         Deliver the largest finite number on overflow even where there is infinity.
 
@@ -98,19 +98,19 @@ def finish(pipeline: Pipeline, fmt: MiniFloat, at: SimpleNamespace, *,
     at = pipeline.step(
         sign=at.sign, magnitude=at.result[:width],
         zero=(at.zero | at.result[-1]) & ~at.special,
-        normal=_any(at.result[fmt.mantissa_bits:width + 1], at.special),
-        large=_all(_special_bits(fmt, at.result)), over=at.result[width] | at.special,
+        normal=_any(at.result[fmt.mantissa_bits:-1], at.special),
+        large=_all(_special_bits(fmt, at.result)), over=at.result[width:-1].any() | at.special,
         special=at.special, nan=at.nan.any() | (at.special & at.zero))
 
     # What is over or special becomes one constant; only where both infinity and the largest finite
     # number occur is there anything to choose.
     limit = fmt.infinity if fmt.has_infinity and not saturate else fmt.largest_finite
-    forced = C(limit, width)
+    forced: Value = C(limit, width)
     if fmt.has_infinity and saturate:
         forced = Mux(at.special, C(fmt.infinity, width), forced)
     at = pipeline.step(
-        sign=at.sign, zero=at.zero | ~at.normal.any(), nan=at.nan,
-        magnitude=Mux(at.over | at.large.all(), forced, at.magnitude), init={"magnitude": limit})
+        {"magnitude": limit}, sign=at.sign, zero=at.zero | ~at.normal.any(), nan=at.nan,
+        magnitude=Mux(at.over | at.large.all(), forced, at.magnitude))
 
     # NaN is one bit more than infinity, or than the largest finite number of a format without it.
     nan = at.nan << (fmt.mantissa_bits - 1 if fmt.has_infinity else 0)

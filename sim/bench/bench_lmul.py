@@ -1,7 +1,7 @@
 """L-Mul and the exact multiplier against their golden functions, many units side by side.
 
-Units of one latency share one stream: they stall together, so one transfer drives a pair of operands
-through every format.
+Units of one latency share one stream: they stall together, so one transfer drives a pair of
+operands through every format.
 """
 
 import cocotb
@@ -25,6 +25,9 @@ RUNTIME_OFFSETS = {"e4m3": 5, "bf16": 37}
 class SideBySide(wiring.Component):
     """Units of equal latency, by name; several may take the operands of one format."""
 
+    i: stream.Interface
+    o: stream.Interface
+
     def __init__(self, units: dict):
         self.units = units
         self.formats = {unit.fmt.name: unit.fmt for unit in units.values()}
@@ -36,6 +39,7 @@ class SideBySide(wiring.Component):
         })
 
     def elaborate(self, platform):
+        """Wire every unit."""
         m = Module()
         for name, unit in self.units.items():
             m.submodules[name] = unit
@@ -65,6 +69,7 @@ class Bench(wiring.Component):
             for name, group in groups.items() for side in ("i", "o")})
 
     def elaborate(self, platform):
+        """Wire every unit."""
         m = Module()
         for name, group in self.groups.items():
             m.submodules[name] = group
@@ -74,6 +79,7 @@ class Bench(wiring.Component):
 
 
 def formats() -> Bench:
+    """Every format with its defaults."""
     return Bench({"all": SideBySide({name: LMul(fmt) for name, fmt in FORMATS.items()})})
 
 
@@ -103,6 +109,7 @@ DUTS = {"formats": formats, "variants": variants}
 
 
 def golden(unit, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Products that ``unit`` must deliver."""
     if isinstance(unit, ExactMultiplier):
         return exact_product(unit.fmt, x, y, saturate=unit.saturate)
     offset = (RUNTIME_OFFSETS[unit.fmt.name] if unit.runtime_offset
@@ -175,6 +182,7 @@ async def check(dut, name: str, group: SideBySide, *, count: int, stall: float,
 
 
 async def check_all(dut, *, count: int, stall: float, seed: int) -> None:
+    """Check every group at once."""
     await start(dut)
     tasks = [cocotb.start_soon(check(dut, name, group, count=count, stall=stall, seed=seed + k))
              for k, (name, group) in enumerate(DUTS[bench_case()]().groups.items())]

@@ -9,13 +9,10 @@ words. The functions work in blocks that fit the cache: 100 million products tak
 
 import numpy as np
 
-from hw.formats.minifloat import MiniFloat, bf16
+from hw.formats.minifloat import DEFAULT_WINDOW, WINDOWS, MiniFloat, bf16
 from sim.golden.bf16 import NAN, from_float
 
-__all__ = ["DEFAULT_WINDOW", "exact_product", "lmul", "lmul_bound", "lmul_dot", "lmul_wide"]
-
-#: Bits of the bf16 dot product's window, without the growth of the sum.
-DEFAULT_WINDOW = 24
+__all__ = ["exact_product", "lmul", "lmul_bound", "lmul_dot", "lmul_wide"]
 
 _BLOCK = 1 << 15        # elements; a block's temporaries fit a level 2 cache
 
@@ -170,7 +167,7 @@ def lmul_dot(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None
         Units of the last place; see :meth:`MiniFloat.constant`.
     axis : int
     window : int
-        Bits of the bf16 window, 8 to 32.
+        Bits of the bf16 window, one of :data:`hw.formats.minifloat.WINDOWS`.
     bound : integer array of the result's shape, optional
         For bf16, the exponent field of the window's top; by default that of :func:`lmul_bound`.
     saturate : bool
@@ -190,8 +187,8 @@ def lmul_dot(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None
         raise ValueError(f"Operand y must have shape {x.shape}, not {y.shape}")
     if fmt.width > 8 and fmt != bf16:
         raise ValueError(f"Format of a dot product must be e4m3, e5m2 or bf16, not {fmt.name}")
-    if not 8 <= window <= 32:
-        raise ValueError(f"Window must be in 8..32, not {window!r}")
+    if window not in WINDOWS:
+        raise ValueError(f"Window must be in {WINDOWS[0]}..{WINDOWS[-1]}, not {window!r}")
     x, y = np.moveaxis(x, axis, -1), np.moveaxis(y, axis, -1)
     shape, count = x.shape[:-1], x.shape[-1]
     if fmt == bf16:
