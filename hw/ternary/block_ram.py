@@ -98,12 +98,12 @@ class BlockRam(wiring.Component):
     def _cells(self, m):
         for low in range(0, self.width, _CELL_WIDTH):
             width = min(_CELL_WIDTH, self.width - low)
+            word = Signal(_CELL_WIDTH, name=f"word_{low}")
+            m.d.comb += self.read_data[low:low + width].eq(word)
             ports = {}
             for bit in range(_CELL_WIDTH):
-                used = bit < width
-                ports[f"i_DI{bit}"] = self.write_data[low + bit] if used else Const(0)
-                if used:
-                    ports[f"o_DO{bit}"] = self.read_data[low + bit]
+                ports[f"i_DI{bit}"] = self.write_data[low + bit] if bit < width else Const(0)
+                ports[f"o_DO{bit}"] = word[bit]
             for byte in range(_CELL_WIDTH // _BYTE_WIDTH):
                 ports[f"i_BE{byte}"] = self.write_mask if byte * _BYTE_WIDTH < width else Const(0)
             for bit in range(9):

@@ -1,5 +1,7 @@
 """The ternary core: the engine behind a weight port of any width."""
 
+import math
+
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,7 +11,7 @@ from hw.config import EngineConfig
 from hw.ternary.engine import TernaryEngine
 from hw.ternary.gearbox import Gearbox, port_layout
 from hw.ternary.results import result_layout
-from hw.ternary.walker import column_layout, entry_layout, job_layout
+from hw.ternary.walker import ENTRY_DEPTH, column_layout, entry_layout, job_layout
 
 __all__ = ["TernaryCore"]
 
@@ -31,6 +33,11 @@ class TernaryCore(wiring.Component):
     i_port : In(stream) of :func:`hw.ternary.gearbox.port_layout`
         Bytes of the listed columns, in the order of the list; each product begins with a new
         transfer.
+
+    Raises
+    ------
+    ValueError
+        If a transfer may need more columns than the engine asks for ahead: it would wait forever.
     """
 
     i_jobs: stream.Interface
@@ -41,6 +48,14 @@ class TernaryCore(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self.config = config
+        # While a word is waited for, the list has been accepted up to the depth of its queue; the
+        # transfer that ends the word goes on for up to ``port_bytes - granule`` bytes.
+        granule = math.gcd(config.port_bytes, config.word_bytes)
+        ahead = (ENTRY_DEPTH - 1) // config.max_batch
+        if config.port_bytes - granule > ahead * config.word_bytes:
+            raise ValueError(f"Weight port ({config.port_bytes} bytes) must not need more than "
+                             f"{ahead + 1} words of {config.word_bytes} bytes at a time, which is "
+                             f"what the engine asks for ahead with batch {config.max_batch}")
         super().__init__({
             "i_jobs": In(stream.Signature(job_layout(config))),
             "i_entries": In(stream.Signature(entry_layout(config))),

@@ -19,9 +19,10 @@ from sim.streams import StreamSink, StreamSource, start
 
 CONFIGURATIONS = {
     "wide": EngineConfig(),
-    "narrow": EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=2,
+    "narrow": EngineConfig(lanes=10, accumulator_width=14, accumulator_depth=16, max_planes=2,
                            max_batch=3, index_width=9, packing="3in5", result_lanes=2),
-    "ecp5": EngineConfig(lanes=16, accumulator_width=28, accumulator_depth=16, target="ecp5"),
+    "ecp5": EngineConfig(lanes=8, accumulator_width=28, accumulator_depth=16, max_planes=3,
+                         result_lanes=4, target="ecp5"),
 }
 DUTS = {name: lambda config=config: TernaryEngine(config)
         for name, config in CONFIGURATIONS.items()}
@@ -78,14 +79,15 @@ def edges(config: EngineConfig) -> list[Product]:
         Product(lanes, 5, batch=3), Product(2 * lanes, 5, planes=2, batch=wide),
         *[Product(lanes, 4, planes=count) for count in range(2, deep + 1)],
         Product(2 * lanes, 3, planes=deep), Product(4 * lanes, 3, planes=deep),
-        Product(lanes * config.accumulator_depth, 1) if lanes < 64 else Product(lanes * 5, 2),
+        Product(lanes * config.accumulator_depth, 1) if config.accumulator_depth < 64
+        else Product(lanes * 5, 2),
         Product(lanes, 0), Product(2 * lanes, 0), Product(lanes + 1, 0, batch=wide),
         Product(1, 1), Product(lanes, 1, planes=deep, batch=wide),
         Product(lanes, 16, data="highest"), Product(lanes, 16, data="lowest"),
         Product(3 * lanes, 8, planes=deep, data="highest"),
         Product(lanes, 8, planes=deep, data="lowest"),
         Product(2 * lanes, 12, data="sparse"), Product(lanes, 12, data="sparse"),
-        Product(lanes + 3, 300, planes=deep),                               # wraps around
+        Product(lanes, 200 if lanes == 64 else 20, planes=deep, data="highest"),    # wraps around
     ]
 
 
@@ -176,14 +178,11 @@ async def results_wait_for_their_consumer(dut):
     await start(dut)
     config = CONFIGURATIONS[bench_case()]
     run = Run(dut)
-    run.results = StreamSink(dut, "o_results", run_shape(config), stall=0.95)
-    rows = config.lanes * min(config.accumulator_depth // config.max_batch, 8)
-    await run.products([Product(rows, 2, batch=config.max_batch)] * 2)
-
-
-def run_shape(config: EngineConfig):
-    """Return the layout of a result transfer."""
-    return TernaryEngine(config).o_results.payload.shape()
+    shape = DUTS[bench_case()]().o_results.payload.shape()
+    run.results = StreamSink(dut, "o_results", shape, stall=0.9)
+    batch = min(config.max_batch, config.accumulator_depth)
+    rows = config.lanes * min(config.accumulator_depth // batch, 8)
+    await run.products([Product(rows, 1, batch=batch)] * 6)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms", skip=os.environ.get("TALLY_CASE") != "wide")
