@@ -2,15 +2,15 @@
 
 docs/numerics.md, section 6, is what the program computes, docs/machine.md the machine it runs on.
 
-**Order.** Execution goes through the program once, but multiplying and reading weights run beside it.
-So all products of one list are queued before the first of them is drained: the engine multiplies
-the next matrix while this one's results are worked on, and weights are read ahead of both. What
-remains on the way from one list to the next is as little as the model allows: norms are computed
-after their list is queued, and the forget bias is loaded between two products of one list, where
-nothing waits for it but the port.
+**Order.** Execution goes through the program once, but multiplying and reading weights run beside
+it. So all products of one list are queued before the first of them is drained: the engine
+multiplies the next matrix while this one's results are worked on, and weights are read ahead of
+both. What remains on the way from one list to the next is as little as the model allows: norms are
+computed after their list is queued, and the forget bias is loaded between two products of one list,
+where nothing waits for it but the port.
 
-**Vector memory.** Its first word is zero from power-up on and never written. From it, a new sequence
-clears the state: each copy doubles what is zero.
+**Vector memory.** Its first word is zero from power-up on and never written. From it, a new
+sequence clears the state: each copy doubles what is zero.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ class _Use:
 
 
 def _bf16(value: float) -> int:
-    return int(from_float(np.float64(value)))
+    return int(from_float(np.array(value, np.float64)))
 
 
 class _Memory:

@@ -1,8 +1,8 @@
 """A compiled model: its program, what lies in the device's memory, and the file that holds both.
 
-The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian), the
-header, the program, the memory. The header is JSON: the configuration with its fingerprint, facts
-about the model, and the table of parts with the CRC-32 of each.
+The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian),
+the header, the program, the memory. The header is JSON: the configuration with its fingerprint,
+facts about the model, and the table of parts with the CRC-32 of each.
 """
 
 import dataclasses
@@ -140,8 +140,14 @@ def _crc(memory: bytes, part: Part) -> int:
     return zlib.crc32(memory[part.address:part.address + part.bytes])
 
 
-def read_image(path: str | os.PathLike, config: CoreConfig) -> Image:
-    """Read an image for a device of the configuration ``config``, and check every part of it.
+def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Image:
+    """Read an image and check every part of it.
+
+    Parameters
+    ----------
+    path : path
+    config : CoreConfig, optional
+        Of the device that it is for.
 
     Raises
     ------
@@ -166,7 +172,11 @@ def read_image(path: str | os.PathLike, config: CoreConfig) -> Image:
     fields = json.loads(header)
     made_for = CoreConfig(**fields["configuration"]
                           | {"engine": EngineConfig(**fields["configuration"]["engine"])})
-    _same_configuration(path, made_for, config)
+    if config is not None and config.fingerprint() != made_for.fingerprint():
+        theirs, ours = _flat(made_for), _flat(config)
+        differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
+                       for name in theirs if theirs[name] != ours[name] and name != "target"]
+        raise ImageError(f"{path}: made for another configuration: {', '.join(differences)}")
 
     start += length
     facts = fields["program"]
@@ -180,7 +190,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig) -> Image:
         parts.append(part)
     memory = data[start:start + fields["memory_bytes"]]
     return Image(
-        config=config, model=fields["model"], vocab=fields["vocab"],
+        config=config or made_for, model=fields["model"], vocab=fields["vocab"],
         program=Program(
             instructions=tuple(decode(program[k:k + INSTRUCTION_BYTES])
                                for k in range(0, len(program), INSTRUCTION_BYTES)),
@@ -200,15 +210,6 @@ def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: i
         raise ImageError(f"{path}: damaged: {what} must have the CRC-32 {crc:08x}, "
                          f"not {actual:08x}")
     return section
-
-
-def _same_configuration(path: Path, made_for: CoreConfig, config: CoreConfig) -> None:
-    if made_for.fingerprint() == config.fingerprint():
-        return
-    theirs, ours = _flat(made_for), _flat(config)
-    differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
-                   for name in theirs if theirs[name] != ours[name] and name != "target"]
-    raise ImageError(f"{path}: made for another configuration: {', '.join(differences)}")
 
 
 def _flat(config: CoreConfig) -> dict[str, Any]:

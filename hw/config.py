@@ -172,7 +172,7 @@ class CoreConfig:
     list_depth : int
         Entries of each of the two list buffers.
     product_depth : int
-        Products that wait for the engine or for being drained.
+        Products that can be queued; a program has no more that are not drained yet.
     queue_words : int
         Transfers of the memory port that are read ahead, a power of two.
     best : int

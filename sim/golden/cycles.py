@@ -2,10 +2,14 @@
 
 import math
 
-from hw.config import EngineConfig
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import Instruction, Opcode
+from hw.link.protocol import CRC_BYTES
+from sim.golden.frames import encode_frame
 
-__all__ = ["engine_cycles", "engine_lane_words", "engine_period", "gearbox_cycles",
-           "port_transfers", "product_cycles"]
+__all__ = ["INSTRUCTION_CYCLES", "core_cycles", "engine_cycles", "engine_lane_words",
+           "engine_period", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
+           "instruction_cycles", "port_transfers", "product_cycles", "uart_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -77,3 +81,98 @@ def product_cycles(count: int, *, latency: int) -> int:
     Both are included. It holds for L-Mul and for the exact multiplier.
     """
     return count + latency
+
+
+def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
+                batch: int = 1) -> int:
+    """Cycles of the core from the first list entry accepted to the last result delivered.
+
+    The longer of two: the weight port's time and what the engine does after the last word, or the
+    engine's time and its wait for the first word. Exact if the memory answers in the next cycle
+    and ``port_bytes <= word_bytes``, but for two slots, whose pauses may add a cycle.
+
+    The parameters are those of :func:`engine_period`; the core is idle before.
+    """
+    slots = config.groups(rows) * batch
+    pause = 1 if slots == 2 else 0
+    words = columns * planes * config.groups(rows)
+    whole = engine_cycles(config, rows=rows, columns=columns, planes=planes, batch=batch)
+    clear = 1 + slots + pause                   # the cycles before the first word is taken
+    before_last = clear + columns * planes * (slots + pause) - pause - batch
+
+    # A transfer leaves when all its bytes are there; the first words' last may need a later column.
+    transfers = port_transfers(config, 1)
+    ahead = min((transfers * config.port_bytes - 1) // config.column_bytes(rows, planes),
+                columns - 1)
+    late = max(0, ahead * batch + 1 - transfers)
+    first_word = 1 + gearbox_cycles(config, [1]) + late
+    last_word = 1 + gearbox_cycles(config, [words])
+    return whole + max(0, first_word - 1 - clear, last_word - 1 - before_last)
+
+
+def frame_send_cycles(content: bytes) -> int:
+    """Cycles of the frame transmitter from the first byte taken to the last delimiter delivered.
+
+    Both are included; the producer and the line never wait.
+    """
+    coded = encode_frame(content)
+    # Full blocks are closed in a cycle of their own, but for one at the end; so is the last block.
+    size, position, closed = len(coded) - 1, 1, 0
+    while position < size:
+        following = position + coded[position]
+        closed += coded[position] == 255 and following < size
+        position = following
+    return len(content) + CRC_BYTES + closed + 1 + len(coded)
+
+
+def frame_delivery_cycles(content: bytes) -> int:
+    """Cycles of the frame receiver from the delimiter taken to the last byte of the content.
+
+    Both are included; the consumer never waits.
+    """
+    return len(content) + 2
+
+
+def uart_cycles(divisor: int, count: int) -> int:
+    """Cycles from the first byte that a UART transmitter takes to the last that its peer delivers.
+
+    Both are included. The last bit that the receiver looks at is the middle of the stop bit; the
+    synchronizer, the majority and the output register come behind it.
+    """
+    return 10 * divisor * (count - 1) + 9 * divisor + divisor // 2 + 6
+
+
+#: Cycles of each instruction of the core beside those of its elements: from its dispatch to the
+#: dispatch of the next one, with nothing to wait for.
+INSTRUCTION_CYCLES = {Opcode.STOP: 4, Opcode.LOAD: 8, Opcode.STORE: 8, Opcode.TOKEN: 8,
+                      Opcode.PACK: 16, Opcode.MATMUL: 4, Opcode.DRAIN: 16, Opcode.EMIT: 24,
+                      Opcode.VECTOR: 16, Opcode.NORM: 24}
+
+
+def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0) -> int:
+    """Cycles of the core from dispatch to dispatch of the next instruction.
+
+    Nothing is waited for: products are there, and memory answers at once.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    instruction : Instruction
+    kept : int
+        Of EMIT: how many integers were among the largest so far when they came.
+    """
+    count = instruction.count
+    words = -(-count // config.vector_lanes)
+    cycles = INSTRUCTION_CYCLES[instruction.opcode]
+    match instruction.opcode:
+        case Opcode.LOAD | Opcode.STORE:
+            return cycles + 2 * count // config.port_bytes
+        case Opcode.PACK:
+            return cycles + words + count
+        case Opcode.DRAIN | Opcode.VECTOR:
+            return cycles + words
+        case Opcode.EMIT:
+            return cycles + words + kept
+        case Opcode.NORM:
+            return cycles + 2 * words
+    return cycles

@@ -9,6 +9,8 @@ not at all, is a :class:`HazardError`.
 """
 
 import dataclasses
+import functools
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -97,7 +99,8 @@ class Emission:
     @property
     def scale(self) -> float:
         """The scalar; exact."""
-        return float(np.ldexp(to_float32(np.uint16(self.number)).astype(np.float64), self.exponent))
+        number = float(to_float32(np.array(self.number, np.uint16)))
+        return math.ldexp(number, self.exponent)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +111,7 @@ class _Register:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _List:
-    """The list as a dense vector. ``columns`` is the number of a PACK's elements, 0 after a TOKEN."""
+    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN."""
 
     activations: NDArray[np.int8]
     columns: int
@@ -342,14 +345,14 @@ class Machine:
 
     def _scalar(self, instruction: Instruction) -> _Register:
         """Return ``constant * r[a] * r[b]``, rounded after each product."""
-        number, exponent = np.uint16(instruction.constant), 0
+        number, exponent = instruction.constant, 0
         for index in (instruction.a, instruction.b):
             register = self.registers[index]
             if register is None:
                 raise HazardError(f"Register {index} is read, but was never written")
-            number = exact_product(bf16, number, np.uint16(register.number))
+            number = _product(number, register.number)
             exponent += register.exponent
-        return _Register(int(number), exponent)
+        return _Register(number, exponent)
 
     def _best(self, factor: _Register, product: NDArray[np.int32]) -> Emission:
         rows = np.argsort(-product.astype(np.int64), kind="stable")[:self.config.best]
@@ -378,6 +381,12 @@ class Machine:
             raise HazardError(f"Memory up to byte {end} is used, but only {len(self.memory)} are "
                               f"defined")
         return self.memory[instruction.address:end]
+
+
+@functools.cache
+def _product(x: int, y: int) -> int:
+    """Return the product of two bf16 numbers, rounded once."""
+    return int(exact_product(bf16, *np.array([x, y], np.uint16)[:, np.newaxis])[0])
 
 
 def _decode(data: bytes) -> Instruction | None:

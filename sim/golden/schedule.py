@@ -1,0 +1,318 @@
+"""Cycles of a program: execution, engine and fetching, each as early as the others let it.
+
+docs/machine.md, section Order, says who waits for whom. All that an instruction waits for comes
+before it in the program, so one walk over the program finds every time as a maximum of earlier
+times plus a constant. Transfers and weight words are walked in chunks, the rest instruction by
+instruction.
+"""
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hw.config import CoreConfig
+from hw.isa import Function, Instruction, Opcode
+from sim.golden.cycles import engine_cycles, engine_period, instruction_cycles, port_transfers
+
+__all__ = ["TokenCycles", "token_cycles"]
+
+#: Transfers of one read; it is sent when the weight queue has room for all of it.
+READ_TRANSFERS = 256
+#: Weight words, or transfers if these are larger, that wait in the gearbox behind the queue.
+GEARBOX_WORDS = 511
+#: Cycles that a word takes through the gearbox, beside the memory's latency.
+WORD_LATENCY = 8
+#: Cycles from a MATMUL to the first entry that the engine accepts.
+LIST_LATENCY = 4
+#: Cycles from an entry accepted to the read of its column, where columns are asked for.
+COLUMN_LATENCY = 4
+#: Result transfers that the engine's queue takes before it waits.
+RESULT_TRANSFERS = 240
+#: The memory port carries 1.6 bits for a trit at best: 5 trits in 8 bits.
+BITS_PER_TRIT = 1.6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenCycles:
+    """What a token costs when tokens follow one another.
+
+    Attributes
+    ----------
+    cycles : float
+        From one token to the next.
+    transfers : int
+        Of the memory port, in both directions.
+    useful_bits : float
+        Trits that were multiplied, at 1.6 bits.
+    port, engine, execution : float
+        Cycles that each would take if it never waited.
+    idle : float array, shape (instructions,)
+        Cycles in which the port has nothing to do while an instruction executes or waits.
+    refresh : float
+        Share of the cycles in which the memory refreshes itself.
+    """
+
+    cycles: float
+    transfers: int
+    useful_bits: float
+    port: float
+    engine: float
+    execution: float
+    idle: NDArray[np.float64]
+    refresh: float
+
+    @property
+    def limit(self) -> str:
+        """What binds: the one of the three that takes longest."""
+        times = {"memory port": self.port, "engine": self.engine, "execution": self.execution}
+        return max(times, key=lambda name: times[name])
+
+    def port_utilization(self, config: CoreConfig) -> float:
+        """Share of the port that carries useful weight bits, the refresh not counted."""
+        return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
+
+
+@dataclasses.dataclass
+class _Product:
+    """A product that was queued and not taken."""
+
+    instruction: Instruction
+    queued: float
+    columns: int                        # that are listed
+    asked: bool                         # column by column, as the engine goes
+    first_result: float = math.inf      # until it is multiplied
+
+
+class _Times:
+    """A growing array of times; those before its beginning are long past."""
+
+    def __init__(self):
+        self._values = np.empty(1 << 16)
+        self.count = 0
+        self.last = -math.inf
+
+    def append(self, times: NDArray[np.float64]) -> None:
+        """Add times at the end."""
+        end = self.count + len(times)
+        if end > len(self._values):
+            self._values = np.concatenate([self._values, np.empty(max(end, len(self._values)))])
+        self._values[self.count:end] = times
+        self.count, self.last = end, float(times[-1])
+
+    def at(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Look up times by their number from the beginning."""
+        return np.where(indices < 0, -math.inf, self._values[np.maximum(indices, 0)])
+
+    def since(self, first: int) -> NDArray[np.float64]:
+        """All times from number ``first`` on."""
+        return self._values[first:self.count]
+
+
+def _in_order(earliest: NDArray[np.float64], after: float, step: float) -> NDArray[np.float64]:
+    """Find the times of events in order, ``step`` apart, each at its earliest."""
+    ramp = step * np.arange(len(earliest))
+    return np.maximum(np.maximum.accumulate(earliest - ramp), after + step) + ramp
+
+
+def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: int = 0, *,
+                 latency: int = 20, refresh: float = 0.0, density: float = 1.0,
+                 turnaround: int = 0) -> TokenCycles:
+    """Cycles of a token in steady state.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    instructions : sequence of Instruction
+        With a STOP.
+    body : int
+        Where a token begins.
+    latency : int
+        Cycles from a read that the port accepts to its first transfer.
+    refresh : float
+        Share of the cycles in which the memory does nothing.
+    density : float
+        Share of a SPARSE list's elements that are not zero.
+    turnaround : int
+        Cycles from STOP to the next token.
+    """
+    walk = _Walk(config, instructions[body:], latency, refresh, density)
+    for _ in range(3):
+        walk.token()
+        walk.now += turnaround
+    return walk.last_token(body)
+
+
+class _Walk:
+    """Times of everything, token after token."""
+
+    def __init__(self, config, instructions, latency, refresh, density):
+        self._config = config
+        self._instructions = instructions
+        self._latency = latency
+        self._refresh = refresh
+        self._step = 1 / (1 - refresh)          # cycles of a transfer
+        self._density = density
+        self.now = 0.0                          # execution
+        self._idle_at = 0.0                     # the engine takes the next product
+        self._fence = 0.0                       # nothing is read before
+        self._dispatched: list[float] = []
+        # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
+        # queue; taken by the engine.
+        self._sent = _Times()
+        self._left = _Times()
+        self._taken = _Times()
+        self._queue: deque[_Product] = deque()
+        self._marks: list[tuple[float, int, int]] = []
+        self._stored = 0
+        self._useful = 0.0
+        self._engine = 0.0
+        self._execution = 0.0
+
+    # Execution.
+
+    def token(self) -> None:
+        """Walk one token."""
+        config = self._config
+        self._marks.append((self.now, self._sent.count, self._stored))
+        self._dispatched = []
+        self._useful = self._engine = self._execution = 0.0
+        opens = Opcode.TOKEN                    # what made the newest list
+        sparse = False
+        for instruction in self._instructions:
+            self._dispatched.append(self.now)
+            cycles = instruction_cycles(config, instruction, kept=self._kept(instruction))
+            self._execution += cycles
+            match instruction.opcode:
+                case Opcode.LOAD:
+                    self._multiply(len(self._queue))
+                    transfers = 2 * instruction.count // config.port_bytes
+                    self._read(transfers, known=-math.inf, taken_from=self.now)
+                    self.now = max(self.now + cycles, self._left.last + cycles - transfers)
+                case Opcode.STORE:
+                    self.now += cycles
+                    self._stored += 2 * instruction.count // config.port_bytes
+                    self._fence = self.now
+                case Opcode.TOKEN | Opcode.PACK:
+                    opens, sparse = instruction.opcode, instruction.function == Function.SPARSE
+                    self.now += cycles
+                case Opcode.MATMUL:
+                    self.now += cycles
+                    columns = instruction.count
+                    asked = opens is Opcode.TOKEN or sparse
+                    if asked:
+                        columns = 1 if opens is Opcode.TOKEN else round(self._density * columns)
+                    self._queue.append(_Product(instruction, self.now, columns=columns,
+                                                asked=asked))
+                case Opcode.DRAIN | Opcode.EMIT:
+                    product = self._queue[0]
+                    if product.first_result == math.inf:
+                        self._multiply(1)
+                    self._queue.popleft()
+                    self.now = max(self.now, product.first_result)
+                    # The engine cannot deliver what its queue has no room for.
+                    transfers = config.engine.result_transfers(instruction.count)
+                    self._idle_at = max(self._idle_at, self.now + transfers - RESULT_TRANSFERS)
+                    self.now += cycles
+                case _:
+                    self.now += cycles
+            if instruction.opcode is Opcode.STOP:
+                break
+
+    # The engine, and fetching.
+
+    def _multiply(self, count: int) -> None:
+        """Find the times of the ``count`` oldest products, as far as they are not known."""
+        engine = self._config.engine
+        for product in [item for item in self._queue if item.first_result == math.inf][:count]:
+            rows, planes = product.instruction.a, product.instruction.b
+            shape = {"rows": rows, "columns": product.columns, "planes": planes}
+            groups = engine.groups(rows)
+            begins = max(self._idle_at, product.queued + LIST_LATENCY)
+            words = product.columns * planes * groups
+            # Two accumulators pause in each round.
+            pace = 1.5 if groups == 2 else 1.0
+            first = begins + groups + 1
+            if product.asked:
+                transfers = product.columns * -(-engine.column_bytes(rows, planes)
+                                                // engine.port_bytes)
+                self._read(transfers, begins + COLUMN_LATENCY, words=words, first=first, pace=pace)
+            else:
+                self._read(port_transfers(engine, words), -math.inf, words=words, first=first,
+                           pace=pace)
+            results = engine.result_transfers(rows)
+            period = engine_period(engine, **shape)
+            self._idle_at = (self._taken.last if words else first) + 3 + results
+            product.first_result = self._idle_at - results + engine_cycles(engine, **shape) - period
+            self._engine += period
+            self._useful += product.columns * planes * rows
+
+    def _read(self, transfers: int, known: float, *, words: int = 0, first: float = 0.0,
+              pace: float = 1.0, taken_from: float | None = None) -> None:
+        """Find the times of the transfers of a matrix or, with ``taken_from``, a vector.
+
+        Parameters
+        ----------
+        transfers : int
+        known : float
+            When it is known that they are to be read.
+        words : int
+            Weight words that they hold.
+        first, pace : float
+            When the engine takes the first word, and cycles between two.
+        taken_from : float, optional
+            When execution takes the first transfer.
+        """
+        engine, queue = self._config.engine, self._config.queue_words
+        begin, word_begin, done = self._sent.count, self._taken.count, 0
+        end = begin + transfers
+        waiting = GEARBOX_WORDS * max(engine.word_bytes, engine.port_bytes) // engine.word_bytes
+        burst = min(READ_TRANSFERS, queue)
+        for chunk in range(begin, end, queue):
+            index = np.arange(chunk, min(chunk + queue, end))
+            burst_end = np.minimum(begin + (index - begin) // burst * burst + burst, end) - 1
+            room = self._left.at(burst_end - queue)
+            sent = _in_order(np.maximum(room, max(known, self._fence)), self._sent.last, self._step)
+            self._sent.append(sent)
+            arrived = sent + self._latency
+            if taken_from is not None:
+                self._left.append(_in_order(np.maximum(arrived, taken_from), self._left.last, 1.0))
+                continue
+            # A word needs all transfers up to that of its last byte.
+            held = min((chunk + len(index) - begin) * engine.port_bytes // engine.word_bytes, words)
+            if chunk + len(index) == end:
+                held = words
+            word = np.arange(done, held)
+            needs = -(-(word + 1) * engine.word_bytes // engine.port_bytes) - 1
+            available = arrived[np.minimum(needs - (chunk - begin), len(index) - 1)] + WORD_LATENCY
+            if len(word):
+                after = max(self._taken.last, first - pace) if done == 0 else self._taken.last
+                self._taken.append(_in_order(available, after, pace))
+            done = held
+            belongs = word_begin + (index - begin) * engine.port_bytes // engine.word_bytes
+            left = np.maximum(arrived, self._taken.at(belongs - waiting))
+            self._left.append(_in_order(left, self._left.last, 1.0))
+
+    def _kept(self, instruction: Instruction) -> int:
+        """Expect so many integers to be kept on the way, if they come in a random order."""
+        if instruction.opcode is not Opcode.EMIT:
+            return 0
+        best, count = self._config.best, instruction.count
+        return round(best * (1 + math.log(count / best))) if count > best else count
+
+    def last_token(self, body: int) -> TokenCycles:
+        """Sum up the last token; the one before it began the steady state."""
+        began, transfers, stored = self._marks[-1]
+        sent = self._sent.since(transfers)
+        dispatched = np.array([*self._dispatched, self.now])
+        busy = np.diff(np.searchsorted(sent, dispatched)) * self._step
+        idle = np.zeros(body + len(self._instructions))
+        idle[body:body + len(busy)] = np.maximum(np.diff(dispatched) - busy, 0)
+        count = len(sent) + self._stored - stored
+        return TokenCycles(
+            cycles=self.now - began, transfers=count, useful_bits=BITS_PER_TRIT * self._useful,
+            port=count * self._step, engine=self._engine, execution=self._execution, idle=idle,
+            refresh=self._refresh)
