@@ -319,12 +319,14 @@ def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents
 
 def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
-    table = Table(title=f"{model.name} on {text} text: {first.documents} documents, "
-                        f"{first.tokens:,} tokens, {first.bytes:,} bytes", title_style="bold",
-                  title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"{model.name} on {text} text: {first.documents} documents, "
+                        f"{first.tokens:,} tokens, {first.bytes:,} bytes",
+                  caption_justify="left",
+                  caption="density: non-zero elements of the FFN's hidden vectors; 99 % and "
+                          "maximum: of the tokens, in the worst layer")
     table.add_column("arithmetic")
-    for column in ("bits per byte", "logit scale", "FFN density", "99th percentile, worst layer",
-                   "maximum"):
+    for column in ("bits per byte", "logit scale", "density", "99 %", "maximum"):
         table.add_column(column, justify="right")
     for measurement in measurements:
         layers = [measurement.layer_density(layer) for layer in range(len(measurement.live))]
