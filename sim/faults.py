@@ -54,7 +54,27 @@ class FaultResult:
     caught_by: str
 
 
-FAULTS: tuple[Fault, ...] = ()
+FAULTS: tuple[Fault, ...] = (
+    Fault("lmul", "the carry of an odd offset is not taken back", "hw/lmul/lmul.py",
+          "(at.total - (constant + carry))", "(at.total - constant)", "lmul", "formats"),
+    Fault("lmul", "a result below the smallest normal number is no zero", "hw/lmul/product.py",
+          "zero=at.zero | ~at.normal.any()", "zero=at.zero", "lmul", "formats"),
+    Fault("lmul", "infinity times zero is infinity", "hw/lmul/product.py",
+          "nan=at.nan.any() | (at.special & at.zero))", "nan=at.nan.any())", "lmul", "formats"),
+    Fault("lmul", "the pipeline does not wait for o.ready", "hw/lmul/lmul.py",
+          "enable.eq(self.o.ready | ~self.o.valid)", "enable.eq(1)", "lmul", "formats"),
+    Fault("exact multiplier", "ties round up, not to even", "hw/lmul/exact.py",
+          "up = at.half & (at.rest | at.fraction[0])", "up = at.half", "lmul", "variants"),
+    Fault("lmul dot product", "a negative term lacks the one that completes its negation",
+          "hw/lmul/dot.py", "Cat(at.sign, base)", "Cat(C(0, 1), base)", "lmul_dot", "units"),
+    Fault("lmul dot product", "the sum is not cleared between dot products", "hw/lmul/dot.py",
+          "first.eq(at.last)", "first.eq(0)", "lmul_dot", "units"),
+    Fault("lmul dot product", "a product above the bound goes unnoticed", "hw/lmul/dot.py",
+          "nan=at.nan | (at.shift[-1] & ~at.nothing)", "nan=at.nan", "lmul_dot", "units"),
+    Fault("lmul dot product", "the rest below the half does not count in rounding",
+          "hw/lmul/dot.py", "(at.magnitude[:rest - 1].any() | at.magnitude[rest])",
+          "at.magnitude[rest]", "lmul_dot", "units"),
+)
 
 
 def try_fault(fault: Fault, simulator: str = "verilator") -> FaultResult:
