@@ -158,8 +158,8 @@ class Gearbox(wiring.Component):
                 m.d.sync += filled.eq(0)
 
         # The rotator: granule k comes out as granule (filled + k) % p, one level a cycle.
-        granules = [self.i.p.data.word_select(k, bits) for k in range(p)]
-        stage = Cat(transfer, complete, filled)
+        granules: list[Value] = [self.i.p.data.word_select(k, bits) for k in range(p)]
+        stage: Value = Cat(transfer, complete, filled)
         for level in range(ceil_log2(p)):
             rotated = [Signal(bits, name=f"rotated_{level}_{k}", reset_less=True) for k in range(p)]
             for k in range(p):
@@ -167,24 +167,24 @@ class Gearbox(wiring.Component):
                                               granules[k]))
             next_stage = Signal(len(stage), name=f"stage_{level}")
             m.d.sync += next_stage.eq(stage)
-            granules, stage = rotated, next_stage
+            granules, stage = [*rotated], next_stage
 
         # A completing transfer writes the end of one word and the beginning of the next. What the
         # beginning overwrites moves on to ``earlier``, and the word is joined in the next cycle.
-        transfer, complete, filled = stage[0], stage[1], stage[2:]
+        arrives, completes, filled_before = stage[0], stage[1], stage[2:]
         ends = Signal()
-        m.d.sync += ends.eq(transfer & complete)
-        word = []
+        m.d.sync += ends.eq(arrives & completes)
+        word: list[Value] = []
         for j in range(w):
             current = Signal(bits, name=f"current_{j}", reset_less=True)
             held = Signal(name=f"held_{j}")     # the word has this granule already
-            m.d.comb += held.eq(filled > j)
-            with m.If(transfer & ~held):
+            m.d.comb += held.eq(filled_before > j)
+            with m.If(arrives & ~held):
                 m.d.sync += current.eq(granules[j % p])
             if j >= p - 1:                      # no beginning reaches here
                 word.append(current)
                 continue
-            with m.If(transfer & complete & held):
+            with m.If(arrives & completes & held):
                 m.d.sync += current.eq(granules[(j + w) % p])
             earlier = Signal(bits, name=f"earlier_{j}", reset_less=True)
             m.d.sync += earlier.eq(current)
@@ -210,7 +210,7 @@ class Gearbox(wiring.Component):
             "end": levels,                      # granules of the product in its last row, modulo p
         })
         m.submodules.queue = queue = _Queue(width=row.size, target=self.config.target)
-        incoming = Signal(row)
+        incoming = data.View(row, Signal(row.size, name="incoming"))
         m.d.comb += [
             incoming.granules.as_value().eq(self.i.p.data),
             incoming.last.eq(self.i.p.last),
@@ -223,41 +223,43 @@ class Gearbox(wiring.Component):
 
         # A word begins at granule ``begin`` of one row and may end in the following one.
         fetched = data.View(row, queue.o.payload)
-        current, following = Signal(row, reset_less=True), Signal(row, reset_less=True)
+        current, following = (data.View(row, Signal(row.size, name=name, reset_less=True))
+                              for name in ("current", "following"))
         have_current, have_following = Signal(), Signal()
         begin = Signal(levels)
         stop = Signal(levels + 1)
         move = Signal()
         cut = Signal()
+        straddles, ends = Signal(), Signal()
         drop_one, drop_both = Signal(), Signal()
+        load_current, load_following = Signal(), Signal()
         m.d.comb += [
             stop.eq(begin + w),
             move.eq(~self.o.valid | self.o.ready),
-            cut.eq(move & have_current & ((stop <= p) | have_following)),
+            straddles.eq(stop > p),
+            ends.eq(Mux(straddles, following.last & (stop[:levels] == following.end),
+                        (stop == p) | (current.last & (stop[:levels] == current.end)))),
+            cut.eq(move & have_current & (~straddles | have_following)),
+            drop_both.eq(cut & straddles & ends),
+            drop_one.eq(cut & (straddles ^ ends)),
+            load_current.eq(~have_current | drop_both | (drop_one & ~have_following)),
+            load_following.eq(~load_current & (drop_one | ~have_following)),
+            queue.o.ready.eq(load_current | load_following),
         ]
         with m.If(cut):
-            with m.If(stop > p):
-                m.d.comb += drop_both.eq(following.last & (stop[:levels] == following.end))
-                m.d.comb += drop_one.eq(~drop_both)
-            with m.Else():
-                m.d.comb += drop_one.eq(
-                    (stop == p) | (current.last & (stop[:levels] == current.end)))
-            m.d.sync += begin.eq(stop)
-            with m.If(drop_both | (drop_one & (stop <= p))):
-                m.d.sync += begin.eq(0)
-        with m.If(~have_current | drop_both | (drop_one & ~have_following)):
-            m.d.comb += queue.o.ready.eq(1)
+            m.d.sync += begin.eq(Mux(ends, 0, stop))
+        with m.If(load_current):
             m.d.sync += [current.eq(fetched), have_current.eq(queue.o.valid),
                          have_following.eq(0)]
-        with m.Elif(drop_one | ~have_following):
-            m.d.comb += queue.o.ready.eq(1)
+        with m.If(load_following):
             m.d.sync += [following.eq(fetched), have_following.eq(queue.o.valid)]
             with m.If(drop_one):
                 m.d.sync += current.eq(following)
 
         # The rotator: granule (begin + k) % p comes out as granule k, one level a cycle.
-        granules = [Mux(begin > k, following.granules[k], current.granules[k]) for k in range(p)]
-        stage = Cat(cut, begin)
+        granules: list[Value] = [Mux(begin > k, following.granules[k], current.granules[k])
+                                 for k in range(p)]
+        stage: Value = Cat(cut, begin)
         for level in range(levels + 1):
             rotated = [Signal(bits, name=f"rotated_{level}_{k}", reset_less=True) for k in range(p)]
             next_stage = Signal(len(stage), name=f"stage_{level}")
@@ -270,5 +272,5 @@ class Gearbox(wiring.Component):
                         step = 2 ** (level - 1)
                         m.d.sync += rotated[k].eq(Mux(stage[level], granules[(k + step) % p],
                                                       granules[k]))
-            granules, stage = rotated, next_stage
+            granules, stage = [*rotated], next_stage
         m.d.comb += [self.o.valid.eq(stage[0]), self.o.p.codes.eq(Cat(granules[:w]))]

@@ -9,7 +9,8 @@ from sim.golden.frames import encode_frame
 
 __all__ = ["INSTRUCTION_CYCLES", "core_cycles", "engine_cycles", "engine_lane_words",
            "engine_period", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
-           "instruction_cycles", "port_transfers", "product_cycles", "uart_cycles"]
+           "instruction_cycles", "norm_cycles", "pack_cycles", "port_transfers",
+           "product_cycles", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -81,6 +82,35 @@ def product_cycles(count: int, *, latency: int) -> int:
     Both are included. It holds for L-Mul and for the exact multiplier.
     """
     return count + latency
+
+
+def vector_cycles(words: int) -> int:
+    """Cycles of the vector unit from a VECTOR accepted to its end delivered, both included.
+
+    ``words`` are read, one a cycle; two cycles of memory and ten of the adder, whatever the
+    function.
+    """
+    return words + 14
+
+
+def norm_cycles(config: CoreConfig, words: int) -> int:
+    """Cycles of the vector unit from a NORM accepted to its number delivered, both included.
+
+    Two passes over ``words``, the trees over the lanes behind each, and the normalization of a sum
+    of squares: by eights, then seven times by one.
+    """
+    levels = (config.vector_lanes - 1).bit_length()
+    width = 24 + (config.vector_depth - 1).bit_length()
+    return 2 * words + 2 * levels + (width - 1) // 8 + 23
+
+
+def pack_cycles(config: CoreConfig, words: int) -> int:
+    """Cycles of the packer from a PACK accepted to its end delivered, both included.
+
+    Nothing takes longer than a cycle for each word, then for each element.
+    """
+    levels = (config.vector_lanes - 1).bit_length()
+    return words + words * config.vector_lanes + levels + 14
 
 
 def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
