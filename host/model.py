@@ -12,6 +12,7 @@ weighs ``3**p``.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -30,6 +31,8 @@ PLANES = 3
 
 _TERNARY_TYPES = (gguf.GGMLQuantizationType.TQ1_0, gguf.GGMLQuantizationType.TQ2_0)
 _BLOCK = 256        # elements of a block of either ternary type; its fp16 scale is the last 2 bytes
+
+_LONGEST_ARRAY = 1 << 20    # of a key; the largest vocabularies in use have about 2**18 tokens
 
 # Tensor name in the file, by field of Layer.
 _MATRICES = {"forget": "mix_forget", "candidate": "mix_candidate", "gate": "mix_gate",
@@ -222,7 +225,7 @@ class _Reader(gguf.GGUFReader):
     """``GGUFReader`` that never reads beyond the end of the file.
 
     The base class maps the file and slices it, and a slice beyond the end is just shorter: an array
-    that claims 2**60 elements would be walked to its end.
+    that claims 2**60 entries would be walked to its end, each entry an object.
     """
 
     def __init__(self, path: Path):
@@ -236,6 +239,14 @@ class _Reader(gguf.GGUFReader):
             raise ModelFileError(f"{self._path}: truncated: bytes up to {end} are needed, "
                                  f"the file has {len(self.data)}")
         return super()._get(offset, dtype, count, override_order)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            entries = int(self._get(orig_offs + 4, np.uint64)[0])
+            if entries > _LONGEST_ARRAY:
+                raise ModelFileError(f"{self._path}: the array at byte {orig_offs} must have at "
+                                     f"most {_LONGEST_ARRAY} entries, not {entries}")
+        return super()._get_field_parts(orig_offs, raw_type)
 
     def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
         for field in fields:
@@ -265,12 +276,15 @@ def _open(path: Path) -> _Reader:
         raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
                              f"not {magic!r}")
     try:
-        return _Reader(path)
+        reader = _Reader(path)
     except ModelFileError:
         raise
     except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
         # What the package raises for a malformed header; its messages are one line each.
         raise ModelFileError(f"{path}: malformed GGUF header: {error}") from None
+    if reader.byte_order != "I" or sys.byteorder != "little":
+        raise ModelFileError(f"{path}: file and machine must be little-endian")
+    return reader
 
 
 def _is_strings(value: object) -> TypeGuard[list[str]]:

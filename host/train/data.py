@@ -59,8 +59,8 @@ def _tokenize(texts: list[str], tokenizer: Tokenizer) -> Documents:
                      size=sum(len(text.encode()) for text in texts))
 
 
-def prepare(corpus: str | os.PathLike, vocab: int,
-            cache: Path | None = None) -> tuple[Vocabulary, dict[str, Documents]]:
+def prepare(corpus: str | os.PathLike, vocab: int, *, cache: Path | None = None,
+            limit: int | None = None) -> tuple[Vocabulary, dict[str, Documents]]:
     """Train a tokenizer on the training documents and tokenize every part.
 
     Parameters
@@ -71,6 +71,8 @@ def prepare(corpus: str | os.PathLike, vocab: int,
         Tokens, the 256 bytes and the end-of-document token included.
     cache : path, optional
         File to read instead where it exists, and to write where it does not.
+    limit : int, optional
+        Use only the first documents of each part.
     """
     if cache is not None and cache.exists():
         with np.load(cache) as saved:
@@ -79,7 +81,7 @@ def prepare(corpus: str | os.PathLike, vocab: int,
                                vocabulary["end_of_document"]),
                     {part: Documents(saved[f"{part}.tokens"], saved[f"{part}.lengths"],
                                      int(saved[f"{part}.size"])) for part in PARTS})
-    texts = read_corpus(corpus)
+    texts = {part: documents[:limit] for part, documents in read_corpus(corpus).items()}
     vocabulary = _train_vocabulary(texts["train"], vocab)
     tokenizer = Tokenizer(vocabulary)
     parts = {part: _tokenize(texts[part], tokenizer) for part in PARTS}

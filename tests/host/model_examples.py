@@ -3,13 +3,7 @@
 import numpy as np
 
 from host.model import Layer, TernaryLM, TernaryMatrix, Vocabulary, to_bf16
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable symbol of every byte, in byte order."""
-    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    moved = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in plain else chr(next(moved)) for byte in range(256)]
+from host.tokenizer import byte_symbols
 
 
 def tiny_vocabulary() -> Vocabulary:
@@ -18,8 +12,9 @@ def tiny_vocabulary() -> Vocabulary:
                       merges=("t h", "th e"), end_of_document=0)
 
 
-def tiny_model(*, width: int = 256, ffn_width: int = 512, layers: int = 2, seed: int = 5) -> TernaryLM:
-    """A random model of the smallest width that a file can hold."""
+def tiny_model(*, width: int = 256, ffn_width: int = 512, layers: int = 2,
+               seed: int = 5) -> TernaryLM:
+    """Make a random model of the smallest width that a file can hold."""
     rng = np.random.default_rng(seed)
     vocabulary = tiny_vocabulary()
 
