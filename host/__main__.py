@@ -1,6 +1,7 @@
-"""``python -m host``: run a language model on a device, evaluate it, see what is installed."""
+"""``python -m host``: run a language model on a device, compile and evaluate it."""
 
 import argparse
+import dataclasses
 import importlib.util
 import platform
 import sys
@@ -23,13 +24,18 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from host.compile import compile_model, losses
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
 from host.generate import Generator, Phase, Sampler
+from host.image import Image, listing, read_image, write_image
 from host.model import ModelFileError, TernaryLM, read_model, write_model
 from host.tokenizer import StreamDecoder, Tokenizer
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
+from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
 DEFAULT_PROMPT = "Once upon a time"
@@ -67,6 +73,16 @@ def _temperature(text: str) -> float:
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
     return value
 
 
@@ -124,6 +140,30 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--workers", type=_integer(1), metavar="N",
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
+
+    compiler = commands.add_parser(
+        "compile", help="make a program and an image of the weights",
+        description="Compile a model for the core: a program, an image of its weights, and what a "
+                    "token will cost.")
+    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
+                          metavar="MODEL.gguf")
+    compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
+    compiler.add_argument("--listing", action="store_true", help="print the program")
+    compiler.add_argument("--sparse", action="store_true",
+                          help="read only columns of ffn_down whose activation is not zero")
+    compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                          dest="fields", help="change a field of the core's configuration")
+    compiler.add_argument("--latency", type=_integer(0), default=20, metavar="CYCLES",
+                          help="of the memory (default: 20)")
+    compiler.add_argument("--refresh", type=_share, default=0.01, metavar="SHARE",
+                          help="of the cycles, in which the memory pauses (default: 0.01)")
+    compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
+                          help="of the columns that --sparse reads (default: 1)")
+    compiler.set_defaults(function=_compile)
+
+    disassemble = commands.add_parser("disassemble", help="print the program of an image")
+    disassemble.add_argument("image", type=Path, metavar="IMAGE")
+    disassemble.set_defaults(function=_disassemble)
 
     doctor = commands.add_parser("doctor", help="list what is installed and what is not")
     doctor.set_defaults(function=_doctor)
@@ -335,6 +375,78 @@ def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
                       f"{max(layer['density_max'] for layer in layers):.1%}")
     return table
+
+
+# compile
+
+def _core_config(fields: Sequence[str]) -> CoreConfig:
+    """Change fields of the default configuration; each has the form ``name=value``."""
+    engine, core = dataclasses.asdict(EngineConfig()), dataclasses.asdict(CoreConfig())
+    del core["engine"]
+    for text in fields:
+        name, _, value = text.partition("=")
+        part = next((part for part in (engine, core) if name in part), None)
+        if part is None:
+            raise UserError(f"{name!r} is not a field of the configuration "
+                            f"(try {', '.join(map(repr, [*engine, *core]))})")
+        part[name] = int(value) if value.isdecimal() else value
+    try:
+        return CoreConfig(engine=EngineConfig(**engine), **core)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _compile(console: Console, options: argparse.Namespace) -> int:
+    if options.refresh == 1:
+        raise UserError("Option --refresh must be below 1: the memory must answer some time")
+    image = compile_model(read_model(options.model), _core_config(options.fields),
+                          sparse=options.sparse)
+    if options.listing:
+        print(listing(image.program))
+    cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                        latency=options.latency, refresh=options.refresh, density=options.density)
+    console.print(_cost(image, cost, f"{options.latency} cycles latency, "
+                                     f"{options.refresh:.1%} refresh"))
+    if options.output:
+        write_image(options.output, image)
+        console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
+    """List what a program needs and what a token costs."""
+    config, program = image.config, image.program
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{image.model} for configuration {config.fingerprint():08x}")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    count = len(program.instructions)
+    table.add_row("Instructions", f"{count:,}", f"{_size(count * INSTRUCTION_BYTES)}; "
+                  f"{count - program.body:,} for a token")
+    table.add_row("Vector memory", f"{sum(size for _, size in program.vectors.values()):,}",
+                  f"elements of {config.vector_depth:,}")
+    for kind, what in (("trits", "Matrices"), ("vector", "Vectors of constants")):
+        parts = [part for part in image.parts if part.kind == kind]
+        useful = BITS_PER_TRIT / 8 * sum(part.trits for part in parts)
+        table.add_row(what, _size(sum(part.bytes for part in parts)),
+                      f"{len(parts)}" + (f"; {_size(useful)} without padding" if useful else ""))
+    table.add_row("Cycles per token", f"{cost.cycles:,.0f}", f"derived: {memory}")
+    for name, cycles in (("memory port", cost.port), ("engine", cost.engine),
+                         ("vector unit and lists", cost.execution)):
+        table.add_row(f"... the {name} alone", f"{cycles:,.0f}", "derived")
+    table.add_row("What binds", cost.limit, "")
+    table.add_row("Weight port used", f"{cost.port_utilization(config):.2%}",
+                  f"derived, of {config.port_bytes} bytes a cycle without refresh")
+    for reason, share in losses(image, cost):
+        if share >= 0.0005:
+            table.add_row("... lost", f"{share:.2%}", reason)
+    return table
+
+
+def _disassemble(console: Console, options: argparse.Namespace) -> int:
+    print(listing(read_image(options.image).program))
+    return 0
 
 
 # doctor

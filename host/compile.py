@@ -15,6 +15,7 @@ sequence clears the state: each copy doubles what is zero.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -26,8 +27,9 @@ from host.model import TernaryLM, TernaryMatrix
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
+from sim.golden.schedule import TokenCycles
 
-__all__ = ["CompileError", "compile_model"]
+__all__ = ["CompileError", "compile_model", "losses"]
 
 # Scalar registers; 0 is always 1.
 _EXPONENT, _NORM, _STATE_NORM = 1, 2, 3
@@ -346,3 +348,27 @@ def compile_model(model: TernaryLM, config: CoreConfig, *, sparse: bool = False)
             raise CompileError(f"Model {model.name} must have a {what} that is a multiple of "
                                f"{unit} for this configuration, not {value}")
     return _Compiler(model, config, sparse).compile()
+
+
+def losses(image: Image, cost: TokenCycles) -> list[tuple[str, float]]:
+    """Say where the port's bits go that carry no useful weights: reason and share, largest first.
+
+    Parameters
+    ----------
+    image : Image
+    cost : TokenCycles
+        Of the image's program.
+    """
+    config, program = image.config, image.program
+    peak = 8 * config.port_bytes * cost.cycles * (1 - cost.refresh)
+    vectors = sum(16 * instruction.count for instruction in program.instructions[program.body:]
+                  if instruction.opcode in (Opcode.LOAD, Opcode.STORE))
+    moved = 8 * config.port_bytes * cost.transfers
+    shares = {"padding of weight words and columns": (moved - vectors - cost.useful_bits) / peak,
+              "vectors of constants": vectors / peak}
+    for instruction, note, idle in zip(program.instructions, program.notes, cost.idle.tolist(),
+                                       strict=True):
+        what = re.sub(r"blk\.\d+[.:] *", "", note)
+        reason = f"port idle during {instruction.opcode.name}, {what}"
+        shares[reason] = shares.get(reason, 0.0) + idle / cost.cycles
+    return sorted(shares.items(), key=lambda item: -item[1])

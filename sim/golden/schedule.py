@@ -9,7 +9,7 @@ instruction.
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from sim.golden.cycles import engine_cycles, engine_period, instruction_cycles, 
 
 __all__ = ["TokenCycles", "token_cycles"]
 
-#: Transfers of one read; it is sent when the weight queue has room for all of it.
+#: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
+#: queue has room for all of it.
 READ_TRANSFERS = 256
 #: Weight words, or transfers if these are larger, that wait in the gearbox behind the queue.
 GEARBOX_WORDS = 511
@@ -51,7 +52,8 @@ class TokenCycles:
     port, engine, execution : float
         Cycles that each would take if it never waited.
     idle : float array, shape (instructions,)
-        Cycles in which the port has nothing to do while an instruction executes or waits.
+        Cycles in which the port has nothing to do while an instruction executes or waits; a
+        transfer counts where it is asked for, so that each may be wrong by one.
     refresh : float
         Share of the cycles in which the memory refreshes itself.
     """
@@ -190,8 +192,8 @@ class _Walk:
                 case Opcode.LOAD:
                     self._multiply(len(self._queue))
                     transfers = 2 * instruction.count // config.port_bytes
-                    self._read(transfers, known=-math.inf, taken_from=self.now)
-                    self.now = max(self.now + cycles, self._left.last + cycles - transfers)
+                    self._read_vector(transfers)
+                    self.now = max(self.now + cycles, self._left.last + 1 + cycles - transfers)
                 case Opcode.STORE:
                     self.now += cycles
                     self._stored += 2 * instruction.count // config.port_bytes
@@ -237,12 +239,10 @@ class _Walk:
             pace = 1.5 if groups == 2 else 1.0
             first = begins + groups + 1
             if product.asked:
-                transfers = product.columns * -(-engine.column_bytes(rows, planes)
-                                                // engine.port_bytes)
-                self._read(transfers, begins + COLUMN_LATENCY, words=words, first=first, pace=pace)
+                self._read_matrix(product.columns, planes * groups, begins + COLUMN_LATENCY,
+                                  first, pace)
             else:
-                self._read(port_transfers(engine, words), -math.inf, words=words, first=first,
-                           pace=pace)
+                self._read_matrix(1, words, -math.inf, first, pace)
             results = engine.result_transfers(rows)
             period = engine_period(engine, **shape)
             self._idle_at = (self._taken.last if words else first) + 3 + results
@@ -250,51 +250,57 @@ class _Walk:
             self._engine += period
             self._useful += product.columns * planes * rows
 
-    def _read(self, transfers: int, known: float, *, words: int = 0, first: float = 0.0,
-              pace: float = 1.0, taken_from: float | None = None) -> None:
-        """Find the times of the transfers of a matrix or, with ``taken_from``, a vector.
+    def _read_matrix(self, pieces: int, words: int, known: float, first: float,
+                     pace: float) -> None:
+        """Find the times of the transfers and words of a matrix.
 
         Parameters
         ----------
-        transfers : int
+        pieces, words : int
+            Pieces that are read one by one, and weight words of each: the whole matrix or columns.
         known : float
             When it is known that they are to be read.
-        words : int
-            Weight words that they hold.
         first, pace : float
             When the engine takes the first word, and cycles between two.
-        taken_from : float, optional
-            When execution takes the first transfer.
         """
-        engine, queue = self._config.engine, self._config.queue_words
+        engine = self._config.engine
+        size, port = engine.word_bytes, engine.port_bytes
+        transfers = port_transfers(engine, words)
         begin, word_begin, done = self._sent.count, self._taken.count, 0
-        end = begin + transfers
-        waiting = GEARBOX_WORDS * max(engine.word_bytes, engine.port_bytes) // engine.word_bytes
-        burst = min(READ_TRANSFERS, queue)
-        for chunk in range(begin, end, queue):
-            index = np.arange(chunk, min(chunk + queue, end))
-            burst_end = np.minimum(begin + (index - begin) // burst * burst + burst, end) - 1
-            room = self._left.at(burst_end - queue)
+        for index, arrived in self._arrivals(pieces * transfers, known):
+            # A word needs all transfers up to that of its last byte.
+            whole, rest = divmod(int(index[-1]) + 1 - begin, transfers)
+            word = np.arange(done, whole * words + min(rest * port // size, words))
+            if len(word):
+                needs = word // words * transfers - (-(word % words + 1) * size // port) - 1
+                available = arrived[needs - (int(index[0]) - begin)] + WORD_LATENCY
+                after = self._taken.last if done else max(self._taken.last, first - pace)
+                self._taken.append(_in_order(available, after, pace))
+                done += len(word)
+            # The gearbox takes a transfer when there is room for the word that it begins.
+            piece, offset = np.divmod(index - begin, transfers)
+            begins = word_begin + piece * words + np.minimum(offset * port // size, words - 1)
+            room = self._taken.at(begins - GEARBOX_WORDS * max(size, port) // size)
+            self._left.append(_in_order(np.maximum(arrived, room), self._left.last, 1.0))
+
+    def _read_vector(self, transfers: int) -> None:
+        """Find the times of the transfers of a vector, which execution takes as they come."""
+        for _, arrived in self._arrivals(transfers, -math.inf):
+            self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, 1.0))
+
+    def _arrivals(self, transfers: int,
+                  known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Yield numbers and arrival times of transfers, as many at a time as the queue holds."""
+        queue = self._config.queue_words
+        burst = min(READ_TRANSFERS, max(1, queue // 4))
+        begin = self._sent.count
+        for chunk in range(begin, begin + transfers, queue):
+            index = np.arange(chunk, min(chunk + queue, begin + transfers))
+            burst_end = begin + (index - begin) // burst * burst + burst
+            room = self._left.at(np.minimum(burst_end, begin + transfers) - 1 - queue)
             sent = _in_order(np.maximum(room, max(known, self._fence)), self._sent.last, self._step)
             self._sent.append(sent)
-            arrived = sent + self._latency
-            if taken_from is not None:
-                self._left.append(_in_order(np.maximum(arrived, taken_from), self._left.last, 1.0))
-                continue
-            # A word needs all transfers up to that of its last byte.
-            held = min((chunk + len(index) - begin) * engine.port_bytes // engine.word_bytes, words)
-            if chunk + len(index) == end:
-                held = words
-            word = np.arange(done, held)
-            needs = -(-(word + 1) * engine.word_bytes // engine.port_bytes) - 1
-            available = arrived[np.minimum(needs - (chunk - begin), len(index) - 1)] + WORD_LATENCY
-            if len(word):
-                after = max(self._taken.last, first - pace) if done == 0 else self._taken.last
-                self._taken.append(_in_order(available, after, pace))
-            done = held
-            belongs = word_begin + (index - begin) * engine.port_bytes // engine.word_bytes
-            left = np.maximum(arrived, self._taken.at(belongs - waiting))
-            self._left.append(_in_order(left, self._left.last, 1.0))
+            yield index, sent + self._latency
 
     def _kept(self, instruction: Instruction) -> int:
         """Expect so many integers to be kept on the way, if they come in a random order."""
@@ -310,7 +316,7 @@ class _Walk:
         dispatched = np.array([*self._dispatched, self.now])
         busy = np.diff(np.searchsorted(sent, dispatched)) * self._step
         idle = np.zeros(body + len(self._instructions))
-        idle[body:body + len(busy)] = np.maximum(np.diff(dispatched) - busy, 0)
+        idle[body:body + len(busy)] = np.diff(dispatched) - busy
         count = len(sent) + self._stored - stored
         return TokenCycles(
             cycles=self.now - began, transfers=count, useful_bits=BITS_PER_TRIT * self._useful,

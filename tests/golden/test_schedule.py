@@ -1,0 +1,179 @@
+"""The derived cycles of a program, against sums and formulas for programs that are easy to see."""
+
+import numpy as np
+import pytest
+
+from host.compile import compile_model
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import Function, Instruction, Opcode
+from sim.golden import schedule
+from sim.golden.cycles import (
+    INSTRUCTION_CYCLES,
+    engine_period,
+    instruction_cycles,
+    port_transfers,
+)
+from sim.golden.schedule import LIST_LATENCY, WORD_LATENCY, token_cycles
+from tests.host.model_examples import tiny_model
+
+CONFIG = CoreConfig()
+STOP = Instruction(opcode=Opcode.STOP)
+TOKEN = Instruction(opcode=Opcode.TOKEN)
+
+
+def vector(count):
+    return Instruction(opcode=Opcode.VECTOR, function=Function.ADD, count=count)
+
+
+def pack(count, function=Function.DENSE):
+    return Instruction(opcode=Opcode.PACK, function=function, target=1, count=count)
+
+
+def matmul(rows, columns, planes=1):
+    return Instruction(opcode=Opcode.MATMUL, a=rows, b=planes, count=columns)
+
+
+def drain(rows):
+    return Instruction(opcode=Opcode.DRAIN, count=rows)
+
+
+def load(count):
+    return Instruction(opcode=Opcode.LOAD, count=count)
+
+
+class TestInstructionCycles:
+    @pytest.mark.parametrize(("instruction", "elements"), [
+        (STOP, 0), (TOKEN, 0), (matmul(256, 256), 0), (vector(256), 32), (drain(256), 32),
+        (drain(257), 33), (load(256), 64), (Instruction(opcode=Opcode.STORE, count=8), 2),
+        (pack(256), 288), (Instruction(opcode=Opcode.NORM, count=256), 64)])
+    def test_one(self, instruction, elements):
+        assert instruction_cycles(CONFIG, instruction) == (
+            INSTRUCTION_CYCLES[instruction.opcode] + elements)
+
+    def test_kept(self):
+        instruction = Instruction(opcode=Opcode.EMIT, count=4096)
+        assert instruction_cycles(CONFIG, instruction, kept=9) == (
+            INSTRUCTION_CYCLES[Opcode.EMIT] + 512 + 9)
+
+
+class TestSimplePrograms:
+    def test_vectors(self):
+        program = [vector(64), vector(256), pack(512), STOP]
+        cost = token_cycles(CONFIG, program)
+        assert cost.cycles == sum(instruction_cycles(CONFIG, item) for item in program)
+        assert (cost.limit, cost.transfers, cost.useful_bits) == ("execution", 0, 0)
+        np.testing.assert_array_equal(
+            cost.idle, [instruction_cycles(CONFIG, item) for item in program])
+
+    def test_body(self):
+        program = [vector(64), vector(256), STOP]
+        cost = token_cycles(CONFIG, program, body=1)
+        assert cost.cycles == sum(instruction_cycles(CONFIG, item) for item in program[1:])
+        assert cost.idle[0] == 0
+        assert cost.idle.shape == (3,)
+
+    @pytest.mark.parametrize("latency", [0, 20, 200])
+    def test_token_waits_for_its_column(self, latency):
+        """Nothing runs ahead of a list that is not known: the whole latency shows."""
+        program = [TOKEN, matmul(256, 4096, 3), drain(256), STOP]
+        cost = [token_cycles(CONFIG, program, latency=value).cycles for value in (0, latency)]
+        assert cost[1] - cost[0] == latency
+        assert token_cycles(CONFIG, program).transfers == 20
+        assert token_cycles(CONFIG, program).useful_bits == pytest.approx(1.6 * 256 * 3)
+
+    @pytest.mark.parametrize("rows", [256, 768, 2048])
+    @pytest.mark.parametrize("refresh", [0.0, 0.01])
+    def test_port_bound(self, rows, refresh):
+        """Lists take less time than a matrix: the port never pauses."""
+        program = [item for _ in range(8)
+                   for item in (pack(256), matmul(rows, 1024), drain(rows))] + [STOP]
+        cost = token_cycles(CONFIG, program, refresh=refresh)
+        transfers = 8 * port_transfers(CONFIG.engine, 1024 * rows // 64)
+        assert cost.transfers == transfers
+        assert cost.cycles == pytest.approx(transfers / (1 - refresh), rel=1e-3)
+        assert cost.limit == "memory port"
+        # 64 trits of 1.6 bits in 13 bytes.
+        assert cost.port_utilization(CONFIG) == pytest.approx(12.8 / 13, rel=1e-3)
+
+    def test_engine_bound(self):
+        """A port that is wide enough: products follow one another as fast as the engine can."""
+        config = CoreConfig(engine=EngineConfig(port_bytes=32))
+        program = [pack(256), *3 * [matmul(256, 256)], *3 * [drain(256)], STOP]
+        cost = token_cycles(config, program)
+        period = engine_period(config.engine, rows=256, columns=256)
+        assert cost.engine == 3 * period
+        assert cost.limit == "engine"
+        # Draining begins while the engine still delivers.
+        rest = INSTRUCTION_CYCLES[Opcode.DRAIN] + sum(
+            instruction_cycles(config, item) for item in (pack(256), STOP))
+        assert 3 * period + rest <= cost.cycles <= 3 * period + rest + LIST_LATENCY + 16
+
+    def test_two_groups_pause(self):
+        config = CoreConfig(engine=EngineConfig(port_bytes=32))
+        program = [pack(256), matmul(128, 256), drain(128), STOP]
+        other = [pack(256), matmul(192, 256), drain(192), STOP]
+        two, three = (token_cycles(config, item).cycles for item in (program, other))
+        assert abs(two - three) <= 16
+
+    def test_memory_latency_is_hidden_by_reading_ahead(self):
+        program = [pack(256), matmul(256, 256), drain(256), STOP]
+        near, far = (token_cycles(CONFIG, program, latency=latency).cycles
+                     for latency in (0, 100))
+        assert near == far
+
+    def test_queue_hides_execution(self, monkeypatch):
+        """What is read ahead pays for vectors, as far as queue and gearbox reach."""
+        program = [vector(4096), pack(64), matmul(256, 64), drain(256), STOP]
+        small, large = (token_cycles(CoreConfig(queue_words=words), program).cycles
+                        for words in (256, 1024))
+        assert small == large       # 416 transfers: the gearbox alone holds them
+        monkeypatch.setattr(schedule, "READ_TRANSFERS", 1)
+        program = [vector(16384), pack(1024), matmul(256, 1024), drain(256), STOP]
+        small, large = (token_cycles(CoreConfig(queue_words=words), program).cycles
+                        for words in (256, 1024))
+        assert small - large == pytest.approx(768, abs=8)
+
+    def test_load_waits_for_the_words_before_it(self):
+        """A LOAD behind a MATMUL comes when the matrix has left the queue."""
+        matrix = port_transfers(CONFIG.engine, 4096)
+        program = [pack(1024), matmul(256, 1024), load(256), drain(256), STOP]
+        cost = token_cycles(CONFIG, program)
+        assert cost.transfers == matrix + 64
+        assert cost.cycles == pytest.approx(matrix + 64, abs=700)
+
+    def test_store_is_a_fence(self):
+        store = Instruction(opcode=Opcode.STORE, count=256)
+        program = [vector(256), load(256), STOP]
+        fenced = [vector(256), store, load(256), STOP]
+        for latency in (0, 50):
+            assert token_cycles(CONFIG, program, latency=latency).cycles == sum(
+                instruction_cycles(CONFIG, item) for item in program)
+            assert token_cycles(CONFIG, fenced, latency=latency).cycles >= sum(
+                instruction_cycles(CONFIG, item) for item in fenced) + latency
+
+    def test_sparse(self):
+        program = [pack(768, Function.SPARSE), matmul(256, 768), drain(256), STOP]
+        dense, half, none = (token_cycles(CONFIG, program, density=density)
+                             for density in (1.0, 0.5, 0.0))
+        assert (dense.transfers, half.transfers, none.transfers) == (768 * 7, 384 * 7, 0)
+        assert dense.cycles - half.cycles == pytest.approx(384 * 7, abs=8)
+        assert none.cycles < half.cycles - 384 * 7 + 32
+
+    def test_turnaround(self):
+        program = [vector(64), STOP]
+        waiting, ready = (token_cycles(CONFIG, program, turnaround=turnaround).cycles
+                          for turnaround in (90, 0))
+        assert waiting - ready == 90
+
+
+@pytest.mark.parametrize("config", [
+    CONFIG, CoreConfig(queue_words=64),
+    CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4))])
+def test_bounds(config):
+    """No resource does more than there are cycles, and some do almost as much."""
+    image = compile_model(tiny_model(), config)
+    cost = token_cycles(config, image.program.instructions, image.program.body)
+    longest = max(cost.port, cost.engine, cost.execution)
+    assert longest <= cost.cycles <= 1.5 * longest
+    assert cost.cycles <= cost.port + cost.engine + cost.execution + 20 * WORD_LATENCY
+    assert cost.idle.sum() == pytest.approx(cost.cycles - cost.port)
