@@ -35,7 +35,7 @@ class BoardTop(Elaboratable):
         if self.board.pll:
             self._ecp5_clock(m, platform)
 
-        pins = platform.request("uart", 0, dir={"rx": "-", "tx": "-"})
+        pins = platform.request("uart", 0, dir="-")
         m.submodules.rx = rx = io.Buffer(io.Direction.Input, pins.rx)
         m.submodules.tx = tx = io.Buffer(io.Direction.Output, pins.tx)
         m.submodules.system = self.system

@@ -21,8 +21,8 @@ class FrameReceiver(wiring.Component):
     """Bytes to verified frames.
 
     A frame is decoded into block RAM and delivered only when its code, length and CRC are right;
-    any other is dropped. The content begins in the cycle after the delimiter's, one byte a cycle.
-    Bytes that arrive before its end are lost, up to and including the next 0x00.
+    any other is dropped. The content begins two cycles after the delimiter, one byte a cycle. Bytes
+    that arrive before its end are lost, up to and including the next 0x00.
 
     Parameters
     ----------
@@ -81,8 +81,6 @@ class FrameReceiver(wiring.Component):
             crc.data.eq(write.data),
             crc.valid.eq(write.en),
             read.addr.eq(position + advance),
-            self.o.p.data.eq(read.data),
-            self.o.p.last.eq(position == length - CRC_BYTES - 1),
         ]
         with m.If(self.i.valid & (byte == 0)):
             m.d.sync += synchronized.eq(1)
@@ -90,7 +88,7 @@ class FrameReceiver(wiring.Component):
             m.d.sync += length.eq(length + 1)
         with m.If(decoded & full):
             m.d.sync += broken.eq(1)
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("RECEIVE"):
                 with m.If(self.i.valid & synchronized):
                     with m.If(byte == 0):
@@ -111,16 +109,22 @@ class FrameReceiver(wiring.Component):
                             m.d.comb += [write.data.eq(byte), decoded.eq(1)]
                             m.d.sync += block_left.eq(block_left - 1)
             with m.State("DELIVER"):
-                m.d.comb += self.o.valid.eq(1)
                 with m.If(self.i.valid & (byte != 0)):
                     m.d.sync += synchronized.eq(0)
-                with m.If(self.o.ready):
-                    m.d.comb += advance.eq(1)
-                    m.d.sync += position.eq(position + 1)
-                    with m.If(self.o.p.last):
-                        m.d.comb += crc.start.eq(1)
-                        m.d.sync += [position.eq(0), length.eq(0), block_left.eq(0), zero_due.eq(0)]
-                        m.next = "RECEIVE"
+                # A register behind the block RAM, whose output comes late in its cycle.
+                with m.If(advance):
+                    m.d.sync += [
+                        position.eq(position + 1),
+                        self.o.valid.eq(1),
+                        self.o.p.data.eq(read.data),
+                        self.o.p.last.eq(position == length - CRC_BYTES - 1),
+                    ]
+                with m.If(self.o.valid & self.o.ready & self.o.p.last):
+                    m.d.comb += crc.start.eq(1)
+                    m.d.sync += [self.o.valid.eq(0), position.eq(0), length.eq(0),
+                                 block_left.eq(0), zero_due.eq(0)]
+                    m.next = "RECEIVE"
+        m.d.comb += advance.eq(fsm.ongoing("DELIVER") & (~self.o.valid | self.o.ready))
 
         return m
 
@@ -200,7 +204,7 @@ class FrameTransmitter(wiring.Component):
             read.addr.eq(position),
             self.o.p.data.eq(read.data),
         ]
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("CONTENT"):
                 m.d.comb += [byte.eq(self.i.p.data), offered.eq(self.i.valid),
                              self.i.ready.eq(run != 254)]
@@ -215,26 +219,26 @@ class FrameTransmitter(wiring.Component):
                     with m.If(check_left == CRC_BYTES - 1):
                         m.next = "CLOSE"
             with m.State("CLOSE"):
-                m.d.comb += [write.en.eq(1), write.addr.eq(code_position), write.data.eq(run + 1),
-                             crc.start.eq(1)]
+                m.d.comb += [write.en.eq(1), write.addr.eq(code_position), write.data.eq(run + 1)]
                 m.d.sync += [length.eq(end), code_position.eq(0), end.eq(1), run.eq(0),
                              check_left.eq(0)]
                 m.next = "BEGIN"
             with m.State("BEGIN"):
-                m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(0)]
+                m.d.comb += self.o.p.data.eq(0)
                 with m.If(self.o.ready):
                     m.next = "SEND"
             with m.State("SEND"):
-                m.d.comb += self.o.valid.eq(1)
                 with m.If(self.o.ready):
                     m.d.comb += read.addr.eq(position + 1)
                     m.d.sync += position.eq(position + 1)
                     with m.If(position == length - 1):
                         m.next = "END"
             with m.State("END"):
-                m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(0)]
+                m.d.comb += self.o.p.data.eq(0)
                 with m.If(self.o.ready):
                     m.d.sync += position.eq(0)
                     m.next = "CONTENT"
+        sending = [fsm.ongoing(state) for state in ("BEGIN", "SEND", "END")]
+        m.d.comb += [self.o.valid.eq(Cat(sending).any()), crc.start.eq(fsm.ongoing("CLOSE"))]
 
         return m

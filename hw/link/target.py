@@ -38,8 +38,7 @@ def _leaves(view) -> list[Value]:
 def _unpack(fields: Fields, packed: Value, payload) -> list:
     """Assign the fields in the bytes ``packed`` to the payload of a stream."""
     statements, start = [], 0
-    for (name, size), leaf in zip(fields, _leaves(payload), strict=False):
-        _check_width(name, leaf, size)
+    for (_, size), leaf in zip(fields, _leaves(payload), strict=False):
         statements.append(leaf.eq(packed[start:start + len(leaf)]))
         start += 8 * size
     return statements
@@ -48,17 +47,21 @@ def _unpack(fields: Fields, packed: Value, payload) -> list:
 def _pack(fields: Fields, payload) -> Value:
     """Return the bytes of a payload; signed fields are sign-extended."""
     parts = []
-    for (name, size), leaf in zip(fields, _leaves(payload), strict=True):
-        _check_width(name, leaf, size)
+    for (_, size), leaf in zip(fields, _leaves(payload), strict=True):
         sign = leaf[-1] if leaf.shape().signed else Const(0)
         parts.append(Cat(leaf, sign.replicate(8 * size - len(leaf))))
     return Cat(parts)
 
 
-def _check_width(name: str, leaf: Value, size: int) -> None:
-    if len(leaf) > 8 * size:
-        raise ValueError(f"Field {name} must have at most {8 * size} bits on the link, "
-                         f"not {len(leaf)}")
+def _check_widths(fields: Fields, layout: data.StructLayout) -> None:
+    """Raise ``ValueError`` if a field of a stream is wider than its bytes on the link."""
+    sizes = dict(fields)
+    for name, field in layout:
+        shape = field.shape.elem_shape if isinstance(field.shape, data.ArrayLayout) else field.shape
+        width = Shape.cast(shape).width
+        if name in sizes and width > 8 * sizes[name]:
+            raise ValueError(f"Field {name} must have at most {8 * sizes[name]} bits on the link, "
+                             f"not {width}")
 
 
 class LinkTarget(wiring.Component):
@@ -132,6 +135,10 @@ class LinkTarget(wiring.Component):
             raise ValueError(f"Description must have at most {payload_bytes} bytes, "
                              f"not {len(description)}")
         self.description = description
+        for name, fields in (("o_jobs", transfers.job), ("o_entries", transfers.entry),
+                             ("o_port", transfers.weights), ("o_pairs", transfers.pair),
+                             ("i_results", transfers.result), ("i_products", transfers.product)):
+            _check_widths(fields, shapes[name])
         super().__init__({
             "i": In(FrameSignature),
             "o": Out(FrameSignature),
@@ -173,8 +180,7 @@ class LinkTarget(wiring.Component):
         progress = Signal()
         expired = Signal()
         silence = Signal(range(self.watchdog_cycles))
-        position = Signal(range(len(self.description)))
-        advance = Signal()
+        position = Signal(range(len(self.description) + 1))
 
         counters = [Signal(32, name=name) for name in COUNTERS]
         cycles, executed, bad_frames, framing_errors = counters
@@ -187,7 +193,7 @@ class LinkTarget(wiring.Component):
         with m.If(timing):
             m.d.sync += clock.eq(clock + 1)
         with m.Elif(self.o_entries.valid & self.o_entries.ready):
-            m.d.sync += [timing.eq(1), clock.eq(1)]
+            m.d.sync += [timing.eq(1), clock.eq(2)]     # of the next cycle, from 1
         with m.If(self.i_results.valid & self.i_results.ready):
             m.d.sync += cycles.eq(clock)
 
@@ -239,29 +245,27 @@ class LinkTarget(wiring.Component):
             m.d.sync += silence.eq(silence + 1)
         m.d.comb += [
             expired.eq(silence == self.watchdog_cycles - 1),
-            description_read.addr.eq(position + advance),
+            description_read.addr.eq(position),
             self.o_port.p.last.eq((command == Command.WEIGHTS_LAST) & ended),
             self.o_port.p.spare.eq(spare),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += ended.eq(self.i.p.last)
 
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("SEQUENCE"):
-                m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
                     m.d.sync += [sequence.eq(self.i.p.data),
                                  repeated.eq(answered & (self.i.p.data == sequence))]
                     m.next = "COMMAND"
             with m.State("COMMAND"):
-                m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
                     m.d.sync += [command.eq(self.i.p.data), collected_bytes.eq(0), spare.eq(0)]
                     m.next = "BEGIN"
                     with m.If(repeated & (self.i.p.data != Command.HELLO)):
                         m.next = "REPEAT"
             with m.State("REPEAT"):
-                m.d.comb += [self.i.ready.eq(~ended), self.repeat.eq(ended)]
+                m.d.comb += self.repeat.eq(ended)
                 with m.If(ended & self.o.ready):
                     m.next = "SEQUENCE"
             with m.State("BEGIN"):
@@ -288,7 +292,6 @@ class LinkTarget(wiring.Component):
                         with m.Default():
                             finish(Status.UNKNOWN_COMMAND)
             with m.State("COLLECT"):
-                m.d.comb += self.i.ready.eq(1)
                 with m.If(self.i.valid):
                     m.d.sync += [collected.eq(Cat(collected[8:], self.i.p.data)),
                                  collected_bytes.eq(collected_bytes + 1)]
@@ -357,22 +360,25 @@ class LinkTarget(wiring.Component):
                     with m.If(emitted_bytes == 1):
                         with m.If(command == Command.RESULTS):
                             m.next = "RESULT"
-                        with m.Elif((command == Command.STATUS) | ended):
+                        with m.Elif((command == Command.HELLO)
+                                    & (position != len(self.description))):
+                            m.next = "DESCRIBE"
+                        with m.Elif((command != Command.LMUL) | ended):
+                            m.d.sync += position.eq(0)
                             finish(Status.DONE)
                         with m.Else():
                             m.next = "COLLECT"
             with m.State("DESCRIBE"):
-                m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(description_read.data)]
-                with m.If(self.o.ready):
-                    m.d.comb += advance.eq(1)
-                    m.d.sync += position.eq(position + 1)
-                    with m.If(position == len(self.description) - 1):
-                        m.d.sync += position.eq(0)
-                        finish(Status.DONE)
+                m.d.sync += [emitted[:8].eq(description_read.data), emitted_bytes.eq(1),
+                             position.eq(position + 1)]
+                m.next = "EMIT"
             with m.State("FINISH"):
-                m.d.comb += [self.i.ready.eq(~ended), self.o.valid.eq(ended),
-                             self.o.p.data.eq(status), self.o.p.last.eq(1)]
+                m.d.comb += [self.o.valid.eq(ended), self.o.p.data.eq(status), self.o.p.last.eq(1)]
                 with m.If(ended & self.o.ready):
                     m.next = "SEQUENCE"
+
+        listening = Cat(fsm.ongoing(state) for state in ("SEQUENCE", "COMMAND", "COLLECT")).any()
+        skipping = Cat(fsm.ongoing(state) for state in ("REPEAT", "FINISH")).any()
+        m.d.comb += self.i.ready.eq(listening | (skipping & ~ended))
 
         return m

@@ -91,12 +91,13 @@ class UartReceiver(wiring.Component):
                     with m.If((bits_left == 9) & bit):      # no start bit: a spike
                         m.next = "IDLE"
                     with m.If(bits_left == 0):
-                        m.next = "HIGH"
                         with m.If(bit):
+                            m.next = "IDLE"     # at once: a fast peer's start bit may be here
                             with m.If(~self.o.valid | self.o.ready):
                                 m.d.sync += [self.o.valid.eq(1), self.o.p.data.eq(shift[1:])]
                         with m.Else():
                             m.d.comb += self.error.eq(1)
+                            m.next = "HIGH"
             with m.State("HIGH"):
                 with m.If(bit):
                     m.next = "IDLE"

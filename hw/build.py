@@ -1,0 +1,335 @@
+"""``python -m hw.build``: Verilog, and bitstreams for boards with a report of area and clock.
+
+::
+
+    python -m hw.build list
+    python -m hw.build BOARD [--seed N] [--no-pnr] [--record] [--lanes N ...]
+    python -m hw.build verilog --unit core [--lanes N ...] --output FILE
+
+Every field of the engine's configuration is an option, for boards as well.
+"""
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import pathlib
+import re
+import shlex
+import sys
+import time
+
+from amaranth.back import verilog
+from amaranth.lib import wiring
+
+from hw.boards import BOARDS, Board
+from hw.boards.top import BoardTop, load_platform
+from hw.common.tool import ToolFailed, run_tool
+from hw.config import EngineConfig
+from hw.formats.minifloat import FORMATS
+from hw.lmul.lmul import LMul
+from hw.ternary.core import TernaryCore
+from hw.ternary.engine import TernaryEngine
+
+__all__ = ["AREA", "UNITS", "BuildError", "build", "main", "write_verilog"]
+
+#: Components that ``verilog`` writes, from a configuration and an L-Mul format.
+UNITS = {
+    "core": lambda config, fmt: TernaryCore(config),
+    "engine": lambda config, fmt: TernaryEngine(config),
+    "lmul": lambda config, fmt: LMul(fmt),
+}
+
+#: Columns of the area, each with the cells that count, ECP5's and iCE40's.
+AREA = {
+    "lut4": ("LUT4", "SB_LUT4"),
+    "carry": ("CCU2C", "SB_CARRY"),
+    "lut_ram": ("TRELLIS_DPR16X4",),
+    "ff": ("TRELLIS_FF", "SB_DFF"),
+    "block_ram": ("DP16KD", "PDPW16KD", "SB_RAM40_4K"),
+    "dsp": ("MULT18X18D", "ALU54B", "SB_MAC16"),
+}
+
+# What nextpnr calls the resources of a device.
+_RESOURCES = {
+    "TRELLIS_COMB": "LUT4", "TRELLIS_FF": "flip-flops", "TRELLIS_RAMW": "LUT RAM",
+    "DP16KD": "block RAM", "ICESTORM_LC": "logic cells", "ICESTORM_RAM": "block RAM",
+}
+
+# Parts of the board's system, by the path of their modules.
+_PARTS = {
+    "engine": ("core.engine",),
+    "gearbox": ("core.gearbox",),
+    "lmul": ("lmul",),
+    "link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter", "uart_transmitter"),
+}
+
+_RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"
+
+
+class BuildError(Exception):
+    """A build cannot be done; the message is one sentence for the user."""
+
+
+def write_verilog(unit: str, config: EngineConfig, fmt: str, output: pathlib.Path) -> None:
+    """Write one unit as Verilog.
+
+    Parameters
+    ----------
+    unit : str
+        Key of :data:`UNITS`, and the name of the module.
+    config : EngineConfig
+        For ``core`` and ``engine``.
+    fmt : str
+        For ``lmul``: key of :data:`hw.formats.minifloat.FORMATS`.
+    output : path
+    """
+    component: wiring.Component = UNITS[unit](config, FORMATS[fmt])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(verilog.convert(component, name=unit, emit_src=False,
+                                      strip_internal_attrs=True))
+
+
+def _area(cells: collections.Counter) -> dict[str, int]:
+    """Sum the cells of each column; iCE40 has many kinds of flip-flop and of block RAM."""
+    def belongs(cell: str, kinds: tuple[str, ...]) -> bool:
+        return any(cell == kind or (kind.startswith("SB_") and cell.startswith(kind))
+                   for kind in kinds)
+    return {column: sum(count for cell, count in cells.items() if belongs(cell, kinds))
+            for column, kinds in AREA.items()}
+
+
+def _area_by_part(cells: dict[str, dict]) -> list[dict]:
+    """Add up the cells of each part of the flat design, by the path in the cell's name."""
+    found: dict[str, collections.Counter] = {part: collections.Counter() for part in _PARTS}
+    found["other"] = collections.Counter()
+    for name, cell in cells.items():
+        path = name.removeprefix("system.")
+        part = next((part for part, prefixes in _PARTS.items()
+                     if path.startswith(tuple(f"{prefix}." for prefix in prefixes))), "other")
+        found[part][cell["type"]] += 1
+    return [{"part": part, **_area(counts)} for part, counts in found.items()]
+
+
+def _overflow(log: str) -> str:
+    """Sentence about the resources that nextpnr's table says are too few, or an empty string."""
+    table = re.findall(r"Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%", log)
+    return " and ".join(
+        f"{int(used):,} {_RESOURCES.get(name, name)} of the {int(available):,} available"
+        for name, used, available in table if int(used) > int(available))
+
+
+def _place_and_route(board: Board, command: list[str], folder: pathlib.Path) -> None:
+    try:
+        run_tool(command, folder)
+    except ToolFailed as problem:
+        log = folder / "top.tim"
+        needed = _overflow(log.read_text()) if log.exists() else ""
+        if needed:
+            raise BuildError(f"The configuration does not fit board {board.name}: it needs "
+                             f"{needed}") from problem
+        raise
+
+
+def _versions(tools: list[str], folder: pathlib.Path) -> dict[str, str]:
+    versions = {package: importlib.metadata.version(package)
+                for package in ("amaranth", "amaranth-boards")}
+    for tool in tools:
+        line = run_tool([tool, "--version"], folder).strip().splitlines()[-1]
+        found = re.search(r"(?:Version |Yosys )(\S+?)\)?(?: |$)", line)
+        versions[tool] = found[1] if found else line
+    return versions
+
+
+def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = True,
+          say=lambda text: None) -> dict:
+    """Build a board's bitstream and report on it.
+
+    Parameters
+    ----------
+    board : Board
+    folder : path
+        Where all files go.
+    seed : int
+        Of the placement.
+    route : bool
+        Whether to place and route; if not, there is no clock and no bitstream.
+    say : callable
+        Takes a line for every step.
+
+    Returns
+    -------
+    dict
+        ``board``, ``device``, ``configuration``, the columns of :data:`AREA`, ``parts`` with the
+        same by part, ``requested_mhz``, ``versions``, and if routed ``fmax_mhz``, ``meets_clock``,
+        ``bitstream`` (its path) and ``bitstream_sha256``.
+
+    Raises
+    ------
+    BuildError
+        If the configuration does not fit the device.
+    ToolFailed
+        If a tool is missing or stops.
+    """
+    try:
+        platform = load_platform(board)
+    except ModuleNotFoundError as problem:
+        raise BuildError("amaranth-boards is not installed; pip install 'tally-lm[build]'") \
+            from problem
+    family = "ecp5" if platform.device.startswith("LFE5") else "ice40"
+    synthesis_options = "-nodsp -abc9" if family == "ecp5" else "-abc9 -device u"
+    plan = platform.build(
+        BoardTop(board), do_build=False, synth_opts=synthesis_options,
+        nextpnr_opts=f"--seed {seed} --timing-allow-fail --report nextpnr.json")
+    folder.mkdir(parents=True, exist_ok=True)
+    plan.extract(folder)
+
+    # The platform's own commands, run one by one: a failure belongs to a step.
+    script = (folder / "build_top.sh").read_text()
+    commands = {}
+    for line in script.splitlines():
+        if line.startswith('"$'):
+            variable, *arguments = shlex.split(line)
+            tool = variable.removeprefix("$").lower().replace("_", "-")
+            commands[tool] = [tool, *arguments]
+    synthesis, place_and_route, pack = commands
+    say(f"{board.name}: synthesis")
+    run_tool(commands[synthesis], folder)
+    parts = _area_by_part(json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"])
+    tools = [synthesis, place_and_route] if route else [synthesis]
+    report: dict = {
+        "board": board.name, "device": platform.device,
+        "configuration": dataclasses.asdict(board.config), "requested_mhz": board.clock_hz / 1e6,
+        "baud": board.baud, "seed": seed,
+        **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
+        "versions": _versions(tools, folder),
+    }
+    if route:
+        say(f"{board.name}: place and route")
+        _place_and_route(board, commands[place_and_route], folder)
+        say(f"{board.name}: bitstream")
+        run_tool(commands[pack], folder)
+        clocks = json.loads((folder / "nextpnr.json").read_text())["fmax"]
+        # With a PLL the oscillator's own net clocks nothing and is not among them.
+        fmax = min(clock["achieved"] for clock in clocks.values())
+        bitstream = folder / ("top.bit" if family == "ecp5" else "top.bin")
+        report |= {
+            "fmax_mhz": round(fmax, 2), "meets_clock": fmax >= board.clock_hz / 1e6,
+            "bitstream": bitstream.as_posix(),
+            "bitstream_sha256": hashlib.sha256(bitstream.read_bytes()).hexdigest(),
+        }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _print_report(report: dict) -> None:
+    print(f"{'part':16}" + "".join(f"{column:>10}" for column in AREA))
+    for row in [*report["parts"], {"part": "whole board", **report}]:
+        print(f"{row['part']:16}" + "".join(f"{row[column]:10,}" for column in AREA))
+    configuration = ", ".join(f"{name} {value}" for name, value in report["configuration"].items())
+    print(f"engine:    {configuration}")
+    if "fmax_mhz" in report:
+        verdict = "met" if report["meets_clock"] else "NOT MET"
+        print(f"clock:     {report['fmax_mhz']} MHz achieved, {report['requested_mhz']:g} MHz "
+              f"requested: {verdict}")
+        print(f"bitstream: {report['bitstream']}, SHA-256 {report['bitstream_sha256']}")
+    print("tools:     " + ", ".join(f"{tool} {version}"
+                                    for tool, version in report["versions"].items()))
+
+
+def _record(report: dict) -> None:
+    """Put a report into docs/results: one row for the board, and one for each of its parts."""
+    whole = {name: value for name, value in report.items()
+             if name not in ("parts", "versions", "bitstream")}
+    parts = [{"board": report["board"], **part} for part in report["parts"]]
+    for name, rows in (("boards", [whole]), ("board_parts", parts)):
+        path = _RECORDS / f"{name}.json"
+        old = json.loads(path.read_text()) if path.exists() else {"versions": {}, "rows": []}
+        kept = [row for row in old["rows"] if row["board"] != report["board"]]
+        record = {"command": "python -m hw.build BOARD --record",
+                  "versions": old["versions"] | report["versions"],
+                  "configuration": {"synthesis": "-abc9, no DSP"},
+                  "rows": sorted(kept + rows, key=lambda row: list(BOARDS).index(row["board"]))}
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _list_boards() -> None:
+    print(f"{'board':12} {'clock':>8} {'baud':>10}  engine")
+    for board in BOARDS.values():
+        config = board.config
+        print(f"{board.name:12} {board.clock_hz / 1e6:4g} MHz {board.baud:10,}  "
+              f"{config.lanes} lanes, {config.packing}, accumulators "
+              f"{config.accumulator_depth} x {config.accumulator_width} bits")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hw.build", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", metavar="BOARD|verilog|list", help="a board of 'list'")
+    parser.add_argument("--output", type=pathlib.Path,
+                        help="folder of a board's files (default: build/BOARD), or Verilog file")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the placement (default: 1)")
+    parser.add_argument("--no-pnr", action="store_true", help="stop after synthesis")
+    parser.add_argument("--record", action="store_true",
+                        help="keep the report in docs/results/boards.json")
+    parser.add_argument("--unit", choices=UNITS, default="core", help="what to write as Verilog")
+    parser.add_argument("--format", choices=FORMATS, default="bf16", help="format of unit lmul")
+    fields = parser.add_argument_group("configuration of the engine")
+    for field in dataclasses.fields(EngineConfig):
+        fields.add_argument(f"--{field.name.replace('_', '-')}", type=field.type,
+                            metavar=field.name.rsplit("_", 1)[-1].upper(),
+                            help=f"default: {field.default}, or the board's")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(EngineConfig)
+             if getattr(options, field.name) is not None}
+    if options.what == "list":
+        _list_boards()
+        return 0
+    if options.what == "verilog":
+        config = EngineConfig(**given)
+        output = options.output or pathlib.Path("build") / f"{options.unit}.v"
+        write_verilog(options.unit, config, options.format, output)
+        print(f"{options.unit} written to {output}")
+        return 0
+    if options.what not in BOARDS:
+        tried = ", ".join(f"'{name}'" for name in BOARDS)
+        raise ValueError(f"'{options.what}' is not a board (try {tried})")
+    board = BOARDS[options.what]
+    board = dataclasses.replace(board, config=dataclasses.replace(board.config, **given))
+    if options.record and (given or options.no_pnr):
+        raise ValueError("Option --record keeps routed builds of a board's own configuration only")
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
+
+    say("YoWASP tools compile themselves on first use, half a minute each")
+    report = build(board, options.output or pathlib.Path("build") / board.name, seed=options.seed,
+                   route=not options.no_pnr, say=say)
+    _print_report(report)
+    if options.record:
+        _record(report)
+    return 0 if report.get("meets_clock", True) else 1
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except ValueError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    except (BuildError, ToolFailed) as problem:
+        print(problem, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+# amaranth: UnusedElaboratable=no
+
+import hashlib
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+from hw.boards import BOARDS
+from hw.boards.top import BoardTop, load_platform
+from hw.build import main
+from hw.common.tool import ToolFailed
+
+pytest.importorskip("amaranth_boards", reason="amaranth-boards is not installed")
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_board_elaborates(name):
+    board = BOARDS[name]
+    plan = load_platform(board).build(BoardTop(board), do_build=False)
+    assert "top.il" in plan.files
+    assert f"nextpnr-{'ecp5' if name == 'ulx3s' else 'ice40'}".replace("-", "_").upper() in \
+        plan.files["build_top.sh"]
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name in BOARDS:
+        assert re.search(f"^{name} ", printed, re.MULTILINE)
+
+
+def test_unknown_board(capsys):
+    assert main(["ulx4s"]) == 2
+    assert capsys.readouterr().err == "'ulx4s' is not a board (try 'ulx3s', 'icebreaker')\n"
+
+
+def test_wrong_configuration(capsys):
+    assert main(["verilog", "--lanes", "10"]) == 2
+    assert capsys.readouterr().err == ("Lane count (10) must be a multiple of the result lane "
+                                       "count (8)\n")
+
+
+@pytest.mark.parametrize(("unit", "option"), [
+    ("core", "--packing=3in5"), ("engine", "--target=ecp5"), ("lmul", "--format=e4m3")])
+def test_verilog(unit, option, tmp_path, capsys):
+    output = tmp_path / "new" / "unit.v"
+    assert main(["verilog", "--unit", unit, "--lanes", "64", option, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == f"{unit} written to {output}\n"
+    text = output.read_text()
+    assert f"module {unit}(" in text
+    assert ("CCU2C" in text) == (option == "--target=ecp5")
+
+
+def test_record_refuses_other_configurations(capsys):
+    assert main(["ulx3s", "--record", "--lanes", "8"]) == 2
+    assert capsys.readouterr().err == ("Option --record keeps routed builds of a board's own "
+                                       "configuration only\n")
+
+
+def test_missing_tool(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("YOSYS", raising=False)
+    assert main(["icebreaker", "--output", str(tmp_path / "build")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("yosys is not installed; pip install 'tally")
+    assert last.endswith("or name a program in the variable YOSYS")
+
+
+def test_missing_boards(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "amaranth_boards.icebreaker", None)
+    assert main(["icebreaker", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "amaranth-boards is not installed; pip install 'tally-lm[build]'")
+
+
+# What nextpnr writes before it gives up.
+OVERFULL = """\
+Info: Device utilisation:
+Info: \t         ICESTORM_LC:    9042/   5280   171%
+Info: \t        ICESTORM_RAM:      52/     30   173%
+Info: \t               SB_IO:       3/     39     7%
+ERROR: Unable to place cell 'x', no BELs remaining to implement cell type 'ICESTORM_RAM'
+"""
+
+
+@pytest.fixture
+def tools(monkeypatch):
+    """Stand for the tools; the test changes what nextpnr does."""
+    clock = {"achieved": 31.5, "constraint": 12.0}
+
+    def run_tool(command, folder):
+        if command[-1] == "--version":
+            return f"{command[0]} (Version nextpnr-0.9)\n"
+        if command[0] == "yosys":
+            cells = {"system.core.engine.a_SB_LUT4_O": "SB_LUT4", "system.lmul.b": "SB_DFFESR",
+                     "system.target.c": "SB_RAM40_4KNR", "cd_sync.d": "SB_CARRY"}
+            netlist = {"modules": {"top": {"cells": {name: {"type": cell}
+                                                     for name, cell in cells.items()}}}}
+            (folder / "top.json").write_text(json.dumps(netlist))
+        if command[0].startswith("nextpnr"):
+            (folder / "nextpnr.json").write_text(json.dumps({"fmax": {"clk": clock}}))
+        if command[0] == "icepack":
+            (folder / "top.bin").write_bytes(b"bits")
+        return ""
+
+    monkeypatch.setattr("hw.build.run_tool", run_tool)
+    return clock
+
+
+def test_report(tools, tmp_path, capsys):
+    assert main(["icebreaker", "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    parts = {part["part"]: part for part in report["parts"]}
+    assert parts["engine"]["lut4"] == parts["lmul"]["ff"] == parts["link"]["block_ram"] == 1
+    assert parts["other"]["carry"] == 1
+    assert [report[name] for name in ("lut4", "carry", "ff", "block_ram", "dsp")] == [1, 1, 1, 1, 0]
+    assert report["fmax_mhz"] == 31.5
+    assert report["meets_clock"]
+    assert report["versions"]["nextpnr-ice40"] == "nextpnr-0.9"
+    assert report["bitstream_sha256"] == hashlib.sha256(b"bits").hexdigest()
+    assert "31.5 MHz achieved, 12 MHz requested: met" in capsys.readouterr().out
+
+
+def test_clock_that_is_not_met(tools, tmp_path, capsys):
+    tools["achieved"] = 11.0
+    assert main(["icebreaker", "--output", str(tmp_path)]) == 1
+    assert "11.0 MHz achieved, 12 MHz requested: NOT MET" in capsys.readouterr().out
+
+
+def test_configuration_that_does_not_fit(tools, tmp_path, capsys, monkeypatch):
+    import hw.build
+    working = hw.build.run_tool
+
+    def full(command, folder):
+        if command[0].startswith("nextpnr") and command[-1] != "--version":
+            pathlib.Path(folder / "top.tim").write_text(OVERFULL)
+            raise ToolFailed("nextpnr-ice40 stopped: ERROR: Unable to place cell 'x'")
+        return working(command, folder)
+
+    monkeypatch.setattr("hw.build.run_tool", full)
+    assert main(["icebreaker", "--lanes", "16", "--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "The configuration does not fit board icebreaker: it needs 9,042 logic cells of the 5,280 "
+        "available and 52 block RAM of the 30 available")
+
+
+@pytest.mark.slow
+def test_configuration_that_does_not_fit_for_real(tmp_path, capsys):
+    assert main(["icebreaker", "--lanes", "16", "--output", str(tmp_path)]) == 1
+    assert re.fullmatch(r"The configuration does not fit board icebreaker: it needs .*\d+ "
+                        r"block RAM of the 30 available", capsys.readouterr().err.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOARDS)
+def test_bitstream(name, tmp_path):
+    assert main([name, "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["meets_clock"]
+    assert report["dsp"] == 0
