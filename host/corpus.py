@@ -12,7 +12,6 @@ the model has memorized.
 import hashlib
 import lzma
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 __all__ = ["PARTS", "CorpusError", "read_corpus"]
@@ -36,6 +35,15 @@ def _documents(path: Path) -> list[str]:
     except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: cannot be read as xz-compressed UTF-8: {error}") from None
     return [document for part in text.split(_END) if (document := part.strip())]
+
+
+def _fields(splits: Path, number: int, line: str) -> tuple[str, int, str, str]:
+    fields = line.split("\t")
+    if len(fields) != 4 or not fields[1].isdigit() or fields[2] not in _ASSIGNED:
+        raise CorpusError(f"{splits}: line {number} must be text, document number, "
+                          f"train, heldout or dropped, and digest, not {line!r}")
+    text, index, part, digest = fields
+    return text, int(index), part, digest
 
 
 def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
@@ -70,12 +78,3 @@ def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
         if part in parts:
             parts[part].append(document)
     return parts
-
-
-def _fields(splits: Path, number: int, line: str) -> tuple[str, int, str, str]:
-    fields: Sequence[str] = line.split("\t")
-    if len(fields) != 4 or not fields[1].isdigit() or fields[2] not in _ASSIGNED:
-        raise CorpusError(f"{splits}: line {number} must be text, document number, "
-                          f"train, heldout or dropped, and digest, not {line!r}")
-    text, index, part, digest = fields
-    return text, int(index), part, digest

@@ -1,0 +1,78 @@
+"""The corpus: which document is for what, and one line for each thing wrong with the files."""
+
+import hashlib
+import lzma
+
+import pytest
+
+from host.corpus import CorpusError, read_corpus
+
+DOCUMENTS = [f"Document {n}.\nIt has two lines." for n in range(300)]
+
+
+def digest(document):
+    return hashlib.sha256(document.encode()).hexdigest()[:16]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Make a corpus whose documents are held out, dropped and for training in turn."""
+    with lzma.open(tmp_path / "tales.txt.xz", "wt") as file:
+        file.write("".join(f"{document}\n<|endoftext|>\n" for document in DOCUMENTS))
+    parts = ["heldout", "dropped", "train"]
+    write_splits(tmp_path, [f"tales\t{n}\t{parts[n % 3]}\t{digest(document)}"
+                            for n, document in enumerate(DOCUMENTS)])
+    return tmp_path
+
+
+def write_splits(folder, lines):
+    (folder / "splits.tsv").write_text("\n".join(["text\tdocument\tpart\tsha256", *lines]) + "\n")
+
+
+def message(folder):
+    with pytest.raises(CorpusError) as caught:
+        read_corpus(folder)
+    return str(caught.value).removeprefix(f"{folder}/")
+
+
+def test_every_document_has_its_part(folder):
+    parts = read_corpus(folder)
+    assert parts["heldout"] == DOCUMENTS[0::3]
+    training = DOCUMENTS[2::3]
+    assert sorted(parts["train"] + parts["calibration"]) == sorted(training)
+    assert parts["calibration"] == [document for document in training
+                                    if int(digest(document), 16) % 128 == 0]
+
+
+def test_missing_splits(tmp_path):
+    assert message(tmp_path) == "splits.tsv: No such file or directory"
+
+
+def test_missing_text(folder):
+    (folder / "tales.txt.xz").unlink()
+    assert message(folder).startswith("tales.txt.xz: cannot be read as xz-compressed UTF-8: ")
+
+
+@pytest.mark.parametrize("content", [b"plain text", lzma.compress(b"cut" * 100)[:-20],
+                                     lzma.compress(b"\xff\xfe")])
+def test_unreadable_text(folder, content):
+    (folder / "tales.txt.xz").write_bytes(content)
+    assert message(folder).startswith("tales.txt.xz: cannot be read as xz-compressed UTF-8: ")
+
+
+def test_other_document(folder):
+    write_splits(folder, ["tales\t7\ttrain\t0123456789abcdef"])
+    assert message(folder) == ("splits.tsv: document 7 of tales must have the SHA-256 "
+                               f"0123456789abcdef..., not {digest(DOCUMENTS[7])}...")
+
+
+def test_document_beyond_the_text(folder):
+    write_splits(folder, ["tales\t300\ttrain\t0123456789abcdef"])
+    assert message(folder) == "splits.tsv: line 2 names document 300 of tales, which has 300"
+
+
+@pytest.mark.parametrize("line", ["tales\t1\ttrain", "tales\tone\ttrain\t0", "tales\t1\ttest\t0"])
+def test_malformed_line(folder, line):
+    write_splits(folder, [line])
+    assert message(folder) == ("splits.tsv: line 2 must be text, document number, train, heldout "
+                               f"or dropped, and digest, not {line!r}")
