@@ -74,6 +74,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault("lmul dot product", "the rest below the half does not count in rounding",
           "hw/lmul/dot.py", "(at.magnitude[:rest - 1].any() | at.magnitude[rest])",
           "at.magnitude[rest]", "lmul_dot", "units"),
+    Fault("gearbox", "the next word begins at the granules of the current one",
+          "hw/ternary/gearbox.py", "granules[(j + w) % p]", "granules[j % p]", "gearbox", "all"),
+    Fault("gearbox", "padding counts as the beginning of the next product",
+          "hw/ternary/gearbox.py", "with m.If(self.i.p.last):", "with m.If(0):", "gearbox", "all"),
+    Fault("gearbox", "a word that ends in the following row does not end the product",
+          "hw/ternary/gearbox.py", "following.last & (stop[:levels] == following.end)", "0",
+          "gearbox", "all"),
+    Fault("gearbox", "a full queue takes more", "hw/ternary/gearbox.py",
+          "self.room.eq(reserved != fetched)", "self.room.eq(1)", "gearbox", "all"),
 )
 
 
