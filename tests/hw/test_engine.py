@@ -1,0 +1,158 @@
+# amaranth: UnusedElaboratable=no
+"""The engine in pysim, in configurations that the cocotb bench has no case for."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from amaranth.sim import Simulator
+
+from hw.config import EngineConfig
+from hw.ternary.block_ram import BlockRam
+from hw.ternary.engine import TernaryEngine
+from hw.ternary.lanes import LaneAdder
+from sim.golden.cycles import engine_cycles, engine_period
+from sim.golden.ternary import ternary_product
+from sim.golden.trits import pack_words, planes
+
+SMALL = EngineConfig(lanes=4, accumulator_width=16, accumulator_depth=4, max_planes=2, max_batch=2,
+                     packing="1in2", result_lanes=2)
+CONFIGURATIONS = {
+    "small": SMALL,
+    "one plane, one vector": dataclasses.replace(SMALL, max_planes=1, max_batch=1),
+    "all lanes in a transfer": dataclasses.replace(SMALL, result_lanes=4),
+    "one lane in a transfer": dataclasses.replace(SMALL, lanes=12, result_lanes=1),
+    "one accumulator": dataclasses.replace(SMALL, accumulator_depth=1),
+    "three vectors": dataclasses.replace(SMALL, max_batch=3),
+    "5in8": dataclasses.replace(SMALL, lanes=7, result_lanes=7, packing="5in8"),
+}
+
+
+async def put(ctx, stream, payloads):
+    for payload in payloads:
+        ctx.set(stream.payload, payload)
+        ctx.set(stream.valid, 1)
+        await ctx.tick().until(stream.ready)
+        ctx.set(stream.valid, 0)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_products_and_cycles_equal_golden(name):
+    config = CONFIGURATIONS[name]
+    batch, depth = min(config.max_batch, config.accumulator_depth), config.max_planes
+    shapes = [(rows, 6, count, vectors)
+              for rows in (1, config.lanes, config.lanes * (config.accumulator_depth // batch))
+              for count in {1, depth} for vectors in {1, batch}]
+    rng = np.random.default_rng(2)
+    jobs, entries, words, expected, periods = [], [], [], [], []
+    for rows, columns, count, vectors in shapes:
+        limit = (3 ** count - 1) // 2
+        weights = rng.integers(-limit, limit + 1, (rows, columns))
+        values = rng.integers(-128, 128, (columns, vectors))
+        jobs.append(config.job(rows, planes=count, batch=vectors))
+        entries += [{"index": column, "value": value, "end": 0}
+                    for column, row in enumerate(values.tolist()) for value in row]
+        entries.append({"index": 0, "value": 0, "end": 1})
+        image = pack_words(planes(weights, count), config).reshape(-1, config.word_bytes)
+        words += [{"codes": int.from_bytes(word.tobytes(), "little")} for word in image]
+        product = ternary_product(weights, values, accumulator_width=config.accumulator_width)
+        expected += product.tolist()
+        shape = {"rows": rows, "columns": columns, "planes": count, "batch": vectors}
+        periods.append(engine_period(config, **shape))
+    first = engine_cycles(config, rows=1, columns=6, planes=shapes[0][2], batch=shapes[0][3])
+    dut = TernaryEngine(config)
+    found, vector, ends = [], [], []
+
+    def feed(stream, payloads):
+        async def feeder(ctx):
+            await put(ctx, stream, payloads)
+        return feeder
+
+    async def take(ctx):
+        cycle = accepted = 0
+        ctx.set(dut.o_columns.ready, 1)
+        ctx.set(dut.o_results.ready, 1)
+        while len(ends) < len(jobs):
+            *_, entry, valid, payload = await ctx.tick().sample(
+                dut.i_entries.valid & dut.i_entries.ready, dut.o_results.valid,
+                dut.o_results.payload)
+            cycle += 1
+            accepted = accepted or (cycle if entry else 0)
+            if valid:
+                vector.extend(payload["values"])
+                rows = len(expected[len(found)])
+                if len(vector) >= rows:
+                    found.append(vector[:rows])
+                    vector.clear()
+                if payload["last"]:
+                    ends.append(cycle - accepted + 1)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    for stream, payloads in ((dut.i_jobs, jobs), (dut.i_entries, entries), (dut.i_words, words)):
+        sim.add_testbench(feed(stream, payloads), background=True)
+    sim.add_testbench(take)
+    sim.run()
+    assert found == expected
+    # Results leave a fixed time after they are read, so differences are those of the walks.
+    assert ends[0] == first
+    assert np.diff(ends).tolist() == periods[1:]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_lane_adder_equals_integers(width):
+    dut = LaneAdder(width=width, target="generic")
+    modulus = 2 ** width
+
+    async def check(ctx):
+        for code in range(2 * modulus ** 2):
+            negative, stored, operand = code & 1, (code >> 1) % modulus, (code >> 1) // modulus
+            for port, other in ((dut.stored, dut.held), (dut.held, dut.stored)):
+                ctx.set(port, stored)
+                ctx.set(other, 0)
+                ctx.set(dut.operand, operand)
+                ctx.set(dut.negative, negative)
+                expected = (stored + (-operand if negative else operand)) % modulus
+                assert ctx.get(dut.total) == expected
+
+    sim = Simulator(dut)
+    sim.add_testbench(check)
+    sim.run()
+
+
+class TestJob:
+    def test_fields(self):
+        config = EngineConfig()
+        assert config.job(256) == {"groups": 4, "tail": 8, "planes": 1, "batch": 1}
+        assert config.job(65, planes=3, batch=8) == {"groups": 2, "tail": 1, "planes": 3,
+                                                     "batch": 8}
+        assert config.job(config.max_rows)["groups"] == 256
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        ({"rows": 0}, "Row count must be a positive integer, not 0"),
+        ({"rows": 16385}, "Row count must be at most 16384 with batch 1, not 16385"),
+        ({"rows": 2049, "batch": 8}, "Row count must be at most 2048 with batch 8, not 2049"),
+        ({"rows": 1, "planes": 7}, "Plane count must be at most 6, not 7"),
+        ({"rows": 1, "planes": 0}, "Plane count must be a positive integer, not 0"),
+        ({"rows": 1, "batch": 9}, "Batch must be at most 8, not 9"),
+    ])
+    def test_errors(self, arguments, message):
+        with pytest.raises(ValueError, match=rf"^{message}$"):
+            EngineConfig().job(**arguments)
+
+
+class TestErrors:
+    def test_depth_of_ecp5(self):
+        with pytest.raises(ValueError, match=r"^Accumulator depth must be at most 256 on target "
+                                             r"'ecp5', not 512$"):
+            EngineConfig(target="ecp5", accumulator_depth=512)
+
+    def test_block_ram_depth(self):
+        with pytest.raises(ValueError, match=r"^Block RAM depth must be at most 512 on target "
+                                             r"'ecp5', not 1024$"):
+            BlockRam(width=36, depth=1024, target="ecp5")
+
+    def test_target(self):
+        with pytest.raises(ValueError, match=r"^Target must be one of 'generic', 'ecp5', "
+                                             r"not 'asic'$"):
+            LaneAdder(width=24, target="asic")
