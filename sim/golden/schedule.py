@@ -268,20 +268,21 @@ class _Walk:
         transfers = port_transfers(engine, words)
         begin, word_begin, done = self._sent.count, self._taken.count, 0
         for index, arrived in self._arrivals(pieces * transfers, known):
+            # The gearbox takes a transfer when there is room for the word that it begins.
+            piece, offset = np.divmod(index - begin, transfers)
+            begins = word_begin + piece * words + np.minimum(offset * port // size, words - 1)
+            room = self._taken.at(begins - GEARBOX_WORDS * max(size, port) // size)
+            left = _in_order(np.maximum(arrived, room), self._left.last, 1.0)
+            self._left.append(left)
             # A word needs all transfers up to that of its last byte.
             whole, rest = divmod(int(index[-1]) + 1 - begin, transfers)
             word = np.arange(done, whole * words + min(rest * port // size, words))
             if len(word):
                 needs = word // words * transfers - (-(word % words + 1) * size // port) - 1
-                available = arrived[needs - (int(index[0]) - begin)] + WORD_LATENCY
+                available = left[needs - (int(index[0]) - begin)] + WORD_LATENCY
                 after = self._taken.last if done else max(self._taken.last, first - pace)
                 self._taken.append(_in_order(available, after, pace))
                 done += len(word)
-            # The gearbox takes a transfer when there is room for the word that it begins.
-            piece, offset = np.divmod(index - begin, transfers)
-            begins = word_begin + piece * words + np.minimum(offset * port // size, words - 1)
-            room = self._taken.at(begins - GEARBOX_WORDS * max(size, port) // size)
-            self._left.append(_in_order(np.maximum(arrived, room), self._left.last, 1.0))
 
     def _read_vector(self, transfers: int) -> None:
         """Find the times of the transfers of a vector, which execution takes as they come."""
@@ -290,12 +291,17 @@ class _Walk:
 
     def _arrivals(self, transfers: int,
                   known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Yield numbers and arrival times of transfers, as many at a time as the queue holds."""
-        queue = self._config.queue_words
+        """Yield numbers and arrival times of transfers in chunks.
+
+        A chunk fits the weight queue and the gearbox: what its transfers wait for is in others.
+        """
+        engine, queue = self._config.engine, self._config.queue_words
         burst = min(READ_TRANSFERS, max(1, queue // 4))
+        ahead = GEARBOX_WORDS * max(engine.word_bytes, engine.port_bytes) // engine.port_bytes
+        step = min(queue, (ahead - 1) // burst * burst)
         begin = self._sent.count
-        for chunk in range(begin, begin + transfers, queue):
-            index = np.arange(chunk, min(chunk + queue, begin + transfers))
+        for chunk in range(begin, begin + transfers, step):
+            index = np.arange(chunk, min(chunk + step, begin + transfers))
             burst_end = begin + (index - begin) // burst * burst + burst
             room = self._left.at(np.minimum(burst_end, begin + transfers) - 1 - queue)
             sent = _in_order(np.maximum(room, max(known, self._fence)), self._sent.last, self._step)
