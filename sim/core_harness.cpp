@@ -66,7 +66,7 @@ struct Image {
 struct Delivery {
     std::vector<uint8_t> bytes;
     std::size_t sent = 0;
-    uint32_t missing;               // columns not asked for yet
+    uint32_t missing;               // columns that are still to come
 };
 
 struct Request {

@@ -173,6 +173,7 @@ def build_library(config: EngineConfig, progress: Progress | None = None) -> pat
         If one of them stops with an error.
     """
     progress = progress or (lambda done, what: None)
+    config = dataclasses.replace(config, target="generic")      # which changes no bit and no cycle
     library = _cache_folder() / f"core-{_library_key(config)}.so"
     if library.exists():
         return library
