@@ -15,9 +15,6 @@ from hw.ternary.walker import Walker, column_layout, entry_layout, job_layout, o
 
 __all__ = ["TernaryEngine", "word_layout"]
 
-#: Lanes that share one copy of the registers that reach all lanes.
-CLUSTER = 8
-
 
 def word_layout(config: EngineConfig) -> data.StructLayout:
     """Layout of a weight word."""
@@ -89,12 +86,13 @@ class TernaryEngine(wiring.Component):
             results.reserve.eq(walker.operation.read),
         ]
 
-        # An operation never waits once it is issued. The block RAM takes its address in the second
-        # cycle, the lanes add in the fourth, and the sum is written at the end of that.
+        # An operation never waits once it is issued. `stages[k]` was issued k + 1 cycles ago.
+        # The block RAM takes its address after stage 1, the lanes add after stage 3; the sum is
+        # written one cycle later, so it can be read three cycles after the sum before it was.
         issued = walker.operation
-        second, third, fourth = (Signal(operation_layout(config), name=name)
-                                 for name in ("second", "third", "fourth"))
-        m.d.sync += [second.eq(issued), third.eq(second), fourth.eq(third)]
+        stages = [Signal(operation_layout(config), name=f"stage_{k}") for k in range(5)]
+        m.d.sync += [after.eq(before) for before, after
+                     in zip([issued, *stages], stages, strict=False)]
 
         # Code 0 is +1 in every lane: it opens the write enables of all lanes to be cleared.
         m.submodules.decoder = decoder = TritDecoder(packing=config.packing, lanes=config.lanes)
@@ -108,13 +106,13 @@ class TernaryEngine(wiring.Component):
             nonzero.eq(decoder.nonzero),
             negative.eq(decoder.negative),
         ]
-
         m.d.comb += decoder.codes.eq(codes_again)
 
-        delivered = []
+        delivered = Signal(data.ArrayLayout(config.accumulator_width, config.lanes),
+                           reset_less=True)
         for lane in range(config.lanes):
-            if lane % CLUSTER == 0:
-                copy = self._copy(m, lane // CLUSTER, issued, third)
+            if config.target == "ecp5" or lane % config.result_lanes == 0:
+                copy = self._copy(m, lane, stages)
             m.submodules[f"adder_{lane}"] = adder = LaneAdder(width=config.accumulator_width,
                                                               target=config.target)
             # The upper half is never written: it stays zero.
@@ -122,44 +120,51 @@ class TernaryEngine(wiring.Component):
                 width=config.accumulator_width, depth=2 * config.accumulator_depth,
                 target=config.target)
             held = Signal(config.accumulator_width, name=f"held_{lane}", reset_less=True)
+            lane_nonzero = Signal(name=f"nonzero_{lane}", reset_less=True)
+            lane_negative = Signal(name=f"negative_{lane}", reset_less=True)
+            m.d.sync += [lane_nonzero.eq(nonzero[lane]), lane_negative.eq(negative[lane])]
             m.d.comb += [
-                ram.read_address.eq(Cat(copy.read_slot, copy.zero[lane // config.result_lanes])),
+                ram.read_address.eq(Cat(copy.read_slot, copy.zero)),
                 ram.read_enable.eq(1),
                 ram.output_enable.eq(1),
                 adder.stored.eq(ram.read_data),
                 adder.held.eq(held),
                 adder.operand.eq(copy.operand),
-                adder.negative.eq(negative[lane]),
+                adder.negative.eq(lane_negative),
                 ram.write_address.eq(copy.write_slot),
                 ram.write_data.eq(adder.total),
                 ram.write.eq(copy.write),
-                ram.write_mask.eq(nonzero[lane]),
+                ram.write_mask.eq(lane_nonzero),
             ]
-            with m.If(nonzero[lane]):
+            with m.If(lane_nonzero):
                 m.d.sync += held.eq(adder.total)
             with m.If(copy.release):
                 m.d.sync += held.eq(0)
-            delivered.append(ram.read_data)
+            m.d.sync += delivered[lane].eq(ram.read_data)
 
         m.d.comb += [
-            results.banks.eq(Cat(delivered)),
-            results.valid.eq(fourth.read),
-            results.last.eq(fourth.last),
+            results.banks.eq(delivered),
+            results.valid.eq(stages[4].read),
+            results.last.eq(stages[4].last),
         ]
         return m
 
-    def _copy(self, m, index, issued, third):
-        """Copy what a cluster of lanes needs of the operation, each field when it needs it."""
+    def _copy(self, m, lane, stages):
+        """Copy what a bank needs of the operation, on ECP5 what a lane needs: each field in time.
+
+        Block RAMs lie in rows across the whole chip and the lanes beside them. With a copy beside
+        each lane, what crosses the chip passes no logic.
+        """
         fields = {
-            "read_slot": issued.slot,
-            "zero": issued.zero,
-            "write_slot": third.slot,
-            "operand": third.operand,
-            "write": third.write,
-            "release": third.release,
+            "read_slot": stages[0].slot,
+            "zero": stages[0].zero[lane // self.config.result_lanes],
+            "write_slot": stages[2].slot,
+            "operand": stages[2].operand,
+            "write": stages[2].write,
+            "release": stages[2].release,
         }
         layout = data.StructLayout({name: value.shape() for name, value in fields.items()})
-        m.submodules[f"copy_{index}"] = copies = RegisterCopy(width=layout.size,
-                                                              target=self.config.target)
+        m.submodules[f"copy_{lane}"] = copies = RegisterCopy(width=layout.size,
+                                                             target=self.config.target)
         m.d.comb += copies.input.eq(Cat(fields.values()))
         return layout(copies.output)

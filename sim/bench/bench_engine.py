@@ -132,7 +132,7 @@ class Run:
             transfers = config.result_transfers(product.rows)
             received = await self.results.receive(transfers * product.batch)
             assert [transfer.last for transfer in received] == [0] * (len(received) - 1) + [1]
-            values = np.array([[lane for lane in transfer["values"]] for transfer in received])
+            values = np.array([list(transfer["values"]) for transfer in received])
             values = values.reshape(product.batch, -1)
             np.testing.assert_array_equal(values[:, :product.rows], exact, err_msg=str(product))
             assert not values[:, product.rows:].any(), "Lanes without a row must deliver zero"
@@ -187,7 +187,7 @@ async def results_wait_for_their_consumer(dut):
 
 @cocotb.test(timeout_time=4, timeout_unit="ms", skip=os.environ.get("TALLY_CASE") != "wide")
 async def large_products_use_the_lanes(dut):
-    """The shapes that have a bar take the cycles of the formulas and pass the bar."""
+    """All shapes that have a bar take the cycles of the formulas and pass the bar."""
     await start(dut)
     config = CONFIGURATIONS["wide"]
     bars = {(256, 256): 0.95, (1024, 256): 0.95, (64, 256): 0.90, (192, 576): 0.90, (32, 32): 0.80}

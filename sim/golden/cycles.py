@@ -48,10 +48,10 @@ def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int 
     levels, banks = 0, config.lanes // config.result_lanes
     while banks > 1:
         levels, banks = levels + 1, -(-banks // 4)
-    # The period includes the cycle of the first entry; a result leaves 6 cycles and the levels of
+    # The period includes the cycle of the first entry; a result leaves 8 cycles and the levels of
     # the OR tree after it is read.
     period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
-    return period + 6 + levels
+    return period + 8 + levels
 
 
 def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
