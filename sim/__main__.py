@@ -8,7 +8,7 @@ import sys
 
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
-from sim.tables import DOCUMENT, render_document, write_record
+from sim.tables import DOCUMENTS, render_document, write_record
 from sim.tools import TOOLS, ToolMissing, missing_tools
 
 
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     faults = commands.add_parser("faults", help="plant every fault, run its bench, keep the table")
     faults.add_argument("units", nargs="*", metavar="UNIT", help="units to break (default: all)")
     commands.add_parser("engine", help="simulate the engine's cycles, keep the table")
-    commands.add_parser("tables", help="make the tables of docs/results.md anew")
+    commands.add_parser("tables", help="make the tables in the docs anew")
     options = parser.parse_args(arguments)
 
     if options.command == "list":
@@ -40,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "engine":
         return _engine()
     if options.command == "tables":
-        DOCUMENT.write_text(render_document(DOCUMENT.read_text()))
+        for document in DOCUMENTS:
+            document.write_text(render_document(document.read_text()))
         return 0
     return _run(options)
 

@@ -1,14 +1,14 @@
-"""The tables of docs/results.md, made from docs/results/*.json."""
+"""The tables in the docs, made from docs/results/*.json."""
 
 import json
 import pathlib
 import re
 
-__all__ = ["DOCUMENT", "RESULTS", "render_document", "write_record"]
+__all__ = ["DOCUMENTS", "RESULTS", "render_document", "write_record"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENT = ROOT / "docs" / "results.md"
+DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "docs" / "model.md")
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
                     r".*?<!-- end -->", re.DOTALL)
@@ -50,7 +50,8 @@ def render_document(text: str) -> str:
     """Return ``text`` with every table between its markers made anew.
 
     A table stands between ``<!-- table NAME KEY=VALUE...: column, column -->`` and
-    ``<!-- end -->``; NAME is a file in docs/results, KEY=VALUE keeps only matching rows.
+    ``<!-- end -->``; NAME is a file in docs/results, KEY=VALUE keeps only matching rows, and
+    KEY=None those without that key.
     """
     def replace(match: re.Match) -> str:
         wanted = dict(pair.split("=", 1) for pair in match["filter"].split())
