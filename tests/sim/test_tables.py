@@ -27,7 +27,7 @@ def test_rows_are_selected_and_formatted(tmp_path, monkeypatch):
     tables.write_record("t", command="make it", versions={"tool": "1"}, configuration={}, rows=rows)
     text = "<!-- table t a=1: a, b -->\nold\n<!-- end -->\n<!-- table t: a -->\n<!-- end -->"
     rendered = tables.render_document(text)
-    assert "| 1 | 0.1235 |" in rendered
+    assert "| 1 | 0.12346 |" in rendered
     assert "| 12,345 |" in rendered
     assert "old" not in rendered
     assert "Made by `make it` (tool 1)." in rendered
