@@ -326,7 +326,7 @@ class Stepper:
 
 
 @pytest.mark.parametrize(("config", "latency"), [
-    (CONFIG, 20), (CoreConfig(queue_words=64), 30),
+    (CONFIG, 20), (CoreConfig(queue_words=64), 300),
     (CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4)), 3),
     (CoreConfig(engine=EngineConfig(port_bytes=32)), 20)])
 def test_stepper(config, latency):
