@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ _BUILD_ARGS = {
     "icarus": [],
 }
 _CASE_VARIABLE = "TALLY_CASE"
+
+# Yosys gives every `always @*` a register that is meant to start it. Icarus gives it its value
+# before anything waits for it: logic whose inputs keep their initial values stays undefined.
+_STARTER = re.compile(r"^( *reg (\\\$auto\$verilog_backend\S+)) += 0;$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,8 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         component = _bench_module(name).DUTS[case]()
         source = work_dir / f"{name}.v"
         text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+        if simulator == "icarus":
+            text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
         source.write_text(text)
         models = [pathlib.Path(path) for path in getattr(_bench_module(name), "MODELS", ())]
         # ccache compares command lines too, so one folder serves equal Verilog in all runs.

@@ -1,0 +1,200 @@
+"""The packer: PACK of the instruction set. A vector becomes a list of int8 codes."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.config import CoreConfig
+from hw.formats.minifloat import bf16
+from hw.lmul.pipeline import Pipeline
+from hw.ternary.walker import entry_layout
+from hw.vector.largest import LargestMagnitude
+from hw.vector.memory import address_width, read_signature
+from hw.vector.unit import READ_LATENCY
+
+__all__ = ["Packer"]
+
+_BITS = bf16.mantissa_bits
+#: 2**k counts units of an int8 code: k is the exponent of the largest element, less 6.
+_EXPONENT = bf16.bias + 6
+
+
+class Packer(wiring.Component):
+    """Quantizes a vector of the vector memory and makes a list of it.
+
+    .. code-block:: text
+
+        2**o_results.exponent, entries = sim.golden.model.quantize(v[a])
+
+    The vector is read twice: for its largest magnitude a word a cycle, then an element a cycle.
+    :mod:`sim.golden.cycles` has the exact formula.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_commands : In(stream) of {sparse: 1, a, words}
+        One PACK: address of the first word, and the number of words, at least 1.
+    o_entries : Out(stream) of :func:`hw.ternary.walker.entry_layout`
+        An entry for each element, in ascending order; without those of code 0 if ``sparse``. The
+        last one has ``end``, the number of elements as index, and value 0.
+    o_results : Out(stream) of {exponent: signed(10), fault: 1}
+        One for each command, after its last entry was accepted. ``fault``: an element is infinite
+        or NaN, and there are no entries. The next command is accepted after it was delivered.
+    read : Out(:func:`hw.vector.memory.read_signature`)
+        For ``VectorMemory.reads_0`` or ``reads_1``.
+    """
+
+    i_commands: stream.Interface
+    o_entries: stream.Interface
+    o_results: stream.Interface
+    read: wiring.PureInterface
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        address = address_width(config)
+        super().__init__({
+            "i_commands": In(stream.Signature(data.StructLayout(
+                {"sparse": 1, "a": address, "words": address + 1}))),
+            "o_entries": Out(stream.Signature(entry_layout(config.engine))),
+            "o_results": Out(stream.Signature(data.StructLayout(
+                {"exponent": signed(10), "fault": 1}))),
+            "read": Out(read_signature(config)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        lanes = config.vector_lanes
+        command = Signal(self.i_commands.payload.shape(), reset_less=True)
+        address, left = Signal.like(command.a), Signal.like(command.words)
+        m.submodules.largest = largest = LargestMagnitude(config)
+        m.d.comb += [
+            self.read.address.eq(address),
+            largest.word.eq(self.read.data),
+        ]
+        with m.If(self.read.enable):
+            m.d.sync += [
+                address.eq(address + 1),
+                left.eq(left - 1),
+            ]
+
+        looking = Signal()              # first pass, a word is read
+        flags = Signal(READ_LATENCY + largest.latency)
+        m.d.sync += flags.eq(Cat(looking, flags))
+        m.d.comb += largest.valid.eq(flags[READ_LATENCY - 1])
+
+        # The exponent field of 2**(k + 6), which no element reaches after rounding to 7 bits; 0 for
+        # a zero vector.
+        magnitude = largest.largest
+        zero = magnitude < bf16.smallest_normal
+        top = Signal(bf16.exponent_bits, reset_less=True)
+        fault = Signal()
+        m.d.sync += [
+            top.eq((magnitude + 1) >> _BITS),
+            fault.eq(magnitude >= bf16.infinity),
+        ]
+
+        # Second pass: the words go through a shift register, element by element. Memory keeps a
+        # word until the next one is asked for, so one can wait there.
+        word = Signal(lanes * bf16.width, reset_less=True)
+        held = Signal(range(lanes + 1))             # elements in the shift register
+        waiting = Signal(READ_LATENCY)              # a word is on its way, or waits in memory
+        ask, ending = Signal(), Signal()
+        index = Signal(config.engine.index_width, reset_less=True)
+        entries = self.o_entries
+        enable, load = Signal(), Signal()
+        m.d.comb += [
+            enable.eq(entries.ready | ~entries.valid),
+            load.eq(waiting[-1] & ((held == 0) | ((held == 1) & enable))),
+            ask.eq((waiting == 0) | load),
+        ]
+        with m.If(enable & (held != 0)):
+            m.d.sync += [
+                word.eq(word >> bf16.width),
+                held.eq(held - 1),
+                index.eq(index + 1),
+            ]
+        with m.If(load):
+            m.d.sync += [
+                word.eq(self.read.data),
+                held.eq(lanes),
+            ]
+        m.d.sync += waiting.eq(Cat(ask & self.read.enable & ~looking,
+                                   waiting[0] | (waiting[-1] & ~load)))
+
+        # x / 2**k is the significand, shifted down by one place and by the distance of its exponent
+        # from the top; rounded to nearest even.
+        pipeline = Pipeline(m, enable=enable, valid=(held != 0) | ending)
+        x = word[:bf16.width]
+        exponent = x[_BITS:bf16.magnitude_width]
+        at = pipeline.step(index=index, end=ending, sign=x[-1], distance=top - exponent,
+                           significand=Cat(x[:_BITS], C(1)), zero=~exponent.any() | ending)
+        shifted = Cat(C(0, _BITS), at.significand) >> at.distance[:3]
+        at = pipeline.step(
+            index=at.index, end=at.end, sign=at.sign, quotient=shifted[_BITS + 1:],
+            up=shifted[_BITS] & (shifted[:_BITS].any() | shifted[_BITS + 1]),
+            zero=at.zero | at.distance[3:].any())
+        at = pipeline.step(index=at.index, end=at.end, sign=at.sign,
+                           code=Mux(at.zero, 0, at.quotient + at.up))
+        with m.If(enable):
+            m.d.sync += [
+                entries.valid.eq(at.valid & (at.end | ~command.sparse | at.code.any())),
+                entries.p.index.eq(at.index),
+                entries.p.value.eq(Mux(at.sign, -at.code, at.code)),
+                entries.p.end.eq(at.end),
+            ]
+
+        result = self.o_results
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [
+                    self.i_commands.ready.eq(1),
+                    largest.clear.eq(1),
+                ]
+                m.d.sync += [
+                    command.eq(self.i_commands.p),
+                    address.eq(self.i_commands.p.a),
+                    left.eq(self.i_commands.p.words),
+                    index.eq(0),
+                ]
+                with m.If(self.i_commands.valid):
+                    m.next = "LOOK"
+            with m.State("LOOK"):
+                m.d.comb += [
+                    looking.eq(1),
+                    self.read.enable.eq(1),
+                ]
+                with m.If(left == 1):
+                    m.next = "LARGEST"
+            with m.State("LARGEST"):
+                m.d.sync += [
+                    address.eq(command.a),
+                    left.eq(command.words),
+                ]
+                with m.If(~flags.any()):
+                    m.next = "CODES"
+            with m.State("CODES"):
+                m.d.sync += [
+                    result.p.exponent.eq(Mux(zero, 0, top - _EXPONENT)),
+                    result.p.fault.eq(fault),
+                ]
+                m.d.comb += self.read.enable.eq(ask & (left != 0) & ~fault)
+                with m.If(fault):
+                    m.d.sync += result.valid.eq(1)
+                    m.next = "RESULT"
+                with m.Elif((left == 0) & (waiting == 0) & (held == 0)):
+                    m.d.comb += ending.eq(1)
+                    with m.If(enable):
+                        m.next = "END"
+            with m.State("END"):
+                with m.If(entries.valid & entries.ready & entries.p.end):
+                    m.d.sync += result.valid.eq(1)
+                    m.next = "RESULT"
+            with m.State("RESULT"):
+                with m.If(result.ready):
+                    m.d.sync += result.valid.eq(0)
+                    m.next = "IDLE"
+        return m

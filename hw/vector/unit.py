@@ -1,0 +1,351 @@
+"""The vector unit: VECTOR and NORM of the instruction set, over the vector memory."""
+
+from amaranth import *
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from hw.config import CoreConfig
+from hw.formats.minifloat import DEFAULT_WINDOW, bf16
+from hw.isa import Function
+from hw.lmul.pipeline import Pipeline
+from hw.vector.adder import LATENCY as ADDER_LATENCY
+from hw.vector.adder import Bf16Adder
+from hw.vector.lanes import (
+    FUNCTION_LATENCY,
+    PRODUCT_LATENCY,
+    WIDE_LATENCY,
+    FunctionLanes,
+    LMulLane,
+)
+from hw.vector.largest import LargestMagnitude
+from hw.vector.memory import address_width, read_signature, write_signature
+from hw.vector.tables import rsqrt_words
+
+__all__ = ["VectorUnit", "command_layout"]
+
+#: Cycles from an address to the word.
+READ_LATENCY = 2
+
+_BITS = bf16.mantissa_bits
+
+
+def command_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a command; ``target``, ``a``, ``b`` and ``words`` count words, not elements."""
+    address = address_width(config)
+    return data.StructLayout({"norm": 1, "function": 8, "target": address, "a": address,
+                              "b": address, "words": address + 1})
+
+
+class VectorUnit(wiring.Component):
+    """Element by element functions of vectors, and the reciprocal square root of their squares.
+
+    .. code-block:: text
+
+        VECTOR  v[target] = function(v[a], v[b])
+        NORM    o_results.number = rsqrt(lmul_dot(v[a], v[a]))      (sim.golden.model, .lmul)
+
+    A word a cycle, and NORM reads its vector twice; :mod:`sim.golden.cycles` has the exact
+    formulas. The target may be one of the operands, but may not overlap them otherwise: words are
+    written while later ones are read.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_commands : In(stream) of {norm: 1, function: 8, target, a, b, words}
+        One instruction: NORM of ``a`` if ``norm``, else VECTOR. Addresses are those of words;
+        ``words`` is at least 1 and everything lies in the memory.
+    o_results : Out(stream) of {number: 16}
+        One for each command, when it is done: after the last word was written. The number is NORM's
+        result, and 0 for VECTOR. The next command is accepted after it was delivered.
+    read_0, read_1 : Out(:func:`hw.vector.memory.read_signature`)
+        For ``VectorMemory.reads_0`` and ``reads_1``.
+    write : Out(:func:`hw.vector.memory.write_signature`)
+    """
+
+    i_commands: stream.Interface
+    o_results: stream.Interface
+    read_0: wiring.PureInterface
+    read_1: wiring.PureInterface
+    write: wiring.PureInterface
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "i_commands": In(stream.Signature(command_layout(config))),
+            "o_results": Out(stream.Signature(data.StructLayout({"number": bf16.width}))),
+            "read_0": Out(read_signature(config)), "read_1": Out(read_signature(config)),
+            "write": Out(write_signature(config)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        command = Signal(command_layout(config), reset_less=True)
+        read, second = Signal(), Signal()
+        address, left = Signal.like(command.a), Signal.like(command.words)
+
+        # valid[k] and last[k] are flags of the word whose address was given k cycles ago. The first
+        # pass of NORM has no last one.
+        m.submodules.squares = squares = _SquareSum(config)
+        m.submodules.largest = largest = LargestMagnitude(config)
+        stages = READ_LATENCY + max(ADDER_LATENCY, squares.latency)
+        valid, last = [read], [read & (left == 1) & (second | ~command.norm)]
+        for k in range(stages):
+            flags = Signal(2, name=f"flags_{k + 1}")
+            m.d.sync += flags.eq(Cat(valid[-1], last[-1]))
+            valid.append(flags[0])
+            last.append(flags[1])
+
+        m.d.comb += [
+            self.read_0.enable.eq(read),
+            self.read_0.address.eq(address),
+            self.read_1.enable.eq(read),
+            self.read_1.address.eq(Mux(command.norm, address, command.b)),
+            self.write.address.eq(command.target),
+        ]
+        with m.If(read):
+            m.d.sync += [
+                address.eq(address + 1),
+                command.b.eq(command.b + 1),
+                left.eq(left - 1),
+            ]
+        with m.If(self.write.enable):
+            m.d.sync += command.target.eq(command.target + 1)
+        self._lanes(m, command, valid, squares)
+
+        magnitude = largest.largest
+        smallest = C(bf16.smallest_normal, bf16.magnitude_width)
+        bound = Signal(signed(10), reset_less=True)
+        doubled = Mux(magnitude < smallest, smallest, magnitude) << 1
+        m.d.sync += bound.eq((doubled - bf16.constant()) >> _BITS)
+        m.d.comb += [
+            largest.word.eq(self.read_0.data),
+            largest.valid.eq(valid[READ_LATENCY] & ~second),
+            squares.bound.eq(bound),
+            squares.valid.eq(valid[READ_LATENCY + WIDE_LATENCY] & second),
+        ]
+
+        result = self.o_results
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [
+                    self.i_commands.ready.eq(1),
+                    largest.clear.eq(1),
+                    squares.clear.eq(1),
+                ]
+                m.d.sync += [
+                    command.eq(self.i_commands.p),
+                    address.eq(self.i_commands.p.a),
+                    left.eq(self.i_commands.p.words),
+                    second.eq(0),
+                ]
+                with m.If(self.i_commands.valid):
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.comb += read.eq(1)
+                with m.If(left == 1):
+                    with m.If(~command.norm):
+                        m.next = "VECTOR"
+                    with m.Elif(second):
+                        m.next = "SQUARES"
+                    with m.Else():
+                        m.next = "LARGEST"
+            with m.State("VECTOR"):
+                m.d.sync += result.p.number.eq(0)
+                with m.If(last[READ_LATENCY + ADDER_LATENCY]):
+                    m.d.sync += result.valid.eq(1)
+                    m.next = "RESULT"
+            with m.State("LARGEST"):
+                # The vector again, from its start. The bound is ready one cycle after the largest
+                # magnitude, long before the first square needs it.
+                m.d.sync += [
+                    address.eq(command.a),
+                    left.eq(command.words),
+                ]
+                with m.If(~Cat(valid[1:READ_LATENCY + largest.latency - 1]).any()):
+                    m.d.sync += second.eq(1)
+                    m.next = "READ"
+            with m.State("SQUARES"):
+                with m.If(last[READ_LATENCY + squares.latency]):
+                    m.d.comb += squares.start.eq(1)
+                    m.next = "ROOT"
+            with m.State("ROOT"):
+                # The squares of an infinity or a NaN are that, whatever the others are.
+                m.d.sync += result.p.number.eq(
+                    Mux(magnitude > bf16.infinity, bf16.nan,
+                        Mux(magnitude == bf16.infinity, 0, squares.root)))
+                with m.If(squares.done):
+                    m.d.sync += result.valid.eq(1)
+                    m.next = "RESULT"
+            with m.State("RESULT"):
+                with m.If(result.ready):
+                    m.d.sync += result.valid.eq(0)
+                    m.next = "IDLE"
+        return m
+
+    def _lanes(self, m, command, valid, squares):
+        lanes = self.config.vector_lanes
+        function = command.function
+        subtract, add, multiply = (Signal(name=name) for name in ("subtract", "add", "multiply"))
+        m.d.sync += [
+            subtract.eq(function == Function.SUBTRACT),
+            add.eq((function == Function.ADD) | (function == Function.SUBTRACT)),
+            multiply.eq(function == Function.LMUL),
+        ]
+        for first in range(0, lanes, 2):
+            pair = range(first, min(first + 2, lanes))
+            m.submodules[f"functions_{first}"] = functions = FunctionLanes(len(pair))
+            m.d.comb += functions.function.eq(function)
+            for k, lane in enumerate(pair):
+                x, y = self.read_0.data[lane], self.read_1.data[lane]
+                m.submodules[f"adder_{lane}"] = adder = Bf16Adder()
+                m.submodules[f"lmul_{lane}"] = lmul = LMulLane()
+                m.d.comb += [
+                    functions.arguments[k].eq(x),
+                    lmul.x.eq(x),
+                    lmul.y.eq(y),
+                    adder.i.p.x.eq(x),
+                    adder.i.p.y.eq(y),
+                    adder.i.p.subtract.eq(subtract),
+                    adder.o.ready.eq(1),
+                    self.write.data[lane].eq(Mux(add, adder.o.p.sum, Mux(
+                        multiply, lmul.product, functions.results[k]))),
+                    squares.wides[lane].eq(lmul.wide),
+                    squares.zeros[lane].eq(lmul.zero),
+                ]
+        written = Mux(add, valid[READ_LATENCY + ADDER_LATENCY], Mux(
+            multiply, valid[READ_LATENCY + PRODUCT_LATENCY],
+            valid[READ_LATENCY + FUNCTION_LATENCY]))
+        m.d.comb += self.write.enable.eq(written & ~command.norm)
+
+
+class _SquareSum(wiring.Component):
+    """Sum of L-Mul squares in a window below the largest, and its reciprocal square root.
+
+    ``latency`` counts from the lanes' operands to the sum; from ``start`` to ``done`` it is
+    ``root_latency`` cycles.
+
+    Members
+    -------
+    clear : In(1)
+    valid : In(1)
+        ``wides`` and ``zeros`` are squares to be added.
+    wides, zeros : array
+        As :class:`hw.vector.lanes.LMulLane` delivers them.
+    bound : In(signed(10))
+        Exponent field of the largest square.
+    start : In(1)
+        The sum is complete.
+    done : Out(1)
+        For one cycle, beside ``root``.
+    root : Out(16)
+    """
+
+    def __init__(self, config: CoreConfig):
+        lanes = config.vector_lanes
+        self.lanes = lanes
+        # Squares are not negative: |sum| <= elements * (2**window - 1).
+        self.growth = ceil_log2(config.vector_depth)
+        self.latency = WIDE_LATENCY + 3 + ceil_log2(lanes) + 1
+        width = DEFAULT_WINDOW + self.growth
+        self.shifts = (width - 1) // 8, 7
+        self.root_latency = sum(self.shifts) + 4
+        super().__init__({
+            "clear": In(1), "valid": In(1), "bound": In(signed(10)), "start": In(1),
+            "wides": In(signed(bf16.magnitude_width + 2)).array(lanes), "zeros": In(1).array(lanes),
+            "done": Out(1), "root": Out(bf16.width)})
+
+    def elaborate(self, platform):
+        m = Module()
+        window = DEFAULT_WINDOW
+        width = window + self.growth
+
+        # A square is shifted down by the distance of its exponent from the bound, in two steps; a
+        # shift beyond the window leaves nothing.
+        terms = []
+        pipelines = []
+        for wide, zero in zip(self.wides, self.zeros, strict=True):
+            pipeline = Pipeline(m, enable=C(1), valid=self.valid)
+            at = pipeline.step(shift=(self.bound - wide[_BITS:].as_signed())[:11],
+                               significand=Cat(wide[:_BITS], C(1)) & (~zero).replicate(_BITS + 1))
+            beyond = at.shift >= window
+            aligned = Cat(C(0, window - _BITS - 1), at.significand)
+            at = pipeline.step(amount=at.shift[:3],
+                               term=Mux(beyond, 0, aligned >> Cat(C(0, 3), at.shift[3:5])))
+            at = pipeline.step(term=at.term >> at.amount)
+            terms.append(at.term)
+            pipelines.append(pipeline)
+        valid = at.valid
+        level = 0
+        while len(terms) > 1:
+            sums = []
+            for k in range(0, len(terms), 2):
+                value = sum(terms[k:k + 2][1:], terms[k])
+                total = Signal(len(value), name=f"sum_{level}_{k // 2}", reset_less=True)
+                m.d.sync += total.eq(value)
+                sums.append(total)
+            later = Signal(name=f"sums_valid_{level}")
+            m.d.sync += later.eq(valid)
+            terms, valid, level = sums, later, level + 1
+        total = Signal(width, reset_less=True)
+        exponent = Signal(signed(11), reset_less=True)
+        with m.If(self.clear):
+            m.d.sync += total.eq(0)
+        with m.Elif(valid):
+            m.d.sync += total.eq(total + terms[0])
+
+        # The leading one goes up by eights, then by ones.
+        coarse, fine = self.shifts
+        left = Signal(range(coarse + fine))
+        rest = width - _BITS - 1
+        up = total[rest - 1] & (total[:rest - 1].any() | total[rest])
+        rounded = Signal(signed(_BITS + 12), reset_less=True)
+        words = rsqrt_words()
+        m.submodules.table = table = memory.Memory(shape=8, depth=len(words), init=words)
+        port = table.read_port()
+        field = rounded[_BITS:].as_signed()
+        m.d.comb += port.addr.eq(Cat(rounded[:_BITS], ~field[0]))
+        found = Signal(8, reset_less=True)
+        positive = Signal()
+        scale = Signal(8, reset_less=True)
+        with m.FSM():
+            with m.State("ADD"):
+                m.d.sync += [
+                    exponent.eq(self.bound + self.growth),
+                    left.eq(coarse + fine - 1),
+                ]
+                with m.If(self.start):
+                    m.next = "SHIFT"
+            with m.State("SHIFT"):
+                m.d.sync += left.eq(left - 1)
+                with m.If(left >= fine):
+                    with m.If(~total[-8:].any()):
+                        m.d.sync += [total.eq(total << 8), exponent.eq(exponent - 8)]
+                with m.Elif(~total[-1]):
+                    m.d.sync += [total.eq(total << 1), exponent.eq(exponent - 1)]
+                with m.If(left == 0):
+                    m.next = "ROUND"
+            with m.State("ROUND"):
+                m.d.sync += rounded.eq(Cat(total[rest:-1], exponent).as_signed() + up)
+                m.next = "LOOK_UP"
+            with m.State("LOOK_UP"):
+                # A square root of 2**(2 j) or 2**(2 j + 1) halves the exponent. A sum of zero, or
+                # below the smallest normal number, has the root 0, and so has an infinite one.
+                m.d.sync += [
+                    positive.eq(total[-1] & (field >= 1) & (field < bf16.infinity >> _BITS)),
+                    scale.eq(189 + ~field[0] - field[1:8]),
+                ]
+                m.next = "ROOT"
+            with m.State("ROOT"):
+                m.d.sync += found.eq(port.data)
+                m.next = "DONE"
+            with m.State("DONE"):
+                m.d.comb += self.done.eq(1)
+                m.next = "ADD"
+        m.d.comb += self.root.eq(Mux(
+            positive, Cat(found[:_BITS], (scale + found[_BITS])[:bf16.exponent_bits], C(0, 1)), 0))
+        return m
