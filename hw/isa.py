@@ -119,8 +119,8 @@ _SENTENCES = {
     Fault.NONE: "nothing is wrong",
     Fault.OPCODE: "the opcode is none, or the program has no STOP",
     Fault.FUNCTION: "the function is none of this opcode",
-    Fault.VECTOR_ADDRESS: "a vector is empty, not aligned to the vector lanes, or ends beyond the "
-                          "vector memory",
+    Fault.VECTOR_ADDRESS: "a vector is empty, not aligned to the vector lanes, ends beyond the "
+                          "vector memory, or is longer than the list that it becomes",
     Fault.REGISTER: "a scalar register is beyond the last one, or register 0 is written",
     Fault.MEMORY_ADDRESS: "an address is not aligned to the memory port, or beyond the memory",
     Fault.MATRIX: "a matrix has more rows, columns or planes than the engine, or none",

@@ -172,11 +172,11 @@ def uart_cycles(divisor: int, count: int) -> int:
     return 10 * divisor * (count - 1) + 9 * divisor + divisor // 2 + 6
 
 
-#: Cycles of each instruction of the core beside those of its elements: from its dispatch to the
-#: dispatch of the next one, with nothing to wait for.
+#: Cycles of each instruction of the core beside those of its unit, or of its elements where no
+#: formula of a unit is above: from its dispatch to the next one's, with nothing to wait for.
 INSTRUCTION_CYCLES = {Opcode.STOP: 4, Opcode.LOAD: 8, Opcode.STORE: 8, Opcode.TOKEN: 8,
-                      Opcode.PACK: 16, Opcode.MATMUL: 4, Opcode.DRAIN: 16, Opcode.EMIT: 24,
-                      Opcode.VECTOR: 16, Opcode.NORM: 24}
+                      Opcode.PACK: 4, Opcode.MATMUL: 4, Opcode.DRAIN: 16, Opcode.EMIT: 24,
+                      Opcode.VECTOR: 4, Opcode.NORM: 4}
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0) -> int:
@@ -198,11 +198,13 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.LOAD | Opcode.STORE:
             return cycles + 2 * count // config.port_bytes
         case Opcode.PACK:
-            return cycles + words + count
-        case Opcode.DRAIN | Opcode.VECTOR:
+            return cycles + pack_cycles(config, words)
+        case Opcode.DRAIN:
             return cycles + words
+        case Opcode.VECTOR:
+            return cycles + vector_cycles(words)
         case Opcode.EMIT:
             return cycles + words + kept
         case Opcode.NORM:
-            return cycles + 2 * words
+            return cycles + norm_cycles(config, words)
     return cycles

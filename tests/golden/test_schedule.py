@@ -15,7 +15,10 @@ from sim.golden.cycles import (
     engine_cycles,
     engine_period,
     instruction_cycles,
+    norm_cycles,
+    pack_cycles,
     port_transfers,
+    vector_cycles,
 )
 from sim.golden.schedule import LIST_LATENCY, WORD_LATENCY, token_cycles
 from tests.host.model_examples import tiny_model
@@ -47,9 +50,11 @@ def load(count):
 
 class TestInstructionCycles:
     @pytest.mark.parametrize(("instruction", "elements"), [
-        (STOP, 0), (TOKEN, 0), (matmul(256, 256), 0), (vector(256), 32), (drain(256), 32),
+        (STOP, 0), (TOKEN, 0), (matmul(256, 256), 0), (vector(256), vector_cycles(32)),
+        (drain(256), 32),
         (drain(257), 33), (load(256), 64), (Instruction(opcode=Opcode.STORE, count=8), 2),
-        (pack(256), 288), (Instruction(opcode=Opcode.NORM, count=256), 64)])
+        (pack(256), pack_cycles(CONFIG, 32)),
+        (Instruction(opcode=Opcode.NORM, count=256), norm_cycles(CONFIG, 32))])
     def test_one(self, instruction, elements):
         assert instruction_cycles(CONFIG, instruction) == (
             INSTRUCTION_CYCLES[instruction.opcode] + elements)
