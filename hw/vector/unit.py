@@ -118,10 +118,8 @@ class VectorUnit(wiring.Component):
         self._lanes(m, command, valid, squares)
 
         magnitude = largest.largest
-        smallest = C(bf16.smallest_normal, bf16.magnitude_width)
         bound = Signal(signed(10), reset_less=True)
-        doubled = Mux(magnitude < smallest, smallest, magnitude) << 1
-        m.d.sync += bound.eq((doubled - bf16.constant()) >> _BITS)
+        m.d.sync += bound.eq((2 * magnitude - bf16.constant()) >> _BITS)
         m.d.comb += [
             largest.word.eq(self.read_0.data),
             largest.valid.eq(valid[READ_LATENCY] & ~second),

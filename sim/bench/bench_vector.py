@@ -338,9 +338,11 @@ async def scales(dut, stall):
     rng = machine.rng
     width = machine.config.engine.accumulator_width
     limit = 1 << width - 1
-    count = 40
+    count = 25
     source, sink = machine.streams["i_scale"], machine.streams["o_scale"]
     factors = np.concatenate([0x3F80 | np.arange(128), EDGES]).astype(np.uint16)
+    if stall:
+        factors = factors[::3]
     for number, factor in enumerate(factors.tolist()):
         # Products of every exponent about the ends of bf16, or anywhere.
         exponent = int(rng.choice([-512, 511, rng.integers(-60, 60), -(factor >> 7 & 255),
@@ -377,10 +379,11 @@ async def sums(dut, stall):
     await machine.start()
     rng = machine.rng
     pairs = np.stack(np.meshgrid(EDGES, EDGES)).reshape(2, -1)
-    pairs = rng.choice(pairs, 6000, axis=1)
-    words = rng.integers(0, 1 << 16, (2, 6000))
-    near = np.clip((words[0] & 0x7FFF) + rng.integers(-12 << 7, 12 << 7, 6000), 0, 0x7FFF)
-    words[1, 2000:] = (near | (words[1] & 0x8000))[2000:]
+    count = 1500 if stall else 6000
+    pairs = rng.choice(pairs, count, axis=1)
+    words = rng.integers(0, 1 << 16, (2, count))
+    near = np.clip((words[0] & 0x7FFF) + rng.integers(-12 << 7, 12 << 7, count), 0, 0x7FFF)
+    words[1, count // 3:] = (near | (words[1] & 0x8000))[count // 3:]
     x, y = np.concatenate([pairs, words], axis=1).astype(np.uint16)
     negate = rng.integers(0, 2, len(x))
     source, sink = machine.streams["i_adder"], machine.streams["o_adder"]
