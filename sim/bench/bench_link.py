@@ -15,7 +15,7 @@ from sim.golden.cycles import frame_delivery_cycles, frame_send_cycles, uart_cyc
 from sim.golden.frames import cobs_encode, crc32, decode_frame, encode_frame
 from sim.streams import StreamSink, StreamSource, start
 
-CONTENT_BYTES = 600
+CONTENT_BYTES = 520
 DIVISOR = 5
 
 
@@ -73,9 +73,9 @@ SIGNATURES = {"i_line": ByteSignature, "o_content": FrameSignature, "i_content":
 
 
 def contents() -> list[bytes]:
-    """Return contents of every length with an edge, with few, some and only zeros."""
+    """Return contents of lengths around each edge, with no, few, some and only zeros."""
     source = random.Random(11)
-    lengths = [2, 3, 4, 5, 249, 250, 251, 252, 253, 254, 255, 504, 505, CONTENT_BYTES]
+    lengths = [2, 3, 5, 249, 250, 251, 254, 255, CONTENT_BYTES]
     return [bytes(0 if source.random() < zeros else source.randrange(1, 256)
                   for _ in range(length)) for zeros in (0, 0.02, 0.5, 1) for length in lengths]
 
@@ -167,7 +167,7 @@ async def receiver_drops_what_golden_drops(dut):
     for length in (0, 1, 2, CONTENT_BYTES, CONTENT_BYTES + 1, CONTENT_BYTES + 300):
         content = choices.randbytes(length)
         codes.append(encode_frame(content)[1:-1])
-    for _ in range(150):
+    for _ in range(200):
         content = choices.randbytes(choices.randrange(2, 20))
         broken = bytearray(encode_frame(content)[1:-1])
         fault = choices.randrange(5)
@@ -184,7 +184,7 @@ async def receiver_drops_what_golden_drops(dut):
         codes.append(bytes(broken))
     good = [content for content in map(decode_frame, codes)
             if content is not None and len(content) <= CONTENT_BYTES]
-    assert 30 < len(good) < 100
+    assert 30 < len(good) < 150
     source, sink = ends(dut, "i_line", StreamSource), ends(dut, "o_content", StreamSink)
     task = cocotb.start_soon(sink.receive(sum(map(len, good))))
     for code in codes:
@@ -199,13 +199,12 @@ async def receiver_drops_what_golden_drops(dut):
 async def receiver_waits_for_a_delimiter_after_lost_bytes(dut):
     """Lose a frame that begins during a delivery; the next one arrives."""
     await begin(dut)
-    first, second, third = b"first", b"second frame", b"third"
+    first, second, third = b"first", b"second", b"third"
     source, sink = ends(dut, "i_line", StreamSource), ends(dut, "o_content", StreamSink)
-    await source.send([{"data": byte} for byte in encode_frame(first)])
-    code = encode_frame(second)
-    await source.send([{"data": byte} for byte in code[:6]])
+    await source.send([{"data": byte} for byte in encode_frame(first) + b"\x00lost"])
     assert bytes(transfer.data for transfer in await sink.receive(len(first))) == first
-    await source.send([{"data": byte} for byte in code[6:] + encode_frame(third)])
+    # Good by itself, but the end of what has begun with lost bytes.
+    await source.send([{"data": byte} for byte in encode_frame(second)[1:] + encode_frame(third)])
     assert bytes(transfer.data for transfer in await sink.receive(len(third))) == third
 
 
