@@ -18,11 +18,13 @@ lint: $(VENV)/.test
 	$(VENV)/bin/python -m mypy
 
 $(VENV)/.demo: pyproject.toml
+	@echo "Installing into $(VENV); this takes about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
 
 $(VENV)/.test: pyproject.toml
+	@echo "Installing into $(VENV); this takes about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,build]'
 	touch $@ $(VENV)/.demo
