@@ -111,8 +111,20 @@ class TernaryEngine(wiring.Component):
         delivered = Signal(data.ArrayLayout(config.accumulator_width, config.lanes),
                            reset_less=True)
         for lane in range(config.lanes):
-            if config.target == "ecp5" or lane % config.result_lanes == 0:
-                copy = self._copy(m, lane, stages)
+            if lane % config.result_lanes == 0:
+                # Block RAMs lie in rows across the whole chip. What has no logic on its way to the
+                # lanes is copied for each bank ...
+                bank = lane // config.result_lanes
+                control = self._copy(m, f"control_{bank}", {
+                    "read_slot": stages[0].slot,
+                    "zero": stages[0].zero[bank],
+                    "write_slot": stages[2].slot,
+                    "write": stages[2].write,
+                    "release": stages[2].release,
+                })
+            if config.target == "ecp5" or lane == 0:
+                # ... and the operand, which has an adder on its way, for each lane.
+                operand = self._copy(m, f"operand_{lane}", {"operand": stages[2].operand}).operand
             m.submodules[f"adder_{lane}"] = adder = LaneAdder(width=config.accumulator_width,
                                                               target=config.target)
             # The upper half is never written: it stays zero.
@@ -124,21 +136,21 @@ class TernaryEngine(wiring.Component):
             lane_negative = Signal(name=f"negative_{lane}", reset_less=True)
             m.d.sync += [lane_nonzero.eq(nonzero[lane]), lane_negative.eq(negative[lane])]
             m.d.comb += [
-                ram.read_address.eq(Cat(copy.read_slot, copy.zero)),
+                ram.read_address.eq(Cat(control.read_slot, control.zero)),
                 ram.read_enable.eq(1),
                 ram.output_enable.eq(1),
                 adder.stored.eq(ram.read_data),
                 adder.held.eq(held),
-                adder.operand.eq(copy.operand),
+                adder.operand.eq(operand),
                 adder.negative.eq(lane_negative),
-                ram.write_address.eq(copy.write_slot),
+                ram.write_address.eq(control.write_slot),
                 ram.write_data.eq(adder.total),
-                ram.write.eq(copy.write),
+                ram.write.eq(control.write),
                 ram.write_mask.eq(lane_nonzero),
             ]
             with m.If(lane_nonzero):
                 m.d.sync += held.eq(adder.total)
-            with m.If(copy.release):
+            with m.If(control.release):
                 m.d.sync += held.eq(0)
             m.d.sync += delivered[lane].eq(ram.read_data)
 
@@ -149,22 +161,9 @@ class TernaryEngine(wiring.Component):
         ]
         return m
 
-    def _copy(self, m, lane, stages):
-        """Copy what a bank needs of the operation, on ECP5 what a lane needs: each field in time.
-
-        Block RAMs lie in rows across the whole chip and the lanes beside them. With a copy beside
-        each lane, what crosses the chip passes no logic.
-        """
-        fields = {
-            "read_slot": stages[0].slot,
-            "zero": stages[0].zero[lane // self.config.result_lanes],
-            "write_slot": stages[2].slot,
-            "operand": stages[2].operand,
-            "write": stages[2].write,
-            "release": stages[2].release,
-        }
-        layout = data.StructLayout({name: value.shape() for name, value in fields.items()})
-        m.submodules[f"copy_{lane}"] = copies = RegisterCopy(width=layout.size,
-                                                             target=self.config.target)
+    def _copy(self, m, name, fields):
+        """Copy some fields into registers that synthesis leaves apart."""
+        layout = data.StructLayout({field: value.shape() for field, value in fields.items()})
+        m.submodules[name] = copies = RegisterCopy(width=layout.size, target=self.config.target)
         m.d.comb += copies.input.eq(Cat(fields.values()))
         return layout(copies.output)
