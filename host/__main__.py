@@ -291,7 +291,7 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
                   "derived: activation zero")
     table.add_row("Density of the FFN", f"{generator.live / generator.hidden:.1%}",
                   "derived: hidden, not zero")
-    table.add_row("First token after", f"{first:.1f} s", f"measured; {loading:.1f} s of it loading")
+    table.add_row("First token after", f"{first:.1f} s", f"measured; loading {loading:.1f} s")
     table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
                   f"measured; {total.seconds:.1f} s in all")
     if device.evidence == "simulated":
@@ -497,7 +497,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, ModelFileError, CorpusError, DeviceError, OverflowError) as error:
         message = str(error)
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}"
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
