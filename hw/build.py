@@ -176,7 +176,7 @@ def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = Tr
     try:
         platform = load_platform(board)
     except ModuleNotFoundError as problem:
-        raise BuildError("amaranth-boards is not installed; pip install 'tally-lm[build]'") \
+        raise BuildError("amaranth-boards is not installed; pip install -e '.[build]'") \
             from problem
     family = "ecp5" if platform.device.startswith("LFE5") else "ice40"
     synthesis_options = "-nodsp -abc9" if family == "ecp5" else "-abc9 -device u"

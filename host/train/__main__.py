@@ -20,7 +20,7 @@ try:
     import torch
     import torch.nn.functional as F
 except ImportError:
-    sys.exit("Training needs PyTorch, an optional extra: pip install 'tally-lm[train]'")
+    sys.exit("Training needs PyTorch, an optional extra: pip install -e '.[train]'")
 
 from host.corpus import CorpusError
 from host.model import Vocabulary, write_model

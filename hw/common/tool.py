@@ -29,7 +29,7 @@ def run_tool(command: list[str], folder: pathlib.Path) -> str:
     candidates = [os.environ.get(variable), f"yowasp-{tool}", tool]
     program = next((name for name in candidates if name and shutil.which(name)), None)
     if program is None:
-        raise ToolFailed(f"{tool} is not installed; pip install 'tally-lm[build]', or name a program "
+        raise ToolFailed(f"{tool} is not installed; pip install -e '.[build]', or name a program "
                          f"in the variable {variable}")
     done = subprocess.run([program, *command[1:]], cwd=folder, text=True, errors="replace",
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)

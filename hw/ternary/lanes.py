@@ -1,5 +1,7 @@
 """The adder of one lane: accumulator plus or minus the activation."""
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -69,14 +71,15 @@ class LaneAdder(wiring.Component):
         return m
 
     def _carry_cells(self, m):
-        halves = [(_CARRY_IN, self.negative, Const(0), Const(1), Const(0), Signal(name="unused"))]
+        halves: list[tuple[Any, ...]] = [
+            (_CARRY_IN, self.negative, Const(0), Const(1), Const(0), Signal(name="unused"))]
         halves += [(_ADD, self.stored[k], self.held[k], self.operand[k], self.negative,
                     self.total[k]) for k in range(self.width)]
         if len(halves) % 2:
             halves.append((0, *[Const(0)] * 4, Signal(name="unused_high")))
-        carry = Const(0)
+        carry: Value = Const(0)
         for k in range(0, len(halves), 2):
-            ports = {}
+            ports: dict[str, Any] = {}
             for half in (0, 1):
                 init, a, b, c, d, s = halves[k + half]
                 ports |= {f"p_INIT{half}": Const(init, 16), f"p_INJECT1_{half}": "NO",

@@ -74,7 +74,7 @@ class ResultQueue(wiring.Component):
                  for k in range(config.lanes // config.result_lanes)]
         valid, last = self.valid, self.last
         while len(parts) > 1:
-            joined = []
+            joined: list[Value] = []
             for k in range(0, len(parts), 4):
                 part = Signal(width, name=f"joined_{level}_{k // 4}", reset_less=True)
                 value = parts[k]

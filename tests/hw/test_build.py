@@ -65,7 +65,7 @@ def test_missing_tool(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("YOSYS", raising=False)
     assert main(["icebreaker", "--output", str(tmp_path / "build")]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("yosys is not installed; pip install 'tally")
+    assert last.startswith("yosys is not installed; pip install -e '.[build]'")
     assert last.endswith("or name a program in the variable YOSYS")
 
 
@@ -73,7 +73,7 @@ def test_missing_boards(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "amaranth_boards.icebreaker", None)
     assert main(["icebreaker", "--output", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "amaranth-boards is not installed; pip install 'tally-lm[build]'")
+        "amaranth-boards is not installed; pip install -e '.[build]'")
 
 
 # What nextpnr writes before it gives up.
