@@ -55,9 +55,15 @@ class FunctionLanes(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        # Two bits of every word fill a block of 16 Kbit: whole words would need one block less, and
+        # a multiplexer behind blocks that are slow enough without it.
         words = function_words()
-        m.submodules.table = table = memory.Memory(
-            shape=bf16.magnitude_width, depth=len(words), init=words)
+        slices: list[memory.Memory] = []
+        for low in range(0, bf16.magnitude_width, 2):
+            part = memory.Memory(shape=min(2, bf16.magnitude_width - low), depth=len(words),
+                                 init=[word >> low & 3 for word in words])
+            m.submodules[f"table_{low}"] = part
+            slices.append(part)
         silu, sigmoid, relu = (Signal(name=name) for name in ("silu", "sigmoid", "relu"))
         m.d.sync += [
             silu.eq(self.function == Function.SILU),
@@ -65,11 +71,12 @@ class FunctionLanes(wiring.Component):
             relu.eq(self.function == Function.RELU),
         ]
         for lane, x in enumerate(self.arguments):
-            port = table.read_port()
+            ports = [part.read_port() for part in slices]
             exponent = x[_BITS:bf16.magnitude_width]
-            m.d.comb += port.addr.eq(Cat(x[:_BITS + (EXPONENTS - 1).bit_length()], x[-1], silu))
+            address = Cat(x[:_BITS + (EXPONENTS - 1).bit_length()], x[-1], silu)
+            m.d.comb += [port.addr.eq(address) for port in ports]
             found = Signal(bf16.magnitude_width, name=f"found_{lane}", reset_less=True)
-            m.d.sync += found.eq(port.data)
+            m.d.sync += found.eq(Cat(port.data for port in ports))
 
             pipeline = Pipeline(m, enable=C(1), valid=C(1))
             at = pipeline.step(
