@@ -102,6 +102,14 @@ FAULTS: tuple[Fault, ...] = (
           "board", "small"),
     Fault("link target", "a reset leaves old entries in the queue", "hw/link/target.py",
           "ResetInserter(self.reset_engine)(queue)", "queue", "board", "small"),
+    Fault("top k", "a later row goes before an equal integer", "hw/sequencer/top_k.py",
+          "found & (found_value > values[k])", "found & (found_value >= values[k])",
+          "sequencer", "sixteen"),
+    Fault("top k", "lanes beyond the rows compete", "hw/sequencer/top_k.py",
+          "left > lane for lane", "left > 0 for lane", "sequencer", "sixteen"),
+    Fault("top k", "integers that the one just found leaves no place for are looked at",
+          "hw/sequencer/top_k.py", "(value > found_value) | (value > values[-2])",
+          "value > values[-1]", "sequencer", "sixteen"),
 )
 
 

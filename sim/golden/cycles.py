@@ -10,7 +10,7 @@ from sim.golden.frames import encode_frame
 __all__ = ["INSTRUCTION_CYCLES", "core_cycles", "engine_cycles", "engine_lane_words",
            "engine_period", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
            "instruction_cycles", "norm_cycles", "pack_cycles", "port_transfers",
-           "product_cycles", "uart_cycles", "vector_cycles"]
+           "product_cycles", "top_k_cycles", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -111,6 +111,20 @@ def pack_cycles(config: CoreConfig, words: int) -> int:
     """
     levels = (config.vector_lanes - 1).bit_length()
     return words + words * config.vector_lanes + levels + 14
+
+
+def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
+    """Cycles of EMIT's unit from its command accepted to its last integer delivered, both included.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    rows : int
+        Rows of the product, which is there.
+    kept : int
+        As :func:`sim.golden.largest.kept_count` counts.
+    """
+    return config.engine.result_transfers(rows) + kept + min(config.best, rows) + 2
 
 
 def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,

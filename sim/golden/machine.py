@@ -31,6 +31,7 @@ from hw.isa import (
     decode,
 )
 from sim.golden.bf16 import add, subtract, to_float32
+from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
 from sim.golden.trits import combine_planes, unpack_words
@@ -355,7 +356,7 @@ class Machine:
         return _Register(number, exponent)
 
     def _best(self, factor: _Register, product: NDArray[np.int32]) -> Emission:
-        rows = np.argsort(-product.astype(np.int64), kind="stable")[:self.config.best]
+        rows = largest_rows(product, self.config.best)
         return Emission(rows, product[rows], factor.number, factor.exponent, product)
 
     # Vector memory and memory.

@@ -1,0 +1,1 @@
+"""What executes a program: decoder, list memory, and the choice of the largest results."""

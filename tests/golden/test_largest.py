@@ -1,0 +1,23 @@
+"""The largest integers of a product, against sorting in Python."""
+
+import numpy as np
+import pytest
+
+from sim.golden.largest import kept_count, largest_rows
+
+
+@pytest.mark.parametrize("best", [1, 4, 100])
+@pytest.mark.parametrize("limit", [3, 1 << 23])
+def test_largest_equal_sorting(best, limit):
+    integers = np.random.default_rng(best).integers(-limit, limit, 60, np.int32)
+    values = integers.tolist()
+    expected = sorted(range(60), key=lambda row: (-values[row], row))[:best]
+    assert largest_rows(integers, best).tolist() == expected
+    kept = sum(row in sorted(range(row + 1), key=lambda k: (-values[k], k))[:best]
+               for row in range(60))
+    assert kept_count(integers, best) == kept
+
+
+def test_smallest_integer_has_a_place():
+    integers = np.array([-2 ** 31, 5, -2 ** 31], np.int32)
+    assert largest_rows(integers, 2).tolist() == [1, 0]
