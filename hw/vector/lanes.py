@@ -6,6 +6,8 @@ from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.common.check import one_of
+from hw.config import TARGETS
 from hw.formats.minifloat import bf16
 from hw.isa import Function
 from hw.lmul.lmul import wide_product
@@ -35,6 +37,8 @@ class FunctionLanes(wiring.Component):
     ----------
     lanes : int
         1 or 2.
+    target : str
+        One of :data:`hw.config.TARGETS`.
 
     Members
     -------
@@ -48,20 +52,23 @@ class FunctionLanes(wiring.Component):
     arguments: list
     results: list
 
-    def __init__(self, lanes: int):
+    def __init__(self, lanes: int, *, target: str):
+        self.target = one_of("Target", target, TARGETS)
         super().__init__({
             "function": In(8),
             "arguments": In(bf16.width).array(lanes), "results": Out(bf16.width).array(lanes)})
 
     def elaborate(self, platform):
         m = Module()
-        # Two bits of every word fill a block of 16 Kbit: whole words would need one block less, and
-        # a multiplexer behind blocks that are slow enough without it.
+        # ECP5: two bits of every word fill a block. Whole words would need one block less, and a
+        # multiplexer behind blocks that are slow enough without it.
+        width = 2 if self.target == "ecp5" else bf16.magnitude_width
         words = function_words()
         slices: list[memory.Memory] = []
-        for low in range(0, bf16.magnitude_width, 2):
-            part = memory.Memory(shape=min(2, bf16.magnitude_width - low), depth=len(words),
-                                 init=[word >> low & 3 for word in words])
+        for low in range(0, bf16.magnitude_width, width):
+            used = min(width, bf16.magnitude_width - low)
+            part = memory.Memory(shape=used, depth=len(words),
+                                 init=[word >> low & (1 << used) - 1 for word in words])
             m.submodules[f"table_{low}"] = part
             slices.append(part)
         silu, sigmoid, relu = (Signal(name=name) for name in ("silu", "sigmoid", "relu"))

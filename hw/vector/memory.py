@@ -75,7 +75,7 @@ class VectorMemory(wiring.Component):
         m = Module()
         layout = word_layout(self.config)
         enable, address = self._joined(self.writes)
-        word = C(0)
+        word: Value = C(0)
         for writer in self.writes:
             word |= Mux(writer.enable, writer.data.as_value(), 0)
         for port, readers in enumerate((self.reads_0, self.reads_1)):
@@ -100,7 +100,8 @@ class VectorMemory(wiring.Component):
     @staticmethod
     def _joined(users):
         """Join users of a port by OR: all but the one that enables it count as zero."""
-        enable, address = C(0), C(0)
+        enable: Value = C(0)
+        address: Value = C(0)
         for user in users:
             enable |= user.enable
             address |= Mux(user.enable, user.address, 0)

@@ -132,7 +132,9 @@ class ScaleUnit(wiring.Component):
         significand is 1, so the fifth digit is 1.
         """
         width = len(x)
-        rows, bits, carry = [], Cat(C(0, 1), significand), C(0, 1)
+        rows: list[Value] = []
+        bits = Cat(C(0, 1), significand)
+        carry: Value = C(0, 1)
         for k in range(len(significand) // 2):
             below, low, negative = bits[2 * k], bits[2 * k + 1], bits[2 * k + 2]
             once = low ^ below

@@ -93,7 +93,8 @@ class VectorUnit(wiring.Component):
         m.submodules.squares = squares = _SquareSum(config)
         m.submodules.largest = largest = LargestMagnitude(config)
         stages = READ_LATENCY + max(ADDER_LATENCY, squares.latency)
-        valid, last = [read], [read & (left == 1) & (second | ~command.norm)]
+        valid: list[Value] = [read]
+        last: list[Value] = [read & (left == 1) & (second | ~command.norm)]
         for k in range(stages):
             flags = Signal(2, name=f"flags_{k + 1}")
             m.d.sync += flags.eq(Cat(valid[-1], last[-1]))
@@ -196,7 +197,8 @@ class VectorUnit(wiring.Component):
         ]
         for first in range(0, lanes, 2):
             pair = range(first, min(first + 2, lanes))
-            m.submodules[f"functions_{first}"] = functions = FunctionLanes(len(pair))
+            m.submodules[f"functions_{first}"] = functions = FunctionLanes(
+                len(pair), target=self.config.engine.target)
             m.d.comb += functions.function.eq(function)
             for k, lane in enumerate(pair):
                 x, y = self.read_0.data[lane], self.read_1.data[lane]

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from hw.config import CoreConfig
+from hw.config import CoreConfig, EngineConfig
 from hw.synth import Unit
 from hw.vector.adder import Bf16Adder
 from hw.vector.packer import Packer
@@ -12,7 +12,7 @@ from hw.vector.unit import VectorUnit
 __all__ = ["UNITS"]
 
 _BAR = ">= 100 MHz"
-_CONFIG = CoreConfig()
+_CONFIG = CoreConfig(engine=EngineConfig(target="ecp5"))
 _LANES = _CONFIG.vector_lanes
 
 UNITS: dict[str, Unit] = {

@@ -25,8 +25,8 @@ from sim.streams import StreamSink, StreamSource, start
 CONFIGURATIONS = {
     "eight": CoreConfig(),
     # An odd number of lanes, so that a table serves one of them; the widest accumulator.
-    "three": CoreConfig(engine=EngineConfig(lanes=9, result_lanes=3, accumulator_width=32),
-                        vector_depth=3 * 96),
+    "three": CoreConfig(engine=EngineConfig(lanes=9, result_lanes=3, accumulator_width=32,
+                                            target="ecp5"), vector_depth=3 * 96),
 }
 
 ADDER_LATENCY = 10
@@ -102,12 +102,16 @@ class Machine:
         self.stall = stall
         self.rng = np.random.default_rng(seed)
         self.words = np.zeros((self.config.vector_depth // self.lanes, self.lanes), np.uint16)
-        self.streams = {}
+        self.sources: dict[str, StreamSource] = {}
+        self.sinks: dict[str, StreamSink] = {}
         for name in self.spec.signature.members:
-            if name.partition("_")[0] in ("i", "o"):
-                end = StreamSource if name.startswith("i") else StreamSink
+            direction, _, stream = name.partition("_")
+            if direction in ("i", "o"):
                 shape = getattr(self.spec, name).payload.shape()
-                self.streams[name] = end(dut, name, shape, stall=stall, seed=seed)
+                if direction == "i":
+                    self.sources[stream] = StreamSource(dut, name, shape, stall=stall, seed=seed)
+                else:
+                    self.sinks[stream] = StreamSink(dut, name, shape, stall=stall, seed=seed)
 
     async def start(self) -> None:
         """Reset the bench and clear the memory."""
@@ -137,13 +141,13 @@ class Machine:
             await RisingEdge(self.dut.clk)
             if k >= 2:
                 found.append(self.dut.peek__data.value.to_unsigned())
-        found = np.array([[word >> 16 * lane & 0xFFFF for lane in range(self.lanes)]
-                          for word in found], np.uint16)
-        np.testing.assert_array_equal(found, self.words[address:address + count])
+        elements = [[word >> 16 * lane & 0xFFFF for lane in range(self.lanes)] for word in found]
+        np.testing.assert_array_equal(np.array(elements, np.uint16),
+                                      self.words[address:address + count])
 
     async def command(self, unit: str, **fields: int):
         """Run one command and return its result and its cycles."""
-        source, sink = self.streams[f"i_commands_{unit}"], self.streams[f"o_results_{unit}"]
+        source, sink = self.sources[f"commands_{unit}"], self.sinks[f"results_{unit}"]
         await source.send([fields])
         first = source.last_cycle
         result = (await sink.receive(1))[0]
@@ -297,7 +301,7 @@ async def packs(dut, stall):
     await machine.start()
     rng = machine.rng
     depth = len(machine.words)
-    entries = machine.streams["o_entries_packer"]
+    entries = machine.sinks["entries_packer"]
     received = []
 
     async def receive():
@@ -339,7 +343,7 @@ async def scales(dut, stall):
     width = machine.config.engine.accumulator_width
     limit = 1 << width - 1
     count = 25
-    source, sink = machine.streams["i_scale"], machine.streams["o_scale"]
+    source, sink = machine.sources["scale"], machine.sinks["scale"]
     factors = np.concatenate([0x3F80 | np.arange(128), EDGES]).astype(np.uint16)
     if stall:
         factors = factors[::3]
@@ -386,7 +390,7 @@ async def sums(dut, stall):
     words[1, count // 3:] = (near | (words[1] & 0x8000))[count // 3:]
     x, y = np.concatenate([pairs, words], axis=1).astype(np.uint16)
     negate = rng.integers(0, 2, len(x))
-    source, sink = machine.streams["i_adder"], machine.streams["o_adder"]
+    source, sink = machine.sources["adder"], machine.sinks["adder"]
     shape = machine.spec.i_adder.payload.shape()
     packed = (x.astype(int) << shape["x"].offset | y.astype(int) << shape["y"].offset
               | negate << shape["subtract"].offset)
