@@ -110,6 +110,21 @@ FAULTS: tuple[Fault, ...] = (
     Fault("top k", "integers that the one just found leaves no place for are looked at",
           "hw/sequencer/top_k.py", "(value > found_value) | (value > values[-2])",
           "value > values[-1]", "sequencer", "sixteen"),
+    Fault("list memory", "a list is overwritten while a product needs it",
+          "hw/sequencer/list_memory.py", "Mux(newest, uses[0], uses[1]) == 0", "1",
+          "sequencer", "sixteen"),
+    Fault("list memory", "a product takes the list that is the newest when it is walked",
+          "hw/sequencer/list_memory.py", "buffer.eq(product.buffer)", "buffer.eq(newest)",
+          "sequencer", "sixteen"),
+    Fault("decoder", "a matrix may end a transfer behind the memory", "hw/sequencer/decoder.py",
+          "end > config.memory_bytes", "end > config.memory_bytes + config.port_bytes",
+          "sequencer", "one"),
+    Fault("decoder", "of several faults the last one counts", "hw/sequencer/decoder.py",
+          "reversed(Fault)", "Fault", "sequencer", "one"),
+    Fault("decoder", "the second vector of a function of one is checked",
+          "hw/sequencer/decoder.py",
+          "Cat(at.function == function for function in _BINARY).any()", "1",
+          "sequencer", "one"),
 )
 
 

@@ -6,15 +6,22 @@ from amaranth import *
 from amaranth.lib import wiring
 
 from hw.config import CoreConfig, EngineConfig
+from hw.isa import FIELDS, FUNCTIONS, USED, Fault, Instruction, Opcode, encode
+from hw.sequencer.decoder import Decoder
+from hw.sequencer.list_memory import ListMemory
 from hw.sequencer.top_k import TopK
-from sim.golden.cycles import top_k_cycles
+from sim.golden.cycles import decode_cycles, list_cycles, top_k_cycles
 from sim.golden.largest import kept_count, largest_rows
+from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
 CONFIGURATIONS = {
-    "sixteen": CoreConfig(engine=EngineConfig(lanes=16, result_lanes=8)),
-    "one": CoreConfig(engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20), best=1),
+    "sixteen": CoreConfig(engine=EngineConfig(lanes=16), list_depth=40),
+    "one": CoreConfig(
+        engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
+                            port_bytes=1),
+        vector_depth=64, list_depth=8, product_depth=1, best=1, address_width=16),
 }
 
 
@@ -23,7 +30,8 @@ class Bench(wiring.Component):
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        self.units = {"top_k": TopK(config)}
+        self.units = {"top_k": TopK(config), "list": ListMemory(config),
+                      "decoder": Decoder(config)}
         super().__init__({f"{port}_{name}": member for name, unit in self.units.items()
                           for port, member in unit.signature.members.items()})
 
@@ -60,18 +68,17 @@ class Ends:
 
 def products(rng: np.random.Generator, config: CoreConfig):
     """Make products that put every place of the best to use."""
-    low, high = -(1 << (config.engine.accumulator_width - 1)), (
-        1 << (config.engine.accumulator_width - 1)) - 1
+    high = (1 << (config.engine.accumulator_width - 1)) - 1
+    low = -high - 1
     best, lanes = config.best, config.vector_lanes
     for rows in (1, 2, lanes - 1, lanes, lanes + 1, best, best + 1, 5 * lanes + 3, 200):
         rows = max(rows, 1)
         yield rng.integers(low, high + 1, rows)
         yield rng.integers(-3, 4, rows)             # many are equal
     ramp = np.arange(67)
-    for product in (ramp, ramp[::-1], -ramp, ramp - 100, 100 - ramp, np.zeros(50, int),
-                    np.full(33, low), np.full(33, high), np.tile([low, high], 30),
-                    np.repeat(ramp[:9], 7), np.repeat(-ramp[:9], 7)):
-        yield product
+    yield from (ramp, ramp[::-1], -ramp, ramp - 100, 100 - ramp, np.zeros(50, int),
+                np.full(33, low), np.full(33, high), np.tile([low, high], 30),
+                np.repeat(ramp[:9], 7), np.repeat(-ramp[:9], 7))
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")
@@ -102,3 +109,153 @@ async def largest(dut, stall):
         if stall == 0:
             cycles = sink.last_cycle - commands.last_cycle + 1
             assert cycles == top_k_cycles(config, len(product), kept_count(product, config.best))
+
+
+@cocotb.test(timeout_time=2000, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.7])
+async def lists(dut, stall):
+    """Walk each list once for each of its products; the next list overwrites none in use."""
+    ends = Ends(dut, stall=stall, seed=2)
+    await start(dut)
+    config, rng = ends.config, ends.rng
+    engine, depth = config.engine, config.list_depth
+    entries, products_ = ends["i_entries_list"], ends["i_products_list"]
+    jobs, walked = ends["o_jobs_list"], ends["o_entries_list"]
+    end = {"index": 0, "value": 0, "end": 1}
+    expected: list = []
+    taken: list = []
+
+    async def engine_takes(count):
+        for _ in range(count):
+            job = (await jobs.receive(1))[0]
+            taken.append((job.groups, job.tail, job.planes, job.batch))
+            while True:
+                entry = (await walked.receive(1))[0]
+                taken.append("end" if entry.end else (entry.index, entry.value))
+                if entry.end:
+                    break
+
+    sizes = [0, 1, depth, 0, 0, 3, *rng.integers(0, depth + 1, 20).tolist()]
+    uses = [1, 2, config.product_depth + 2, 0, 0, 0, *rng.integers(0, 4, 20).tolist()]
+    reader = cocotb.start_soon(engine_takes(sum(uses)))
+    for size, count in zip(sizes, uses, strict=True):
+        made = [{"index": int(rng.integers(1 << engine.index_width)),
+                 "value": int(rng.integers(-128, 128)), "end": 0} for _ in range(size)]
+        # The index of the end says nothing.
+        await entries.send([*made, end | {"index": size, "value": int(rng.integers(-1, 2))}])
+        for _ in range(count):
+            job = engine.job(int(rng.integers(1, engine.max_rows + 1)))
+            await products_.send([job])
+            expected.append(tuple(job.values()))
+            expected += [(entry["index"], entry["value"]) for entry in made] + ["end"]
+    await reader
+    assert taken == expected
+
+    # A list alone: exact cycles.
+    jobs_taken = cocotb.start_soon(jobs.receive(1))
+    await entries.send([*[{"index": 1, "value": 1, "end": 0}] * depth, end])
+    await products_.send([engine.job(1)])
+    await walked.receive(depth + 1)
+    await jobs_taken
+    if stall == 0:
+        assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(depth)
+
+
+def expected_fault(config: CoreConfig, instruction: Instruction) -> Fault:
+    """Return what the golden machine says of an instruction, if it says it before executing it."""
+    try:
+        Machine(config, encode(instruction), b"").run(0)
+    except MachineFault as found:
+        if found.instruction == 0 and found.fault < Fault.NOT_FINITE:
+            return found.fault
+    except HazardError:
+        pass
+    return Fault.NONE
+
+
+def random_instruction(rng: np.random.Generator, config: CoreConfig,
+                       opcode: Opcode) -> Instruction:
+    """Make an instruction whose fields are legal, at the edges of it, or anything."""
+    lanes, engine = config.vector_lanes, config.engine
+    edges = [0, 1, lanes, 2 * lanes, lanes + 1, 15, 16, config.list_depth,
+             config.list_depth + lanes, config.vector_depth - lanes, config.vector_depth,
+             engine.max_rows, engine.max_rows + 1, engine.max_columns, engine.max_columns + 1,
+             engine.max_planes, engine.max_planes + 1, 2 ** 16 - lanes, 2 ** 16 - 1]
+    edges = [edge for edge in edges if edge < 2 ** 16]
+    registers = [(Opcode.PACK, "target"), (Opcode.NORM, "target"),
+                 *((reader, name) for reader in (Opcode.DRAIN, Opcode.EMIT) for name in "ab")]
+    values = {}
+    for name in USED[opcode]:
+        kind = rng.integers(8)
+        if name == "function":
+            legal = [int(function) for function in FUNCTIONS[opcode]]
+            values[name] = int(rng.choice(legal)) if kind else int(rng.integers(256))
+        elif name == "address":
+            anywhere = int(rng.integers(2 ** 32))
+            step = config.port_bytes
+            values[name] = (anywhere, anywhere % config.memory_bytes // step * step, 0, step,
+                            config.memory_bytes - int(rng.integers(1, 9)) * step,
+                            min(config.memory_bytes, 2 ** 32 - step), 1,
+                            anywhere % 4096 // step * step)[kind]
+        elif kind == 0:
+            values[name] = int(rng.integers(2 ** 16))
+        elif kind < 3:
+            values[name] = int(rng.choice(edges))
+        elif (opcode, name) in registers:
+            values[name] = int(rng.integers(1, 16))
+        elif opcode is Opcode.MATMUL:
+            values[name] = int(rng.integers(1, 7))
+        else:
+            values[name] = int(rng.integers(1, 4)) * lanes
+    return Instruction(opcode=opcode, **values)
+
+
+@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def instructions(dut, stall):
+    """Decode all opcodes, all functions, matrices at the end of the memory, and random fields."""
+    ends = Ends(dut, stall=stall, seed=3)
+    await start(dut)
+    config, rng = ends.config, ends.rng
+    source, sink = ends["i_decoder"], ends["o_decoder"]
+    engine = config.engine
+    cases = []
+    for opcode in Opcode:
+        for _ in range(40):
+            cases.append(random_instruction(rng, config, opcode))
+    for opcode in FUNCTIONS:
+        for function in range(256):
+            cases.append(Instruction(opcode=opcode, function=function, target=config.vector_lanes,
+                                     a=config.vector_lanes, b=0, count=config.vector_lanes)
+                         if opcode is Opcode.VECTOR else
+                         Instruction(opcode=opcode, function=function, target=1, a=0,
+                                     count=config.vector_lanes))
+    for _ in range(60):
+        # The last byte of the matrix is the memory's last one, or the next transfer's.
+        rows, columns = (int(rng.integers(1, limit + 1))
+                         for limit in (4 * engine.lanes, 40))
+        matrix = {"a": rows, "b": int(rng.integers(1, engine.max_planes + 1)), "count": columns}
+        size = columns * engine.column_bytes(rows, matrix["b"])
+        first = (config.memory_bytes - size) // config.port_bytes * config.port_bytes
+        for address in (first, first + config.port_bytes):
+            if 0 <= address < 2 ** 32:
+                cases.append(Instruction(opcode=Opcode.MATMUL, address=address, **matrix))
+    seen = set()
+    for instruction in cases:
+        await source.send([int.from_bytes(encode(instruction), "little")])
+        decoded = (await sink.receive(1))[0]
+        assert {name: decoded[name] for name in FIELDS} == {
+            name: getattr(instruction, name) for name in FIELDS}
+        expected = expected_fault(config, instruction)
+        assert decoded.fault == expected, instruction
+        seen.add(expected)
+        if stall == 0:
+            cycles = sink.last_cycle - source.last_cycle + 1
+            assert cycles == decode_cycles(config, instruction)
+    assert seen == {fault for fault in Fault if fault not in (
+        Fault.OPCODE, Fault.NOT_FINITE, Fault.NO_PRODUCT)}
+    for code in range(256):
+        rest = int(rng.integers(1 << 60)) << 60
+        await source.send([rest << 8 & ((1 << 128) - 1) | code])
+        decoded = (await sink.receive(1))[0]
+        assert (decoded.fault == Fault.OPCODE) == (code not in set(Opcode))

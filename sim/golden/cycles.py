@@ -1,16 +1,18 @@
 """Cycles of each unit when nothing makes it wait: closed formulas, which the benches assert."""
 
 import math
+from collections.abc import Sequence
 
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 
-__all__ = ["INSTRUCTION_CYCLES", "core_cycles", "engine_cycles", "engine_lane_words",
-           "engine_period", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
-           "instruction_cycles", "norm_cycles", "pack_cycles", "port_transfers",
-           "product_cycles", "top_k_cycles", "uart_cycles", "vector_cycles"]
+__all__ = ["INSTRUCTION_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles", "core_cycles",
+           "decode_cycles", "engine_cycles", "engine_lane_words", "engine_period", "fetch_cycles",
+           "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
+           "list_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
+           "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -127,6 +129,22 @@ def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
     return config.engine.result_transfers(rows) + kept + min(config.best, rows) + 2
 
 
+def list_cycles(entries: int) -> int:
+    """Cycles of the list memory from a product accepted to its list's end, both included.
+
+    No product is before it, and the engine never waits.
+    """
+    return entries + 5
+
+
+def decode_cycles(config: CoreConfig, instruction: Instruction) -> int:
+    """Cycles of the decoder from an instruction accepted to its fields delivered, both included."""
+    if instruction.opcode is not Opcode.MATMUL:
+        return 5
+    factors = instruction.b, config.engine.groups(instruction.a), instruction.count
+    return 5 + sum(factor.bit_length() + 1 for factor in factors)
+
+
 def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
                 batch: int = 1) -> int:
     """Cycles of the core from the first list entry accepted to the last result delivered.
@@ -222,3 +240,51 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.NORM:
             return cycles + norm_cycles(config, words)
     return cycles
+
+
+def block_ram_memory_cycles(bursts: list[int]) -> int:
+    """Cycles of a block RAM from the first read accepted to the last transfer delivered.
+
+    Both are included; ``bursts`` are the transfers of each read, and all reads wait.
+    """
+    return sum(bursts) + 3
+
+
+def axi4_read_cycles(bursts: list[int], *, latency: int) -> int:
+    """Cycles of the AXI4 adapter from the first read accepted to the last transfer delivered.
+
+    Both are included. The bus takes an address in each cycle, and delivers a transfer in each,
+    the first ``latency`` cycles after its address.
+    """
+    return sum(bursts) + latency + 3
+
+
+def touched_transfers(config: CoreConfig, size: int, indices: Sequence[int]) -> int:
+    """Count the transfers that are read for listed columns of ``size`` bytes."""
+    port = config.port_bytes
+    return sum(-(-(index * size % port + size) // port) for index in indices)
+
+
+def fetch_cycles(transfers: list[int], *, latency: int, aligned: bool = True,
+                 padded_list: bool = False) -> int:
+    """Cycles of the fetcher from the first fetch accepted to the last transfer delivered.
+
+    Both are included; the fetcher is idle before. The memory takes a read in each cycle, and
+    delivers a transfer in each, the first ``latency`` cycles after its read. The queue holds a
+    quarter more than comes in that time, and each fetch but the last has 22 transfers or more: so
+    long it takes to begin the next one.
+
+    Parameters
+    ----------
+    transfers : list of int
+        That are read, for each of the fetches that follow one another.
+    latency : int
+        Of the memory; at most 24 where each column is one transfer.
+    aligned : bool
+        For the gearbox; a vector is delivered as it comes.
+    padded_list : bool
+        The last fetch is of listed columns, and there is padding behind them, which is only known
+        when the list's end comes.
+    """
+    # 16 cycles make the table, 6 the read; the queue takes 3, the aligner 2.
+    return 22 + latency + 3 + 2 * aligned + sum(transfers) + padded_list
