@@ -158,7 +158,8 @@ def tool_versions() -> dict[str, str]:
 def _all_units() -> dict[str, Unit]:
     from hw.lmul.units import UNITS as lmul_units
     from hw.ternary.units import UNITS as ternary_units
-    return {**ternary_units, **lmul_units}
+    from hw.vector.units import UNITS as vector_units
+    return {**ternary_units, **lmul_units, **vector_units}
 
 
 def main(arguments: list[str] | None = None) -> int:

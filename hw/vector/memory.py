@@ -9,7 +9,11 @@ from hw.common.check import positive_int
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 
-__all__ = ["VectorMemory", "address_width", "read_signature", "word_layout", "write_signature"]
+__all__ = ["READ_LATENCY", "VectorMemory", "address_width", "read_signature", "word_layout",
+           "write_signature"]
+
+#: Cycles from an address to its word.
+READ_LATENCY = 2
 
 
 def address_width(config: CoreConfig) -> int:

@@ -9,8 +9,7 @@ from hw.formats.minifloat import bf16
 from hw.lmul.pipeline import Pipeline
 from hw.ternary.walker import entry_layout
 from hw.vector.largest import LargestMagnitude
-from hw.vector.memory import address_width, read_signature
-from hw.vector.unit import READ_LATENCY
+from hw.vector.memory import READ_LATENCY, address_width, read_signature
 
 __all__ = ["Packer"]
 
