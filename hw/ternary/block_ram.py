@@ -80,19 +80,23 @@ class BlockRam(wiring.Component):
         if self.target == "ecp5":
             self._cells(m)
             return m
-        # Without no_rw_check Yosys would add logic that makes the undefined word an old one.
+        # An asynchronous port and a register: only so does no_rw_check reach the read port that
+        # Yosys makes of the two, and keep it from adding logic that makes the undefined word an old
+        # one.
         m.submodules.words = words = memory.Memory(shape=self.width, depth=self.depth, init=[],
                                                    attrs={"no_rw_check": 1})
-        read_port, write_port = words.read_port(), words.write_port()
+        read_port, write_port = words.read_port(domain="comb"), words.write_port()
+        looked_up = Signal(self.width, reset_less=True)
         m.d.comb += [
             read_port.addr.eq(self.read_address),
-            read_port.en.eq(self.read_enable),
             write_port.addr.eq(self.write_address),
             write_port.data.eq(self.write_data),
             write_port.en.eq(self.write & self.write_mask),
         ]
+        with m.If(self.read_enable):
+            m.d.sync += looked_up.eq(read_port.data)
         with m.If(self.output_enable):
-            m.d.sync += self.read_data.eq(read_port.data)
+            m.d.sync += self.read_data.eq(looked_up)
         return m
 
     def _cells(self, m):

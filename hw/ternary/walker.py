@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
 from hw.config import EngineConfig
+from hw.ternary.tripler import Tripler
 
 __all__ = ["Walker", "column_layout", "entry_layout", "job_layout", "operation_layout"]
 
@@ -255,12 +256,15 @@ class Walker(wiring.Component):
         m.submodules.operands = operands = memory.Memory(
             shape=signed(config.operand_width), depth=2 ** len(address), init=[])
         operand_read, operand_write = operands.read_port(domain="comb"), operands.write_port()
+        m.submodules.tripler = tripler = Tripler(width=config.operand_width, target=config.target)
         operand = Signal(signed(config.operand_width))
         m.d.comb += [
             operand_read.addr.eq(address),
             operand.eq(Mux(first, head, operand_read.data)),
             operand_write.addr.eq(address),
-            operand_write.data.eq(operand + Mux(group.last, operand << 1, 0)),
+            tripler.operand.eq(operand),
+            tripler.triple.eq(group.last),
+            operand_write.data.eq(tripler.total),
             operand_write.en.eq(multiply),
         ]
 

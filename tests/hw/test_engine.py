@@ -11,6 +11,7 @@ from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
 from hw.ternary.engine import TernaryEngine
 from hw.ternary.lanes import LaneAdder
+from hw.ternary.tripler import Tripler
 from sim.golden.cycles import engine_cycles, engine_period
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
@@ -114,6 +115,21 @@ def test_lane_adder_equals_integers(width):
                 ctx.set(dut.negative, negative)
                 expected = (stored + (-operand if negative else operand)) % modulus
                 assert ctx.get(dut.total) == expected
+
+    sim = Simulator(dut)
+    sim.add_testbench(check)
+    sim.run()
+
+
+def test_tripler_equals_integers():
+    dut = Tripler(width=5, target="generic")
+
+    async def check(ctx):
+        for operand in range(32):
+            for triple in (0, 1):
+                ctx.set(dut.operand, operand)
+                ctx.set(dut.triple, triple)
+                assert ctx.get(dut.total) == operand * (3 if triple else 1) % 32
 
     sim = Simulator(dut)
     sim.add_testbench(check)
