@@ -1,0 +1,128 @@
+"""The memory port: bursts of reads and writes, and a block RAM that answers them."""
+
+from amaranth import *
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for, exact_log2
+
+from hw.common.check import positive_int
+
+__all__ = ["BURST_TRANSFERS", "BlockRamMemory", "check_port_bytes", "port_signature", "read_layout",
+           "transfer_layout", "write_layout"]
+
+#: Transfers of the longest burst.
+BURST_TRANSFERS = 256
+
+
+def read_layout(address_width: int) -> data.StructLayout:
+    """Layout of a read: ``transfers`` of them, 1 to :data:`BURST_TRANSFERS`, from ``address``."""
+    return data.StructLayout({"address": address_width, "transfers": bits_for(BURST_TRANSFERS)})
+
+
+def transfer_layout(port_bytes: int) -> data.StructLayout:
+    """Layout of what comes back: the byte with the lowest address in the lowest bits."""
+    return data.StructLayout({"data": 8 * port_bytes})
+
+
+def write_layout(address_width: int, port_bytes: int) -> data.StructLayout:
+    """Layout of a write: each transfer with its own address, those of a burst in sequence."""
+    return data.StructLayout({"address": address_width, "data": 8 * port_bytes, "last": 1})
+
+
+def port_signature(*, address_width: int, port_bytes: int) -> wiring.Signature:
+    """Build the side that asks: streams ``reads`` and ``writes`` out, ``data`` in.
+
+    Addresses count bytes and are multiples of ``port_bytes``. Reads are answered in their order,
+    after any time and with any gaps. A read that is accepted after a write finds what was written;
+    one that is under way while its bytes are written finds either. A burst that has begun to be
+    written goes on without waiting for a read.
+    """
+    return wiring.Signature({
+        "reads": Out(stream.Signature(read_layout(address_width))),
+        "data": In(stream.Signature(transfer_layout(port_bytes))),
+        "writes": Out(stream.Signature(write_layout(address_width, port_bytes))),
+    })
+
+
+def check_port_bytes(port_bytes: int) -> int:
+    """Return ``port_bytes`` if it is a power of two, or raise ``ValueError``."""
+    if positive_int("Port byte count", port_bytes) & (port_bytes - 1):
+        raise ValueError(f"Port byte count must be a power of two, not {port_bytes}")
+    return port_bytes
+
+
+class BlockRamMemory(wiring.Component):
+    """A memory of ``depth`` transfers in block RAM, zero from configuration on.
+
+    Reads and writes move at the same time, a transfer a cycle each; bursts follow one another
+    without a gap. The bits of an address above the depth are ignored. Cycles:
+    :func:`sim.golden.cycles.block_ram_memory_cycles`.
+
+    Parameters
+    ----------
+    address_width : int
+        Bits of an address at the port.
+    port_bytes : int
+        Bytes of a transfer, a power of two.
+    depth : int
+        Transfers, a power of two.
+
+    Members
+    -------
+    port : In of :func:`port_signature`
+
+    Raises
+    ------
+    ValueError
+        If ``port_bytes`` or ``depth`` is not a power of two, or an address cannot reach the depth.
+    """
+
+    port: wiring.PureInterface
+
+    def __init__(self, *, address_width: int, port_bytes: int, depth: int):
+        self.port_bytes = check_port_bytes(port_bytes)
+        self.depth = positive_int("Memory depth", depth)
+        if depth & (depth - 1):
+            raise ValueError(f"Memory depth must be a power of two, not {depth}")
+        if depth * port_bytes > 2 ** positive_int("Address width", address_width):
+            raise ValueError(f"Address width must reach {depth * port_bytes} bytes, "
+                             f"not {address_width}")
+        super().__init__({
+            "port": In(port_signature(address_width=address_width, port_bytes=port_bytes)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        # Without no_rw_check Yosys would add logic for reads and writes of one row in one cycle.
+        m.submodules.rows = rows = memory.Memory(shape=8 * self.port_bytes, depth=self.depth,
+                                                 init=[], attrs={"no_rw_check": 1})
+        read_port, write_port = rows.read_port(), rows.write_port()
+        below, width = exact_log2(self.port_bytes), exact_log2(self.depth)
+        reads, answers, writes = self.port.reads, self.port.data, self.port.writes
+        m.d.comb += [
+            writes.ready.eq(1),
+            write_port.en.eq(writes.valid),
+            write_port.addr.eq(writes.p.address[below:below + width]),
+            write_port.data.eq(writes.p.data),
+        ]
+
+        row = Signal(width)
+        left = Signal.like(reads.p.transfers)   # transfers of the burst that are not looked up
+        found = Signal()                        # the RAM delivers a row
+        output, lookup = Signal(), Signal()     # the two stages of a read move
+        m.d.comb += [
+            output.eq(~answers.valid | answers.ready),
+            lookup.eq(~found | output),
+            reads.ready.eq((left == 0) | (lookup & (left == 1))),
+            read_port.en.eq(lookup),
+            read_port.addr.eq(row),
+        ]
+        with m.If(output):
+            m.d.sync += [answers.valid.eq(found), answers.p.data.eq(read_port.data)]
+        with m.If(lookup):
+            m.d.sync += found.eq(left != 0)
+            with m.If(left != 0):
+                m.d.sync += [row.eq(row + 1), left.eq(left - 1)]
+        with m.If(reads.valid & reads.ready):
+            m.d.sync += [row.eq(reads.p.address[below:below + width]), left.eq(reads.p.transfers)]
+        return m

@@ -1,0 +1,521 @@
+"""Block RAM, AXI4 and fetching, each against a memory of the bench and with exact cycles."""
+
+import dataclasses
+import random
+from collections import deque
+
+import cocotb
+from amaranth import *
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from cocotb.triggers import ClockCycles, RisingEdge
+
+from hw.common.stream import connect_stream
+from hw.config import CoreConfig, EngineConfig
+from hw.memory.axi4 import Axi4Master, axi4_signature
+from hw.memory.fetcher import Fetcher, Kind, burst_transfers
+from hw.memory.port import BlockRamMemory, port_signature, read_layout
+from sim.golden import cycles
+from sim.golden.fetch import fetched_bytes, fetched_transfers
+from sim.streams import StreamSink, StreamSource, start
+
+ADDRESS_WIDTH = 16
+MEMORY_BYTES = 2 ** ADDRESS_WIDTH
+RAM_BYTES = 8
+#: Bytes of the two AXI4 ports: a page is more than the longest burst, and less.
+WIDTHS = (8, 64)
+
+
+def _core(*, queue_words: int, **engine) -> CoreConfig:
+    return CoreConfig(
+        engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=10, **engine),
+        queue_words=queue_words, vector_depth=1024, address_width=ADDRESS_WIDTH)
+
+
+#: Transfer smaller than a word, larger, and equal, where nothing is to be shifted.
+FETCHERS = {
+    "smaller": _core(queue_words=128),
+    "larger": _core(port_bytes=32, lanes=8, packing="3in5", queue_words=64),
+    "equal": _core(lanes=40, queue_words=64),
+}
+
+
+class Bench(wiring.Component):
+    """All units side by side; names of the ports end in those of the units."""
+
+    def __init__(self):
+        members = {"port_ram": In(port_signature(address_width=ADDRESS_WIDTH,
+                                                 port_bytes=RAM_BYTES))}
+        for width in WIDTHS:
+            members |= {
+                f"port_axi{width}": In(port_signature(address_width=ADDRESS_WIDTH,
+                                                      port_bytes=width)),
+                f"bus_{width}": Out(axi4_signature(address_width=ADDRESS_WIDTH,
+                                                   data_width=8 * width)),
+                f"failed_{width}": Out(1),
+            }
+        self._fetchers = {name: Fetcher(config) for name, config in FETCHERS.items()}
+        for name, fetcher in self._fetchers.items():
+            members |= {f"{port}_{name}": member
+                        for port, member in fetcher.signature.members.items()}
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        """Put the units side by side."""
+        m = Module()
+        m.submodules.ram = ram = BlockRamMemory(address_width=ADDRESS_WIDTH, port_bytes=RAM_BYTES,
+                                                depth=MEMORY_BYTES // RAM_BYTES // 8)
+        wiring.connect(m, wiring.flipped(self.port_ram), ram.port)
+        for width in WIDTHS:
+            master = Axi4Master(address_width=ADDRESS_WIDTH, port_bytes=width)
+            m.submodules[f"axi{width}"] = master
+            wiring.connect(m, wiring.flipped(getattr(self, f"port_axi{width}")), master.port)
+            wiring.connect(m, master.bus, wiring.flipped(getattr(self, f"bus_{width}")))
+            m.d.comb += getattr(self, f"failed_{width}").eq(master.failed)
+        for name, fetcher in self._fetchers.items():
+            m.submodules[f"fetcher_{name}"] = fetcher
+            for port in fetcher.signature.members:
+                outer, inner = wiring.flipped(getattr(self, f"{port}_{name}")), getattr(fetcher,
+                                                                                       port)
+                if port.startswith("i_"):
+                    connect_stream(m, outer, inner)
+                else:
+                    connect_stream(m, inner, outer)
+        return m
+
+
+DUTS = {"all": Bench}
+
+
+async def begin(dut) -> None:
+    """Hold all inputs, so that a unit that is not under test sees nothing, and reset."""
+    spec = DUTS["all"]()
+    for path, member, _ in spec.signature.flatten(spec):
+        if member.flow is In:
+            dut["__".join(map(str, path))].value = 0
+    await start(dut)
+
+
+# The memory port.
+
+class Port:
+    """A user of a memory port, and what the memory behind it holds."""
+
+    def __init__(self, dut, name, port_bytes, memory_bytes, *, stall=0.0, seed=0):
+        self.bytes = port_bytes
+        self.rng = random.Random(seed)
+        self.memory = bytearray(memory_bytes)
+        spec = port_signature(address_width=ADDRESS_WIDTH, port_bytes=port_bytes).create()
+        self.reads = StreamSource(dut, f"{name}__reads", spec.reads.payload.shape(), stall=stall,
+                                  seed=seed)
+        self.data = StreamSink(dut, f"{name}__data", spec.data.payload.shape(), stall=stall,
+                               seed=seed + 1)
+        self.writes = StreamSource(dut, f"{name}__writes", spec.writes.payload.shape(),
+                                   stall=stall, seed=seed + 2)
+
+    async def write(self, address: int, transfers: int) -> None:
+        """Write a burst of random bytes."""
+        text = self.rng.randbytes(transfers * self.bytes)
+        self.memory[address:address + len(text)] = text
+        await self.writes.send(
+            {"address": address + k, "last": k + self.bytes == len(text),
+             "data": int.from_bytes(text[k:k + self.bytes], "little")}
+            for k in range(0, len(text), self.bytes))
+
+    async def read(self, bursts: list[tuple[int, int]]) -> None:
+        """Read {address, transfers} and compare all that comes."""
+        receiving = cocotb.start_soon(self.data.receive(sum(count for _, count in bursts)))
+        await self.reads.send({"address": address, "transfers": count}
+                              for address, count in bursts)
+        text = b"".join(transfer.data.to_bytes(self.bytes, "little")
+                        for transfer in await receiving)
+        assert text == b"".join(self.memory[address:address + count * self.bytes]
+                                for address, count in bursts)
+
+    def burst(self, longest: int) -> tuple[int, int]:
+        """Choose a burst that fits the memory, now and then at the end of a page."""
+        count = self.rng.choice((1, 2, 15, 16, 17, self.rng.randint(1, longest)))
+        if self.rng.random() < 0.3:
+            row = 4096 * self.rng.randint(1, len(self.memory) // 4096) // self.bytes - 1
+        else:
+            row = self.rng.randrange(len(self.memory) // self.bytes)
+        return min(row, len(self.memory) // self.bytes - count) * self.bytes, count
+
+    async def exercise(self, rounds: int) -> None:
+        """Write some bursts, then read them and others at once."""
+        for _ in range(rounds):
+            bursts = [self.burst(40) for _ in range(self.rng.randint(1, 5))]
+            for burst in bursts:
+                await self.write(*burst)
+            others = [self.burst(256) for _ in range(self.rng.randint(0, 3))]
+            await self.read([bursts[-1], *self.rng.sample(bursts, len(bursts)), *others])
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def block_ram_cycles_equal_formula(dut):
+    """Bursts of any length follow one another without a gap."""
+    await begin(dut)
+    port = Port(dut, "port_ram", RAM_BYTES, 8192)
+    await port.write(0, 1024)
+    for counts in ([1], [256], [1, 1, 1, 7, 2, 256, 1, 30]):
+        port.reads.first_cycle = -1
+        await port.read([(8 * port.rng.randrange(768), count) for count in counts])
+        taken = port.data.last_cycle - port.reads.first_cycle + 1
+        assert taken == cycles.block_ram_memory_cycles(counts), counts
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def block_ram_keeps_what_is_written(dut):
+    """Random bursts, with and without stalls."""
+    await begin(dut)
+    for stall in (0.0, 0.4):
+        port = Port(dut, "port_ram", RAM_BYTES, 8192, stall=stall, seed=2)
+        await port.write(0, 1024)
+        await port.exercise(8)
+
+
+# AXI4.
+
+class Axi4Memory:
+    """A subordinate that checks the rules, takes its time, and writes as late as it may.
+
+    Parameters
+    ----------
+    latency : int
+        Cycles from a read's address to its first data, at least.
+    stall : float
+        Probability that a channel does not move in a cycle.
+    first : str
+        What it waits for in each write: ``address``, ``data`` or, with ``any``, neither.
+    broken : range
+        Addresses that it answers with an error.
+    """
+
+    def __init__(self, dut, width, *, latency=10, stall=0.0, first="any", broken=range(0), seed=0):
+        self._dut, self._width, self._prefix = dut, width, f"bus_{width}__"
+        self._latency, self._stall, self._first, self._broken = latency, stall, first, broken
+        self._rng = random.Random(seed)
+        self.memory = bytearray(MEMORY_BYTES)
+        self._previous: dict[str, tuple] = {}
+        self._reads: deque = deque()            # (cycle, data, response, last)
+        self._addresses: deque = deque()
+        self._beats: deque = deque()
+        self._answers: deque = deque()          # (cycle, response, address, text)
+        self.reads = 0
+        self._task = cocotb.start_soon(self._run())
+
+    def stop(self) -> None:
+        """End it; nothing may be under way."""
+        assert not any((self._reads, self._addresses, self._beats, self._answers))
+        self._task.cancel()
+
+    def _value(self, name: str) -> int:
+        return int(self._dut[self._prefix + name].value)
+
+    def _set(self, **values: int) -> None:
+        for name, value in values.items():
+            self._dut[self._prefix + name].value = value
+
+    def _moves(self) -> int:
+        return int(self._rng.random() >= self._stall)
+
+    def _stable(self, channel: str, payload: tuple, ready: int) -> bool:
+        """Check that what was offered and not taken is still offered; return whether it moves."""
+        valid = self._value(f"{channel}valid")
+        if channel in self._previous:
+            assert (valid, payload) == (1, self._previous[channel]), f"{channel} changed"
+        self._previous.pop(channel, None)
+        if valid and not ready:
+            self._previous[channel] = payload
+        return bool(valid and ready)
+
+    def _request(self, channel: str) -> tuple[int, ...]:
+        return tuple(self._value(channel + name)
+                     for name in ("addr", "len", "size", "burst", "cache", "prot"))
+
+    def _check_burst(self, request: tuple[int, ...]) -> tuple[int, int]:
+        address, length, size, burst, cache, prot = request
+        assert (1 << size, burst, cache, prot) == (self._width, 1, 3, 0)
+        assert address % self._width == 0
+        assert address // 4096 == (address + (length + 1) * self._width - 1) // 4096, "4 KiB"
+        return address, length + 1
+
+    async def _run(self) -> None:
+        now, ready = 0, {"ar": 0, "aw": 0, "w": 0}
+        answering = reading = False
+        while True:
+            await RisingEdge(self._dut.clk)
+            request = self._request("ar")
+            if self._stable("ar", request, ready["ar"]):
+                self.reads += 1
+                address, count = self._check_burst(request)
+                text = self.memory[address:address + count * self._width]
+                self._reads.extend(
+                    (now + self._latency,
+                     int.from_bytes(text[k * self._width:(k + 1) * self._width], "little"),
+                     2 * (address in self._broken), k == count - 1) for k in range(count))
+            request = self._request("aw")
+            if self._stable("aw", request, ready["aw"]):
+                self._addresses.append(self._check_burst(request))
+            beat = (self._value("wdata"), self._value("wlast"))
+            if self._stable("w", (*beat, self._value("wstrb")), ready["w"]):
+                assert self._value("wstrb") == 2 ** self._width - 1
+                self._beats.append(beat)
+            if reading and self._value("rready"):
+                self._reads.popleft()
+                reading = False
+            if answering and self._value("bready"):
+                _, _, address, text = self._answers.popleft()
+                self.memory[address:address + len(text)] = text
+                answering = False
+            self._join_write(now)
+
+            now += 1
+            ready = {"ar": self._moves(), "aw": self._moves(), "w": self._moves()}
+            if self._first == "address":
+                ready["w"] &= bool(self._addresses)
+            if self._first == "data":
+                ready["aw"] &= bool(self._beats)
+            self._set(arready=ready["ar"], awready=ready["aw"], wready=ready["w"])
+            if not reading and self._reads and self._reads[0][0] <= now and self._moves():
+                reading = True
+                _, data, response, last = self._reads[0]
+                self._set(rdata=data, rresp=response, rlast=last)
+            self._set(rvalid=reading)
+            if not answering and self._answers and self._answers[0][0] <= now:
+                answering = True
+                self._set(bresp=self._answers[0][1])
+            self._set(bvalid=answering)
+
+    def _join_write(self, now: int) -> None:
+        """Join an address with its data when both are complete."""
+        if not self._addresses or len(self._beats) < self._addresses[0][1]:
+            return
+        address, count = self._addresses.popleft()
+        beats = [self._beats.popleft() for _ in range(count)]
+        assert [last for _, last in beats] == [0] * (count - 1) + [1], "WLAST"
+        text = b"".join(data.to_bytes(self._width, "little") for data, _ in beats)
+        delay = self._rng.choice((1, 5, 40))
+        self._answers.append((now + delay, 2 * (address in self._broken), address, text))
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def axi4_cycles_equal_formula(dut):
+    """Bursts of any length follow one another without a gap, over ends of pages too."""
+    await begin(dut)
+    for width in WIDTHS:
+        memory = Axi4Memory(dut, width, latency=12)
+        port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES)
+        memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
+        for bursts in ([(0, 1)], [(4096 - width, 256)],
+                       [(4096 - width, 2), (8 * width, 1), (0, 1), (0, 3), (8192 - width, 100)]):
+            port.reads.first_cycle = -1
+            await port.read(bursts)
+            taken = port.data.last_cycle - port.reads.first_cycle + 1
+            counts = [count for _, count in bursts]
+            assert taken == cycles.axi4_read_cycles(counts, latency=12), (width, bursts)
+        memory.stop()
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def axi4_keeps_rules_and_data(dut):
+    """Random bursts; channels that stall; writes whose address or data the memory wants first."""
+    await begin(dut)
+    for width in WIDTHS:
+        for stall, first in ((0.0, "any"), (0.5, "any"), (0.2, "address"), (0.2, "data")):
+            memory = Axi4Memory(dut, width, stall=stall, first=first, seed=3)
+            port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES, stall=stall / 2, seed=4)
+            memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
+            await port.exercise(6)
+            await ClockCycles(dut.clk, 100)
+            assert memory.memory == port.memory
+            assert not dut[f"failed_{width}"].value
+            memory.stop()
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def axi4_flags_errors(dut):
+    """Answer a read or a write with an error: it sets the flag."""
+    for width in WIDTHS:
+        for operation in ("read", "write"):
+            await begin(dut)
+            memory = Axi4Memory(dut, width, broken=range(4096, 8192))
+            port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES)
+            for address, failed in ((0, 0), (4096, 1), (0, 1)):
+                if operation == "read":
+                    await port.read([(address, 3)])
+                else:
+                    await port.write(address, 3)
+                    await ClockCycles(dut.clk, 60)
+                    memory.memory[:] = port.memory
+                await ClockCycles(dut.clk, 2)
+                assert dut[f"failed_{width}"].value == failed, (width, operation)
+            memory.stop()
+
+
+# Fetching.
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """A fetch and, for COLUMNS, its list."""
+
+    kind: Kind
+    address: int
+    size: int
+    count: int = 0
+    indices: tuple[int, ...] = ()
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """Columns that are read, in their order."""
+        return self.indices if self.kind is Kind.COLUMNS else tuple(range(self.count))
+
+
+class Machine:
+    """A fetcher's streams, and a memory behind its port that answers in order."""
+
+    def __init__(self, dut, name, *, latency=20, stall=0.0, seed=0):
+        self.dut, self.name, self.config = dut, name, FETCHERS[name]
+        self._stall, self._latency, self._rng = stall, latency, random.Random(seed)
+        self.memory = random.Random(1).randbytes(MEMORY_BYTES)
+        spec = Fetcher(self.config)
+        self.sources = {port: StreamSource(dut, f"{port}_{name}",
+                                           getattr(spec, port).payload.shape(), stall=stall,
+                                           seed=seed) for port in ("i_fetches", "i_columns")}
+        self.sinks = {port: StreamSink(dut, f"{port}_{name}",
+                                       getattr(spec, port).payload.shape(), stall=stall,
+                                       seed=seed) for port in ("o_weights", "o_vector")}
+        #: Transfers of each read.
+        self.reads: list[int] = []
+        self.task = cocotb.start_soon(self._run())
+
+    async def _run(self):
+        dut, name, size = self.dut, self.name, self.config.port_bytes
+        shape = read_layout(ADDRESS_WIDTH)
+        answers: deque = deque()
+        now, ready, offered, giving = 0, 0, None, False
+        while True:
+            await RisingEdge(dut.clk)
+            valid = dut[f"o_reads_{name}__valid"].value
+            payload = dut[f"o_reads_{name}__payload"].value.to_unsigned()
+            assert offered is None or (valid and payload == offered), "read changed"
+            offered = payload if valid and not ready else None
+            if valid and ready:
+                read = shape.from_bits(payload)
+                assert read.address % size == 0
+                assert 1 <= read.transfers <= burst_transfers(self.config)
+                self.reads.append(read.transfers)
+                text = self.memory[read.address:read.address + read.transfers * size]
+                answers.extend((now + self._latency, int.from_bytes(text[k:k + size], "little"))
+                               for k in range(0, len(text), size))
+            if giving:
+                assert dut[f"i_data_{name}__ready"].value
+                answers.popleft()
+            now += 1
+            ready = int(self._rng.random() >= self._stall)
+            giving = bool(answers and answers[0][0] <= now and self._rng.random() >= self._stall)
+            dut[f"o_reads_{name}__ready"].value = ready
+            dut[f"i_data_{name}__valid"].value = giving
+            dut[f"i_data_{name}__payload"].value = answers[0][1] if giving else 0
+
+    async def fetch(self, fetches: list[Fetch], *, late: int = 0) -> None:
+        """Send fetches and lists, and compare all that comes, taken ``late`` cycles later."""
+        weights, vectors = [], []
+        columns: list[dict] = []
+        for item in fetches:
+            listed = item.kind is Kind.COLUMNS
+            text = fetched_bytes(self.memory, item.address, item.size, item.columns)
+            transfers = fetched_transfers(self.config, text, listed=listed)
+            (vectors if item.kind is Kind.VECTOR else weights).extend(transfers)
+            if listed:
+                columns += [{"index": index, "end": 0} for index in item.indices]
+                columns.append({"index": self._rng.randrange(1024), "end": 1})
+        sending = [cocotb.start_soon(task) for task in (
+            self.sources["i_columns"].send(columns),
+            self.sources["i_fetches"].send(
+                {"kind": item.kind, "address": item.address, "size": item.size,
+                 "count": item.count} for item in fetches))]
+        if late:
+            await ClockCycles(self.dut.clk, late)
+            # The queue, and behind it two transfers of the RAM's read and two that are joined.
+            assert 0 <= sum(self.reads) - self.config.queue_words <= 4, self.name
+        receiving = [cocotb.start_soon(self.sinks[name].receive(len(wanted)))
+                     for name, wanted in (("o_weights", weights), ("o_vector", vectors))]
+        got_weights, got_vectors = [await task for task in receiving]
+        for task in sending:
+            await task
+        wide = self.config.port_bytes > self.config.engine.word_bytes
+        for got, (text, last, padding) in zip(got_weights, weights, strict=True):
+            assert got.data.to_bytes(self.config.port_bytes, "little")[:len(text)] == text
+            assert got.last == last
+            assert not (wide and last) or got.spare == padding
+        for got, (text, last, _) in zip(got_vectors, vectors, strict=True):
+            assert got.data.to_bytes(self.config.port_bytes, "little")[:len(text)] == text
+            assert got.last == last
+
+    def cycles(self, stream: str) -> int:
+        """Count the cycles from the first fetch accepted to the last transfer of ``stream``."""
+        return self.sinks[stream].last_cycle - self.sources["i_fetches"].first_cycle + 1
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def fetch_cycles_equal_formula(dut):
+    """Each kind for itself; matrices that follow one another without a gap."""
+    await begin(dut)
+    for name, config in FETCHERS.items():
+        word, port = config.engine.word_bytes, config.port_bytes
+        for latency in (1, 20):
+            machine = Machine(dut, name, latency=latency)
+            for matrices in ([(1, 1)], [(2, 33)], [(7, 60), (3, 400 // word), (30, 12 * port)]):
+                machine.sources["i_fetches"].first_cycle = -1
+                await machine.fetch([Fetch(Kind.WHOLE, 4096, groups * word, count)
+                                     for groups, count in matrices])
+                transfers = [-(-groups * word * count // port) for groups, count in matrices]
+                assert (machine.cycles("o_weights")
+                        == cycles.fetch_cycles(transfers, latency=latency)), (name, matrices)
+            for words in (1, 40):
+                machine.sources["i_fetches"].first_cycle = -1
+                await machine.fetch([Fetch(Kind.VECTOR, 4096, 16, words)])
+                assert (machine.cycles("o_vector") == cycles.fetch_cycles(
+                    [-(-16 * words // port)], latency=latency, aligned=False)), (name, words)
+            for groups, indices in ((1, (5,)), (1, tuple(range(0, 40, 3))), (9, (0, 1, 7, 100))):
+                machine.sources["i_fetches"].first_cycle = -1
+                await machine.fetch([Fetch(Kind.COLUMNS, 4096, groups * word, 0, indices)])
+                touched = cycles.touched_transfers(config, groups * word, indices)
+                padded = groups * word * len(indices) % port != 0
+                assert (machine.cycles("o_weights") == cycles.fetch_cycles(
+                    [touched], latency=latency, padded_list=padded)), (name, groups, indices)
+            machine.task.cancel()
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def fetches_in_any_order(dut):
+    """Random fetches of all kinds, with and without stalls; empty lists among them."""
+    await begin(dut)
+    for name, config in FETCHERS.items():
+        word, port = config.engine.word_bytes, config.port_bytes
+        for stall in (0.0, 0.3):
+            machine = Machine(dut, name, stall=stall, seed=7)
+            rng = random.Random(8)
+            fetches = []
+            for kind in [*Kind, *rng.choices(list(Kind), k=15)]:
+                size = 16 if kind is Kind.VECTOR else word * rng.choice((1, 2, 3, 11, 32))
+                count = rng.choice((1, 2, 25))
+                indices = tuple(sorted(rng.sample(range(min(1024, MEMORY_BYTES // 2 // size)),
+                                                  rng.choice((0, 1, 2, 20)))))
+                fetches.append(Fetch(kind, port * rng.randrange(MEMORY_BYTES // 2 // port), size,
+                                     count, indices))
+            await machine.fetch(fetches)
+            machine.task.cancel()
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def full_queue_stops_reading(dut):
+    """Nothing takes what was read: no more is read than the queue holds, and all is there later."""
+    await begin(dut)
+    for name, config in FETCHERS.items():
+        machine = Machine(dut, name)
+        size = 16 * config.engine.word_bytes
+        columns = 3 * config.queue_words * config.port_bytes // size
+        await machine.fetch([Fetch(Kind.WHOLE, 0, size, columns)], late=3 * config.queue_words)
+        machine.task.cancel()
