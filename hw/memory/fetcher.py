@@ -366,7 +366,7 @@ class Fetcher(wiring.Component):
                 emits.eq(Mux(finish, filled != 0, join & ((total >= count) | last))),
                 before.eq(filled),
                 is_last.eq(last),
-                spare.eq((-total * self._granule)[:exact_log2(self.config.port_bytes)]),
+                spare.eq(-total << exact_log2(self._granule)),
             ]
             with m.If(join | finish):
                 m.d.sync += filled.eq(Mux(last, 0, total))
