@@ -1,1 +1,1 @@
-"""What executes a program: decoder, list memory, and the choice of the largest results."""
+"""What executes a program: sequencer, decoder, list memory, the choice of the largest results."""

@@ -4,14 +4,18 @@ import cocotb
 import numpy as np
 from amaranth import *
 from amaranth.lib import wiring
+from cocotb.triggers import RisingEdge
 
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import FIELDS, FUNCTIONS, USED, Fault, Instruction, Opcode, encode
+from hw.formats.minifloat import bf16
+from hw.isa import FIELDS, FUNCTIONS, USED, Fault, Function, Instruction, Opcode, encode
 from hw.sequencer.decoder import Decoder
 from hw.sequencer.list_memory import ListMemory
+from hw.sequencer.sequencer import Sequencer
 from hw.sequencer.top_k import TopK
-from sim.golden.cycles import decode_cycles, list_cycles, top_k_cycles
+from sim.golden.cycles import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
 from sim.golden.largest import kept_count, largest_rows
+from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
@@ -31,7 +35,7 @@ class Bench(wiring.Component):
     def __init__(self, config: CoreConfig):
         self.config = config
         self.units = {"top_k": TopK(config), "list": ListMemory(config),
-                      "decoder": Decoder(config)}
+                      "decoder": Decoder(config), "sequencer": Sequencer(config)}
         super().__init__({f"{port}_{name}": member for name, unit in self.units.items()
                           for port, member in unit.signature.members.items()})
 
@@ -40,9 +44,12 @@ class Bench(wiring.Component):
         m = Module()
         for name, unit in self.units.items():
             m.submodules[name] = unit
-            for port in unit.signature.members:
-                wiring.connect(m, wiring.flipped(getattr(self, f"{port}_{name}")),
-                               getattr(unit, port))
+            for port, member in unit.signature.members.items():
+                outer, inner = getattr(self, f"{port}_{name}"), getattr(unit, port)
+                if member.is_port:
+                    m.d.comb += inner.eq(outer)
+                else:
+                    wiring.connect(m, wiring.flipped(outer), inner)
         return m
 
 
@@ -57,7 +64,10 @@ class Ends:
         self.config = self.spec.config
         self.rng = np.random.default_rng(seed)
         self.streams = {}
-        for number, name in enumerate(self.spec.signature.members):
+        for number, (name, member) in enumerate(self.spec.signature.members.items()):
+            if member.is_port:
+                dut[name].value = 0
+                continue
             end = StreamSource if name.startswith("i") else StreamSink
             shape = getattr(self.spec, name).payload.shape()
             self.streams[name] = end(dut, name, shape, stall=stall, seed=seed + number)
@@ -259,3 +269,245 @@ async def instructions(dut, stall):
         await source.send([rest << 8 & ((1 << 128) - 1) | code])
         decoded = (await sink.receive(1))[0]
         assert (decoded.fault == Fault.OPCODE) == (code not in set(Opcode))
+
+
+class Units:
+    """What stands around the sequencer: answers each command, and notes it with its answer."""
+
+    def __init__(self, dut, ends: Ends, *, stall: float):
+        self.dut, self.ends, self.stall = dut, ends, stall
+        self.rng = np.random.default_rng(9)
+        self.log: list = []
+        self.broken = False                     # the next vector to be packed is not finite
+        for name in ("vectors", "packs", "entries", "products", "drains", "choices", "scale",
+                     "moves", "faults"):
+            cocotb.start_soon(self._serve(name))
+
+    async def _serve(self, name: str) -> None:
+        sink = self.ends[f"o_{name}_sequencer"]
+        while True:
+            found = (await sink.receive(1))[0]
+            shape = found.shape()
+            entry = {field: found[field] for field in shape.members}
+            self.log.append((name, entry))
+            while self.rng.random() < self.stall:
+                await RisingEdge(self.dut.clk)
+            match name:
+                case "vectors":
+                    number = int(self.rng.integers(1 << 15)) if entry["norm"] else 0
+                    entry["answer"] = number
+                    await self.ends["i_numbers_sequencer"].send([{"number": number}])
+                case "packs":
+                    entry["answer"] = int(self.rng.integers(-133, 122))
+                    await self.ends["i_packed_sequencer"].send(
+                        [{"exponent": entry["answer"], "fault": self.broken}])
+                case "drains" | "choices" | "moves":
+                    pulse = self.dut[{"drains": "drained", "choices": "chosen",
+                                      "moves": "moved"}[name] + "_sequencer"]
+                    pulse.value = 1
+                    await RisingEdge(self.dut.clk)
+                    pulse.value = 0
+
+
+def scalar(instruction: Instruction, registers: dict) -> tuple[int, int]:
+    """Return number and exponent of ``constant * r[a] * r[b]``."""
+    number, exponent = instruction.constant, 0
+    for name in (instruction.a, instruction.b):
+        factor = registers[name]
+        number = int(exact_product(bf16, *np.array([[number], [factor[0]]], np.uint16))[0])
+        exponent += factor[1]
+    return number, exponent
+
+
+def check_log(config: CoreConfig, program: list[Instruction], token: int, registers: dict,
+              log: list) -> None:
+    """Compare the commands of a pass with the program, in its order."""
+    lanes, rest = config.vector_lanes, iter(log)
+    for instruction in program:
+        target, a, b = instruction.target, instruction.a, instruction.b
+        words = instruction.count // lanes
+        if instruction.opcode is Opcode.STOP:
+            break
+        name, found = next(rest)
+        match instruction.opcode:
+            case Opcode.LOAD | Opcode.STORE:
+                store = instruction.opcode is Opcode.STORE
+                assert (name, found) == ("moves", {
+                    "store": store, "address": instruction.address,
+                    "vector": (a if store else target) // lanes, "words": words})
+            case Opcode.TOKEN:
+                assert (name, found) == ("entries", {"index": token, "value": 1, "end": 0})
+                assert next(rest)[1]["end"] == 1
+            case Opcode.PACK:
+                assert name == "packs"
+                assert (found["sparse"], found["a"], found["words"]) == (
+                    instruction.function == Function.SPARSE, a // lanes, words)
+                registers[target] = (bf16.one, found["answer"])
+            case Opcode.MATMUL:
+                assert (name, found) == ("products", config.engine.job(a, planes=b))
+            case Opcode.DRAIN | Opcode.EMIT:
+                number, exponent = scalar(instruction, registers)
+                if instruction.opcode is Opcode.DRAIN:
+                    assert (name, found["target"]) == ("drains", target // lanes)
+                    factor = found["scalar"]
+                else:
+                    assert (name, found) == ("choices", {"rows": instruction.count})
+                    name, factor = next(rest)
+                    assert name == "scale"
+                assert (factor["number"], factor["exponent"]) == (number, exponent)
+            case Opcode.VECTOR | Opcode.NORM:
+                norm = instruction.opcode is Opcode.NORM
+                assert (name, found["norm"], found["a"], found["words"]) == (
+                    "vectors", norm, a // lanes, words)
+                if norm:
+                    registers[target] = (found["answer"], 0)
+                else:
+                    assert (found["function"], found["target"], found["b"]) == (
+                        instruction.function, target // lanes, b // lanes)
+    assert list(rest) == []
+
+
+def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruction]:
+    """Make a program without faults that takes each product that it queues."""
+    lanes, engine = config.vector_lanes, config.engine
+    program = [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=target, a=0,
+                           count=lanes) for target in range(1, 16)]
+    rows: list[int] = []
+
+    def vector():
+        return int(rng.integers(0, config.vector_depth // lanes - 3)) * lanes
+
+    def take():
+        names = {name: int(rng.integers(16)) for name in "ab"}
+        constant = (int(rng.integers(1 << 16)), 0x3F80,
+                    int(rng.integers(0x3F00, 0x4100)))[rng.integers(3)]
+        count = rows.pop(0)
+        if count % lanes or count > config.vector_depth or rng.integers(2):
+            return Instruction(opcode=Opcode.EMIT, count=count, constant=constant, **names)
+        return Instruction(opcode=Opcode.DRAIN, count=count, constant=constant, target=0, **names)
+
+    for _ in range(25):
+        count = int(rng.integers(1, 4)) * lanes
+        opcode = rng.choice(np.array([*Opcode][1:], object))
+        match opcode:
+            case Opcode.LOAD:
+                values = {"target": vector(), "address": int(rng.integers(1000)) * 8}
+            case Opcode.STORE:
+                values = {"a": vector(), "address": int(rng.integers(1000)) * 8}
+            case Opcode.TOKEN:
+                values, count = {}, 0
+            case Opcode.PACK | Opcode.NORM:
+                values = {"target": int(rng.integers(1, 16)), "a": vector()}
+                if opcode is Opcode.PACK:
+                    values["function"] = int(rng.choice([1, 2]))
+            case Opcode.VECTOR:
+                values = {"function": int(rng.choice(FUNCTIONS[opcode])), "target": vector(),
+                          "a": vector(), "b": vector()}
+            case Opcode.MATMUL:
+                if len(rows) == config.product_depth:
+                    program.append(take())
+                rows.append((int(rng.integers(1, 200)), lanes)[rng.integers(2)])
+                values = {"a": rows[-1], "b": int(rng.integers(1, engine.max_planes + 1)),
+                          "address": 64}
+                count = int(rng.integers(1, 9))
+            case _:
+                if rows:
+                    program.append(take())
+                continue
+        program.append(Instruction(opcode=opcode, count=count, **values))
+    while rows:
+        program.append(take())
+    return [*program, Instruction(opcode=Opcode.STOP)]
+
+
+async def load(ends: Ends, program: list[Instruction], first: int = 0) -> None:
+    """Write a program."""
+    await ends["i_program_sequencer"].send(
+        {"index": first + k, "instruction": int.from_bytes(encode(instruction), "little")}
+        for k, instruction in enumerate(program))
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def passes(dut, stall):
+    """Execute random programs: every command in order, with the scalars of their time."""
+    ends = Ends(dut, stall=stall, seed=4)
+    await start(dut)
+    units = Units(dut, ends, stall=stall)
+    config, rng = ends.config, ends.rng
+    tokens = ends["i_tokens_sequencer"]
+    registers = {0: (bf16.one, 0)}
+    for number in range(12):
+        program = random_program(rng, config)
+        first = (0, 3, config.program_depth - len(program))[number % 3]
+        await load(ends, program, first)
+        token = int(rng.integers(1 << config.engine.index_width))
+        units.log.clear()
+        await tokens.send([{"token": token, "start": first}])
+        # A program of one instruction, once the pass has ended.
+        await load(ends, [Instruction(opcode=Opcode.STOP)])
+        check_log(config, program, token, registers, units.log)
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+async def dispatch(dut):
+    """Count cycles of a pass whose commands are accepted at once and have no answers."""
+    ends = Ends(dut, stall=0.0, seed=5)
+    await start(dut)
+    cocotb.start_soon(ends["o_entries_sequencer"].receive(1000))
+    cocotb.start_soon(ends["o_products_sequencer"].receive(1000))
+    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    stop, list_of_token = Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.TOKEN)
+    product = Instruction(opcode=Opcode.MATMUL, a=200, b=5, count=30)
+    products_ = [product] * config.product_depth
+    for program in ([stop], [list_of_token, stop], [list_of_token] * 5 + [stop],
+                    [list_of_token, *products_, list_of_token, stop]):
+        await load(ends, program)
+        await tokens.send([{"token": 1, "start": 0}])
+        first = tokens.last_cycle
+        await tokens.send([{"token": 1, "start": len(program) - 1}])
+        assert tokens.last_cycle - first == dispatch_cycles(config, program)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+@cocotb.parametrize(kind=["static", "not_finite", "no_product", "other_rows", "no_stop"])
+async def faults(dut, kind):
+    """Stop at a fault, tell it once, and do nothing more; a reset starts the core again."""
+    ends = Ends(dut, stall=0.3, seed=6)
+    await start(dut)
+    units = Units(dut, ends, stall=0.3)
+    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    lanes = config.vector_lanes
+    pack = Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
+    take = Instruction(opcode=Opcode.EMIT, count=lanes)
+    product = Instruction(opcode=Opcode.MATMUL, a=lanes + 1, b=1, count=1)
+    stop = Instruction(opcode=Opcode.STOP)
+    units.broken = kind == "not_finite"
+    first = config.program_depth - 3 if kind == "no_stop" else 5
+    token = Instruction(opcode=Opcode.TOKEN)
+    program, fault, at = {
+        "static": ([token, Instruction(opcode=Opcode.NORM, count=lanes), pack, stop],
+                   Fault.REGISTER, 1),
+        "not_finite": ([token, token, pack, token, stop], Fault.NOT_FINITE, 2),
+        "no_product": ([token, take, token, stop], Fault.NO_PRODUCT, 1),
+        "other_rows": ([token, product, take, token, stop], Fault.NO_PRODUCT, 2),
+        "no_stop": ([token, token, token], Fault.OPCODE, 3),
+    }[kind]
+    await load(ends, [stop])
+    await load(ends, program, first)
+    await tokens.send([{"token": 1, "start": first}])
+    for _ in range(400):
+        await RisingEdge(dut.clk)
+    assert units.log[-1] == ("faults", {"fault": fault, "instruction": first + at})
+    commands = [name for name, _ in units.log[:-1]]
+    expected = {"static": ["entries"] * 2, "not_finite": ["entries"] * 4 + ["packs"],
+                "no_product": ["entries"] * 2, "other_rows": ["entries"] * 2 + ["products"],
+                "no_stop": ["entries"] * 6}[kind]
+    assert commands == expected
+    assert not dut.i_tokens_sequencer__ready.value
+    dut.rst.value = 1
+    await RisingEdge(dut.clk)
+    dut.rst.value = 0
+    await RisingEdge(dut.clk)
+    await RisingEdge(dut.clk)
+    assert dut.i_tokens_sequencer__ready.value

@@ -1,5 +1,6 @@
 """Cycles of each unit when nothing makes it wait: closed formulas, which the benches assert."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,10 +10,11 @@ from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 
 __all__ = ["INSTRUCTION_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles", "core_cycles",
-           "decode_cycles", "engine_cycles", "engine_lane_words", "engine_period", "fetch_cycles",
-           "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
-           "list_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
-           "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "decode_cycles", "dispatch_cycles", "engine_cycles", "engine_lane_words",
+           "engine_period", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
+           "gearbox_cycles", "instruction_cycles", "list_cycles", "norm_cycles", "pack_cycles",
+           "port_transfers", "product_cycles", "top_k_cycles", "touched_transfers", "uart_cycles",
+           "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -143,6 +145,19 @@ def decode_cycles(config: CoreConfig, instruction: Instruction) -> int:
         return 5
     factors = instruction.b, config.engine.groups(instruction.a), instruction.count
     return 5 + sum(factor.bit_length() + 1 for factor in factors)
+
+
+def dispatch_cycles(config: CoreConfig, program: list[Instruction]) -> int:
+    """Cycles of the sequencer from a pass accepted to when it can accept the next one.
+
+    The program ends with STOP and has only TOKEN and MATMUL beside it, and nothing waits. The next
+    instruction is decoded while one is executed.
+    """
+    cycles = 2 + decode_cycles(config, program[0])
+    for instruction, following in itertools.pairwise(program):
+        own = 4 if instruction.opcode is Opcode.TOKEN else 3
+        cycles += max(own, decode_cycles(config, following))
+    return cycles
 
 
 def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,

@@ -1,0 +1,360 @@
+"""The sequencer: one pass over the program for each token, an instruction at a time."""
+
+from amaranth import *
+from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for, exact_log2
+
+from hw.config import CoreConfig
+from hw.formats.minifloat import bf16
+from hw.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, Fault, Function, Opcode
+from hw.lmul.exact import ExactMultiplier
+from hw.sequencer.decoder import Decoder, decoded_layout
+from hw.ternary.walker import entry_layout, job_layout
+from hw.vector.memory import address_width
+from hw.vector.unit import command_layout
+
+__all__ = ["Sequencer", "drain_layout", "fault_layout", "move_layout", "program_layout",
+           "scalar_layout", "token_layout"]
+
+#: A scalar register: exponents of PACK, -133 to 121.
+_EXPONENT_WIDTH = 10
+
+
+def program_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of an instruction on its way into the program."""
+    return data.StructLayout({"index": exact_log2(config.program_depth),
+                              "instruction": 8 * INSTRUCTION_BYTES})
+
+
+def token_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of what begins a pass: the token, and the instruction to start at."""
+    return data.StructLayout({"token": config.engine.index_width,
+                              "start": exact_log2(config.program_depth)})
+
+
+def fault_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a fault: its code, and the index of its instruction."""
+    return data.StructLayout({"fault": bits_for(max(Fault)),
+                              "instruction": bits_for(config.program_depth)})
+
+
+def scalar_layout() -> data.StructLayout:
+    """Layout of a product of two scalar registers and a constant."""
+    return data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH + 1)})
+
+
+def drain_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a DRAIN: ``target`` is the address of a word."""
+    return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config)})
+
+
+def move_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number."""
+    return data.StructLayout({"store": 1, "address": config.address_width,
+                              "vector": address_width(config),
+                              "words": address_width(config) + 1})
+
+
+class Sequencer(wiring.Component):
+    """Executes the program: commands to the units of the core, in the order of docs/machine.md.
+
+    Each command waits for its unit's answer, but for MATMUL, which is only queued. The next
+    instruction is decoded meanwhile.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_program : In(stream) of :func:`program_layout`
+        Writes the program; accepted while no pass is under way.
+    i_tokens : In(stream) of :func:`token_layout`
+        Begins a pass; accepted when the one before has ended.
+    o_vectors, i_numbers : Out(stream), In(stream)
+        ``i_commands`` and ``o_results`` of :class:`hw.vector.unit.VectorUnit`.
+    o_packs, i_packed : Out(stream), In(stream)
+        ``i_commands`` and ``o_results`` of :class:`hw.vector.packer.Packer`.
+    o_entries, o_products : Out(stream)
+        For ``i_entries`` and ``i_products`` of :class:`hw.sequencer.list_memory.ListMemory`.
+    o_drains : Out(stream) of :func:`drain_layout`
+        The oldest product is scaled and written.
+    drained : In(1)
+        For a cycle when its last word was written.
+    o_choices : Out(stream) of {rows: 16}
+        For ``i_commands`` of :class:`hw.sequencer.top_k.TopK`.
+    chosen : In(1)
+        For a cycle when its last integer was delivered.
+    o_scale : Out(stream) of :func:`scalar_layout`
+        The scalar of an EMIT, after its last integer.
+    o_moves : Out(stream) of :func:`move_layout`
+    moved : In(1)
+        For a cycle when the move is done.
+    o_faults : Out(stream) of :func:`fault_layout`
+        What stopped the core; only a reset starts it again.
+
+    Raises
+    ------
+    ValueError
+        As :class:`hw.sequencer.decoder.Decoder` does.
+    """
+
+    i_program: stream.Interface
+    i_tokens: stream.Interface
+    o_vectors: stream.Interface
+    i_numbers: stream.Interface
+    o_packs: stream.Interface
+    i_packed: stream.Interface
+    o_entries: stream.Interface
+    o_products: stream.Interface
+    o_drains: stream.Interface
+    drained: Signal
+    o_choices: stream.Interface
+    chosen: Signal
+    o_scale: stream.Interface
+    o_moves: stream.Interface
+    moved: Signal
+    o_faults: stream.Interface
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        self.decoder = Decoder(config)
+        address = address_width(config)
+        layouts = {
+            "i_program": program_layout(config),
+            "i_tokens": token_layout(config),
+            "o_vectors": command_layout(config),
+            "i_numbers": data.StructLayout({"number": bf16.width}),
+            "o_packs": data.StructLayout({"sparse": 1, "a": address, "words": address + 1}),
+            "i_packed": data.StructLayout({"exponent": signed(_EXPONENT_WIDTH), "fault": 1}),
+            "o_entries": entry_layout(config.engine),
+            "o_products": job_layout(config.engine),
+            "o_drains": drain_layout(config),
+            "o_choices": data.StructLayout({"rows": FIELDS["count"]}),
+            "o_scale": scalar_layout(),
+            "o_moves": move_layout(config),
+            "o_faults": fault_layout(config),
+        }
+        super().__init__({
+            **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
+               for name, layout in layouts.items()},
+            "drained": In(1), "chosen": In(1), "moved": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, engine = self.config, self.config.engine
+        restart = Signal()
+        m.submodules.decoder = decoder = ResetInserter(restart)(self.decoder)
+        self._fetch(m, restart)
+
+        now = Signal(decoded_layout(), reset_less=True)     # the instruction that is executed
+        index = Signal(bits_for(config.program_depth), reset_less=True)
+        token = Signal(engine.index_width, reset_less=True)
+        fault = Signal(bits_for(max(Fault)), reset_less=True)
+
+        # Rows of the products that were queued and not taken.
+        m.submodules.products = products = fifo.SyncFIFO(width=len(now.a),
+                                                         depth=config.product_depth)
+        m.d.comb += products.w_data.eq(now.a)
+
+        register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
+        m.submodules.registers = registers = memory.Memory(
+            shape=register, depth=REGISTERS, init=[{"number": bf16.one, "exponent": 0}])
+        read, write = registers.read_port(domain="comb"), registers.write_port()
+        m.submodules.multiplier = multiplier = ExactMultiplier(bf16)
+        scalar = Signal(scalar_layout(), reset_less=True)
+        second = Signal()                       # the second of two products
+        m.d.comb += [
+            read.addr.eq(Mux(second, now.b, now.a)),
+            write.addr.eq(now.target),
+            multiplier.i.p.x.eq(scalar.number),
+            multiplier.i.p.y.eq(read.data.number),
+        ]
+
+        below = exact_log2(config.vector_lanes)
+        words = now.count >> below
+        rows_below = now.a - 1                  # at least 0: the decoder has looked
+        m.d.comb += [
+            self.o_vectors.p.norm.eq(now.opcode == Opcode.NORM),
+            self.o_vectors.p.function.eq(now.function),
+            self.o_vectors.p.target.eq(now.target >> below),
+            self.o_vectors.p.a.eq(now.a >> below),
+            self.o_vectors.p.b.eq(now.b >> below),
+            self.o_vectors.p.words.eq(words),
+            self.o_packs.p.sparse.eq(now.function == Function.SPARSE),
+            self.o_packs.p.a.eq(now.a >> below),
+            self.o_packs.p.words.eq(words),
+            self.o_products.p.groups.eq((rows_below >> exact_log2(engine.lanes)) + 1),
+            self.o_products.p.tail.eq(((rows_below & (engine.lanes - 1)) >> below) + 1),
+            self.o_products.p.planes.eq(now.b),
+            self.o_products.p.batch.eq(1),
+            self.o_drains.p.scalar.eq(scalar),
+            self.o_drains.p.target.eq(now.target >> below),
+            self.o_choices.p.rows.eq(now.count),
+            self.o_scale.p.eq(scalar),
+            self.o_moves.p.store.eq(now.opcode == Opcode.STORE),
+            self.o_moves.p.address.eq(now.address),
+            self.o_moves.p.vector.eq(Mux(now.opcode == Opcode.STORE, now.a, now.target) >> below),
+            self.o_moves.p.words.eq(words),
+            self.o_faults.p.fault.eq(fault),
+            self.o_faults.p.instruction.eq(index),
+        ]
+
+        def command(state, port, following):
+            with m.State(state):
+                m.d.comb += port.valid.eq(1)
+                with m.If(port.ready):
+                    m.next = following
+
+        def answer(state, done, following):
+            with m.State(state):
+                with m.If(done):
+                    m.next = following
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [
+                    self.i_program.ready.eq(1),
+                    self.i_tokens.ready.eq(1),
+                    restart.eq(self.i_tokens.valid),
+                ]
+                m.d.sync += [token.eq(self.i_tokens.p.token), index.eq(self.i_tokens.p.start)]
+                with m.If(self.i_tokens.valid):
+                    m.next = "NEXT"
+            with m.State("NEXT"):
+                given = decoder.o.p
+                m.d.comb += decoder.o.ready.eq(1)
+                m.d.sync += [
+                    now.eq(given),
+                    fault.eq(given.fault),
+                    scalar.number.eq(given.constant),
+                    scalar.exponent.eq(0),
+                    second.eq(0),
+                ]
+                with m.If(decoder.o.valid):
+                    with m.If(given.fault != Fault.NONE):
+                        m.next = "FAULT"
+                    with m.Else():
+                        with m.Switch(given.opcode):
+                            for opcode, state in _STATES.items():
+                                with m.Case(opcode):
+                                    m.next = state
+            with m.State("DONE"):
+                m.d.sync += index.eq(index + 1)
+                m.next = "NEXT"
+
+            command("VECTOR", self.o_vectors, "NUMBER")
+            with m.State("NUMBER"):
+                m.d.comb += [
+                    self.i_numbers.ready.eq(1),
+                    write.data.number.eq(self.i_numbers.p.number),
+                    write.en.eq(self.i_numbers.valid & (now.opcode == Opcode.NORM)),
+                ]
+                with m.If(self.i_numbers.valid):
+                    m.next = "DONE"
+
+            command("PACK", self.o_packs, "PACKED")
+            with m.State("PACKED"):
+                m.d.comb += [
+                    self.i_packed.ready.eq(1),
+                    write.data.number.eq(bf16.one),
+                    write.data.exponent.eq(self.i_packed.p.exponent),
+                    write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault),
+                ]
+                m.d.sync += fault.eq(Fault.NOT_FINITE)
+                with m.If(self.i_packed.valid):
+                    m.next = "DONE"
+                    with m.If(self.i_packed.p.fault):
+                        m.next = "FAULT"
+
+            with m.State("TOKEN"):
+                m.d.comb += [
+                    self.o_entries.valid.eq(1),
+                    self.o_entries.p.index.eq(token),
+                    self.o_entries.p.value.eq(1),
+                ]
+                with m.If(self.o_entries.ready):
+                    m.next = "TOKEN_END"
+            with m.State("TOKEN_END"):
+                m.d.comb += [self.o_entries.valid.eq(1), self.o_entries.p.end.eq(1)]
+                with m.If(self.o_entries.ready):
+                    m.next = "DONE"
+
+            # Two queues take the product, each when it can: here it waits for the one with its
+            # rows, whose places are given back last.
+            with m.State("MATMUL"):
+                m.d.comb += [
+                    self.o_products.valid.eq(products.w_rdy),
+                    products.w_en.eq(self.o_products.valid & self.o_products.ready),
+                ]
+                with m.If(products.w_en):
+                    m.next = "DONE"
+
+            with m.State("TAKE"):
+                m.d.sync += fault.eq(Fault.NO_PRODUCT)
+                m.next = "FAULT"
+                with m.If(products.r_rdy & (products.r_data == now.count)):
+                    m.d.comb += products.r_en.eq(1)
+                    m.next = "MULTIPLY"
+            with m.State("MULTIPLY"):
+                m.d.comb += multiplier.i.valid.eq(1)
+                m.d.sync += scalar.exponent.eq(scalar.exponent + read.data.exponent)
+                m.next = "PRODUCT"
+            with m.State("PRODUCT"):
+                m.d.comb += multiplier.o.ready.eq(1)
+                m.d.sync += scalar.number.eq(multiplier.o.p.product)
+                with m.If(multiplier.o.valid):
+                    m.d.sync += second.eq(1)
+                    m.next = "MULTIPLY"
+                    with m.If(second):
+                        m.next = "CHOOSE"
+                        with m.If(now.opcode == Opcode.DRAIN):
+                            m.next = "DRAIN"
+            command("DRAIN", self.o_drains, "DRAINED")
+            answer("DRAINED", self.drained, "DONE")
+            command("CHOOSE", self.o_choices, "CHOSEN")
+            answer("CHOSEN", self.chosen, "SCALE")
+            command("SCALE", self.o_scale, "DONE")
+
+            command("MOVE", self.o_moves, "MOVED")
+            answer("MOVED", self.moved, "DONE")
+
+            command("FAULT", self.o_faults, "STOPPED")
+            with m.State("STOPPED"):
+                pass
+        return m
+
+    def _fetch(self, m, restart):
+        """Read the program ahead of execution, into the decoder."""
+        config, decoder = self.config, self.decoder
+        m.submodules.program = program = memory.Memory(
+            shape=8 * INSTRUCTION_BYTES, depth=config.program_depth, init=[])
+        read, write = program.read_port(), program.write_port()
+        following = Signal(bits_for(config.program_depth))
+        found = Signal()                        # the memory delivers an instruction
+        # Behind the last instruction there is none, and opcode 0 is none.
+        beyond = following == config.program_depth
+        m.d.comb += [
+            write.addr.eq(self.i_program.p.index),
+            write.data.eq(self.i_program.p.instruction),
+            write.en.eq(self.i_program.valid & self.i_program.ready),
+            read.addr.eq(following),
+            read.en.eq(1),
+            decoder.i.valid.eq(found),
+            decoder.i.p.instruction.eq(Mux(beyond, 0, read.data)),
+        ]
+        m.d.sync += found.eq(1)
+        with m.If(found & decoder.i.ready):
+            m.d.sync += [found.eq(0), following.eq(following + ~beyond)]
+        with m.If(restart):
+            m.d.sync += [found.eq(0), following.eq(self.i_tokens.p.start)]
+
+
+#: Where the execution of each instruction begins.
+_STATES = {
+    Opcode.STOP: "IDLE", Opcode.LOAD: "MOVE", Opcode.STORE: "MOVE", Opcode.TOKEN: "TOKEN",
+    Opcode.PACK: "PACK", Opcode.MATMUL: "MATMUL", Opcode.DRAIN: "TAKE", Opcode.EMIT: "TAKE",
+    Opcode.VECTOR: "VECTOR", Opcode.NORM: "VECTOR",
+}
