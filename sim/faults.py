@@ -55,6 +55,22 @@ class FaultResult:
 
 
 FAULTS: tuple[Fault, ...] = (
+    Fault("trit decoder", "trits 3 and 4 of an escape code are not zero", "hw/ternary/decoder.py",
+          "escape | (p2 & ~p0), escape | (p2 & p0)", "p2 & ~p0, p2 & p0", "engine", "wide"),
+    Fault("lane", "a subtraction lacks the one that completes its negation", "hw/ternary/lanes.py",
+          "Cat(self.negative, addend)", "Cat(C(0, 1), addend)", "engine", "narrow"),
+    Fault("ternary engine", "a plane weighs twice the one before it", "hw/ternary/tripler.py",
+          "self.operand + Mux(self.triple, twice, 0)", "Mux(self.triple, twice, self.operand)",
+          "engine", "narrow"),
+    Fault("ternary engine", "two accumulators do not pause", "hw/ternary/walker.py",
+          "& ~(step & round_last & two_slots))", ")", "engine", "narrow"),
+    Fault("ternary engine", "clearing does not read the page of zeros", "hw/ternary/walker.py",
+          "others.eq(clearing | one_slot)", "others.eq(one_slot)", "engine", "narrow"),
+    Fault("ternary engine", "the drain steps by one accumulator, not by the batch",
+          "hw/ternary/walker.py", "Mux(reading & ~group.last, job.batch, 1)", "1",
+          "engine", "narrow"),
+    Fault("ternary engine", "results are issued without a place for them", "hw/ternary/walker.py",
+          "read.eq(reading & self.room)", "read.eq(reading)", "engine", "narrow"),
     Fault("lmul", "the carry of an odd offset is not taken back", "hw/lmul/lmul.py",
           "(at.total - (constant + carry))", "(at.total - constant)", "lmul", "formats"),
     Fault("lmul", "a result below the smallest normal number is no zero", "hw/lmul/product.py",
