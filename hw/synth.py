@@ -26,6 +26,7 @@ from hw.common.tool import ToolFailed, run_tool
 
 __all__ = ["Unit", "measure", "tool_versions"]
 
+BLOCK_RAMS = ("DP16KD", "PDPW16KD")
 DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
 
 
@@ -45,6 +46,10 @@ class Unit:
         Clock requested from nextpnr.
     bar : str
         What must be reached, in words; empty for a part that is only listed.
+    synthesis, placement : str
+        More options of synth_ecp5 and of nextpnr.
+    floorplan : callable, optional
+        Site of a block RAM by the name of its cell, or None for any.
     """
 
     unit: str
@@ -54,6 +59,9 @@ class Unit:
     trits: int = 0
     clock_mhz: float = 200
     bar: str = ""
+    synthesis: str = ""
+    placement: str = ""
+    floorplan: Callable[[str], str | None] | None = None
 
 
 class _Wrapper(wiring.Component):
@@ -88,29 +96,34 @@ class _Wrapper(wiring.Component):
         return m
 
 
-def _synthesize(component: wiring.Component, name: str, folder: pathlib.Path) -> dict[str, int]:
+def _synthesize(component: wiring.Component, name: str, folder: pathlib.Path,
+                options: str) -> dict[str, int]:
     """Write ``name``.json and return the number of cells of each type."""
     (folder / f"{name}.il").write_text(rtlil.convert(component, name=name, emit_src=False))
     # The last stat is over the flat design; -abc9 is what nextpnr's timing model expects.
-    run_tool(["yosys", "-q", "-p", f"read_rtlil {name}.il; synth_ecp5 -nodsp -abc9 -top {name} "
-              f"-json {name}.json; tee -q -o {name}.stat stat -json"], folder)
+    run_tool(["yosys", "-q", "-p", f"read_rtlil {name}.il; synth_ecp5 -nodsp -abc9 {options} "
+              f"-top {name} -json {name}.json; tee -q -o {name}.stat stat -json"], folder)
     return json.loads((folder / f"{name}.stat").read_text())["design"]["num_cells_by_type"]
 
 
-def measure(build: Callable[[], wiring.Component], *, name: str, seeds: tuple[int, ...] = (1, 2, 3),
-            clock_mhz: float = 200, place: bool = True) -> dict:
-    """Synthesize, place and route a component alone.
+def _fix_block_rams(path: pathlib.Path, floorplan: Callable[[str], str | None]) -> None:
+    """Give the block RAMs in the design at ``path`` the sites that ``floorplan`` names."""
+    design = json.loads(path.read_text())
+    for name, cell in design["modules"]["top"]["cells"].items():
+        site = floorplan(name) if cell["type"] in BLOCK_RAMS else None
+        if site is not None:
+            cell["attributes"]["BEL"] = site
+    path.write_text(json.dumps(design))
+
+
+def measure(unit: Unit, *, seeds: tuple[int, ...] = (1, 2, 3), place: bool = True) -> dict:
+    """Synthesize, place and route a unit alone.
 
     Parameters
     ----------
-    build : callable
-        Makes the component; called once for the area and once for the clock.
-    name : str
-        What to call it in messages.
+    unit : Unit
     seeds : tuple of int
         Seeds of the placement.
-    clock_mhz : float
-        Clock to ask for.
     place : bool
         Whether to place and route; if not, there is no clock in the result.
 
@@ -127,24 +140,27 @@ def measure(build: Callable[[], wiring.Component], *, name: str, seeds: tuple[in
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        cells = _synthesize(build(), "unit", folder)
+        cells = _synthesize(unit.build(), "unit", folder, unit.synthesis)
         lut4, ccu2c, dpr = (cells.get(cell, 0) for cell in ("LUT4", "CCU2C", "TRELLIS_DPR16X4"))
         result: dict = {
             "lut4": lut4, "ccu2c": ccu2c, "dpr16x4": dpr, "lut4_eq": lut4 + 2 * ccu2c + 4 * dpr,
             "ff": cells.get("TRELLIS_FF", 0),
-            "block_ram": cells.get("DP16KD", 0) + cells.get("PDPW16KD", 0),
+            "block_ram": sum(cells.get(cell, 0) for cell in BLOCK_RAMS),
             "dsp": cells.get("MULT18X18D", 0) + cells.get("ALU54B", 0),
         }
         if not place:
             return result
-        _synthesize(_Wrapper(build()), "top", folder)
+        _synthesize(_Wrapper(unit.build()), "top", folder, unit.synthesis)
+        if unit.floorplan is not None:
+            _fix_block_rams(folder / "top.json", unit.floorplan)
         clocks = []
         for seed in seeds:
             log = run_tool(["nextpnr-ecp5", *DEVICE, "--json", "top.json", "--freq",
-                            str(clock_mhz), "--seed", str(seed), "--timing-allow-fail"], folder)
+                            str(unit.clock_mhz), "--seed", str(seed), "--timing-allow-fail",
+                            *unit.placement.split()], folder)
             found = re.findall(r"Max frequency for clock .*?: ([\d.]+) MHz", log)
             if not found:
-                raise ToolFailed(f"nextpnr-ecp5 reported no clock for {name}")
+                raise ToolFailed(f"nextpnr-ecp5 reported no clock for {unit.unit}")
             clocks.append(float(found[-1]))
     return {**result, "fmax_mhz": statistics.median(clocks), "fmax_mhz_seeds": clocks}
 
@@ -186,13 +202,14 @@ def main(arguments: list[str] | None = None) -> int:
     for key in options.units or units:
         unit = units[key]
         try:
-            found = measure(unit.build, name=key, seeds=tuple(range(1, options.seeds + 1)),
-                            clock_mhz=unit.clock_mhz, place=not options.area_only)
+            found = measure(unit, seeds=tuple(range(1, options.seeds + 1)),
+                            place=not options.area_only)
         except ToolFailed as problem:
             print(problem, file=sys.stderr)
             return 1
         row = {"name": key, "unit": unit.unit, "format": unit.format, "lanes": unit.lanes or None,
-               "bar": unit.bar, **found}
+               "bar": unit.bar, "options": f"{unit.synthesis} {unit.placement}".strip(),
+               "floorplan": unit.floorplan is not None, **found}
         share = ""
         for count, what in ((unit.lanes, "lane"), (unit.trits, "trit")):
             if count:

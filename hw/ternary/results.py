@@ -95,7 +95,6 @@ class ResultQueue(wiring.Component):
         fetched = Signal(address)
         looked_up = Signal()                    # first stage of the RAM's read holds a transfer
         m.d.comb += [
-            self.room.eq(~occupied[ceil_log2(_SPARE):].all()),
             queue.write_address.eq(written),
             queue.write_data.eq(Cat(parts[0], last)),
             queue.write.eq(valid),
@@ -108,6 +107,7 @@ class ResultQueue(wiring.Component):
         m.d.sync += [
             reserved.eq(reserved + self.reserve),
             occupied.eq(reserved - fetched),
+            self.room.eq(~occupied[ceil_log2(_SPARE):].all()),
             written.eq(written + valid),
         ]
         with m.If(queue.output_enable):
