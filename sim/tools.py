@@ -4,8 +4,9 @@ import importlib.util
 import os
 import pathlib
 import shutil
+import subprocess
 
-__all__ = ["ToolMissing", "simulation_environment", "missing_tools"]
+__all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment"]
 
 #: Program, what it is for, and where it comes from.
 TOOLS = {
@@ -49,3 +50,9 @@ def missing_tools(*names: str) -> list[str]:
     path = simulation_environment()["PATH"]
     return [f"{name} ({TOOLS[name][0]}) is not installed; {TOOLS[name][1]}"
             for name in names if shutil.which(name, path=path) is None]
+
+
+def icarus_version() -> str:
+    """Return the version of Icarus, as it prints it."""
+    done = subprocess.run(["iverilog", "-V"], capture_output=True, text=True, check=False)
+    return done.stdout.split()[3]
