@@ -16,7 +16,8 @@ from cocotb_tools.runner import get_results, get_runner
 
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
-__all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench"]
+__all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench",
+           "slow_cases"]
 
 #: Simulators by name, each with the programs that it needs.
 SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
@@ -56,6 +57,11 @@ def bench_names() -> list[str]:
 def bench_cases(name: str) -> list[str]:
     """Return the cases of bench ``name``, in the order of its ``DUTS``."""
     return list(_bench_module(name).DUTS)
+
+
+def slow_cases(name: str) -> tuple[str, ...]:
+    """Return the cases of bench ``name`` that compile or run for minutes: its ``SLOW``, if any."""
+    return getattr(_bench_module(name), "SLOW", ())
 
 
 def bench_case() -> str:

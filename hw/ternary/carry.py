@@ -26,7 +26,7 @@ def carry_chain(m: Module, halves):
     halves = list(halves)
     if len(halves) % 2:
         halves.append((0, Const(0), Const(0), Const(0), Const(0), None))
-    carry = Const(0)
+    carry: Value = Const(0)
     for k in range(0, len(halves), 2):
         ports = {}
         for half, (table, a, b, c, d, s) in enumerate(halves[k:k + 2]):

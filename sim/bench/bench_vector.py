@@ -72,6 +72,8 @@ class Bench(wiring.Component):
         return m
 
 
+#: Its eight lanes take minutes to compile; `three` has everything but the width.
+SLOW = ("eight",)
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
 
 # Numbers on both sides of every edge of the format, of sums and of products, with both signs.

@@ -2,14 +2,16 @@
 
 import pytest
 
-from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
+from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench, slow_cases
 from sim.tools import missing_tools
 
 RUNS = [(name, case, simulator) for name in bench_names() for case in bench_cases(name)
         for simulator in SIMULATORS]
 
 
-@pytest.mark.parametrize(("name", "case", "simulator"), RUNS, ids=["-".join(run) for run in RUNS])
+@pytest.mark.parametrize(("name", "case", "simulator"), [
+    pytest.param(*run, id="-".join(run), marks=[pytest.mark.slow] * (run[1] in slow_cases(run[0])))
+    for run in RUNS])
 def test_bench(name, case, simulator, tmp_path):
     missing = missing_tools(*SIMULATORS[simulator])
     if missing:
