@@ -8,7 +8,7 @@ from amaranth.utils import ceil_log2
 from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
 
-__all__ = ["ResultQueue", "result_layout"]
+__all__ = ["RESULT_DEPTH", "ResultQueue", "result_layout"]
 
 #: Words of the queue. Room is known some cycles late: reads stop while the last ones are free.
 RESULT_DEPTH = 256

@@ -11,6 +11,7 @@ import numpy as np
 
 from hw.config import EngineConfig
 from hw.ternary.engine import TernaryEngine
+from hw.ternary.results import RESULT_DEPTH
 from sim.golden.cycles import engine_cycles, engine_lane_words, engine_period
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
@@ -182,7 +183,8 @@ async def results_wait_for_their_consumer(dut):
     run.results = StreamSink(dut, "o_results", shape, stall=0.9)
     batch = min(config.max_batch, config.accumulator_depth)
     rows = config.lanes * min(config.accumulator_depth // batch, 8)
-    await run.products([Product(rows, 1, batch=batch)] * 6)
+    count = -(-2 * RESULT_DEPTH // (config.result_transfers(rows) * batch))
+    await run.products([Product(rows, 1, batch=batch)] * count)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms", skip=os.environ.get("TALLY_CASE") != "wide")
@@ -193,7 +195,7 @@ async def large_products_use_the_lanes(dut):
     bars = {(256, 256): 0.95, (1024, 256): 0.95, (64, 256): 0.90, (192, 576): 0.90, (32, 32): 0.80}
     rows = []
     for product in MEASURED:
-        for mode, cycles in (await measure(dut, product)).items():
+        for mode, cycles in (await measure(dut, product, count=2)).items():
             formula = engine_cycles if mode == "single" else engine_period
             assert cycles == formula(config, **product.shape)
             utilization = engine_lane_words(config, **product.shape) / cycles
