@@ -28,7 +28,7 @@ UNITS: dict[str, Unit] = {
                    synthesis=_SMALL, placement=_TIMING, floorplan=block_ram_site),
     "engine-no-drain": Unit(unit="ternary engine, no drain multiplexer", format="5in8",
                             build=partial(TernaryEngine, _NO_DRAIN), lanes=64, clock_mhz=170,
-                            bar="<= 36 LUT4-eq per lane at >= 150 MHz",
+                            bar="<= 36 LUT4-eq per lane",
                             synthesis=_SMALL, placement=_TIMING, floorplan=block_ram_site),
     "engine-generic": Unit(unit="ternary engine, inferred", format="5in8",
                            build=partial(TernaryEngine, EngineConfig()), lanes=64, clock_mhz=150),
