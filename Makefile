@@ -4,6 +4,9 @@ VENV   ?= .venv
 PROMPT ?= Once upon a time
 TOKENS ?= 32
 
+# The synthesis tools of the wheels are programs in the environment's own folder.
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
 .PHONY: demo test lint clean
 
 demo: $(VENV)/.demo
