@@ -153,7 +153,7 @@ FAULTS: tuple[Fault, ...] = (
           "products.r_rdy & (products.r_data == now.count)", "products.r_rdy",
           "sequencer", "sixteen"),
     Fault("sequencer", "a program without STOP begins again at its start",
-          "hw/sequencer/sequencer.py", "Mux(beyond, 0, read.data)", "read.data",
+          "hw/sequencer/program.py", "Mux(beyond, 0, read.data)", "read.data",
           "sequencer", "sixteen"),
     Fault("block RAM memory", "a read replaces the one under way", "hw/memory/port.py",
           "reads.ready.eq((left == 0) | (lookup & (left == 1)))", "reads.ready.eq(1)",

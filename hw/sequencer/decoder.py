@@ -22,9 +22,16 @@ _VECTORS = {
 _BINARY = (Function.ADD, Function.SUBTRACT, Function.LMUL)
 
 
-def decoded_layout() -> data.StructLayout:
-    """Layout of a decoded instruction: :data:`hw.isa.FIELDS`, and ``fault``."""
-    return data.StructLayout(FIELDS | {"fault": bits_for(max(Fault))})
+def decoded_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a decoded instruction: :data:`hw.isa.FIELDS`, ``fault``, and ``column_bytes``.
+
+    The latter are the bytes of a column of MATMUL's matrix, and of a word of any other's vector.
+    """
+    engine = config.engine
+    largest = engine.column_bytes(engine.max_rows, engine.max_planes)
+    return data.StructLayout(FIELDS | {
+        "fault": bits_for(max(Fault)), "column_bytes": bits_for(max(largest,
+                                                                    2 * config.vector_lanes))})
 
 
 class Decoder(wiring.Component):
@@ -62,7 +69,7 @@ class Decoder(wiring.Component):
                 raise ValueError(f"{what} of a core must be a power of two, not {value}")
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"instruction": 8 * INSTRUCTION_BYTES}))),
-            "o": Out(stream.Signature(decoded_layout())),
+            "o": Out(stream.Signature(decoded_layout(config))),
         })
 
     def elaborate(self, platform):
@@ -134,6 +141,7 @@ class Decoder(wiring.Component):
                     factor.eq(at.b),
                     passes.eq(2),
                     bytes_.eq(Mux(at.opcode == Opcode.MATMUL, 0, at.count << 1)),
+                    at.column_bytes.eq(2 * config.vector_lanes),
                 ]
                 m.next = "CHECK"
                 with m.If(at.opcode == Opcode.MATMUL):
@@ -148,6 +156,8 @@ class Decoder(wiring.Component):
                         m.next = "CHECK"
                     with m.Else():
                         m.d.sync += [
+                            # Those of a plane first, then those of a column.
+                            at.column_bytes.eq(bytes_),
                             term.eq(bytes_),
                             bytes_.eq(0),
                             factor.eq(Mux(passes == 2, groups, at.count)),

@@ -7,24 +7,19 @@ from amaranth.utils import bits_for, exact_log2
 
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, Fault, Function, Opcode
+from hw.isa import FIELDS, REGISTERS, Fault, Function, Opcode
 from hw.lmul.exact import ExactMultiplier
-from hw.sequencer.decoder import Decoder, decoded_layout
+from hw.sequencer.decoder import decoded_layout
+from hw.sequencer.program import ProgramReader, program_layout
 from hw.ternary.walker import entry_layout, job_layout
 from hw.vector.memory import address_width
+from hw.vector.move import drain_layout, move_layout, scalar_layout
 from hw.vector.unit import command_layout
 
-__all__ = ["Sequencer", "drain_layout", "fault_layout", "move_layout", "program_layout",
-           "scalar_layout", "token_layout"]
+__all__ = ["Sequencer", "fault_layout", "token_layout"]
 
 #: A scalar register: exponents of PACK, -133 to 121.
 _EXPONENT_WIDTH = 10
-
-
-def program_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of an instruction on its way into the program."""
-    return data.StructLayout({"index": exact_log2(config.program_depth),
-                              "instruction": 8 * INSTRUCTION_BYTES})
 
 
 def token_layout(config: CoreConfig) -> data.StructLayout:
@@ -37,23 +32,6 @@ def fault_layout(config: CoreConfig) -> data.StructLayout:
     """Layout of a fault: its code, and the index of its instruction."""
     return data.StructLayout({"fault": bits_for(max(Fault)),
                               "instruction": bits_for(config.program_depth)})
-
-
-def scalar_layout() -> data.StructLayout:
-    """Layout of a product of two scalar registers and a constant."""
-    return data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH + 1)})
-
-
-def drain_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a DRAIN: ``target`` is the address of a word."""
-    return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config)})
-
-
-def move_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number."""
-    return data.StructLayout({"store": 1, "address": config.address_width,
-                              "vector": address_width(config),
-                              "words": address_width(config) + 1})
 
 
 class Sequencer(wiring.Component):
@@ -119,7 +97,7 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        self.decoder = Decoder(config)
+        self.reader = ProgramReader(config)
         address = address_width(config)
         layouts = {
             "i_program": program_layout(config),
@@ -145,11 +123,14 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, engine = self.config, self.config.engine
-        restart = Signal()
-        m.submodules.decoder = decoder = ResetInserter(restart)(self.decoder)
-        self._fetch(m, restart)
+        m.submodules.reader = reader = self.reader
+        m.d.comb += [
+            reader.write.eq(self.i_program.valid & self.i_program.ready),
+            reader.instruction.eq(self.i_program.p),
+            reader.start.eq(self.i_tokens.p.start),
+        ]
 
-        now = Signal(decoded_layout(), reset_less=True)     # the instruction that is executed
+        now = Signal(decoded_layout(config), reset_less=True)   # the instruction that is executed
         index = Signal(bits_for(config.program_depth), reset_less=True)
         token = Signal(engine.index_width, reset_less=True)
         fault = Signal(bits_for(max(Fault)), reset_less=True)
@@ -218,14 +199,14 @@ class Sequencer(wiring.Component):
                 m.d.comb += [
                     self.i_program.ready.eq(1),
                     self.i_tokens.ready.eq(1),
-                    restart.eq(self.i_tokens.valid),
+                    reader.restart.eq(self.i_tokens.valid),
                 ]
                 m.d.sync += [token.eq(self.i_tokens.p.token), index.eq(self.i_tokens.p.start)]
                 with m.If(self.i_tokens.valid):
                     m.next = "NEXT"
             with m.State("NEXT"):
-                given = decoder.o.p
-                m.d.comb += decoder.o.ready.eq(1)
+                given = reader.o.p
+                m.d.comb += reader.o.ready.eq(1)
                 m.d.sync += [
                     now.eq(given),
                     fault.eq(given.fault),
@@ -233,7 +214,7 @@ class Sequencer(wiring.Component):
                     scalar.exponent.eq(0),
                     second.eq(0),
                 ]
-                with m.If(decoder.o.valid):
+                with m.If(reader.o.valid):
                     with m.If(given.fault != Fault.NONE):
                         m.next = "FAULT"
                     with m.Else():
@@ -325,31 +306,6 @@ class Sequencer(wiring.Component):
             with m.State("STOPPED"):
                 pass
         return m
-
-    def _fetch(self, m, restart):
-        """Read the program ahead of execution, into the decoder."""
-        config, decoder = self.config, self.decoder
-        m.submodules.program = program = memory.Memory(
-            shape=8 * INSTRUCTION_BYTES, depth=config.program_depth, init=[])
-        read, write = program.read_port(), program.write_port()
-        following = Signal(bits_for(config.program_depth))
-        found = Signal()                        # the memory delivers an instruction
-        # Behind the last instruction there is none, and opcode 0 is none.
-        beyond = following == config.program_depth
-        m.d.comb += [
-            write.addr.eq(self.i_program.p.index),
-            write.data.eq(self.i_program.p.instruction),
-            write.en.eq(self.i_program.valid & self.i_program.ready),
-            read.addr.eq(following),
-            read.en.eq(1),
-            decoder.i.valid.eq(found),
-            decoder.i.p.instruction.eq(Mux(beyond, 0, read.data)),
-        ]
-        m.d.sync += found.eq(1)
-        with m.If(found & decoder.i.ready):
-            m.d.sync += [found.eq(0), following.eq(following + ~beyond)]
-        with m.If(restart):
-            m.d.sync += [found.eq(0), following.eq(self.i_tokens.p.start)]
 
 
 #: Where the execution of each instruction begins.

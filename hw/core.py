@@ -1,0 +1,186 @@
+"""The core: token in, logits out. Sequencer, vector memory, lists, engine and fetching, joined."""
+
+from amaranth import *
+from amaranth.lib import fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.common.stream import connect_stream
+from hw.config import CoreConfig
+from hw.memory.fetcher import Fetcher
+from hw.memory.port import port_signature
+from hw.sequencer.fetching import Fetching
+from hw.sequencer.list_memory import ListMemory
+from hw.sequencer.program import program_layout
+from hw.sequencer.sequencer import Sequencer, fault_layout, token_layout
+from hw.sequencer.top_k import TopK, best_layout
+from hw.ternary.core import TernaryCore
+from hw.vector.memory import VectorMemory
+from hw.vector.move import Drain, Mover, scalar_layout
+from hw.vector.packer import Packer
+from hw.vector.unit import VectorUnit
+
+__all__ = ["Core"]
+
+
+class Core(wiring.Component):
+    """All units, without pins: docs/machine.md is its contract.
+
+    The program is written after a reset, before the first token. A token costs what
+    :func:`sim.golden.schedule.token_cycles` derives.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_program : In(stream) of :func:`hw.sequencer.program.program_layout`
+    i_tokens : In(stream) of :func:`hw.sequencer.sequencer.token_layout`
+    o_best : Out(stream) of :func:`hw.sequencer.top_k.best_layout`
+    o_scale : Out(stream) of :func:`hw.vector.move.scalar_layout`
+    o_faults : Out(stream) of :func:`hw.sequencer.sequencer.fault_layout`
+    memory : Out of :func:`hw.memory.port.port_signature`
+
+    Raises
+    ------
+    ValueError
+        As the units do: lanes and port bytes must be powers of two, and a transfer of the port not
+        larger than a word of the vector memory.
+    """
+
+    i_program: stream.Interface
+    i_tokens: stream.Interface
+    o_best: stream.Interface
+    o_scale: stream.Interface
+    o_faults: stream.Interface
+    memory: wiring.PureInterface
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        self._sequencer, self._fetching = Sequencer(config), Fetching(config)
+        self._fetcher, self._mover = Fetcher(config), Mover(config)
+        self._ternary = TernaryCore(config.engine)
+        super().__init__({
+            "i_program": In(stream.Signature(program_layout(config))),
+            "i_tokens": In(stream.Signature(token_layout(config))),
+            "o_best": Out(stream.Signature(best_layout(config))),
+            "o_scale": Out(stream.Signature(scalar_layout())),
+            "o_faults": Out(stream.Signature(fault_layout(config))),
+            "memory": Out(port_signature(address_width=config.address_width,
+                                         port_bytes=config.port_bytes)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        m.submodules.sequencer = sequencer = self._sequencer
+        m.submodules.fetching = fetching = self._fetching
+        m.submodules.fetcher = fetcher = self._fetcher
+        m.submodules.mover = mover = self._mover
+        m.submodules.ternary = ternary = self._ternary
+        m.submodules.list = list_memory = ListMemory(config)
+        m.submodules.packer = packer = Packer(config)
+        m.submodules.vector = vector = VectorUnit(config)
+        m.submodules.drain = drain = Drain(config)
+        m.submodules.top_k = top_k = TopK(config)
+        m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 1), writers=3)
+
+        memory = wiring.flipped(self.memory)
+        for producer, consumer in (
+                (wiring.flipped(self.i_program), sequencer.i_program),
+                (wiring.flipped(self.i_tokens), sequencer.i_tokens),
+                (sequencer.o_vectors, vector.i_commands),
+                (vector.o_results, sequencer.i_numbers),
+                (sequencer.o_packs, packer.i_commands),
+                (packer.o_results, sequencer.i_packed),
+                (sequencer.o_drains, drain.i_commands),
+                (sequencer.o_choices, top_k.i_commands),
+                (sequencer.o_moves, mover.i_moves),
+                (sequencer.o_products, list_memory.i_products),
+                (list_memory.o_jobs, ternary.i_jobs),
+                (fetching.o_fetches, fetcher.i_fetches),
+                (fetcher.o_weights, ternary.i_port),
+                (fetcher.o_vector, mover.i_vector),
+                (fetcher.o_reads, memory.reads),
+                (memory.data, fetcher.i_data),
+                (mover.o_writes, memory.writes),
+                (top_k.o_best, wiring.flipped(self.o_best)),
+                (sequencer.o_scale, wiring.flipped(self.o_scale)),
+                (sequencer.o_faults, wiring.flipped(self.o_faults))):
+            connect_stream(m, producer, consumer)
+        for reads, users in ((vectors.reads_0, (vector.read_0, packer.read, mover.read)),
+                             (vectors.reads_1, (vector.read_1,))):
+            for port, user in zip(reads, users, strict=True):
+                wiring.connect(m, user, port)
+        for port, user in zip(vectors.writes, (vector.write, drain.write, mover.write),
+                              strict=True):
+            wiring.connect(m, user, port)
+
+        m.d.comb += [
+            sequencer.drained.eq(drain.done),
+            sequencer.chosen.eq(top_k.o_best.valid & top_k.o_best.ready & top_k.o_best.p.last),
+            sequencer.moved.eq(mover.loaded | mover.stored),
+            fetching.write.eq(self.i_program.valid & self.i_program.ready),
+            fetching.instruction.eq(self.i_program.p),
+            fetching.begin.eq(self.i_tokens.valid & self.i_tokens.ready),
+            fetching.start.eq(self.i_tokens.p.start),
+            fetching.stored.eq(mover.stored),
+        ]
+        self._lists(m, sequencer, packer, list_memory, ternary, fetcher)
+        self._results(m, ternary, drain, top_k)
+        return m
+
+    def _lists(self, m, sequencer, packer, list_memory, ternary, fetcher):
+        """Lists from both their makers into the list memory, and from there to the engine.
+
+        Columns are asked for where fetching could not know them: each product remembers it.
+        """
+        entries = list_memory.i_entries
+        m.d.comb += [
+            entries.valid.eq(sequencer.o_entries.valid | packer.o_entries.valid),
+            entries.p.eq(Mux(sequencer.o_entries.valid, sequencer.o_entries.p,
+                             packer.o_entries.p)),
+            sequencer.o_entries.ready.eq(entries.ready),
+            packer.o_entries.ready.eq(entries.ready & ~sequencer.o_entries.valid),
+        ]
+        newest = Signal()                       # ... the columns of the newest list are asked for
+        with m.If(sequencer.o_entries.valid):
+            m.d.sync += newest.eq(1)
+        with m.If(sequencer.o_packs.valid):
+            m.d.sync += newest.eq(sequencer.o_packs.p.sparse)
+        m.submodules.asked = queue = fifo.SyncFIFO(width=1,
+                                                   depth=list_memory.config.product_depth + 1)
+        asked = Signal()                        # of the product whose list is walked
+        m.d.comb += [
+            queue.w_data.eq(newest),
+            queue.w_en.eq(sequencer.o_products.valid & sequencer.o_products.ready),
+            queue.r_en.eq(ternary.i_jobs.valid & ternary.i_jobs.ready),
+        ]
+        with m.If(queue.r_en):
+            m.d.sync += asked.eq(queue.r_data)
+
+        # The list's end goes both ways at once; the engine's readiness for it depends on registers.
+        listed, columns = list_memory.o_entries, fetcher.i_columns
+        end = Signal()
+        m.d.comb += [
+            end.eq(listed.p.end),
+            ternary.i_entries.p.eq(listed.p),
+            ternary.i_entries.valid.eq(listed.valid & (~(end & asked) | columns.ready)),
+            listed.ready.eq(ternary.i_entries.ready & (~(end & asked) | columns.ready)),
+            ternary.o_columns.ready.eq(~asked | columns.ready),
+            columns.p.index.eq(listed.p.index),
+            columns.p.end.eq(end),
+            columns.valid.eq(asked & Mux(end, listed.valid & ternary.i_entries.ready,
+                                         ternary.o_columns.valid)),
+        ]
+
+    @staticmethod
+    def _results(m, ternary, drain, top_k):
+        """Products to whichever unit has been told to take one: each stops at its product's end."""
+        results = ternary.o_results
+        for unit in (drain, top_k):
+            m.d.comb += [
+                unit.i_results.p.eq(results.p),
+                unit.i_results.valid.eq(results.valid),
+            ]
+        m.d.comb += results.ready.eq(drain.i_results.ready | top_k.i_results.ready)

@@ -1,0 +1,238 @@
+"""What enters and leaves the vector memory: scaled results, and vectors of the memory port."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for, exact_log2
+
+from hw.config import CoreConfig
+from hw.formats.minifloat import bf16
+from hw.memory.fetcher import vector_layout
+from hw.memory.port import write_layout
+from hw.ternary.results import result_layout
+from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
+from hw.vector.scale import ScaleUnit
+
+__all__ = ["Drain", "Mover", "drain_layout", "move_layout", "scalar_layout"]
+
+
+def scalar_layout() -> data.StructLayout:
+    """Layout of a product of two scalar registers and a constant."""
+    return data.StructLayout({"number": bf16.width, "exponent": signed(11)})
+
+
+def drain_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a DRAIN: ``target`` is the address of a word."""
+    return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config)})
+
+
+def move_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number."""
+    return data.StructLayout({"store": 1, "address": config.address_width,
+                              "vector": address_width(config),
+                              "words": address_width(config) + 1})
+
+
+class Drain(wiring.Component):
+    """DRAIN of the instruction set: a product is scaled and written to the vector memory.
+
+    A result transfer a cycle. Cycles: :func:`sim.golden.cycles.drain_cycles`.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_commands : In(stream) of :func:`drain_layout`
+    i_results : In(stream) of :func:`hw.ternary.results.result_layout`
+        The product; transfers are accepted from the cycle after the command, to the last one.
+    write : Out(:func:`hw.vector.memory.write_signature`)
+    done : Out(1)
+        For a cycle when the last word was written.
+    """
+
+    i_commands: stream.Interface
+    i_results: stream.Interface
+    write: wiring.PureInterface
+    done: Signal
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "i_commands": In(stream.Signature(drain_layout(config))),
+            "i_results": In(stream.Signature(result_layout(config.engine))),
+            "write": Out(write_signature(config)),
+            "done": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        command = Signal(drain_layout(self.config), reset_less=True)
+        m.submodules.scale = scale = ScaleUnit(self.config)
+        scaled = scale.o
+        taking = Signal()
+        m.d.comb += [
+            scale.factor.eq(command.scalar.number),
+            scale.exponent.eq(command.scalar.exponent),
+            scale.i.p.eq(self.i_results.p),
+            scale.i.valid.eq(self.i_results.valid & taking),
+            self.i_results.ready.eq(taking),
+            scaled.ready.eq(1),
+            self.write.enable.eq(scaled.valid),
+            self.write.address.eq(command.target),
+            self.write.data.eq(scaled.p.word),
+        ]
+        m.d.sync += self.done.eq(scaled.valid & scaled.p.last)
+        with m.If(scaled.valid):
+            m.d.sync += command.target.eq(command.target + 1)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.i_commands.ready.eq(1)
+                with m.If(self.i_commands.valid):
+                    m.d.sync += command.eq(self.i_commands.p)
+                    m.next = "TAKE"
+            with m.State("TAKE"):
+                m.d.comb += taking.eq(1)
+                with m.If(self.i_results.valid & self.i_results.p.last):
+                    m.next = "WRITE"
+            with m.State("WRITE"):
+                with m.If(self.done):
+                    m.next = "IDLE"
+        return m
+
+
+class Mover(wiring.Component):
+    """LOAD and STORE of the instruction set.
+
+    A transfer of the memory port a cycle. Cycles: :func:`sim.golden.cycles.load_cycles` and
+    :func:`sim.golden.cycles.store_cycles`.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_moves : In(stream) of :func:`move_layout`
+        One LOAD or STORE; the next one is accepted when it is done.
+    i_vector : In(stream) of :func:`hw.memory.fetcher.vector_layout`
+        The vector of a LOAD, fetched.
+    o_writes : Out(stream) of :func:`hw.memory.port.write_layout`
+        The vector of a STORE, one burst.
+    read : Out(:func:`hw.vector.memory.read_signature`)
+    write : Out(:func:`hw.vector.memory.write_signature`)
+    loaded, stored : Out(1)
+        For a cycle when a LOAD, or STORE, is done: all of it was written.
+
+    Raises
+    ------
+    ValueError
+        If a transfer of the port is larger than a word of the vector memory.
+    """
+
+    i_moves: stream.Interface
+    i_vector: stream.Interface
+    o_writes: stream.Interface
+    read: wiring.PureInterface
+    write: wiring.PureInterface
+    loaded: Signal
+    stored: Signal
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        word_bytes = 2 * config.vector_lanes
+        if config.port_bytes > word_bytes:
+            raise ValueError(f"Memory port ({config.port_bytes} bytes) must not be wider than a "
+                             f"word of the vector memory ({word_bytes} bytes): a core has two "
+                             f"bytes for each result lane")
+        #: Transfers of a word.
+        self.parts = word_bytes // config.port_bytes
+        super().__init__({
+            "i_moves": In(stream.Signature(move_layout(config))),
+            "i_vector": In(stream.Signature(vector_layout(config))),
+            "o_writes": Out(stream.Signature(write_layout(config.address_width,
+                                                          config.port_bytes))),
+            "read": Out(read_signature(config)), "write": Out(write_signature(config)),
+            "loaded": Out(1), "stored": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, parts = self.config, self.parts
+        bits = 8 * config.port_bytes
+        move = Signal(move_layout(config), reset_less=True)
+        part = Signal(range(parts))                 # of the present word
+        final = Signal()
+        word = Signal(parts * bits, reset_less=True)
+        writes = self.o_writes
+        m.d.comb += [
+            final.eq(part == parts - 1),
+            # A word is written with its last part.
+            self.write.address.eq(move.vector),
+            self.write.data.eq(Cat(word, self.i_vector.p.data)[-parts * bits:]),
+            self.read.address.eq(move.vector),
+        ]
+
+        # A word of a STORE is read while the one before it is written.
+        held = Signal()                             # there are parts of a word to be written
+        reading = Signal()                          # there will be one more
+        delay = Signal(range(READ_LATENCY))         # until it is there
+        accepted, load = Signal(), Signal()
+        m.d.comb += [
+            writes.valid.eq(held),
+            writes.p.address.eq(move.address),
+            writes.p.data.eq(word[:bits]),
+            writes.p.last.eq(final & ~reading),
+            accepted.eq(held & writes.ready),
+            load.eq(reading & (delay == 0) & (~held | (accepted & final))),
+        ]
+        with m.If(self.read.enable):
+            m.d.sync += [
+                move.vector.eq(move.vector + 1),
+                move.words.eq(move.words - 1),
+                delay.eq(READ_LATENCY - 1),
+            ]
+        with m.Elif(delay != 0):
+            m.d.sync += delay.eq(delay - 1)
+        with m.If(load):
+            m.d.sync += [word.eq(self.read.data), reading.eq(self.read.enable), held.eq(1)]
+        with m.Elif(accepted):
+            m.d.sync += [word.eq(word >> bits), held.eq(~final)]
+
+        m.d.sync += [self.loaded.eq(0), self.stored.eq(0)]
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += self.i_moves.ready.eq(1)
+                m.d.sync += move.eq(self.i_moves.p)
+                with m.If(self.i_moves.valid):
+                    m.next = "LOAD"
+                    with m.If(self.i_moves.p.store):
+                        m.next = "READ"
+            with m.State("LOAD"):
+                m.d.comb += self.i_vector.ready.eq(1)
+                with m.If(self.i_vector.valid):
+                    m.d.comb += self.write.enable.eq(final)
+                    m.d.sync += [
+                        word.eq(Cat(word, self.i_vector.p.data)[bits:]),
+                        part.eq(Mux(final, 0, part + 1)),
+                        move.vector.eq(move.vector + final),
+                    ]
+                    with m.If(self.i_vector.p.last):
+                        m.d.sync += self.loaded.eq(1)
+                        m.next = "IDLE"
+            with m.State("READ"):
+                m.d.comb += self.read.enable.eq(1)
+                m.d.sync += reading.eq(1)
+                m.next = "STORE"
+            with m.State("STORE"):
+                m.d.comb += self.read.enable.eq(load & (move.words != 0))
+                with m.If(accepted):
+                    m.d.sync += [
+                        part.eq(Mux(final, 0, part + 1)),
+                        move.address.eq(move.address + config.port_bytes),
+                    ]
+                    with m.If(writes.p.last):
+                        m.d.sync += self.stored.eq(1)
+                        m.next = "IDLE"
+        return m

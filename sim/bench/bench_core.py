@@ -1,0 +1,525 @@
+"""The core against the golden machine: each instruction, random programs, a model of two layers."""
+
+import itertools
+import math
+import random
+from collections import deque
+
+import cocotb
+import numpy as np
+from cocotb.triggers import RisingEdge
+from numpy.typing import NDArray
+
+from hw.config import CoreConfig, EngineConfig
+from hw.core import Core
+from hw.formats.minifloat import bf16
+from hw.isa import FUNCTIONS, Fault, Function, Instruction, Opcode, encode
+from sim.golden.bf16 import from_float
+from sim.golden.cycles import instruction_cycles
+from sim.golden.largest import kept_count
+from sim.golden.machine import Emission, Machine, MachineFault
+from sim.golden.trits import pack_words, planes
+from sim.runner import bench_case
+from sim.streams import StreamSink, StreamSource, start
+
+CONFIGURATIONS = {
+    "small": CoreConfig(
+        engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=20, accumulator_depth=16,
+                            max_planes=3, max_batch=1, index_width=9, port_bytes=4),
+        vector_depth=1024, program_depth=256, list_depth=64, queue_words=32, best=3,
+        address_width=16),
+    # A word of the vector memory is one transfer, and a weight word is smaller than one.
+    "equal": CoreConfig(
+        engine=EngineConfig(lanes=16, result_lanes=4, accumulator_width=24, accumulator_depth=8,
+                            max_planes=2, max_batch=2, index_width=8, packing="1in2",
+                            port_bytes=8),
+        vector_depth=1024, program_depth=128, list_depth=128, queue_words=64, best=1,
+        address_width=16),
+}
+DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
+
+
+class Memory:
+    """What stands behind the memory port: it answers in order, each read after its latency.
+
+    Parameters
+    ----------
+    latency : int
+        Cycles from a read that is accepted to its first transfer.
+    stall : float
+        Probability of a cycle in which a stream does not move.
+    """
+
+    def __init__(self, dut, config: CoreConfig, contents: bytes, *, latency: int, stall: float):
+        self.contents = bytearray(contents)
+        self._dut, self._config = dut, config
+        self._latency, self._stall = latency, stall
+        self._random = random.Random(7)
+        self._core = Core(config)
+        cocotb.start_soon(self._run())
+
+    async def _run(self) -> None:
+        dut, port = self._dut, self._config.port_bytes
+        memory = self._core.memory
+        read_shape, write_shape = memory.reads.payload.shape(), memory.writes.payload.shape()
+        answers: deque = deque()                # (cycle, data)
+        now, offered = 0, False
+        dut.memory__reads__ready.value = dut.memory__writes__ready.value = 0
+        dut.memory__data__valid.value = 0
+        reads_ready = writes_ready = 0
+        while True:
+            await RisingEdge(dut.clk)
+            now += 1
+            if writes_ready and dut.memory__writes__valid.value:
+                write = write_shape.from_bits(dut.memory__writes__payload.value.to_unsigned())
+                assert write.address % port == 0
+                self.contents[write.address:write.address + port] = write.data.to_bytes(
+                    port, "little")
+            if reads_ready and dut.memory__reads__valid.value:
+                read = read_shape.from_bits(dut.memory__reads__payload.value.to_unsigned())
+                assert read.address % port == 0
+                end = read.address + read.transfers * port
+                assert 0 < read.transfers and end <= len(self.contents), "beyond the memory"
+                text = self.contents[read.address:end]
+                answers += [(now + self._latency + k,
+                             int.from_bytes(text[k * port:(k + 1) * port], "little"))
+                            for k in range(read.transfers)]
+            if offered and dut.memory__data__ready.value:
+                answers.popleft()
+                offered = False
+            if not offered and answers and answers[0][0] <= now + 1 and self._moves():
+                offered = True
+                dut.memory__data__payload.value = answers[0][1]
+            dut.memory__data__valid.value = int(offered)
+            reads_ready, writes_ready = self._moves(), self._moves()
+            dut.memory__reads__ready.value = reads_ready
+            dut.memory__writes__ready.value = writes_ready
+
+    def _moves(self) -> int:
+        return int(self._random.random() >= self._stall)
+
+
+class Driver:
+    """The core with its memory, and the golden machine beside it."""
+
+    def __init__(self, dut, program: list[Instruction], contents: bytes, *, latency: int = 0,
+                 stall: float = 0.0):
+        self.dut = dut
+        self.config = CONFIGURATIONS[bench_case()]
+        spec = Core(self.config)
+        self.program = program
+        self.machine = Machine(self.config, b"".join(map(encode, program)), contents)
+        self.memory = Memory(dut, self.config, contents, latency=latency, stall=stall)
+        self.streams = {}
+        for number, (name, end) in enumerate((
+                ("i_program", StreamSource), ("i_tokens", StreamSource), ("o_best", StreamSink),
+                ("o_scale", StreamSink), ("o_faults", StreamSink))):
+            self.streams[name] = end(dut, name, getattr(spec, name).payload.shape(), stall=stall,
+                                     seed=number)
+
+    async def load(self) -> None:
+        """Reset the core and write the program."""
+        await start(self.dut)
+        await self.write()
+
+    async def write(self) -> None:
+        """Write the program."""
+        await self.streams["i_program"].send(
+            {"index": k, "instruction": int.from_bytes(encode(instruction), "little")}
+            for k, instruction in enumerate(self.program))
+
+    async def begin(self, token: int, first: int = 0) -> None:
+        """Begin a pass, once the one before has ended."""
+        await self.streams["i_tokens"].send([{"token": token, "start": first}])
+
+    async def compare(self, emissions: list[Emission]) -> None:
+        """Receive the emissions of a pass and compare them."""
+        for expected in emissions:
+            best = await self.streams["o_best"].receive(len(expected.rows))
+            assert [entry.index for entry in best] == expected.rows.tolist()
+            assert [entry.value for entry in best] == expected.values.tolist()
+            assert [entry.last for entry in best] == [0] * (len(best) - 1) + [1]
+            scale = (await self.streams["o_scale"].receive(1))[0]
+            assert (scale.number, scale.exponent) == (expected.number, expected.exponent)
+
+    async def run(self, tokens: list[int], first: int = 0) -> None:
+        """Run passes on both, and compare what they emit and what they leave in memory."""
+        expected = [self.machine.run(token, first) for token in tokens]
+
+        async def send():
+            for token in tokens:
+                await self.begin(token, first)
+
+        sending = cocotb.start_soon(send())
+        for emissions in expected:
+            await self.compare(emissions)
+        await sending
+        # The last pass has ended when a program is accepted.
+        await self.streams["i_program"].send([{"index": self.config.program_depth - 1,
+                                               "instruction": 0}])
+        assert self.memory.contents == self.machine.memory.tobytes()
+
+
+class Writer:
+    """Writes a program and the memory it works on, by the rules of docs/machine.md."""
+
+    def __init__(self, config: CoreConfig, seed: int):
+        self.config = config
+        self.rng = np.random.default_rng(seed)
+        self.program: list[Instruction] = []
+        self.memory = bytearray()
+
+    def add(self, opcode: Opcode, **fields: int) -> None:
+        """Add an instruction."""
+        self.program.append(Instruction(opcode=opcode, **fields))
+
+    def place(self, data: bytes) -> int:
+        """Place bytes in memory; return their address."""
+        port, address = self.config.port_bytes, len(self.memory)
+        self.memory += data + bytes(-len(data) % port)
+        return address
+
+    def matrix(self, rows: int, columns: int, count: int) -> int:
+        """Place a random matrix of ``count`` planes."""
+        limit = (3 ** count - 1) // 2
+        weights = self.rng.integers(-limit, limit + 1, (rows, columns))
+        return self.place(pack_words(planes(weights, count), self.config.engine).tobytes())
+
+    def vector(self, count: int) -> int:
+        """Place a vector of numbers of all sizes, zeros among them."""
+        values = self.rng.normal(size=count) * 2.0 ** self.rng.integers(-4, 5, count)
+        values[self.rng.random(count) < 0.3] = 0
+        return self.place(from_float(values).astype("<u2").tobytes())
+
+    def contents(self) -> bytes:
+        """Return the memory, with some room behind it."""
+        return bytes(self.memory) + bytes(64)
+
+
+def every_instruction(config: CoreConfig, seed: int) -> Writer:
+    """Write a program with each opcode and function, in an order that the rules allow."""
+    writer = Writer(config, seed)
+    rng, lanes = writer.rng, config.vector_lanes
+    sizes = [lanes, 2 * lanes, 3 * lanes, 8 * lanes]
+    room = 8 * lanes
+    slots = [lanes + k * room for k in range((config.vector_depth - lanes) // room)]
+    store = writer.place(bytes(2 * room * len(slots)))
+    for slot in slots:
+        writer.add(Opcode.LOAD, target=slot, count=room, address=writer.vector(room))
+    for register in (1, 2):
+        writer.add(Opcode.NORM, target=register, a=slots[register], count=room)
+
+    def slot():
+        return int(rng.choice(slots))
+
+    def pack(count):
+        function = int(rng.choice(FUNCTIONS[Opcode.PACK]))
+        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=slot(),
+                   count=count)
+
+    for register in range(3, 16):
+        writer.add(Opcode.PACK, function=Function.DENSE, target=register, a=slot(), count=lanes)
+    waiting: deque[int] = deque()
+
+    def take(count):
+        names = {"a": int(rng.integers(16)), "b": int(rng.integers(16)),
+                 "constant": int(rng.integers(0x3E00, 0x4000)), "count": count}
+        if count % lanes or rng.integers(3) == 0:
+            writer.add(Opcode.EMIT, **names)
+        else:
+            writer.add(Opcode.DRAIN, target=slot(), **names)
+
+    for _ in range(14):
+        count = int(rng.choice(sizes))
+        if rng.integers(4):
+            pack(count)
+            columns = count
+        else:
+            writer.add(Opcode.TOKEN)
+            columns = config.engine.max_columns // 4
+        for _ in range(int(rng.integers(1, config.product_depth + 1))):
+            rows = int(rng.choice([1, lanes, 2 * lanes, config.engine.lanes, room,
+                                   config.engine.lanes + lanes + 1]))
+            count = int(rng.integers(1, config.engine.max_planes + 1))
+            writer.add(Opcode.MATMUL, a=rows, b=count, count=columns,
+                       address=writer.matrix(rows, columns, count))
+            waiting.append(rows)
+            function = int(rng.choice(FUNCTIONS[Opcode.VECTOR]))
+            binary = function < Function.COPY
+            writer.add(Opcode.VECTOR, function=function, target=slot(), a=slot(),
+                       b=slot() if binary else 0, count=int(rng.choice(sizes)))
+        while waiting:
+            take(waiting.popleft())
+        writer.add(Opcode.NORM, target=int(rng.integers(1, 3)), a=slot(), count=room)
+        # What is stored is read again behind the fence.
+        place = int(rng.integers(len(slots)))
+        writer.add(Opcode.STORE, a=slots[place], count=room, address=store + 2 * room * place)
+        writer.add(Opcode.LOAD, target=slot(), count=room, address=store + 2 * room * place)
+    # Nothing that is not finite may be left for a PACK of the next pass.
+    for slot_ in slots:
+        place = slots.index(slot_)
+        writer.add(Opcode.STORE, a=slot_, count=room, address=store + 2 * room * place)
+    writer.add(Opcode.STOP)
+    return writer
+
+
+def finite(writer: Writer, tokens: list[int]) -> bool:
+    """Whether the golden machine gets through: no vector of a PACK is infinite."""
+    machine = Machine(writer.config, b"".join(map(encode, writer.program)), writer.contents())
+    try:
+        for token in tokens:
+            machine.run(token)
+    except MachineFault as found:
+        assert found.fault is Fault.NOT_FINITE
+        return False
+    return True
+
+
+@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]))
+async def programs(dut, latency, stall):
+    """Each opcode and function: emissions and memory are those of the golden machine."""
+    config = CONFIGURATIONS[bench_case()]
+    tokens = [0, config.engine.max_columns // 4 - 1, 5]
+    writer = next(writer for seed in itertools.count(1)
+                  if finite(writer := every_instruction(config, seed), tokens))
+    driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+    await driver.load()
+    await driver.run(tokens)
+
+
+def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
+    """Write a model of two layers, MLGRU and gated network, and return where its body begins."""
+    writer = Writer(config, 3)
+    add, rng = writer.add, writer.rng
+    width, hidden, vocab = 2 * config.engine.lanes, 3 * config.engine.lanes, 50
+    names = ("x", "h0", "h1", "bias", "z", "c", "g", "up", "gate")
+    at = dict(zip(names, range(config.vector_lanes, config.vector_depth, hidden), strict=False))
+    kind = Function.SPARSE if sparse else Function.DENSE
+
+    def scale(fan: int) -> int:
+        return int(from_float(np.array(1 / math.sqrt(fan))))
+
+    def pack(name: str, count: int, function: Function = Function.DENSE) -> None:
+        add(Opcode.PACK, function=function, target=1, a=at[name], count=count)
+
+    def multiply(rows: int, columns: int, count: int = 1) -> None:
+        add(Opcode.MATMUL, a=rows, b=count, count=columns,
+            address=writer.matrix(rows, columns, count))
+
+    def drain(name: str, rows: int, fan: int, norm: int) -> None:
+        add(Opcode.DRAIN, target=at[name], a=norm, b=1, count=rows, constant=scale(fan))
+
+    def vector(function: Function, target: str, a: str, b: str = "", count: int = width) -> None:
+        add(Opcode.VECTOR, function=function, target=at[target], a=at[a], b=at[b] if b else 0,
+            count=count)
+
+    for state in ("h0", "h1"):
+        add(Opcode.VECTOR, function=Function.COPY, target=at[state], a=0,
+            count=config.vector_lanes)
+        for done in range(config.vector_lanes, width, config.vector_lanes):
+            add(Opcode.VECTOR, function=Function.COPY, target=at[state] + done, a=0,
+                count=config.vector_lanes)
+    body = len(writer.program)
+    add(Opcode.TOKEN)
+    multiply(width, vocab, 2)
+    add(Opcode.DRAIN, target=at["x"], a=0, b=0, count=width, constant=bf16.one)
+    for state in ("h0", "h1"):
+        pack("x", width)
+        for _ in range(3):
+            multiply(width, width)
+        add(Opcode.NORM, target=2, a=at["x"], count=width)
+        add(Opcode.LOAD, target=at["bias"], count=width, address=writer.vector(width))
+        drain("z", width, 1, 2)
+        vector(Function.ADD, "z", "z", "bias")
+        vector(Function.SIGMOID_OF_NEGATIVE, "z", "z")
+        drain("c", width, 1, 2)
+        vector(Function.SILU, "c", "c")
+        vector(Function.SUBTRACT, "c", "c", state)
+        vector(Function.LMUL, "c", "z", "c")
+        vector(Function.ADD, state, state, "c")
+        add(Opcode.NORM, target=3, a=at[state], count=width)
+        drain("g", width, 1, 2)
+        vector(Function.SILU, "g", "g")
+        vector(Function.LMUL, "g", state, "g")
+        pack("g", width, kind)
+        multiply(width, width)
+        drain("g", width, width, 3)
+        vector(Function.ADD, "x", "x", "g")
+        pack("x", width)
+        multiply(hidden, width)
+        multiply(hidden, width)
+        add(Opcode.NORM, target=2, a=at["x"], count=width)
+        drain("gate", hidden, 1, 2)
+        vector(Function.RELU, "gate", "gate", count=hidden)
+        drain("up", hidden, 1, 2)
+        vector(Function.LMUL, "up", "up", "gate", count=hidden)
+        pack("up", hidden, kind)
+        multiply(width, hidden)
+        drain("g", width, hidden, 0)
+        vector(Function.ADD, "x", "x", "g")
+    pack("x", width)
+    multiply(vocab, width, 2)
+    add(Opcode.NORM, target=2, a=at["x"], count=width)
+    add(Opcode.EMIT, a=2, b=1, count=vocab, constant=scale(1))
+    add(Opcode.STOP)
+    assert at["gate"] + hidden <= config.vector_depth and rng is writer.rng
+    return writer, body
+
+
+@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.parametrize(sparse=[False, True], stall=[0.0, 0.3])
+async def model(dut, sparse, stall):
+    """Eight tokens, then a new sequence."""
+    config = CONFIGURATIONS[bench_case()]
+    writer, body = two_layers(config, sparse=sparse)
+    driver = Driver(dut, writer.program, writer.contents(), latency=20, stall=stall)
+    await driver.load()
+    await driver.run([7])
+    await driver.run([int(token) for token in writer.rng.integers(0, 50, 7)], body)
+    await driver.run([3])
+    await driver.run([4, 49], body)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+@cocotb.parametrize(kind=["opcode", "address", "not_finite", "no_product"])
+async def faults(dut, kind):
+    """A fault is told with its instruction; after a reset the core works again."""
+    config = CONFIGURATIONS[bench_case()]
+    writer, body = two_layers(config, sparse=False)
+    lanes = config.vector_lanes
+    infinite = writer.place(np.full(lanes, bf16.infinity, "<u2").tobytes())
+    wrong = {
+        "opcode": Instruction(opcode=Opcode.VECTOR, function=0xFF, target=lanes, a=lanes,
+                              count=lanes),
+        "address": Instruction(opcode=Opcode.LOAD, target=lanes, count=lanes,
+                               address=config.memory_bytes - 2 * lanes + config.port_bytes),
+        "not_finite": Instruction(opcode=Opcode.PACK, function=Function.SPARSE, target=1,
+                                  a=config.vector_depth - lanes, count=lanes),
+        "no_product": Instruction(opcode=Opcode.DRAIN, target=lanes, count=lanes),
+    }[kind]
+    at = body + 3
+    program = [*writer.program[:at], wrong, *writer.program[at:]]
+    program.insert(at, Instruction(opcode=Opcode.LOAD, target=config.vector_depth - lanes,
+                                   count=lanes, address=infinite))
+    driver = Driver(dut, program, writer.contents(), latency=5)
+    await driver.load()
+    await driver.begin(7)
+    fault = (await driver.streams["o_faults"].receive(1))[0]
+    try:
+        driver.machine.run(7)
+        raise AssertionError("the golden machine found no fault")
+    except MachineFault as found:
+        assert (fault.fault, fault.instruction) == (found.fault, found.instruction)
+    for _ in range(200):
+        await RisingEdge(dut.clk)
+        assert not dut.o_faults__valid.value and not dut.i_tokens__ready.value
+
+    driver.program = writer.program
+    driver.machine = Machine(config, b"".join(map(encode, writer.program)), writer.contents())
+    dut.rst.value = 1
+    await RisingEdge(dut.clk)
+    dut.rst.value = 0
+    await driver.write()
+    await driver.run([7])
+    await driver.run([1, 2], body)
+
+
+def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list[Instruction]]]:
+    """Instructions to be timed, what comes before each, and what must come behind it."""
+    lanes, engine = config.vector_lanes, config.engine
+    cases = []
+    for words in (1, 2, 5):
+        count = words * lanes
+        cases += [(Instruction(opcode=Opcode.VECTOR, function=function, target=0, a=0, count=count),
+                   [], []) for function in FUNCTIONS[Opcode.VECTOR]]
+        cases += [
+            (Instruction(opcode=Opcode.NORM, target=1, count=count), [], []),
+            (Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=count),
+             [], []),
+            (Instruction(opcode=Opcode.LOAD, target=0, count=count), [], []),
+            (Instruction(opcode=Opcode.STORE, a=0, count=count), [], []),
+        ]
+    token = Instruction(opcode=Opcode.TOKEN)
+    cases.append((token, [], []))
+    # What a product takes is over when an instruction of this length is.
+    wait = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
+                       count=config.vector_depth // 2)
+    for rows in (1, lanes, 3 * lanes, engine.lanes + lanes):
+        product = Instruction(opcode=Opcode.MATMUL, a=rows, b=1, count=8)
+        take = Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one)
+        cases.append((product, [token], [wait, take]))
+        cases.append((take, [token, product, wait], []))
+        if rows % lanes == 0:
+            cases.append((Instruction(opcode=Opcode.DRAIN, count=rows, constant=bf16.one),
+                          [token, product, wait], []))
+    return cases
+
+
+@cocotb.test(timeout_time=3000, timeout_unit="us")
+async def cycles(dut):
+    """Each instruction takes its formula's cycles, from dispatch to dispatch."""
+    config = CONFIGURATIONS[bench_case()]
+    writer = Writer(config, 1)
+    writer.matrix(config.engine.max_rows, 8, 1)
+    stop = Instruction(opcode=Opcode.STOP)
+    # Two of it make decoding of the next instruction no part of what is measured.
+    rest = [Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
+                        count=config.vector_lanes)] * 2
+    driver = Driver(dut, [stop], writer.contents())
+    tokens = driver.streams["i_tokens"]
+    dut.o_scale__ready.value = 1
+    emitting = cocotb.start_soon(driver.streams["o_best"].receive(10 ** 9))
+    scales = cocotb.start_soon(driver.streams["o_scale"].receive(10 ** 9))
+
+    async def measure(program: list[Instruction]) -> int:
+        driver.program = program
+        await driver.load()
+        await driver.begin(1)
+        first = tokens.last_cycle
+        await driver.begin(1, len(program) - 1)
+        return tokens.last_cycle - first
+
+    wrong: list[tuple[Instruction, int, int]] = []
+    for instruction, before, behind in timed(config):
+        without = [*before, *rest, *behind, *rest, stop]
+        if instruction.opcode in (Opcode.DRAIN, Opcode.EMIT):
+            took = await measure([*before, *rest, instruction, *rest, stop])
+            took -= await measure([*before, *rest, *rest, stop])
+        elif instruction.opcode is Opcode.MATMUL:
+            took = await measure([*before, *rest, instruction, *behind, *rest, stop])
+            took -= await measure([*before, *rest, *behind[:1], *rest, stop])
+            took -= instruction_cycles(config, behind[1], kept=_kept(config, behind[1]))
+        else:
+            took = await measure([*before, *rest, instruction, *behind, *rest, stop])
+            took -= await measure(without)
+        expected = instruction_cycles(config, instruction, kept=_kept(config, instruction))
+        if took != expected:
+            wrong.append((instruction, took, expected))
+    emitting.cancel()
+    scales.cancel()
+    assert not wrong, "\n".join(f"{i.opcode.name} a={i.a} count={i.count}: {took} cycles, not "
+                                f"{expected}" for i, took, expected in wrong)
+
+
+def _kept(config: CoreConfig, instruction: Instruction) -> int:
+    """Count integers that are kept on the way, of a column of token 1 that is not known here."""
+    if instruction.opcode is not Opcode.EMIT:
+        return 0
+    writer = Writer(config, 1)
+    weights = _column(writer, instruction.count)
+    return kept_count(weights, config.best)
+
+
+def _column(writer: Writer, rows: int) -> NDArray[np.int64]:
+    machine = Machine(writer.config, b"".join(map(encode, [
+        Instruction(opcode=Opcode.TOKEN),
+        Instruction(opcode=Opcode.MATMUL, a=rows, b=1, count=8),
+        Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one),
+        Instruction(opcode=Opcode.STOP)])), _filled(writer))
+    return machine.run(1)[0].integers
+
+
+def _filled(writer: Writer) -> bytes:
+    writer.matrix(writer.config.engine.max_rows, 8, 1)
+    return writer.contents()
