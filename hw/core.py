@@ -131,7 +131,7 @@ class Core(wiring.Component):
         return m
 
     def _lists(self, m, sequencer, packer, list_memory, ternary, fetcher):
-        """Lists from both their makers into the list memory, and from there to the engine.
+        """Join lists from both their makers with the list memory, and that with the engine.
 
         Columns are asked for where fetching could not know them: each product remembers it.
         """
@@ -176,7 +176,7 @@ class Core(wiring.Component):
 
     @staticmethod
     def _results(m, ternary, drain, top_k):
-        """Products to whichever unit has been told to take one: each stops at its product's end."""
+        """Hand products to the unit that was told to take one: it stops at its product's end."""
         results = ternary.o_results
         for unit in (drain, top_k):
             m.d.comb += [

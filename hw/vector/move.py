@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for, exact_log2
 
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16

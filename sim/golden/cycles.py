@@ -9,12 +9,12 @@ from hw.isa import Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 
-__all__ = ["INSTRUCTION_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles", "core_cycles",
-           "decode_cycles", "dispatch_cycles", "engine_cycles", "engine_lane_words",
-           "engine_period", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
-           "gearbox_cycles", "instruction_cycles", "list_cycles", "norm_cycles", "pack_cycles",
-           "port_transfers", "product_cycles", "top_k_cycles", "touched_transfers", "uart_cycles",
-           "vector_cycles"]
+__all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
+           "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
+           "engine_lane_words", "engine_period", "fetch_cycles", "frame_delivery_cycles",
+           "frame_send_cycles", "gearbox_cycles", "instruction_cycles", "list_cycles",
+           "load_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
+           "store_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -153,11 +153,9 @@ def dispatch_cycles(config: CoreConfig, program: list[Instruction]) -> int:
     The program ends with STOP and has only TOKEN and MATMUL beside it, and nothing waits. The next
     instruction is decoded while one is executed.
     """
-    cycles = 2 + decode_cycles(config, program[0])
-    for instruction, following in itertools.pairwise(program):
-        own = 4 if instruction.opcode is Opcode.TOKEN else 3
-        cycles += max(own, decode_cycles(config, following))
-    return cycles
+    return 2 + decode_cycles(config, program[0]) + sum(
+        instruction_cycles(config, instruction, following=following)
+        for instruction, following in itertools.pairwise(program))
 
 
 def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -219,17 +217,49 @@ def uart_cycles(divisor: int, count: int) -> int:
     return 10 * divisor * (count - 1) + 9 * divisor + divisor // 2 + 6
 
 
-#: Cycles of each instruction of the core beside those of its unit, or of its elements where no
-#: formula of a unit is above: from its dispatch to the next one's, with nothing to wait for.
-INSTRUCTION_CYCLES = {Opcode.STOP: 4, Opcode.LOAD: 8, Opcode.STORE: 8, Opcode.TOKEN: 8,
-                      Opcode.PACK: 4, Opcode.MATMUL: 4, Opcode.DRAIN: 16, Opcode.EMIT: 24,
-                      Opcode.VECTOR: 4, Opcode.NORM: 4}
+def drain_cycles(words: int) -> int:
+    """Cycles of a drain from its command accepted to its end told, both included.
+
+    The product is there: a word is taken each cycle, ten later it is written.
+    """
+    return words + 12
 
 
-def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0) -> int:
+def load_cycles(config: CoreConfig, words: int) -> int:
+    """Cycles of the mover from a LOAD accepted to its end told, both included.
+
+    The vector is there: a transfer of the port is taken each cycle.
+    """
+    return 2 * words * config.vector_lanes // config.port_bytes + 2
+
+
+def store_cycles(config: CoreConfig, words: int) -> int:
+    """Cycles of the mover from a STORE accepted to its end told, both included.
+
+    The port takes a transfer each cycle, but a word needs two to be read.
+    """
+    parts = 2 * config.vector_lanes // config.port_bytes
+    return (words - 1) * max(2, parts) + parts + 5
+
+
+#: Cycles from the dispatch of a DRAIN or EMIT to its unit's command: two products of scalars. They
+#: pass while the product is waited for.
+SCALAR_CYCLES = 21
+
+#: Cycles of each instruction of the core beside those of its unit: what the sequencer takes until
+#: the unit has its command, and from its end to the next instruction. Behind STOP the next pass is
+#: begun and its first instruction decoded.
+INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TOKEN: 4,
+                      Opcode.PACK: 2, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
+                      Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2}
+
+
+def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
+                       following: Instruction | None = None) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
-    Nothing is waited for: products are there, and memory answers at once.
+    Nothing is waited for: products are there, vectors of a LOAD were read, and memory takes a
+    transfer each cycle.
 
     Parameters
     ----------
@@ -237,24 +267,31 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
     instruction : Instruction
     kept : int
         Of EMIT: how many integers were among the largest so far when they came.
+    following : Instruction, optional
+        The next one, which is decoded meanwhile; by default one that needs the least time.
     """
     count = instruction.count
     words = -(-count // config.vector_lanes)
     cycles = INSTRUCTION_CYCLES[instruction.opcode]
     match instruction.opcode:
-        case Opcode.LOAD | Opcode.STORE:
-            return cycles + 2 * count // config.port_bytes
+        case Opcode.LOAD:
+            cycles += load_cycles(config, words)
+        case Opcode.STORE:
+            cycles += store_cycles(config, words)
         case Opcode.PACK:
-            return cycles + pack_cycles(config, words)
+            cycles += pack_cycles(config, words)
         case Opcode.DRAIN:
-            return cycles + words
+            cycles += drain_cycles(words)
         case Opcode.VECTOR:
-            return cycles + vector_cycles(words)
+            cycles += vector_cycles(words)
         case Opcode.EMIT:
-            return cycles + words + kept
+            cycles += top_k_cycles(config, count, kept)
         case Opcode.NORM:
-            return cycles + norm_cycles(config, words)
-    return cycles
+            cycles += norm_cycles(config, words)
+    return max(cycles, decode_cycles(config, following or _STOP))
+
+
+_STOP = Instruction(opcode=Opcode.STOP)
 
 
 def block_ram_memory_cycles(bursts: list[int]) -> int:

@@ -7,6 +7,7 @@ instruction.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,15 @@ from numpy.typing import NDArray
 
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
-from sim.golden.cycles import engine_cycles, engine_period, instruction_cycles, port_transfers
+from sim.golden.cycles import (
+    INSTRUCTION_CYCLES,
+    SCALAR_CYCLES,
+    engine_cycles,
+    engine_period,
+    instruction_cycles,
+    load_cycles,
+    port_transfers,
+)
 
 __all__ = ["TokenCycles", "token_cycles"]
 
@@ -184,16 +193,20 @@ class _Walk:
         self._useful = self._engine = self._execution = 0.0
         opens = Opcode.TOKEN                    # what made the newest list
         sparse = False
-        for instruction in self._instructions:
+        for instruction, following in itertools.zip_longest(self._instructions,
+                                                            self._instructions[1:]):
             self._dispatched.append(self.now)
-            cycles = instruction_cycles(config, instruction, kept=self._kept(instruction))
+            cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
+                                        following=following)
             self._execution += cycles
             match instruction.opcode:
                 case Opcode.LOAD:
                     self._multiply(len(self._queue))
                     transfers = 2 * instruction.count // config.port_bytes
                     self._read_vector(transfers)
-                    self.now = max(self.now + cycles, self._left.last + 1 + cycles - transfers)
+                    words = instruction.count // config.vector_lanes
+                    after = load_cycles(config, words) - transfers + INSTRUCTION_CYCLES[Opcode.LOAD]
+                    self.now = max(self.now + cycles, self._left.last + 1 + after)
                 case Opcode.STORE:
                     self.now += cycles
                     self._stored += 2 * instruction.count // config.port_bytes
@@ -214,10 +227,11 @@ class _Walk:
                     if product.first_result == math.inf:
                         self._multiply(1)
                     self._queue.popleft()
-                    self.now = max(self.now, product.first_result)
+                    self.now = max(self.now, product.first_result - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
                     transfers = config.engine.result_transfers(instruction.count)
-                    self._idle_at = max(self._idle_at, self.now + transfers - RESULT_TRANSFERS)
+                    self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
+                                        - RESULT_TRANSFERS)
                     self.now += cycles
                 case _:
                     self.now += cycles

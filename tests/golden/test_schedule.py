@@ -1,5 +1,6 @@
 """The derived cycles of a program, against sums and formulas for programs that are easy to see."""
 
+import itertools
 import math
 from collections import deque
 
@@ -12,12 +13,18 @@ from hw.isa import Function, Instruction, Opcode
 from sim.golden import schedule
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
+    SCALAR_CYCLES,
+    decode_cycles,
+    drain_cycles,
     engine_cycles,
     engine_period,
     instruction_cycles,
+    load_cycles,
     norm_cycles,
     pack_cycles,
     port_transfers,
+    store_cycles,
+    top_k_cycles,
     vector_cycles,
 )
 from sim.golden.schedule import LIST_LATENCY, WORD_LATENCY, token_cycles
@@ -50,19 +57,26 @@ def load(count):
 
 class TestInstructionCycles:
     @pytest.mark.parametrize(("instruction", "elements"), [
-        (STOP, 0), (TOKEN, 0), (matmul(256, 256), 0), (vector(256), vector_cycles(32)),
-        (drain(256), 32),
-        (drain(257), 33), (load(256), 64), (Instruction(opcode=Opcode.STORE, count=8), 2),
+        (STOP, 0), (vector(256), vector_cycles(32)), (drain(256), drain_cycles(32)),
+        (drain(257), drain_cycles(33)), (load(256), load_cycles(CONFIG, 32)),
+        (Instruction(opcode=Opcode.STORE, count=8), store_cycles(CONFIG, 1)),
         (pack(256), pack_cycles(CONFIG, 32)),
         (Instruction(opcode=Opcode.NORM, count=256), norm_cycles(CONFIG, 32))])
     def test_one(self, instruction, elements):
         assert instruction_cycles(CONFIG, instruction) == (
             INSTRUCTION_CYCLES[instruction.opcode] + elements)
 
+    def test_decoding_takes_longer(self):
+        """The next instruction is decoded meanwhile: at least 5 cycles, 21 for a large matrix."""
+        for instruction in (TOKEN, matmul(256, 256)):
+            assert instruction_cycles(CONFIG, instruction) == 5
+            assert instruction_cycles(CONFIG, instruction, following=matmul(256, 256)) == (
+                decode_cycles(CONFIG, matmul(256, 256))) == 21
+
     def test_kept(self):
         instruction = Instruction(opcode=Opcode.EMIT, count=4096)
         assert instruction_cycles(CONFIG, instruction, kept=9) == (
-            INSTRUCTION_CYCLES[Opcode.EMIT] + 512 + 9)
+            INSTRUCTION_CYCLES[Opcode.EMIT] + top_k_cycles(CONFIG, 4096, 9))
 
 
 class TestSimplePrograms:
@@ -113,7 +127,7 @@ class TestSimplePrograms:
         assert cost.engine == 3 * period
         assert cost.limit == "engine"
         # Draining begins while the engine still delivers.
-        rest = INSTRUCTION_CYCLES[Opcode.DRAIN] + sum(
+        rest = drain_cycles(0) + sum(
             instruction_cycles(config, item) for item in (pack(256), STOP))
         assert 3 * period + rest <= cost.cycles <= 3 * period + rest + LIST_LATENCY + 16
 
@@ -294,12 +308,16 @@ class Stepper:
         """Execute instruction after instruction."""
         config = self.config
         asked = False
-        for instruction in tokens * self.program:
+        program = tokens * self.program
+        for instruction, following in itertools.zip_longest(program, program[1:]):
+            # Decoding the next token's first instruction begins with the token.
+            following = None if instruction.opcode is Opcode.STOP else following
             opcode, count = instruction.opcode, instruction.count
             kept = 0
             if opcode is Opcode.EMIT:
                 kept = min(count, round(config.best * (1 + math.log(max(count / config.best, 1)))))
-            ends = self.now + instruction_cycles(config, instruction, kept=kept)
+            ends = self.now + instruction_cycles(config, instruction, kept=kept,
+                                                 following=following)
             if opcode in (Opcode.TOKEN, Opcode.PACK):
                 asked = opcode is Opcode.TOKEN
             elif opcode is Opcode.MATMUL:
@@ -309,6 +327,8 @@ class Stepper:
                 self.products.append(job)
             elif opcode in (Opcode.DRAIN, Opcode.EMIT):
                 job = self.products.popleft()
+                for _ in range(SCALAR_CYCLES):
+                    yield
                 waited = -self.now
                 while self.now < job["result"]:
                     yield
@@ -323,7 +343,8 @@ class Stepper:
                         yield
                     self.queue.popleft()
                     yield
-                ends = max(ends, self.now + INSTRUCTION_CYCLES[Opcode.LOAD])
+                after = load_cycles(config, count // config.vector_lanes) - transfers
+                ends = max(ends, self.now + after + INSTRUCTION_CYCLES[Opcode.LOAD])
             while self.now < ends:
                 yield
             if opcode is Opcode.STOP:
