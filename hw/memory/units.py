@@ -17,8 +17,9 @@ _PORT = {"address_width": _CONFIG.address_width, "port_bytes": _CONFIG.port_byte
 UNITS: dict[str, Unit] = {
     "fetcher": Unit(unit="fetcher", format="8 bytes", build=partial(Fetcher, _CONFIG),
                     clock_mhz=150, bar=_BAR),
-    "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 8 bytes", clock_mhz=150,
-                             build=partial(BlockRamMemory, depth=2 ** 15, **_PORT), bar=_BAR),
+    "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 16 bytes", clock_mhz=150,
+                             build=partial(BlockRamMemory, address_width=18, port_bytes=16,
+                                           depth=2 ** 14), bar=_BAR),
     "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
                  clock_mhz=150, bar=_BAR),
 }

@@ -11,6 +11,8 @@ from hw.synth import Unit
 __all__ = ["UNITS"]
 
 _BAR = ">= 95 MHz"
+# Wide multiplexers of LUTs take nearly twice the LUTs, and nothing here needs their speed.
+_SMALL = "-nowidelut"
 _CONFIG = CoreConfig(engine=EngineConfig(target="ecp5"))
 
 UNITS: dict[str, Unit] = {
@@ -19,5 +21,5 @@ UNITS: dict[str, Unit] = {
     "list-memory": Unit(unit="list memory", format="int8", build=partial(ListMemory, _CONFIG),
                         clock_mhz=150, bar=_BAR),
     "top-k": Unit(unit="top k", format="int24", build=partial(TopK, _CONFIG),
-                  lanes=_CONFIG.vector_lanes, clock_mhz=150, bar=_BAR),
+                  lanes=_CONFIG.vector_lanes, clock_mhz=150, bar=_BAR, synthesis=_SMALL),
 }

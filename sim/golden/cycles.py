@@ -128,7 +128,7 @@ def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
     kept : int
         As :func:`sim.golden.largest.kept_count` counts.
     """
-    return config.engine.result_transfers(rows) + kept + min(config.best, rows) + 2
+    return config.engine.result_transfers(rows) + 2 * kept + min(config.best, rows) + 2
 
 
 def list_cycles(entries: int) -> int:
