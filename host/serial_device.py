@@ -18,8 +18,8 @@ from hw.link.protocol import (
     COUNTERS,
     PROTOCOL_VERSION,
     Command,
+    EngineTransfers,
     Fields,
-    Transfers,
     transfer_bytes,
 )
 
@@ -86,7 +86,7 @@ class SerialDevice(Device):
             raise
         super().__init__(actual)
         self._facts = facts
-        self._transfers = Transfers(actual, _OPERAND_WIDTH)
+        self._transfers = EngineTransfers(actual, _OPERAND_WIDTH)
         self._payload_bytes: int = facts["payload_bytes"]
         self._entry_queue: int = facts["entry_queue"]
         self._stored: list[NDArray[np.uint8]] = []

@@ -6,7 +6,7 @@
     python -m hw.build BOARD [--seed N] [--no-pnr] [--record] [--lanes N ...]
     python -m hw.build verilog --unit core [--lanes N ...] --output FILE
 
-Every field of the engine's configuration is an option, for boards as well.
+Every field of the configuration is an option, for boards as well.
 """
 
 import argparse
@@ -24,10 +24,10 @@ import time
 from amaranth.back import verilog
 from amaranth.lib import wiring
 
-from hw.boards import BOARDS, Board
+from hw.boards import BOARDS, CoreBoard, EngineBoard
 from hw.boards.top import BoardTop, load_platform
 from hw.common.tool import ToolFailed, run_tool
-from hw.config import EngineConfig
+from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import FORMATS
 from hw.lmul.lmul import LMul
 from hw.ternary.core import TernaryCore
@@ -59,11 +59,22 @@ _RESOURCES = {
 }
 
 # Parts of the board's system, by the path of their modules.
-_PARTS = {
-    "engine": ("core.engine",),
-    "gearbox": ("core.gearbox",),
-    "lmul": ("lmul",),
-    "link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter", "uart_transmitter"),
+_LINK = {"link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter",
+                  "uart_transmitter", "entries", "answers", "queue")}
+_ENGINE_PARTS = {"engine": ("core.engine",), "gearbox": ("core.gearbox",), "lmul": ("lmul",),
+                 **_LINK}
+_CORE_PARTS = {
+    "engine": ("core.ternary.engine",),
+    "gearbox": ("core.ternary.gearbox",),
+    "sequencer": ("core.sequencer", "core.fetching"),
+    "lists": ("core.list", "core.packer", "core.asked"),
+    "vector unit": ("core.vector",),
+    "vector memory": ("core.vectors", "core.mover"),
+    "scale": ("core.drain",),
+    "top k": ("core.top_k",),
+    "fetcher": ("core.fetcher",),
+    "memory": ("memory", "shared"),
+    **_LINK,
 }
 
 _RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"
@@ -101,13 +112,13 @@ def _area(cells: collections.Counter) -> dict[str, int]:
             for column, kinds in AREA.items()}
 
 
-def _area_by_part(cells: dict[str, dict]) -> list[dict]:
+def _area_by_part(cells: dict[str, dict], parts: dict[str, tuple[str, ...]]) -> list[dict]:
     """Add up the cells of each part of the flat design, by the path in the cell's name."""
-    found: dict[str, collections.Counter] = {part: collections.Counter() for part in _PARTS}
+    found: dict[str, collections.Counter] = {part: collections.Counter() for part in parts}
     found["other"] = collections.Counter()
     for name, cell in cells.items():
         path = name.removeprefix("system.")
-        part = next((part for part, prefixes in _PARTS.items()
+        part = next((part for part, prefixes in parts.items()
                      if path.startswith(tuple(f"{prefix}." for prefix in prefixes))), "other")
         found[part][cell["type"]] += 1
     return [{"part": part, **_area(counts)} for part, counts in found.items()]
@@ -121,7 +132,7 @@ def _overflow(log: str) -> str:
         for name, used, available in table if int(used) > int(available))
 
 
-def _place_and_route(board: Board, command: list[str], folder: pathlib.Path) -> None:
+def _place_and_route(board: EngineBoard | CoreBoard, command: list[str], folder: pathlib.Path) -> None:
     try:
         run_tool(command, folder)
     except ToolFailed as problem:
@@ -143,13 +154,13 @@ def _versions(tools: list[str], folder: pathlib.Path) -> dict[str, str]:
     return versions
 
 
-def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = True,
+def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1, route: bool = True,
           say=lambda text: None) -> dict:
     """Build a board's bitstream and report on it.
 
     Parameters
     ----------
-    board : Board
+    board : EngineBoard or CoreBoard
     folder : path
         Where all files go.
     seed : int
@@ -197,7 +208,9 @@ def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = Tr
     synthesis, place_and_route, pack = commands
     say(f"{board.name}: synthesis")
     run_tool(commands[synthesis], folder)
-    parts = _area_by_part(json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"])
+    is_core = isinstance(board, CoreBoard)
+    parts = _area_by_part(json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"],
+                          _CORE_PARTS if is_core else _ENGINE_PARTS)
     tools = [synthesis, place_and_route] if route else [synthesis]
     report: dict = {
         "board": board.name, "device": platform.device,
