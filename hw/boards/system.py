@@ -141,7 +141,8 @@ class BoardSystem(wiring.Component):
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
         core = Core(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)
-        memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes)
+        memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
+                                target=config.engine.target)
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)

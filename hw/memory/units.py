@@ -19,7 +19,7 @@ UNITS: dict[str, Unit] = {
                     clock_mhz=150, bar=_BAR),
     "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 16 bytes", clock_mhz=150,
                              build=partial(BlockRamMemory, address_width=18, port_bytes=16,
-                                           depth=2 ** 14), bar=_BAR),
+                                           depth=2 ** 14, target="ecp5"), bar=_BAR),
     "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
                  clock_mhz=150, bar=_BAR),
 }

@@ -64,7 +64,8 @@ class Bench(wiring.Component):
         """Put the units side by side."""
         m = Module()
         m.submodules.ram = ram = BlockRamMemory(address_width=ADDRESS_WIDTH, port_bytes=RAM_BYTES,
-                                                depth=MEMORY_BYTES // RAM_BYTES // 8)
+                                                depth=MEMORY_BYTES // RAM_BYTES // 8,
+                                                target="ecp5")
         wiring.connect(m, wiring.flipped(self.port_ram), ram.port)
         for width in WIDTHS:
             master = Axi4Master(address_width=ADDRESS_WIDTH, port_bytes=width)
