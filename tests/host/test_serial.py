@@ -124,7 +124,7 @@ HARMLESS = ["garbage before", "garbage without zero before", "twice"]
 @pytest.fixture
 def faulty(port, monkeypatch):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
-    monkeypatch.setattr("host.serial_device.serial.Serial", FaultyPort)
+    monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
     device = SerialDevice(port, config=CONFIG, timeout=4.0)
     yield device
     device.close()
@@ -209,7 +209,7 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    with pytest.raises(ValueError, match=r"^Board must be one of 'ulx3s', 'icebreaker', not 'x'$"):
+    with pytest.raises(ValueError, match=r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"):
         SerialDevice("/dev/nothing", board="x")
 
 
