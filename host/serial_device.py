@@ -105,7 +105,7 @@ class SerialDevice(Device):
         """Send list and weights in turns: never more entries than the device's queue holds."""
         batch = values.shape[1]
         entries = packed(self._transfers.entry, index=np.repeat(columns, batch),
-                          value=values.ravel(), end=np.zeros(values.size, np.uint8))
+                         value=values.ravel(), end=np.zeros(values.size, np.uint8))
         entries += packed(self._transfers.entry, index=0, value=0, end=1)
         entry_bytes = transfer_bytes(self._transfers.entry)
         column_bytes = weights.shape[1]

@@ -94,7 +94,7 @@ class LinkTarget(wiring.Component):
     bad_frame, framing_error : In(1)
         Events to count.
     reset_device : Out(1)
-        High for one cycle: the device starts anew.
+        High for one cycle, from a register: the device starts anew.
     busy : In(1)
         The device works on its own.
     begins, works : In(1)
@@ -252,6 +252,7 @@ class LinkTarget(wiring.Component):
             m.d.sync += status.eq(code)
             m.next = "FINISH"
 
+        m.d.sync += self.reset_device.eq(0)
         with m.If(~executing | progress):
             m.d.sync += silence.eq(0)
         with m.Else():
@@ -293,8 +294,8 @@ class LinkTarget(wiring.Component):
                             with m.Elif(command == Command.STATUS):
                                 emit(Command.STATUS)
                             with m.Else():
-                                m.d.comb += self.reset_device.eq(1)
-                                m.d.sync += [timing.eq(0), cycles.eq(0)]
+                                m.d.sync += [self.reset_device.eq(1), timing.eq(0),
+                                             cycles.eq(0)]
                                 finish(Status.DONE)
                         for code, exchange in self.exchanges.items():
                             with m.Case(code):

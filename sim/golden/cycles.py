@@ -105,7 +105,8 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     """
     levels = (config.vector_lanes - 1).bit_length()
     width = 24 + (config.vector_depth - 1).bit_length()
-    return 2 * words + 2 * levels + (width - 1) // 8 + 23
+    # The first pass leaves the lanes no sooner than a tree of two levels.
+    return 2 * words + levels + max(levels, 2) + (width - 1) // 8 + 23
 
 
 def pack_cycles(config: CoreConfig, words: int) -> int:
