@@ -75,7 +75,7 @@ class SerialBoard:
         except (serial.SerialException, OSError, ValueError) as problem:
             raise DeviceError(f"Serial port {port} cannot be opened: {problem}") from problem
         expected = f"'{board}'" if board else "a board of 'python -m hw.build list'"
-        self.link = Link(self._port, port, timeout=timeout,
+        self.link = Link(self._port, port, timeout=timeout, device=kind,
                          advice=f"check that the bitstream for {expected} is loaded")
         try:
             self._port.reset_input_buffer()

@@ -1,12 +1,10 @@
-"""A core on a serial port: an image is loaded once, then tokens go in and largest logits come out.
-"""
+"""A core on a serial port: an image once, then tokens in and largest logits out."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from host.device import DeviceError
 from host.image import Image

@@ -78,7 +78,8 @@ class BoardSystem(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         board = self.board
-        target = self._core(m) if isinstance(board, CoreBoard) else self._engine(m)
+        target = (self._core(m, board) if isinstance(board, CoreBoard)
+                  else self._engine(m, board))
         content_bytes = board.payload_bytes + HEADER_BYTES
         m.submodules.uart_receiver = uart_receiver = UartReceiver(divisor=board.divisor)
         m.submodules.frame_receiver = frame_receiver = FrameReceiver(content_bytes=content_bytes)
@@ -114,8 +115,7 @@ class BoardSystem(wiring.Component):
                 connect_stream(m, end, getattr(target, f"i_{name}"))
         return target
 
-    def _engine(self, m):
-        board = self.board
+    def _engine(self, m, board: EngineBoard):
         core = TernaryCore(board.config)
         lmul = LMul(bf16)
         # The host sends entries ahead of their weights.
@@ -136,8 +136,8 @@ class BoardSystem(wiring.Component):
         ]
         return target
 
-    def _core(self, m):
-        board, config = self.board, self.board.config
+    def _core(self, m, board: CoreBoard):
+        config = board.config
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
         core = Core(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)

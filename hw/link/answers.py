@@ -31,7 +31,7 @@ class Answers(wiring.Component):
     Members
     -------
     i_best, i_scale, i_faults : In(stream)
-        ``o_best``, ``o_scale`` and ``o_faults`` of the core: it delivers from one of them at a time.
+        ``o_best``, ``o_scale`` and ``o_faults`` of the core, which delivers from one at a time.
     o : Out(stream) of :func:`answer_layout`
     """
 

@@ -70,8 +70,8 @@ class SharedPort(wiring.Component):
         m = Module()
         core, memory = self.core, self.memory
 
-        # A burst that has begun goes on: the host's transfer waits for its end. So does the core for
-        # a transfer that is being offered.
+        # A burst that has begun goes on: the host's transfer waits for its end. So does the core
+        # for a transfer that is being offered.
         inside, held, grant = Signal(), Signal(), Signal()
         m.d.comb += [
             grant.eq(held | ~(core.writes.valid | inside)),
@@ -92,9 +92,9 @@ class SharedPort(wiring.Component):
 
         # Transfers that the core has asked for and not got.
         awaited = Signal(range(self.reads_ahead + BURST_TRANSFERS + 1))
-        m.d.sync += awaited.eq(awaited
-                               + Mux(core.reads.valid & core.reads.ready, core.reads.p.transfers, 0)
-                               - (core.data.valid & core.data.ready))
+        sent = core.reads.valid & core.reads.ready
+        come = core.data.valid & core.data.ready
+        m.d.sync += awaited.eq(awaited + Mux(sent, core.reads.p.transfers, 0) - come)
         m.d.comb += [
             memory.reads.p.eq(core.reads.p),
             core.data.p.eq(memory.data.p),

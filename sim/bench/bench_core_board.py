@@ -122,7 +122,7 @@ async def tokens_equal_golden(dut):
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
 async def cycles_are_those_of_the_pass(dut):
-    """The counter has the cycles from a token accepted to the last one of its pass."""
+    """Count the cycles from a token accepted to the last one of its pass."""
     host = await begin(dut)
     for program in ([Instruction(opcode=Opcode.STOP)],
                     [Instruction(opcode=Opcode.TOKEN), Instruction(opcode=Opcode.STOP)]):
@@ -166,7 +166,7 @@ async def busy_core_refuses(dut):
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def fault_stops_until_reset(dut):
-    """A fault is told once; then the core is busy until a reset, and right after it."""
+    """Tell a fault once; then the core is busy until a reset, and right after it."""
     host = await begin(dut)
     wrong = Instruction(opcode=Opcode.VECTOR, function=0xFF, target=4, a=4, count=4)
     model = Model(wrong)

@@ -393,10 +393,10 @@ async def shared_port_serves_core_and_host(dut, stall):
     expected = bytearray(memory.memory[half:])
     rng = random.Random(7)
     spec = SharedPort(address_width=ADDRESS_WIDTH, port_bytes=SHARED_BYTES, reads_ahead=1)
-    writes, reads, data = (
-        end(dut, f"{name}_shared", getattr(spec, name).payload.shape(), stall=stall, seed=seed)
-        for end, name, seed in ((StreamSource, "i_writes", 8), (StreamSource, "i_reads", 9),
-                                (StreamSink, "o_data", 10)))
+    writes = StreamSource(dut, "i_writes_shared", spec.i_writes.payload.shape(), stall=stall,
+                          seed=8)
+    reads = StreamSource(dut, "i_reads_shared", spec.i_reads.payload.shape(), stall=stall, seed=9)
+    data = StreamSink(dut, "o_data_shared", spec.o_data.payload.shape(), stall=stall, seed=10)
     exercise = cocotb.start_soon(port.exercise(12))
     served = 0
     while not exercise.done():

@@ -209,7 +209,8 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    with pytest.raises(ValueError, match=r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"):
+    message = r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"
+    with pytest.raises(ValueError, match=message):
         SerialDevice("/dev/nothing", board="x")
 
 
