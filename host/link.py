@@ -10,10 +10,9 @@ from cobs import cobs
 from host.device import DeviceError
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, Command, Status
 
-__all__ = ["BytePort", "Link", "NoReplyError", "StalledError"]
+__all__ = ["BusyError", "BytePort", "Link", "NoReplyError", "StalledError"]
 
 _PROBLEMS = {
-    Status.BUSY: "a token is under way, or a fault has stopped the core",
     Status.UNKNOWN_COMMAND: "it does not know the command",
     Status.WRONG_LENGTH: "the payload has the wrong length",
 }
@@ -25,6 +24,10 @@ class NoReplyError(DeviceError):
 
 class StalledError(DeviceError):
     """Engine or core took or gave nothing for the time of the device's watchdog."""
+
+
+class BusyError(DeviceError):
+    """The core is in a pass, or a fault has stopped it."""
 
 
 class BytePort(Protocol):
@@ -95,6 +98,8 @@ class Link:
             If no reply came in time.
         StalledError
             If the device stalled.
+        BusyError
+            If the core has something else to do.
         DeviceError
             If the device refused the command.
         """
@@ -116,6 +121,9 @@ class Link:
             raise StalledError(f"The {self._device} behind {self._name} stalled in {command.name}; "
                                f"check that its bitstream was built from this version of the "
                                f"project")
+        if status == Status.BUSY:
+            raise BusyError(f"The core behind {self._name} refused {command.name}: a pass is under "
+                            f"way, or a fault has stopped it")
         if status != Status.DONE:
             problem = _PROBLEMS.get(Status(status)) if status in list(Status) else None
             raise DeviceError(f"The device on {self._name} refused {command.name}: "

@@ -8,7 +8,7 @@ import numpy as np
 
 from host.device import DeviceError
 from host.image import Image
-from host.link import StalledError
+from host.link import BusyError, StalledError
 from host.serial_board import SerialBoard, different_fields, packed
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, disassemble
@@ -107,7 +107,10 @@ class SerialCore:
             if progress:
                 progress(first / len(data), "writing the weights")
             self._send(Command.WRITE, data[first:first + step].tobytes())
-        program = np.frombuffer(image.program.encoded(), np.uint8).reshape(-1, INSTRUCTION_BYTES)
+        # What lies behind the program must be no instruction of another one.
+        room = len(image.program.instructions) < self.config.program_depth
+        program = np.frombuffer(image.program.encoded() + bytes(room * INSTRUCTION_BYTES),
+                                np.uint8).reshape(-1, INSTRUCTION_BYTES)
         indices = np.arange(len(program), dtype="<u2").view(np.uint8).reshape(-1, 2)
         self._send(Command.PROGRAM, np.concatenate([indices, program], axis=1).tobytes())
         self._image = image
@@ -189,9 +192,14 @@ class SerialCore:
                               f"not {token}")
         start = 0 if new else image.program.body
         try:
-            self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
+            try:
+                self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
+            except BusyError:
+                # It has stopped behind what the pass before delivered. If not, it is reset.
+                self._best()
+                raise
             return [self._best() for _ in image.program.heads]
-        except StalledError:
+        except (BusyError, StalledError):
             self.link.request(Command.RESET)
             raise
 

@@ -174,9 +174,8 @@ def test_no_results_stall_and_the_next_token_is_right(loaded, port, image, monke
     check_sequences(loaded, image)
 
 
-def test_busy_core(loaded, port, image):
-    """A pass that another program has begun and left alone ends with the next reset."""
-    loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
+def test_pass_that_was_left_alone(loaded, port, image):
+    """What another program has begun ends with the reset of the next one."""
     loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
     other = SerialCore(port, timeout=PATIENCE)
     other._image = image
