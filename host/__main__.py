@@ -28,10 +28,12 @@ from host.compile import compile_model, losses
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.fit import Shape, fit, largest, write_fits
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
 from host.model import ModelFileError, TernaryLM, read_model, write_model
 from host.tokenizer import StreamDecoder, Tokenizer
+from hw.boards import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
@@ -151,6 +153,8 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
                           help="read only columns of ffn_down whose activation is not zero")
+    compiler.add_argument("--board", help="compile for this board's core (default: for one without "
+                                          "a board)")
     compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                           dest="fields", help="change a field of the core's configuration")
     compiler.add_argument("--latency", type=_integer(0), default=20, metavar="CYCLES",
@@ -160,6 +164,21 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
                           help="of the columns that --sparse reads (default: 1)")
     compiler.set_defaults(function=_compile)
+
+    fitter = commands.add_parser(
+        "fit", help="find the models that fit a board",
+        description="Find the largest models that fit a board with a core, and what a token of "
+                    "each costs: for each width the most layers, or those that are given.")
+    fitter.add_argument("board", metavar="BOARD", help="a board of 'python -m hw.build list'")
+    fitter.add_argument("--width", type=_integer(1), nargs="+", default=[64, 128, 192],
+                        help="(default: 64 128 192)")
+    fitter.add_argument("--ffn-width", type=_integer(1), metavar="WIDTH",
+                        help="(default: twice the width)")
+    fitter.add_argument("--vocab", type=_integer(1), default=512, metavar="TOKENS",
+                        help="(default: 512)")
+    fitter.add_argument("--layers", type=_integer(1), help="(default: as many as fit)")
+    fitter.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    fitter.set_defaults(function=_fit)
 
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
@@ -379,10 +398,18 @@ def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -
 
 # compile
 
-def _core_config(fields: Sequence[str]) -> CoreConfig:
-    """Change fields of the default configuration; each has the form ``name=value``."""
-    engine, core = dataclasses.asdict(EngineConfig()), dataclasses.asdict(CoreConfig())
-    del core["engine"]
+def _core_board(name: str) -> CoreBoard:
+    cores = {board.name: board for board in BOARDS.values() if isinstance(board, CoreBoard)}
+    if name not in cores:
+        raise UserError(f"{name!r} is not a board with a core "
+                        f"(try {', '.join(map(repr, cores))})")
+    return cores[name]
+
+
+def _core_config(base: CoreConfig, fields: Sequence[str]) -> CoreConfig:
+    """Change fields of a configuration; each has the form ``name=value``."""
+    core = dataclasses.asdict(base)
+    engine = core.pop("engine")
     for text in fields:
         name, _, value = text.partition("=")
         part = next((part for part in (engine, core) if name in part), None)
@@ -399,7 +426,8 @@ def _core_config(fields: Sequence[str]) -> CoreConfig:
 def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
-    image = compile_model(read_model(options.model), _core_config(options.fields),
+    base = _core_board(options.board).config if options.board else CoreConfig()
+    image = compile_model(read_model(options.model), _core_config(base, options.fields),
                           sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
@@ -442,6 +470,33 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
         if share >= 0.0005:
             table.add_row("... lost", f"{share:.2%}", reason)
     return table
+
+
+# fit
+
+def _fit(console: Console, options: argparse.Namespace) -> int:
+    board = _core_board(options.board)
+    fits = []
+    for width in options.width:
+        shape = Shape(width=width, layers=options.layers or 1, vocab=options.vocab,
+                      ffn_width=options.ffn_width or 2 * width)
+        fits.append(fit(board, shape) if options.layers else largest(board, shape))
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"Models in the {board.config.memory_bytes:,} bytes of board {board.name}",
+                  caption_justify="left",
+                  caption=f"cycles and tokens per second: derived, at {board.clock_hz / 1e6:g} MHz")
+    for column in ("width", "layers", "FFN", "tokens", "trits", "bytes", "left", "cycles",
+                   "binds", "tokens/s"):
+        table.add_column(column, justify="right")
+    for found in fits:
+        shape = found.shape
+        table.add_row(*(f"{value:,}" for value in (
+            shape.width, shape.layers, shape.ffn_width, shape.vocab, found.trits, found.bytes,
+            found.left)), f"{found.cycles:,.0f}", found.limit, f"{found.tokens_per_second:,.0f}")
+    console.print(table)
+    if options.json:
+        write_fits(options.json, " ".join(["python -m host", *sys.argv[1:]]), board, fits)
+    return 0
 
 
 def _disassemble(console: Console, options: argparse.Namespace) -> int:

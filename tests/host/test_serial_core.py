@@ -47,7 +47,7 @@ def port(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(port, image):
-    """A core that has the image; the tests that spoil it load it again."""
+    """Return a core that has the image; the tests that spoil it load it again."""
     core = SerialCore(port, config=CONFIG, timeout=PATIENCE)
     core.load(image)
     core.verify()
@@ -156,9 +156,9 @@ def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
 def test_program_without_stop(loaded, port, image):
     loaded.load(with_program(image, lambda program: program.pop()))
     index = len(image.program.instructions) - 1
+    # The results come first; the fault is what the next token finds.
+    loaded.token(3, new=True)
     with pytest.raises(DeviceError, match=f"^The core on {port} stopped at instruction {index} "):
-        # The results come first; the fault is what the next token finds.
-        loaded.token(3, new=True)
         loaded.token(3)
     loaded.load(image)
     check_sequences(loaded, image)
