@@ -11,10 +11,11 @@ from sim.golden.frames import encode_frame
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
            "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
-           "engine_lane_words", "engine_period", "fetch_cycles", "frame_delivery_cycles",
-           "frame_send_cycles", "gearbox_cycles", "instruction_cycles", "list_cycles",
-           "load_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
-           "store_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "engine_lane_words", "engine_period", "engine_row_cycles", "engine_row_period",
+           "engine_sequence", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
+           "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "norm_cycles",
+           "pack_cycles", "port_transfers", "product_cycles", "store_cycles", "top_k_cycles",
+           "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -49,13 +50,76 @@ def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int 
 
     The parameters are those of :func:`engine_period`; the engine is idle before.
     """
+    # The period includes the cycle of the first entry.
+    period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
+    return period + _result_latency(config)
+
+
+def _result_latency(config: EngineConfig) -> int:
+    """Cycles from the read of a result to its delivery: 8, and the levels of the OR tree."""
     levels, banks = 0, config.lanes // config.result_lanes
     while banks > 1:
         levels, banks = levels + 1, -(-banks // 4)
-    # The period includes the cycle of the first entry; a result leaves 8 cycles and the levels of
-    # the OR tree after it is read.
-    period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
-    return period + 8 + levels
+    return 8 + levels
+
+
+def engine_row_period(config: EngineConfig, *, rows: int, columns: int, planes: int = 1) -> int:
+    """Cycles from one product by row to the next when equal products follow one another.
+
+    Parameters
+    ----------
+    rows : int
+        Listed rows. Of products without any, every second one takes a cycle more.
+    columns : int
+        Columns of the matrix.
+    planes : int
+        As in the job.
+    """
+    return rows * planes * config.groups(columns) + 2
+
+
+def engine_row_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1) -> int:
+    """Cycles from the first list entry accepted to the last result delivered, both included.
+
+    The parameters are those of :func:`engine_row_period`; the engine is idle before.
+    """
+    period = engine_row_period(config, rows=rows, columns=columns, planes=planes)
+    return 1 + period + _row_latency(config)
+
+
+def _row_latency(config: EngineConfig) -> int:
+    """Cycles from the end of a list of rows to the delivery of the last result."""
+    weights = 0 if config.max_planes == 1 else (config.max_planes + 1) // 2
+    joined = config.lanes > config.result_lanes
+    # The sums wait for the words' trits, the tree takes a level a cycle, the queue three.
+    return 10 + (config.lanes - 1).bit_length() + weights + joined
+
+
+def engine_sequence(config: EngineConfig, products: list[dict]) -> list[int]:
+    """Cycles from the first list entry accepted to the last result of each product delivered.
+
+    Both are included; the products follow one another, of both kinds in any order, and the engine
+    is idle before. Exact if no list is so short that the engine would wait for the next one: a
+    product of a few cycles may delay one behind it.
+
+    Parameters
+    ----------
+    products : list of dict
+        Arguments of :func:`engine_row_period` with ``by_row=True``, or of :func:`engine_period`.
+    """
+    delivered = []
+    end = rows_out = 0      # the last read or end of a list; the last cycle without reads for rows
+    for product in products:
+        shape = {name: value for name, value in product.items() if name != "by_row"}
+        if product.get("by_row"):
+            end += engine_row_period(config, **shape) + (end == 0)
+            delivered.append(end + _row_latency(config))
+            rows_out = delivered[-1] - 2 - (config.lanes > config.result_lanes)
+        else:
+            transfers = config.result_transfers(shape["rows"]) * shape.get("batch", 1)
+            end = max(end + engine_period(config, **shape), rows_out + transfers)
+            delivered.append(end + _result_latency(config))
+    return delivered
 
 
 def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:

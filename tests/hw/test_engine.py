@@ -2,6 +2,7 @@
 """The engine in pysim, in configurations that the cocotb bench has no case for."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from amaranth.sim import Simulator
 from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
 from hw.ternary.engine import TernaryEngine
+from hw.ternary.gated import GatedAdder
 from hw.ternary.lanes import LaneAdder
-from hw.ternary.tripler import Tripler
 from sim.golden.cycles import engine_cycles, engine_period
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
@@ -121,15 +122,15 @@ def test_lane_adder_equals_integers(width):
     sim.run()
 
 
-def test_tripler_equals_integers():
-    dut = Tripler(width=5, target="generic")
+def test_gated_adder_equals_integers():
+    dut = GatedAdder(width=4, target="generic")
 
     async def check(ctx):
-        for operand in range(32):
-            for triple in (0, 1):
-                ctx.set(dut.operand, operand)
-                ctx.set(dut.triple, triple)
-                assert ctx.get(dut.total) == operand * (3 if triple else 1) % 32
+        for base, addend, gate in itertools.product(range(16), range(16), range(2)):
+            ctx.set(dut.base, base)
+            ctx.set(dut.addend, addend)
+            ctx.set(dut.gate, gate)
+            assert ctx.get(dut.total) == (base + addend * gate) % 16
 
     sim = Simulator(dut)
     sim.add_testbench(check)
