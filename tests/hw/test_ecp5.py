@@ -46,9 +46,9 @@ def write_both(folder, component, width):
         (folder / f"{name}.il").write_text(text)
 
 
-@pytest.mark.parametrize(("component", "width"), [(LaneAdder, 1), (LaneAdder, 4), (LaneAdder, 24),
-                                                  (LaneAdder, 28), (GatedAdder, 8), (GatedAdder, 17),
-                                                  (TritAdder, 1), (TritAdder, 9), (TritAdder, 10)])
+@pytest.mark.parametrize(("component", "width"), [
+    (LaneAdder, 1), (LaneAdder, 4), (LaneAdder, 24), (LaneAdder, 28), (GatedAdder, 8),
+    (GatedAdder, 17), (TritAdder, 1), (TritAdder, 9), (TritAdder, 10)])
 def test_carry_cells_equal_plain_adder(component, width, tmp_path):
     write_both(tmp_path, component, width)
     prove(tmp_path, f"{VENDOR}; read_rtlil gold.il; read_rtlil gate.il")
