@@ -312,7 +312,8 @@ class Walker(wiring.Component):
             one_slot.eq(vector.only & group.only),
             others.eq(clearing | one_slot),
             self.operation.slot.eq(slot),
-            self.operation.write.eq(step & ~by_row),
+            # By row nobody reads what the lanes write: the next product clears before it adds.
+            self.operation.write.eq(step),
             self.operation.clear.eq(clearing),
             self.operation.release.eq(~(one_slot & walking)),
             self.operation.read.eq(read),
@@ -321,13 +322,13 @@ class Walker(wiring.Component):
             self.operation.operand.eq(Mux(multiply, operand, 0)),
         ]
         if config.row_columns:
-            row, row_ends = self.operation.row, end & by_row
+            row = self.operation.row
             m.d.comb += [
                 row.word.eq(multiply & by_row),
                 row.first.eq(first),
                 row.plane.eq(plane.after - 2),
-                row.result.eq((row.word & group.last & plane.last) | row_ends),
-                row.last.eq(row_ends),
+                row.result.eq(((multiply & group.last & plane.last) | end) & by_row),
+                row.last.eq(end & by_row),
             ]
         for k in range(banks):
             m.d.comb += self.operation.zero[k].eq(Mux(reading, bank.after != k + 2, others))
