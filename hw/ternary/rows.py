@@ -55,8 +55,10 @@ class _ActivationMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
+        # As many lanes as fit share a block RAM, a power of two.
         field_width = -(-config.activation_width // _BYTE_WIDTH) * _BYTE_WIDTH
-        fields = min(config.lanes, max(1, 1 << (_WORD_WIDTH // field_width).bit_length() - 1))
+        most = max(1, _WORD_WIDTH // field_width)
+        fields = min(config.lanes, 1 << (most.bit_length() - 1))
         lane_bits, field_bits = exact_log2(config.lanes), exact_log2(fields)
 
         index = self.i.p.index

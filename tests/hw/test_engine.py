@@ -10,11 +10,13 @@ from amaranth.sim import Simulator
 
 from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
+from hw.ternary.core import TernaryCore
 from hw.ternary.engine import TernaryEngine
 from hw.ternary.gated import GatedAdder
 from hw.ternary.lanes import LaneAdder
 from hw.ternary.row_tree import TritAdder
 from sim.golden.cycles import engine_cycles, engine_period, engine_sequence
+from sim.golden.gearbox import port_payloads
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
 
@@ -188,6 +190,42 @@ def test_both_walks_equal_golden(name):
     sim.run()
     assert found == [*expected, []]
     assert ends == engine_sequence(config, products)
+
+
+def test_core_passes_activations_on_and_cuts_rows_from_the_port():
+    config = dataclasses.replace(ROWS, port_bytes=2)
+    rng = np.random.default_rng(4)
+    weights, activations = rng.integers(-1, 2, (3, 9)), rng.integers(-128, 128, 9)
+    image = pack_words(weights.T, config).reshape(-1, config.word_bytes)
+    words = [int.from_bytes(word.tobytes(), "little") for word in image]
+    dut = TernaryCore(config)
+    columns = []
+
+    async def drive(ctx):
+        ctx.set(dut.o_results.ready, 1)
+        await put(ctx, dut.i_activations, [{"index": index, "value": value}
+                                           for index, value in enumerate(activations.tolist())])
+        await put(ctx, dut.i_jobs, [config.row_job(9)])
+        await put(ctx, dut.i_entries, [{"index": row, "value": 0, "end": 0} for row in (6, 0, 11)])
+        await put(ctx, dut.i_entries, [{"index": 0, "value": 0, "end": 1}])
+        for total in [*row_product(weights, activations, accumulator_width=16).tolist(), 0]:
+            *_, payload = await ctx.tick().sample(dut.o_results.payload).until(dut.o_results.valid)
+            assert list(payload["values"]) == [total, 0]
+        assert payload["last"]
+
+    async def memory(ctx):
+        ctx.set(dut.o_columns.ready, 1)
+        while len(columns) < 3:
+            *_, payload = await ctx.tick().sample(dut.o_columns.payload).until(dut.o_columns.valid)
+            columns.append(payload["index"])
+        await put(ctx, dut.i_port, port_payloads(config, words))
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(drive)
+    sim.add_testbench(memory)
+    sim.run()
+    assert columns == [6, 0, 11]
 
 
 @pytest.mark.parametrize("width", [1, 2, 5])
