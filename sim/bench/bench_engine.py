@@ -156,10 +156,11 @@ class RowProduct:
 
 
 #: The shapes whose utilization has a bar, and the bar.
-MEASURED = {Product(256, 256): 0.95, Product(1024, 256): 0.95, Product(64, 256): 0.90,
-            Product(192, 576): 0.90, Product(32, 32, batch=8): 0.80,
-            RowProduct(13, 256): 0.65, RowProduct(52, 256): 0.90, RowProduct(1024, 256): 0.95,
-            RowProduct(52, 1024): 0.95, RowProduct(52, 256, planes=3): 0.95}
+MEASURED: dict[Product | RowProduct, float] = {
+    Product(256, 256): 0.95, Product(1024, 256): 0.95, Product(64, 256): 0.90,
+    Product(192, 576): 0.90, Product(32, 32, batch=8): 0.80,
+    RowProduct(13, 256): 0.65, RowProduct(52, 256): 0.90, RowProduct(1024, 256): 0.95,
+    RowProduct(52, 1024): 0.95, RowProduct(52, 256, planes=3): 0.95}
 
 
 def edges(config: EngineConfig) -> list[Product]:
@@ -352,9 +353,10 @@ async def both_walks_follow_one_another(dut):
     await start(dut)
     config = CONFIGURATIONS[bench_case()]
     lanes, full = config.lanes, config.row_columns
-    kinds = [Product(lanes, 6), Product(2 * lanes, 5), Product(3 * lanes, 4), Product(lanes, 1),
-             RowProduct(6, full), RowProduct(9, lanes + 1), RowProduct(12, lanes),
-             RowProduct(3, full, planes=config.max_planes)]
+    kinds: list[Product | RowProduct] = [
+        Product(lanes, 6), Product(2 * lanes, 5), Product(3 * lanes, 4), Product(lanes, 1),
+        RowProduct(6, full), RowProduct(9, lanes + 1), RowProduct(12, lanes),
+        RowProduct(3, full, planes=config.max_planes)]
     rng = np.random.default_rng(8)
     for products in ([kinds[4], kinds[3], kinds[6], kinds[0]],
                      [Product(lanes, 0), kinds[6], Product(lanes, 0), Product(lanes, 6)],
