@@ -163,8 +163,8 @@ MEASURED: dict[Product | RowProduct, float] = {
     RowProduct(52, 1024): 0.95, RowProduct(52, 256, planes=3): 0.95}
 
 
-def edges(config: EngineConfig) -> list[Product]:
-    """Return products around each edge: lanes, slots, planes, batch, list, numbers."""
+def column_edges(config: EngineConfig) -> list[Product]:
+    """Return products by column around each edge: lanes, slots, planes, batch, list, numbers."""
     lanes, deep = config.lanes, config.max_planes
     wide = config.max_batch
     return [
@@ -202,6 +202,11 @@ def row_edges(config: EngineConfig) -> list[RowProduct]:
           for count in (1, deep) for data in ("highest", "lowest")],
         RowProduct(3, full, planes=deep, data="zero"),
     ]
+
+
+def edges(config: EngineConfig) -> list[Product | RowProduct]:
+    """Return products of both kinds around each edge."""
+    return [*column_edges(config), *row_edges(config)]
 
 
 def by_formula(config: EngineConfig, product: Product | RowProduct) -> dict[str, int]:
@@ -311,7 +316,7 @@ async def edges_are_exact_in_formula_cycles(dut):
     """Every edge shape, alone and repeated, takes exactly the cycles of the formulas."""
     await start(dut)
     config = CONFIGURATIONS[bench_case()]
-    for product in [*edges(config), *row_edges(config)]:
+    for product in edges(config):
         assert await measure(dut, product) == by_formula(config, product), product
 
 
@@ -321,7 +326,7 @@ async def edges_are_exact_under_stalls(dut, stall):
     """All edge shapes in random order, with random stalls on every stream."""
     await start(dut)
     config = CONFIGURATIONS[bench_case()]
-    products = [*edges(config), *row_edges(config)]
+    products = edges(config)
     products = [products[k] for k in np.random.default_rng(3).permutation(len(products))]
     run = Run(dut, stall=stall, seed=5)
     if config.row_columns:
