@@ -63,7 +63,7 @@ FAULTS: tuple[Fault, ...] = (
           "tripler.addend.eq(operand << 1)", "tripler.addend.eq(operand)",
           "engine", "narrow"),
     Fault("ternary engine", "two accumulators do not pause", "hw/ternary/walker.py",
-          "& ~(step & round_last & two_slots))", ")", "engine", "narrow"),
+          " & ~(step & round_last & two_slots)", "", "engine", "narrow"),
     Fault("ternary engine", "clearing does not read the page of zeros", "hw/ternary/walker.py",
           "others.eq(clearing | one_slot)", "others.eq(one_slot)", "engine", "narrow"),
     Fault("ternary engine", "the drain steps by one accumulator, not by the batch",
