@@ -261,13 +261,21 @@ def write_results(path: Path, command: str, model: TernaryLM, text: str,
     """Write measurements as the JSON that the tables of the docs are made from.
 
     One row for each arithmetic with its bits per byte, then one for each layer with its density.
-    The definition of the model, ``lmul``, is called ``golden`` there.
+    The definition of the model, ``lmul``, is called ``golden`` there. What an arithmetic costs is
+    measured from ``float``, where that was measured too.
     """
     rows: list[dict[str, object]] = []
+    bits_of_float = next((measurement.bits_per_byte[0] for measurement in measurements
+                          if measurement.arithmetic == "float"), None)
     for measurement in measurements:
+        arithmetic = ARITHMETICS[measurement.arithmetic]
+        bits = measurement.bits_per_byte[0]
+        cost = {} if bits_of_float is None else {
+            "cost_percent": round(100 * (bits / bits_of_float - 1), 3)}
         rows.append({
             "arithmetic": _result_name(measurement), "text": text,
-            "bits_per_byte": round(measurement.bits_per_byte[0], 5),
+            "vectors": arithmetic.vectors, "activations": arithmetic.activations,
+            "bits_per_byte": round(bits, 5), **cost,
             "logit_scale": measurement.logit_scales[0], "density": round(measurement.density, 5),
             "documents": measurement.documents, "tokens": measurement.tokens,
             "bytes": measurement.bytes})

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.formats.minifloat import bf16
+from hw.formats.minifloat import bf16, fp32
 from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 
@@ -129,7 +129,7 @@ Elementwise = Callable[[NDArray, NDArray], NDArray]
 
 
 class Bf16Arithmetic:
-    """bf16 vectors, int8 codes, exact integer products.
+    """bf16 vectors, int8 codes, exact integer products of matrices.
 
     Parameters
     ----------
@@ -138,9 +138,15 @@ class Bf16Arithmetic:
         Product of two bf16 arrays, element by element.
     square_sum : callable
         Sum of the squares of the last axis of a bf16 array, as bf16.
+
+    Attributes
+    ----------
+    vectors, activations : str
+        Format of the elements of vectors, and of what a matrix is multiplied by.
     """
 
     codes = staticmethod(quantize)
+    vectors, activations = "bf16", "int8"
 
     def __init__(self, name: str, multiply: Elementwise, square_sum: Callable[[NDArray], NDArray]):
         self.name = name
@@ -187,18 +193,41 @@ class Bf16Arithmetic:
         return np.where(x & _SIGN, np.uint16(0), x)
 
 
-class FloatArithmetic:
-    """float32 vectors that are never quantized, and true products: what bf16 and L-Mul approximate.
+def _quantize_float32(x: NDArray[np.float32]) -> Codes:
+    """Do as :func:`quantize` with float32 vectors."""
+    mantissas, exponents = np.frexp(np.abs(x).max(axis=-1))
+    if not np.isfinite(mantissas).all():
+        raise OverflowError("Activations must be finite, but a vector holds an infinity or a NaN")
+    exponents = np.where(mantissas == 0, 0, exponents - 7 + (mantissas > 127 / 128))
+    values = np.rint(np.ldexp(x, -exponents[..., np.newaxis])).astype(np.int8)
+    return Codes(values, exponents.astype(np.int32))
 
-    The methods are those of :class:`Bf16Arithmetic`.
+
+def _lmul_float32(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """L-Mul of float32 bits, with the same offset of 1/16."""
+    return lmul(fp32, x.view(np.uint32), y.view(np.uint32)).view(np.float32)
+
+
+class FloatArithmetic:
+    """float32 vectors: what bf16 approximates. The methods are those of :class:`Bf16Arithmetic`.
+
+    Parameters
+    ----------
+    name : str
+    multiply : callable
+        Product of two float32 arrays, element by element.
+    quantized : bool
+        Vectors become int8 codes in front of a matrix; otherwise they are taken as they are.
     """
 
-    name = "float"
+    vectors = "float32"
 
-    def __init__(self):
+    def __init__(self, name: str, multiply: Elementwise = np.multiply, *, quantized: bool):
+        self.name = name
         self.add: Elementwise = np.add
         self.subtract: Elementwise = np.subtract
-        self.multiply: Elementwise = np.multiply
+        self.multiply = multiply
+        self.activations = "int8" if quantized else "float32"
 
     def constant(self, value: float | NDArray) -> NDArray:
         """Round constants of the model."""
@@ -209,20 +238,22 @@ class FloatArithmetic:
         return integers * constant
 
     def codes(self, x: NDArray) -> Codes:
-        """Pass vectors on as they are."""
+        """Quantize vectors, or pass them on as they are."""
+        if self.activations == "int8":
+            return _quantize_float32(x)
         return Codes(x, np.zeros(x.shape[:-1], np.int32))
 
     def inverse_norm(self, x: NDArray) -> NDArray:
         """Compute the reciprocal Euclidean norm."""
-        norm = np.sqrt(np.square(x).sum(axis=-1))
+        squares = self.multiply(x, x)
+        norm = np.sqrt(squares.sum(axis=-1, dtype=np.float64)).astype(np.float32)
         return np.divide(1, norm, where=norm > 0, out=np.zeros_like(norm))
 
     def scale(self, product: NDArray, codes: Codes, constant: NDArray,
               inverse_norm: NDArray | None = None) -> NDArray:
         """Scale matrix products."""
-        if inverse_norm is None:
-            return product * constant
-        return product * (constant * inverse_norm)[..., np.newaxis]
+        factors = constant if inverse_norm is None else constant * inverse_norm
+        return product.astype(np.float32) * np.ldexp(factors, codes.exponents)[..., np.newaxis]
 
     logits = scale
 
@@ -247,18 +278,21 @@ def _exact_square_sum(x: NDArray[np.uint16]) -> NDArray[np.uint16]:
     return from_float(np.square(to_float32(x).astype(np.float64)).sum(axis=-1))
 
 
-_BF16_ARITHMETICS = (
+_EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
     Bf16Arithmetic("lmul", functools.partial(lmul, bf16), lambda x: lmul_dot(bf16, x, x)),
     Bf16Arithmetic("mitchell", functools.partial(lmul, bf16, offset=0),
                    lambda x: lmul_dot(bf16, x, x, offset=0)),
     Bf16Arithmetic("exact", functools.partial(exact_product, bf16), _exact_square_sum),
+    FloatArithmetic("lmul_float32", _lmul_float32, quantized=True),
+    FloatArithmetic("exact_float32", quantized=True),
+    FloatArithmetic("float", quantized=False),
 )
 
 #: Every arithmetic by name. ``lmul`` is the definition of the model; the others are for comparison:
-#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16.
-ARITHMETICS: Mapping[str, Arithmetic] = {
-    **{arithmetic.name: arithmetic for arithmetic in _BF16_ARITHMETICS},
-    FloatArithmetic.name: FloatArithmetic()}
+#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16, the
+#: ``float32`` ones keep vectors in float32, and ``float`` does not quantize them either.
+ARITHMETICS: Mapping[str, Arithmetic] = {arithmetic.name: arithmetic
+                                         for arithmetic in _EVERY_ARITHMETIC}
 
 
 # The network.

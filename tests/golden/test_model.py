@@ -130,6 +130,26 @@ class TestQuantize:
         vector = from_float(np.array([127, 0.5, 1.5, 2.5, -0.5, -1.5, 62.5, 63.5], np.float32))
         assert quantize(vector[np.newaxis]).values.tolist() == [[127, 0, 2, 2, 0, -2, 62, 64]]
 
+    def test_float32_gives_the_same_codes(self):
+        """Vectors that bf16 holds: their codes, and their L-Mul products, are those of bf16."""
+        rng = np.random.default_rng(11)
+        vectors = rng.integers(0x2000, 0x6000, (500, 7)).astype(np.uint16)
+        vectors[:128, 0] = 0x6000 | np.arange(128)
+        vectors[-1] = 0
+        vectors ^= rng.integers(0, 2, vectors.shape).astype(np.uint16) << 15
+        arithmetic = ARITHMETICS["exact_float32"]
+        codes, same = quantize(vectors), arithmetic.codes(to_float32(vectors))
+        np.testing.assert_array_equal(same.values, codes.values)
+        np.testing.assert_array_equal(same.exponents, codes.exponents)
+        x, y = vectors[:, :3], vectors[:, 3:6]
+        np.testing.assert_array_equal(
+            ARITHMETICS["lmul_float32"].multiply(to_float32(x), to_float32(y)),
+            to_float32(lmul(bf16, x, y)))
+        for odd in (np.inf, -np.inf, np.nan):
+            with pytest.raises(OverflowError, match=r"^Activations must be finite, but a vector "
+                                                    r"holds an infinity or a NaN$"):
+                arithmetic.codes(np.array([[0, odd]], np.float32))
+
     def test_not_finite(self):
         for odd in (INFINITY, 0xFF80, NAN):
             with pytest.raises(OverflowError, match=r"^Activations must be finite, but a vector "
@@ -237,7 +257,8 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
               forget_bias=to_float32(from_float(np.linspace(0, 4, width))))
         for _ in range(layers))
     return Model(rng.integers(-13, 14, (vocab, width)).astype(np.int8), 0.09375, made,
-                 {"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625})
+                 {"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625,
+                  "lmul_float32": 0.0390625, "exact_float32": 0.0390625})
 
 
 def golden(model, arithmetic="lmul"):
@@ -354,10 +375,11 @@ class TestGoldenLM:
         hidden = lm.forward(np.arange(10).reshape(2, 5), lm.start(2))
         np.testing.assert_array_equal(lm.logits(hidden[3:7]), lm.logits(hidden)[3:7])
 
-    def test_float_against_the_textbook(self):
+    @pytest.mark.parametrize("arithmetic", ["float", "exact_float32"])
+    def test_float_against_the_textbook(self, arithmetic):
         """Float64, and the recurrence as the paper prints it."""
         model = random_model()
-        lm = golden(model, "float")
+        lm = golden(model, arithmetic)
         tokens = np.random.default_rng(9).integers(0, 30, (1, 15))
         logits = lm.logits(lm.forward(tokens, lm.start()))
 
@@ -367,23 +389,32 @@ class TestGoldenLM:
         def sigmoid(x):
             return 1 / (1 + np.exp(-x))
 
+        def codes(x):
+            if arithmetic == "float":
+                return x
+            unit = 2.0 ** np.ceil(np.log2(np.abs(x).max() / 127))
+            return np.rint(x / unit) * unit
+
         weights = [{field: getattr(layer, field).trits * getattr(layer, field).scale
                     for field in FIELDS} for layer in model.layers]
         states = [np.zeros(12) for _ in weights]
         for token, actual in zip(tokens[0], logits, strict=True):
             x = model.embedding[token] * model.embedding_scale
             for index, w in enumerate(weights):
-                u = norm(x)
+                # The norm's scalar is none of the codes' business.
+                u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
                 f = sigmoid(w["forget"] @ u + model.layers[index].forget_bias)
                 c = w["candidate"] @ u
                 c = c * sigmoid(c)
                 g = w["gate"] @ u
                 h = states[index] = f * states[index] + (1 - f) * c
-                x = x + w["output"] @ (norm(h) * g * sigmoid(g))
-                u = norm(x)
+                o = h * g * sigmoid(g)
+                x = x + w["output"] @ codes(o) / np.sqrt(np.mean(h * h))
+                u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
                 y = (w["ffn_up"] @ u) * np.maximum(w["ffn_gate"] @ u, 0)
-                x = x + w["ffn_down"] @ y
-            expected = model.embedding @ norm(x) * model.logit_scales["float"]
+                x = x + w["ffn_down"] @ codes(y)
+            u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
+            expected = model.embedding @ u * model.logit_scales[arithmetic]
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
     def test_arithmetics_agree_roughly(self):

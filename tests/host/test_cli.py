@@ -276,6 +276,7 @@ class TestEvaluate:
         rows = record["rows"]
         assert [row["arithmetic"] for row in rows[:2]] == ["golden", "exact"]
         assert len(rows) == 2 + 2 * 2
+        assert (rows[0]["vectors"], rows[0]["activations"]) == ("bf16", "int8")
         assert rows[0]["text"] == "held-out"
         assert rows[2]["layer"] == 0
         model = read_model(fitted)
@@ -287,7 +288,7 @@ class TestEvaluate:
         ([], "evaluate: the following arguments are required: --corpus"),
         (["--corpus", "x", "--arithmetic", "fp8"],
          "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
-         "'exact', 'float', 'all')"),
+         "'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
         (["--corpus", "x", "--save", "y"],
          "evaluate: Option --save must come with --fit, which finds what there is to save"),
         (["--corpus", "x", "--documents", "0"],
