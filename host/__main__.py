@@ -28,9 +28,10 @@ from host.compile import compile_model, losses
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
-from host.model import ModelFileError, TernaryLM, read_model, write_model
+from host.model import LanguageModel, ModelFileError, read_model
 from host.tokenizer import StreamDecoder, Tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
@@ -189,7 +190,7 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, Tokenizer]:
     model = read_model(path)
     try:
         return model, Tokenizer(model.vocabulary)
@@ -197,7 +198,7 @@ def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def _load(console: Console, model: TernaryLM, name: str) -> Generator:
+def _load(console: Console, model: LanguageModel, name: str) -> Generator:
     """Open the device and put the model onto it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
@@ -206,7 +207,7 @@ def _load(console: Console, model: TernaryLM, name: str) -> Generator:
         device = open_device(name, lambda done, what: progress.update(
             opening, description="Building the simulator", completed=done, note=what))
         progress.remove_task(opening)
-        loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
+        loading = progress.add_task("Loading the model", total=7 * model.layer_count + 1, note="")
         try:
             return Generator(model, device,
                              lambda matrix: progress.update(loading, advance=1, note=matrix))
@@ -314,6 +315,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.save and not options.fit:
         raise UserError("Option --save must come with --fit, which finds what there is to save")
     model, tokenizer = _read(options.model)
+    if options.save and not isinstance(model, TernaryLM):
+        raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
     for arithmetic in options.arithmetics:
         if arithmetic not in model.logit_scales and not options.fit:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
@@ -332,6 +335,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
             console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
             model.logit_scales[arithmetic] = scale
         if options.save:
+            assert isinstance(model, TernaryLM)     # checked above
             write_model(options.save, model)
             console.print(f"Wrote {options.save}")
     documents = corpus[TEXTS[options.text]][:options.documents]
@@ -344,7 +348,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
+def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer, documents: Sequence[str],
              arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
@@ -357,7 +361,7 @@ def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents
                         report=lambda done: progress.advance(task, done))
 
 
-def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
+def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"{model.name} on {text} text: {first.documents} documents, "
@@ -481,7 +485,7 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
         add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
     try:
         model = read_model(DEFAULT_MODEL)
-        add(DEFAULT_MODEL.name, f"model of {len(model.layers)} layers", True, "")
+        add(DEFAULT_MODEL.name, f"model of {model.layer_count} layers", True, "")
     except ModelFileError as error:
         add(DEFAULT_MODEL.name, "the model to run", False, str(error))
     console.print(table)

@@ -1,6 +1,5 @@
 """The golden model against decimals, rationals, and networks written down a second time."""
 
-import dataclasses
 import decimal
 import math
 from decimal import Decimal
@@ -9,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from host.families.mmfreelm import Layer, TernaryLM
+from host.model import TernaryMatrix, to_bf16
 from hw.formats.minifloat import bf16
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
 from sim.golden.lmul import lmul, lmul_dot
@@ -23,6 +24,7 @@ from sim.golden.model import (
     sigmoid_table,
     silu_table,
 )
+from tests.host.model_examples import tiny_vocabulary
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80
@@ -213,33 +215,7 @@ class TestExactProducts:
             activations.astype(np.int64) @ weights.T.astype(np.int64))
 
 
-@dataclasses.dataclass
-class Matrix:
-    trits: np.ndarray
-    scale: float
-
-
 FIELDS = ("forget", "candidate", "gate", "output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-@dataclasses.dataclass
-class Layer:
-    forget: Matrix
-    candidate: Matrix
-    gate: Matrix
-    output: Matrix
-    ffn_gate: Matrix
-    ffn_up: Matrix
-    ffn_down: Matrix
-    forget_bias: np.ndarray
-
-
-@dataclasses.dataclass
-class Model:
-    embedding: np.ndarray
-    embedding_scale: float
-    layers: tuple
-    logit_scales: dict
 
 
 def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
@@ -247,8 +223,8 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
     rng = np.random.default_rng(seed)
 
     def matrix(rows, columns):
-        return Matrix(rng.integers(-1, 2, (rows, columns)).astype(np.int8),
-                      float(to_float32(from_float(np.float32(rng.uniform(0.1, 0.4))))))
+        return TernaryMatrix(rng.integers(-1, 2, (rows, columns)).astype(np.int8),
+                             to_bf16(rng.uniform(0.1, 0.4)))
 
     shapes = {"ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
               "ffn_down": (width, ffn_width)}
@@ -256,9 +232,11 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
         Layer(**{field: matrix(*shapes.get(field, (width, width))) for field in FIELDS},
               forget_bias=to_float32(from_float(np.linspace(0, 4, width))))
         for _ in range(layers))
-    return Model(rng.integers(-13, 14, (vocab, width)).astype(np.int8), 0.09375, made,
-                 {"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625,
-                  "lmul_float32": 0.0390625, "exact_float32": 0.0390625})
+    return TernaryLM(
+        name="random", embedding=rng.integers(-13, 14, (vocab, width)).astype(np.int8),
+        embedding_scale=0.09375, layers=made, vocabulary=tiny_vocabulary(),
+        logit_scales={"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625,
+                      "lmul_float32": 0.0390625, "exact_float32": 0.0390625})
 
 
 def golden(model, arithmetic="lmul"):
@@ -458,4 +436,4 @@ class TestGoldenLM:
         matrices = model_matrices(model)
         assert len(matrices) == 3 * 7 + 1
         assert matrices["blk.2.ffn_down"] is model.layers[2].ffn_down.trits
-        assert matrices["embedding"] is model.embedding
+        assert matrices["head"] is model.embedding

@@ -11,8 +11,9 @@ import pytest
 import host.__main__ as cli
 from host.device import GoldenDevice
 from host.evaluate import evaluate, fit_logit_scale
+from host.families.mmfreelm import write_model
 from host.generate import Generator, Sampler
-from host.model import read_model, to_bf16, write_model
+from host.model import read_model, to_bf16
 from host.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
@@ -92,7 +93,7 @@ class TestRun:
         monkeypatch.setattr(GoldenDevice, "_product", wrong)
         status, out, err = run(capsys, "run", model_path, "the", "--device", "golden")
         assert status == 1
-        assert re.fullmatch(r"python -m host run: Matrix embedding row 7 \(activation vector 0 of "
+        assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
                             r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
         assert out.strip() == "the"
 

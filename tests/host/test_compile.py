@@ -10,8 +10,9 @@ import pytest
 import host.__main__ as cli
 from host.compile import CompileError, compile_model, losses
 from host.device import DeviceError
+from host.families.mmfreelm import write_model
 from host.image import listing, read_image
-from host.model import read_model, write_model
+from host.model import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Opcode
 from sim.golden.bf16 import to_float32
