@@ -32,7 +32,7 @@ from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
 from host.model import LanguageModel, ModelFileError, read_model
-from host.tokenizer import StreamDecoder, Tokenizer
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
@@ -104,9 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="write text, each matrix product computed by a device",
         description="Write text. Every ternary matrix product is computed by the device and "
                     "compared with the golden model.")
-    run.add_argument("words", nargs="*", metavar="[MODEL.gguf] [PROMPT]",
-                     help=f"model file (default: models/{DEFAULT_MODEL.name}) and beginning of the "
-                          f"text (default: {DEFAULT_PROMPT!r})")
+    run.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]",
+                     help=f"model: a GGUF file, or a directory with a checkpoint (default: "
+                          f"models/{DEFAULT_MODEL.name}), and beginning of the text (default: "
+                          f"{DEFAULT_PROMPT!r})")
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
                      help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
@@ -124,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", help="measure bits per byte on a corpus",
         description="Measure bits per byte and the density of the FFN's hidden vector, as the "
                     "golden functions execute the model.")
-    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL.gguf")
+    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                          help="directory with splits.tsv")
     measure.add_argument("--arithmetic", type=_arithmetics, default=["lmul", "float"],
@@ -146,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "compile", help="make a program and an image of the weights",
         description="Compile a model for the core: a program, an image of its weights, and what a "
                     "token will cost.")
-    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
-                          metavar="MODEL.gguf")
+    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL",
+                          help="a GGUF file, or a directory with a checkpoint")
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
@@ -176,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     words: list[str] = list(options.words)
     model = DEFAULT_MODEL
-    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()):
+    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()
+                  or (Path(words[0]) / "config.json").is_file()):
         model = Path(words.pop(0))
     if len(words) > 1:
         raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
@@ -190,10 +192,10 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[LanguageModel, Tokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
     model = read_model(path)
     try:
-        return model, Tokenizer(model.vocabulary)
+        return model, open_tokenizer(model.vocabulary)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
 
@@ -226,7 +228,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     try:
         sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
                           options.seed)
-        decoder = StreamDecoder(tokenizer)
+        decoder = tokenizer.stream()
         console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
         first = None
         written = 0
@@ -348,8 +350,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer, documents: Sequence[str],
-             arithmetic: str, workers: int | None, description: str,
+def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+             documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -403,14 +405,16 @@ def _core_config(fields: Sequence[str]) -> CoreConfig:
 def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
-    image = compile_model(read_model(options.model), _core_config(options.fields),
-                          sparse=options.sparse)
+    model = read_model(options.model)
+    image = compile_model(model, _core_config(options.fields), sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
                         latency=options.latency, refresh=options.refresh, density=options.density)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
                                      f"{options.refresh:.1%} refresh"))
+    for note in model.notes:
+        console.print(note, markup=False, highlight=False)
     if options.output:
         write_image(options.output, image)
         console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)

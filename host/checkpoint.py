@@ -133,7 +133,9 @@ class Checkpoint:
         odd = np.flatnonzero(~np.isfinite(values))
         if odd.size:
             index = tuple(map(int, np.unravel_index(int(odd[0]), shape)))
-            where = f"row {index[0]} column {index[1]}" if len(shape) == 2 else f"element {index[0]}"
+            where = " ".join(f"{axis} {place}" for axis, place in
+                             zip(("row", "column") if len(shape) == 2 else ("element",), index,
+                                 strict=True))
             raise ModelFileError(f"{path}: tensor {name} must be finite, but {where} is "
                                  f"{float(values[index])}")
         return values

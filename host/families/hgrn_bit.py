@@ -130,7 +130,7 @@ class HGRNBitLM(LanguageModel):
         x = n.embed(Matrix("embedding", self.embedding.T, self.embedding_scale), "x")
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
-            behind = _Norms(n, x, layer.attn_norm)
+            behind = _Norms(n, "mix", x, layer.attn_norm)
             update = n.sigmoid_of_negative(behind.linear("forget", layer.f_proj))
             if not (layer.share == 1).all():
                 update = n.multiply(n.constant("share", layer.share, factor=True), update)
@@ -139,17 +139,17 @@ class HGRNBitLM(LanguageModel):
             state = n.recur(update, candidate)
             # The norm of the gate is only a scalar, which the norm of the output cancels.
             output = n.multiply(gate, n.silu(state), "o")
-            behind = _Norms(n, output, layer.g_norm)
+            behind = _Norms(n, "output", output, layer.g_norm)
             x = n.add(x, behind.linear("output", layer.o_proj), "x")
 
-            behind = _Norms(n, x, layer.mlp_norm)
+            behind = _Norms(n, "ffn", x, layer.mlp_norm)
             rows = self.ffn_width
             gate = n.silu(behind.linear("ffn_gate", layer.gate_proj, slice(rows)))
             up = behind.linear("ffn_up", layer.gate_proj, slice(rows, None))
-            behind = _Norms(n, n.multiply(up, gate, "y"), np.ones(rows))
+            behind = _Norms(n, "down", n.multiply(up, gate, "y"), np.ones(rows))
             x = n.add(x, behind.linear("ffn_down", layer.down_proj), "x")
         n.part = "head"
-        behind = _Norms(n, x, self.norm)
+        behind = _Norms(n, "head", x, self.norm)
         n.head("head", self.lm_head.trits, behind.codes(self.lm_head.gains), behind.norm)
         return n
 
@@ -157,8 +157,9 @@ class HGRNBitLM(LanguageModel):
 class _Norms:
     """A vector behind two norms: lists with the inner gains of each matrix, one scalar."""
 
-    def __init__(self, network: Network, x: Value, outer: Gains):
+    def __init__(self, network: Network, name: str, x: Value, outer: Gains):
         self._network = network
+        self._name = name
         self._x = x
         self._outer = outer
         self._vectors: dict[bytes, Value] = {}
@@ -171,9 +172,8 @@ class _Norms:
             return self._x
         key = gains.tobytes()
         if key not in self._vectors:
-            n = self._network
-            name = f"gains{len(self._vectors) + 1}.{self._x.name}"
-            self._vectors[key] = n.multiply(self._x, n.constant(name, gains, factor=True))
+            name = f"{self._name}_gains{len(self._vectors) + 1}"
+            self._vectors[key] = self._network.gain(name, self._x, gains)
         return self._vectors[key]
 
     def codes(self, inner: Gains) -> Value:
@@ -203,8 +203,7 @@ def _uniform(gains: Gains) -> bool:
 
 
 def _common(outer: Gains, inner: Gains) -> float:
-    """Return what the lists lack, because all gains have it in common, over what the scalar lacks.
-    """
+    """Return the factor that equal gains have in common, of the list over that of the scalar."""
     both = outer * inner
     return float((both[0] if _uniform(both) else 1) / (outer[0] if _uniform(outer) else 1))
 
@@ -272,7 +271,7 @@ def read(source: Source) -> HGRNBitLM:
 
 def _ternary(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], float]:
     """Round to trits by the mean of the magnitudes: float64, then float32."""
-    mean = max(np.float32(np.abs(weights).mean(dtype=np.float64)), np.float32(1e-5))
+    mean = np.float32(max(float(np.abs(weights).mean(dtype=np.float64)), 1e-5))
     trits = np.clip(np.rint(weights * (np.float32(1) / mean)), -1, 1)
     return trits.astype(np.int8), float(mean)
 
@@ -282,8 +281,8 @@ def _integers(weights: NDArray[np.float32]) -> tuple[NDArray[np.int16], float, f
     limit = (3 ** PLANES - 1) // 2
     scale = to_bf16(float(np.abs(weights).max()) / limit) or 1.0
     integers = np.clip(np.rint(weights / np.float32(scale)), -limit, limit)
-    error = np.linalg.norm(weights - integers * np.float32(scale))
-    return integers.astype(np.int16), scale, float(error / max(np.linalg.norm(weights), 1e-30))
+    error = float(np.linalg.norm(weights - integers * np.float32(scale)))
+    return integers.astype(np.int16), scale, error / (float(np.linalg.norm(weights)) or 1.0)
 
 
 def _shares(bounds: NDArray[np.float32]) -> Gains:

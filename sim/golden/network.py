@@ -146,6 +146,24 @@ class Network:
         """Compute ``lmul(x, y)``."""
         return self._elementwise(Kind.MULTIPLY, (x, y), name, f"{x.name} {y.name}")
 
+    def gain(self, name: str, x: Value, factors: NDArray[np.floating]) -> Value:
+        """Multiply by numbers of the model, as ``x * power of two + lmul(x, rest)``.
+
+        L-Mul is exact for powers of two, so that its error is only that of the rest: a third of the
+        factor at most.
+        """
+        significands, exponents = np.frexp(factors)     # from 1/2 to 1; the powers are 1/2 and 1
+        powers = np.sign(factors) * np.ldexp(np.where(np.abs(significands) < 0.75, 0.5, 1),
+                                             exponents)
+        rest = factors - powers
+        product = x
+        if not (powers == 1).all():
+            product = self.multiply(x, self.constant(f"{name}.power", powers, factor=True))
+        if rest.any():
+            rest_product = self.multiply(x, self.constant(f"{name}.rest", rest, factor=True))
+            product = self.add(product, rest_product, f"{x.name} {name}")
+        return product
+
     def relu(self, x: Value, name: str = "") -> Value:
         """Replace negative elements by zero."""
         return self._elementwise(Kind.RELU, (x,), name, f"relu({x.name})")
