@@ -237,8 +237,8 @@ class _Compiler:
         products = [(step, product) for step in phase for product in self._products.get(step, ())]
         for step, _ in products:
             if step is not source and step.operands[0] is not source:
-                raise CompileError(f"{step.part}: {step.name} must come before the list after "
-                                   f"{step.operands[0].name} is made")
+                raise CompileError(f"Network must multiply {step.weights.name} by "
+                                   f"{step.operands[0].name} before it makes the next codes")
         missing = {step for step, _ in products}
         waiting = [step for step in others if step not in missing]
 

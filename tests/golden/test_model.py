@@ -17,6 +17,7 @@ from sim.golden.model import (
     ARITHMETICS,
     ExactProducts,
     GoldenLM,
+    lmul_factor,
     model_matrices,
     quantize,
     rsqrt_table,
@@ -157,6 +158,40 @@ class TestQuantize:
             with pytest.raises(OverflowError, match=r"^Activations must be finite, but a vector "
                                                     r"holds an infinity or a NaN$"):
                 quantize(np.array([[0, odd]], np.uint16))
+
+
+class TestFactor:
+    def test_powers_of_two_are_exact(self):
+        """Under the default offset and under none."""
+        every = np.arange(0x2000, 0x6000, dtype=np.uint16)
+        for offset in (None, 0):
+            for exponent in range(-20, 21):
+                [factor] = lmul_factor(np.array([2.0 ** exponent]), offset)
+                np.testing.assert_array_equal(lmul(bf16, every, factor, offset=offset),
+                                              every + np.int16(exponent * 128))
+
+    @pytest.mark.parametrize("offset", [None, 0])
+    def test_mean(self, offset):
+        """The mean gain over all mantissas is within half a step of bf16, as no other's is."""
+        rng = np.random.default_rng(12)
+        values = np.exp(rng.uniform(-5, 5, 300)) * rng.choice([-1, 1], 300)
+        x = np.arange(0x3F80, 0x4000, dtype=np.uint16)
+
+        def errors(factors):
+            products = to_float32(lmul(bf16, x, factors[:, np.newaxis], offset=offset))
+            return np.abs((products / to_float32(x)).mean(axis=1) / values - 1)
+
+        found = lmul_factor(values, offset)
+        assert errors(found).max() < 2 ** -8
+        for step in (-1, 1):
+            assert (errors(found) <= errors((found + np.int16(step)).astype(np.uint16))).all()
+
+    def test_range(self):
+        values = np.array([0, -0.0, 2.0 ** -127, -(2.0 ** -130)])
+        assert lmul_factor(values).tolist() == [0, 0x8000, 0, 0x8000]
+        for large in (3.5e38, np.inf, np.nan):
+            with pytest.raises(OverflowError, match=r"^Factors must be finite bf16 numbers$"):
+                lmul_factor(np.array([1, large]))
 
 
 def signed_digits(significand):

@@ -10,12 +10,13 @@ import pytest
 import host.__main__ as cli
 from host.compile import CompileError, compile_model, losses
 from host.device import DeviceError
-from host.families.mmfreelm import write_model
+from host.families.mmfreelm import TernaryLM, write_model
 from host.image import listing, read_image
 from host.model import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Opcode
 from sim.golden.bf16 import to_float32
+from sim.golden.network import Matrix, Network
 from sim.golden.schedule import token_cycles
 from sim.golden.trits import combine_planes, unpack_words
 from tests.host.model_examples import tiny_model
@@ -162,7 +163,7 @@ class TestErrors:
 
     def test_vector_memory(self, model):
         self.refused(model, "Vectors must fit 1024 elements of vector memory, but the model needs "
-                            "2824", vector_depth=1024)
+                            "2312", vector_depth=1024)
 
     def test_program(self, model):
         self.refused(model, "Program must have at most 64 instructions, not 83", program_depth=64)
@@ -188,6 +189,22 @@ class TestErrors:
                                               r"must be below 2\*\*16 for accumulators of 17 "
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
+
+    def test_list_is_gone(self):
+        """Codes that are used after the next ones were made."""
+        class Wrong(TernaryLM):
+            def network(self):
+                network = Network()
+                x = network.embed(Matrix("embedding", self.embedding.T, 1.0), "x")
+                first, norm = network.codes(x), network.norm(x)
+                network.codes(x)
+                network.head("head", self.embedding, first, norm)
+                return network
+
+        right = tiny_model(layers=1)
+        wrong = Wrong(**{field.name: getattr(right, field.name)
+                         for field in dataclasses.fields(right)})
+        self.refused(wrong, "Network must multiply head by Q(x) before it makes the next codes")
 
     def test_width(self, model):
         self.refused(model, "Model tiny must have a width that is a multiple of 512 for this "
@@ -227,7 +244,7 @@ class TestCommandLine:
                             refresh=0.01)
         for label, value in (
                 ("Instructions", r"83 +1 KB; 76 for a token"),
-                ("Vector memory", r"2,824 +elements of 16,384"),
+                ("Vector memory", r"2,312 +elements of 16,384"),
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
                 (r"\.\.\. the engine alone", rf"{cost.engine:,.0f} +derived"),
