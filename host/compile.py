@@ -347,7 +347,8 @@ class _Compiler:
             raise CompileError(f"List must have at most {self._config.list_depth} entries, but "
                                f"{self._where} packs {step.elements}")
         sparse = step.sparse and self._sparse
-        self._emit(Opcode.PACK, step.formula, target=_EXPONENT, a=place, count=step.elements,
+        self._emit(Opcode.PACK, f"{step.name} = {step.formula}", target=_EXPONENT, a=place,
+                   count=step.elements,
                    function=Function.SPARSE if sparse else Function.DENSE)
 
     def _recur(self, step: Value, dying: set[Value]) -> None:

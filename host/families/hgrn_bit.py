@@ -130,7 +130,7 @@ class HGRNBitLM(LanguageModel):
         x = n.embed(Matrix("embedding", self.embedding.T, self.embedding_scale), "x")
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
-            behind = _Norms(n, "mix", x, layer.attn_norm)
+            behind = _Norms(n, "mix_in", x, layer.attn_norm)
             update = n.sigmoid_of_negative(behind.linear("forget", layer.f_proj))
             if not (layer.share == 1).all():
                 update = n.multiply(n.constant("share", layer.share, factor=True), update)
@@ -139,17 +139,17 @@ class HGRNBitLM(LanguageModel):
             state = n.recur(update, candidate)
             # The norm of the gate is only a scalar, which the norm of the output cancels.
             output = n.multiply(gate, n.silu(state), "o")
-            behind = _Norms(n, "output", output, layer.g_norm)
+            behind = _Norms(n, "mix_out", output, layer.g_norm)
             x = n.add(x, behind.linear("output", layer.o_proj), "x")
 
-            behind = _Norms(n, "ffn", x, layer.mlp_norm)
+            behind = _Norms(n, "ffn_in", x, layer.mlp_norm)
             rows = self.ffn_width
             gate = n.silu(behind.linear("ffn_gate", layer.gate_proj, slice(rows)))
             up = behind.linear("ffn_up", layer.gate_proj, slice(rows, None))
-            behind = _Norms(n, "down", n.multiply(up, gate, "y"), np.ones(rows))
+            behind = _Norms(n, "ffn_hidden", n.multiply(up, gate, "y"), np.ones(rows))
             x = n.add(x, behind.linear("ffn_down", layer.down_proj), "x")
         n.part = "head"
-        behind = _Norms(n, "head", x, self.norm)
+        behind = _Norms(n, "head_in", x, self.norm)
         n.head("head", self.lm_head.trits, behind.codes(self.lm_head.gains), behind.norm)
         return n
 
@@ -164,6 +164,7 @@ class _Norms:
         self._outer = outer
         self._vectors: dict[bytes, Value] = {}
         self._codes: tuple[Value, Value] | None = None
+        self._lists = 0
         self._norm: Value | None = None
 
     def _times(self, gains: Gains) -> Value:
@@ -180,7 +181,9 @@ class _Norms:
         """Make a list, unless the last one is the same."""
         vector = self._times(self._outer * inner)
         if self._codes is None or self._codes[0] is not vector:
-            self._codes = vector, self._network.codes(vector)
+            self._lists += 1
+            name = f"{self._name}{self._lists if self._lists > 1 else ''}"
+            self._codes = vector, self._network.codes(name, vector)
         return self._codes[1]
 
     @property

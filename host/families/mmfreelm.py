@@ -123,7 +123,7 @@ class TernaryLM(LanguageModel):
                 return Matrix(f"blk.{index}.{field}", ternary.trits, ternary.scale)
 
             # Token mixer: the MLGRU.
-            codes, norm = n.codes(x), n.norm(x)
+            codes, norm = n.codes("mix_in", x), n.norm(x)
             forget = n.add(n.linear(matrix("forget"), codes, norm),
                            n.constant("forget_bias", layer.forget_bias), "a")
             update = n.sigmoid_of_negative(forget, "z")
@@ -131,17 +131,17 @@ class TernaryLM(LanguageModel):
             gate = n.silu(n.linear(matrix("gate"), codes, norm), "g")
             state = n.recur(update, candidate)
             norm = n.norm(state)
-            codes = n.codes(n.multiply(state, gate, "o"))
+            codes = n.codes("mix_out", n.multiply(state, gate, "o"))
             x = n.add(x, n.linear(matrix("output"), codes, norm), "x")
 
             # Channel mixer: a gated network whose ReLU makes most of the hidden vector zero.
-            codes, norm = n.codes(x), n.norm(x)
+            codes, norm = n.codes("ffn_in", x), n.norm(x)
             hidden = n.relu(n.linear(matrix("ffn_gate"), codes, norm))
             up = n.linear(matrix("ffn_up"), codes, norm)
-            codes = n.codes(n.multiply(up, hidden, "y"), sparse=True)
+            codes = n.codes("ffn_hidden", n.multiply(up, hidden, "y"), sparse=True)
             x = n.add(x, n.linear(matrix("ffn_down"), codes), "x")
         n.part = "head"
-        codes, norm = n.codes(x), n.norm(x)
+        codes, norm = n.codes("head_in", x), n.norm(x)
         n.head("head", self.embedding, codes, norm)
         return n
 

@@ -181,12 +181,12 @@ class Network:
         return self._elementwise(Kind.RECURRENCE, (update, candidate), name,
                                  f"{name} + {update.name} ({candidate.name} - {name})")
 
-    def codes(self, x: Value, *, sparse: bool = False) -> Value:
-        """Quantize a vector; ``sparse`` if most codes are expected to be zero.
+    def codes(self, name: str, x: Value, *, sparse: bool = False) -> Value:
+        """Quantize a vector for a list; ``sparse`` if most codes are expected to be zero.
 
         A machine has one list: products with these codes come before the next ones are made.
         """
-        return self._append(Kind.CODES, (_vector(x),), x.elements, f"Q({x.name})", f"Q({x.name})",
+        return self._append(Kind.CODES, (_vector(x),), x.elements, name, f"Q({x.name})",
                             sparse=sparse)
 
     def norm(self, x: Value) -> Value:

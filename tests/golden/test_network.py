@@ -51,16 +51,16 @@ class TestErrors:
             network.add(x, y)
 
     def test_codes_are_no_vector(self, network):
-        codes = network.codes(network.constant("x", np.ones(4)))
-        with pytest.raises(ValueError, match=r"^Q\(x\) must be a vector, not CODES$"):
+        codes = network.codes("list", network.constant("x", np.ones(4)))
+        with pytest.raises(ValueError, match=r"^list must be a vector, not CODES$"):
             network.silu(codes)
 
     def test_matrix(self, network):
         x = network.constant("x", np.ones(4))
-        for operand, what in ((x, "CONSTANT of 4"), (network.codes(x), "CODES of 4")):
+        for operand, what in ((x, "CONSTANT of 4"), (network.codes("list", x), "CODES of 4")):
             with pytest.raises(ValueError, match=f"^Matrix w must be multiplied by codes of 5 "
                                                  f"elements, not by {what}$"):
                 network.linear(matrix(3, 5), operand)
         with pytest.raises(ValueError, match=r"^Matrix w must be scaled by a norm, "
                                              r"not by CONSTANT$"):
-            network.linear(matrix(3, 4), network.codes(x), x)
+            network.linear(matrix(3, 4), network.codes("list", x), x)

@@ -14,7 +14,7 @@ from host.families.mmfreelm import TernaryLM, write_model
 from host.image import listing, read_image
 from host.model import read_model
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import Function, Opcode
+from hw.isa import REGISTERS, Function, Opcode
 from sim.golden.bf16 import to_float32
 from sim.golden.network import Matrix, Network
 from sim.golden.schedule import token_cycles
@@ -190,21 +190,41 @@ class TestErrors:
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
 
-    def test_list_is_gone(self):
-        """Codes that are used after the next ones were made."""
-        class Wrong(TernaryLM):
+    def other_network(self, describe):
+        """Make the tiny model with a network that ``describe`` appends to its embedding."""
+        class Other(TernaryLM):
             def network(self):
                 network = Network()
-                x = network.embed(Matrix("embedding", self.embedding.T, 1.0), "x")
-                first, norm = network.codes(x), network.norm(x)
-                network.codes(x)
-                network.head("head", self.embedding, first, norm)
+                network.part = "blk.0"
+                describe(network, network.embed(Matrix("embedding", self.embedding.T, 1.0), "x"),
+                         self.embedding)
                 return network
 
-        right = tiny_model(layers=1)
-        wrong = Wrong(**{field.name: getattr(right, field.name)
-                         for field in dataclasses.fields(right)})
-        self.refused(wrong, "Network must multiply head by Q(x) before it makes the next codes")
+        model = tiny_model(layers=1)
+        return Other(**{field.name: getattr(model, field.name)
+                        for field in dataclasses.fields(model)})
+
+    def test_list_is_gone(self):
+        """Codes that are used after the next ones were made."""
+        def describe(network, x, weights):
+            first, norm = network.codes("first", x), network.norm(x)
+            network.codes("second", x)
+            network.head("head", weights, first, norm)
+
+        self.refused(self.other_network(describe),
+                     "Network must multiply head by first before it makes the next codes")
+
+    def test_norms(self):
+        """More norms than there are registers for."""
+        def describe(network, x, weights):
+            norms = [network.norm(x) for _ in range(REGISTERS - 1)]
+            codes = network.codes("list", x)
+            for number, norm in enumerate(norms):
+                network.linear(Matrix(f"w{number}", np.eye(256, dtype=np.int8), 1.0), codes, norm)
+            network.head("head", weights, codes, norms[0])
+
+        self.refused(self.other_network(describe),
+                     "blk.0: at most 14 norms can wait to be used, but 1 / |x| is one more")
 
     def test_width(self, model):
         self.refused(model, "Model tiny must have a width that is a multiple of 512 for this "
