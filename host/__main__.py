@@ -28,10 +28,11 @@ from host.compile import compile_model, losses
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
-from host.model import ModelFileError, TernaryLM, read_model, write_model
-from host.tokenizer import StreamDecoder, Tokenizer
+from host.model import LanguageModel, ModelFileError, read_model
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
@@ -103,9 +104,10 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="write text, each matrix product computed by a device",
         description="Write text. Every ternary matrix product is computed by the device and "
                     "compared with the golden model.")
-    run.add_argument("words", nargs="*", metavar="[MODEL.gguf] [PROMPT]",
-                     help=f"model file (default: models/{DEFAULT_MODEL.name}) and beginning of the "
-                          f"text (default: {DEFAULT_PROMPT!r})")
+    run.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]",
+                     help=f"model: a GGUF file, or a directory with a checkpoint (default: "
+                          f"models/{DEFAULT_MODEL.name}), and beginning of the text (default: "
+                          f"{DEFAULT_PROMPT!r})")
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
                      help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", help="measure bits per byte on a corpus",
         description="Measure bits per byte and the density of the FFN's hidden vector, as the "
                     "golden functions execute the model.")
-    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL.gguf")
+    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                          help="directory with splits.tsv")
     measure.add_argument("--arithmetic", type=_arithmetics, default=["lmul", "float"],
@@ -145,8 +147,8 @@ def _parser() -> argparse.ArgumentParser:
         "compile", help="make a program and an image of the weights",
         description="Compile a model for the core: a program, an image of its weights, and what a "
                     "token will cost.")
-    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
-                          metavar="MODEL.gguf")
+    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL",
+                          help="a GGUF file, or a directory with a checkpoint")
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
@@ -175,7 +177,8 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     words: list[str] = list(options.words)
     model = DEFAULT_MODEL
-    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()):
+    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()
+                  or (Path(words[0]) / "config.json").is_file()):
         model = Path(words.pop(0))
     if len(words) > 1:
         raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
@@ -189,15 +192,15 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
     model = read_model(path)
     try:
-        return model, Tokenizer(model.vocabulary)
+        return model, open_tokenizer(model.vocabulary)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def _load(console: Console, model: TernaryLM, name: str) -> Generator:
+def _load(console: Console, model: LanguageModel, name: str) -> Generator:
     """Open the device and put the model onto it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
@@ -206,7 +209,7 @@ def _load(console: Console, model: TernaryLM, name: str) -> Generator:
         device = open_device(name, lambda done, what: progress.update(
             opening, description="Building the simulator", completed=done, note=what))
         progress.remove_task(opening)
-        loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
+        loading = progress.add_task("Loading the model", total=7 * model.layer_count + 1, note="")
         try:
             return Generator(model, device,
                              lambda matrix: progress.update(loading, advance=1, note=matrix))
@@ -225,7 +228,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     try:
         sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
                           options.seed)
-        decoder = StreamDecoder(tokenizer)
+        decoder = tokenizer.stream()
         console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
         first = None
         written = 0
@@ -314,6 +317,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.save and not options.fit:
         raise UserError("Option --save must come with --fit, which finds what there is to save")
     model, tokenizer = _read(options.model)
+    if options.save and not isinstance(model, TernaryLM):
+        raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
     for arithmetic in options.arithmetics:
         if arithmetic not in model.logit_scales and not options.fit:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
@@ -332,6 +337,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
             console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
             model.logit_scales[arithmetic] = scale
         if options.save:
+            assert isinstance(model, TernaryLM)     # checked above
             write_model(options.save, model)
             console.print(f"Wrote {options.save}")
     documents = corpus[TEXTS[options.text]][:options.documents]
@@ -344,8 +350,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
-             arithmetic: str, workers: int | None, description: str,
+def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+             documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -357,7 +363,7 @@ def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents
                         report=lambda done: progress.advance(task, done))
 
 
-def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
+def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"{model.name} on {text} text: {first.documents} documents, "
@@ -399,14 +405,16 @@ def _core_config(fields: Sequence[str]) -> CoreConfig:
 def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
-    image = compile_model(read_model(options.model), _core_config(options.fields),
-                          sparse=options.sparse)
+    model = read_model(options.model)
+    image = compile_model(model, _core_config(options.fields), sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
                         latency=options.latency, refresh=options.refresh, density=options.density)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
                                      f"{options.refresh:.1%} refresh"))
+    for note in model.notes:
+        console.print(note, markup=False, highlight=False)
     if options.output:
         write_image(options.output, image)
         console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
@@ -481,7 +489,7 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
         add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
     try:
         model = read_model(DEFAULT_MODEL)
-        add(DEFAULT_MODEL.name, f"model of {len(model.layers)} layers", True, "")
+        add(DEFAULT_MODEL.name, f"model of {model.layer_count} layers", True, "")
     except ModelFileError as error:
         add(DEFAULT_MODEL.name, "the model to run", False, str(error))
     console.print(table)

@@ -1,8 +1,8 @@
 """Bits per byte of a model on a corpus, as the golden functions execute it.
 
 The documents go through :class:`sim.golden.model.GoldenLM` side by side, as matrices: each
-document starts from the zero state by reading the end-of-document token, and its own such token at
-the end is predicted too. Worker processes share the documents.
+document starts from the zero state by reading the token that documents begin with, and the
+end-of-document token is predicted too. Worker processes share the documents.
 """
 
 import concurrent.futures
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from host.model import TernaryLM, to_bf16
+from host.model import LanguageModel, to_bf16
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
 __all__ = ["Measurement", "evaluate", "fit_logit_scale", "write_results"]
@@ -74,9 +74,9 @@ class Measurement:
 class _LiveCounter:
     """Matrix products, noting how many elements of the FFN's hidden vectors are not zero."""
 
-    def __init__(self, model: TernaryLM):
+    def __init__(self, model: LanguageModel):
         self._products = ExactProducts(model_matrices(model))
-        self.live: NDArray[np.int64] = np.zeros((len(model.layers), model.ffn_width + 1), np.int64)
+        self.live: NDArray[np.int64] = np.zeros((model.layer_count, model.ffn_width + 1), np.int64)
         self.valid: NDArray[np.bool_] = np.ones(0, bool)
 
     def __call__(self, name: str, activations: NDArray) -> NDArray:
@@ -94,11 +94,11 @@ def _negative_log(logits: NDArray, targets: NDArray[np.integer]) -> float:
     return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).sum(dtype=np.float64))
 
 
-def _measure(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
+def _measure(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
              logit_scales: Sequence[float],
              report: Callable[[int], None]) -> tuple[list[float], NDArray[np.int64]]:
     """Nats with each logit scale, and live counts, of documents given as tokens."""
-    end = model.vocabulary.end_of_document
+    start_token, end = model.vocabulary.start, model.vocabulary.end_of_document
     documents = sorted(documents, key=len, reverse=True)
     lengths = np.array([len(document) + 1 for document in documents])
     products = _LiveCounter(model)
@@ -111,9 +111,11 @@ def _measure(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: s
         steps = min(max(8, _TOKENS // active), int(lengths[0]) - start)
         tokens = np.full((active, steps + 1), end)
         for row, document in zip(tokens, documents, strict=False):
-            # Position p reads the token before p; position 0 reads the end of a document.
+            # Position p reads the token before p; position 0 reads what a document begins with.
             piece = document[max(start - 1, 0):start + steps]
             first = start == 0
+            if first:
+                row[0] = start_token
             row[first:first + len(piece)] = piece
         valid = (start + np.arange(steps) < lengths[:active, np.newaxis]).reshape(-1)
         products.valid = valid
@@ -135,7 +137,7 @@ def _start_worker(reports: "multiprocessing.Queue[int]") -> None:
     _reports = reports
 
 
-def _work(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
+def _work(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
           logit_scales: Sequence[float]) -> tuple[list[float], NDArray[np.int64]]:
     assert _reports is not None
     return _measure(model, documents, arithmetic, logit_scales, _reports.put)
@@ -149,7 +151,7 @@ def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequenc
     return shares
 
 
-def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: int,
+def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_count: int,
              arithmetic: str, *, logit_scales: Sequence[float] | None = None,
              report: Callable[[int], None] = lambda tokens: None,
              workers: int | None = None) -> Measurement:
@@ -157,7 +159,7 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     documents : sequence of token sequences
         Without end-of-document tokens.
     byte_count : int
@@ -256,18 +258,26 @@ def _result_name(measurement: Measurement) -> str:
     return "golden" if measurement.arithmetic == "lmul" else measurement.arithmetic
 
 
-def write_results(path: Path, command: str, model: TernaryLM, text: str,
+def write_results(path: Path, command: str, model: LanguageModel, text: str,
                   measurements: Sequence[Measurement]) -> None:
     """Write measurements as the JSON that the tables of the docs are made from.
 
     One row for each arithmetic with its bits per byte, then one for each layer with its density.
-    The definition of the model, ``lmul``, is called ``golden`` there.
+    The definition of the model, ``lmul``, is called ``golden`` there. What an arithmetic costs is
+    measured from ``float``, where that was measured too.
     """
     rows: list[dict[str, object]] = []
+    bits_of_float = next((measurement.bits_per_byte[0] for measurement in measurements
+                          if measurement.arithmetic == "float"), None)
     for measurement in measurements:
+        arithmetic = ARITHMETICS[measurement.arithmetic]
+        bits = measurement.bits_per_byte[0]
+        cost = {} if bits_of_float is None else {
+            "cost_percent": round(100 * (bits / bits_of_float - 1), 3)}
         rows.append({
             "arithmetic": _result_name(measurement), "text": text,
-            "bits_per_byte": round(measurement.bits_per_byte[0], 5),
+            "vectors": arithmetic.vectors, "activations": arithmetic.activations,
+            "bits_per_byte": round(bits, 5), **cost,
             "logit_scale": measurement.logit_scales[0], "density": round(measurement.density, 5),
             "documents": measurement.documents, "tokens": measurement.tokens,
             "bytes": measurement.bytes})
@@ -279,7 +289,7 @@ def write_results(path: Path, command: str, model: TernaryLM, text: str,
     record = {
         "command": command,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "configuration": {"model": model.name, "layers": len(model.layers), "width": model.width,
+        "configuration": {"model": model.name, "layers": model.layer_count, "width": model.width,
                           "ffn_width": model.ffn_width, "vocab": model.vocab},
         "rows": rows}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

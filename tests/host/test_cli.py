@@ -11,8 +11,9 @@ import pytest
 import host.__main__ as cli
 from host.device import GoldenDevice
 from host.evaluate import evaluate, fit_logit_scale
+from host.families.mmfreelm import write_model
 from host.generate import Generator, Sampler
-from host.model import read_model, to_bf16, write_model
+from host.model import read_model, to_bf16
 from host.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
@@ -92,7 +93,7 @@ class TestRun:
         monkeypatch.setattr(GoldenDevice, "_product", wrong)
         status, out, err = run(capsys, "run", model_path, "the", "--device", "golden")
         assert status == 1
-        assert re.fullmatch(r"python -m host run: Matrix embedding row 7 \(activation vector 0 of "
+        assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
                             r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
         assert out.strip() == "the"
 
@@ -276,6 +277,7 @@ class TestEvaluate:
         rows = record["rows"]
         assert [row["arithmetic"] for row in rows[:2]] == ["golden", "exact"]
         assert len(rows) == 2 + 2 * 2
+        assert (rows[0]["vectors"], rows[0]["activations"]) == ("bf16", "int8")
         assert rows[0]["text"] == "held-out"
         assert rows[2]["layer"] == 0
         model = read_model(fitted)
@@ -287,7 +289,7 @@ class TestEvaluate:
         ([], "evaluate: the following arguments are required: --corpus"),
         (["--corpus", "x", "--arithmetic", "fp8"],
          "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
-         "'exact', 'float', 'all')"),
+         "'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
         (["--corpus", "x", "--save", "y"],
          "evaluate: Option --save must come with --fit, which finds what there is to save"),
         (["--corpus", "x", "--documents", "0"],
