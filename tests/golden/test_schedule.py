@@ -53,7 +53,7 @@ class TestInstructionCycles:
         (STOP, 0), (TOKEN, 0), (matmul(256, 256), 0), (vector(256), vector_cycles(32)),
         (drain(256), 32),
         (drain(257), 33), (load(256), 64), (Instruction(opcode=Opcode.STORE, count=8), 2),
-        (pack(256), pack_cycles(CONFIG, 32)),
+        (pack(256), pack_cycles(CONFIG, 32 * [8])),
         (Instruction(opcode=Opcode.NORM, count=256), norm_cycles(CONFIG, 32))])
     def test_one(self, instruction, elements):
         assert instruction_cycles(CONFIG, instruction) == (
