@@ -4,18 +4,22 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
+from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
            "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
            "engine_lane_words", "engine_period", "engine_row_cycles", "engine_row_period",
            "engine_sequence", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
            "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "norm_cycles",
-           "pack_cycles", "port_transfers", "product_cycles", "store_cycles", "top_k_cycles",
-           "touched_transfers", "uart_cycles", "vector_cycles"]
+           "pack_cycles", "port_transfers", "product_cycles", "select_cycles", "store_cycles",
+           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -172,13 +176,51 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     return 2 * words + 2 * levels + (width - 1) // 8 + 23
 
 
-def pack_cycles(config: CoreConfig, words: int) -> int:
+def pack_cycles(config: CoreConfig, entries: Sequence[float]) -> int:
     """Cycles of the packer from a PACK accepted to its end delivered, both included.
 
-    Nothing takes longer than a cycle for each word, then for each element.
+    Parameters
+    ----------
+    config : CoreConfig
+    entries : sequence of numbers
+        Entries that leave of each word of the vector; all of a DENSE one. A word without one takes
+        a cycle too.
     """
     levels = (config.vector_lanes - 1).bit_length()
-    return words + words * config.vector_lanes + levels + 14
+    return len(entries) + math.ceil(sum(max(1, count) for count in entries)) + levels + 15
+
+
+def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
+    """Cycles of the selector from the end of a list accepted to that of what is kept delivered.
+
+    Both are included. Each pass is a row of scores a cycle, 16 bins, and what is on its way.
+
+    Parameters
+    ----------
+    keys : int64 array, shape (entries,)
+        Scores of the list's entries; their magnitudes where norms are all one. Those with score 0
+        are not stored.
+    keep : int
+    lanes : int
+        As in :class:`hw.sparse.select.Selector`.
+    """
+    keys = keys[keys > 0]
+    if not len(keys):
+        return 25
+    bound, passes = select_bound(keys, keep)
+    reached = keys >= bound
+    rows = -(-len(keys) // lanes)
+    leaving = sum(max(1, int(reached[first:first + lanes].sum()))
+                  for first in range(0, len(keys), lanes))
+    return 28 + passes * (rows + 23) + leaving
+
+
+def threshold_cycles(entries: int) -> int:
+    """Cycles of the selector from the first of ``entries`` accepted to the end delivered.
+
+    Both are included; the end is one more entry.
+    """
+    return entries + 11
 
 
 def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
@@ -319,6 +361,7 @@ INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TO
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
+                       entries: Sequence[float] | None = None,
                        following: Instruction | None = None) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
@@ -331,6 +374,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
     instruction : Instruction
     kept : int
         Of EMIT: how many integers were among the largest so far when they came.
+    entries : sequence of numbers, optional
+        Of PACK: entries that leave of each word; by default all.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
     """
@@ -343,7 +388,7 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
-            cycles += pack_cycles(config, words)
+            cycles += pack_cycles(config, entries or words * [config.vector_lanes])
         case Opcode.DRAIN:
             cycles += drain_cycles(words)
         case Opcode.VECTOR:
