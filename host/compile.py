@@ -277,7 +277,7 @@ class _Compiler:
         if product is not None and action.queued:
             if step.kind is Kind.EMBEDDING and product is self._products[step][0]:
                 self._emit(Opcode.TOKEN, "the list is the token's column")
-            self._emit(Opcode.MATMUL, product.name, a=product.rows, b=product.planes,
+            self._emit(Opcode.MATMUL, product.name, function=Function.BY_COLUMN, a=product.rows, b=product.planes,
                        count=product.columns, address=product.address)
         elif product is not None:
             self._take(step, product)
@@ -304,7 +304,7 @@ class _Compiler:
             return
         if step not in self._places:
             self._places[step] = self._vectors.take(step.name, step.elements)
-        self._emit(Opcode.DRAIN, f"{step.name} = {product.name}",
+        self._emit(Opcode.DRAIN, f"{step.name} = {product.name}", function=Function.COPY,
                    target=self._places[step] + product.first, **scaled)
 
     def _compute(self, step: Value, dying: set[Value]) -> None:

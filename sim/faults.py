@@ -171,7 +171,7 @@ FAULTS: tuple[Fault, ...] = (
           "reversed(Fault)", "Fault", "sequencer", "one"),
     Fault("decoder", "the second vector of a function of one is checked",
           "hw/sequencer/decoder.py",
-          "Cat(at.function == function for function in _BINARY).any()", "1",
+          "Cat(at.function == function for function in _OF_TWO).any()", "1",
           "sequencer", "one"),
     Fault("sequencer", "the second scalar register is the first one again",
           "hw/sequencer/sequencer.py", "Mux(second, now.b, now.a)", "now.a",

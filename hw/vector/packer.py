@@ -24,10 +24,11 @@ class Packer(wiring.Component):
     .. code-block:: text
 
         2**o_results.exponent, entries = sim.golden.model.quantize(v[a])
+        entries = 1 for each element that is not zero       with `nonzero`
 
-    The vector is read twice: for its largest magnitude a word a cycle, then a word for as many
-    cycles as it has entries, and for one if it has none. :mod:`sim.golden.cycles` has the exact
-    formula.
+    The vector is read twice: for its largest magnitude a word a cycle, which ``nonzero`` does not
+    need; then a word for as many cycles as it has entries, and for one if it has none.
+    :mod:`sim.golden.cycles` has the exact formula.
 
     Parameters
     ----------
@@ -35,14 +36,16 @@ class Packer(wiring.Component):
 
     Members
     -------
-    i_commands : In(stream) of {sparse: 1, a, words}
-        One PACK: address of the first word, and the number of words, at least 1.
+    i_commands : In(stream) of {sparse: 1, nonzero: 1, a, words}
+        One PACK: address of the first word, and the number of words, at least 1. ``nonzero`` is
+        ``sparse`` too.
     o_entries : Out(stream) of :func:`hw.ternary.walker.entry_layout`
         An entry for each element, in ascending order; without those of code 0 if ``sparse``. The
         last one has ``end``, the number of elements as index, and value 0.
     o_results : Out(stream) of {exponent: signed(10), fault: 1}
         One for each command, after its last entry was accepted. ``fault``: an element is infinite
-        or NaN, and there are no entries. The next command is accepted after it was delivered.
+        or NaN, and there are no entries; never with ``nonzero``, whose exponent says nothing. The
+        next command is accepted after it was delivered.
     read : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` or ``reads_1``.
     """
@@ -57,7 +60,7 @@ class Packer(wiring.Component):
         address = address_width(config)
         super().__init__({
             "i_commands": In(stream.Signature(data.StructLayout(
-                {"sparse": 1, "a": address, "words": address + 1}))),
+                {"sparse": 1, "nonzero": 1, "a": address, "words": address + 1}))),
             "o_entries": Out(stream.Signature(entry_layout(config.engine))),
             "o_results": Out(stream.Signature(data.StructLayout(
                 {"exponent": signed(10), "fault": 1}))),
@@ -103,7 +106,7 @@ class Packer(wiring.Component):
         normal = Signal()                       # every normal number has a code
         m.d.sync += [
             least.eq(Mux(normal, 1, top - _BITS)),
-            normal.eq(top <= _BITS),
+            normal.eq(command.nonzero | (top <= _BITS)),
         ]
 
         def has_code(x):
@@ -170,12 +173,12 @@ class Packer(wiring.Component):
             up=shifted[_BITS] & (shifted[:_BITS].any() | shifted[_BITS + 1]),
             zero=at.zero | at.distance[3:].any())
         at = pipeline.step(index=at.index, end=at.end, sign=at.sign,
-                           code=Mux(at.zero, 0, at.quotient + at.up))
+                           code=Mux(at.zero, 0, at.quotient + at.up), one=command.nonzero & ~at.end)
         with m.If(enable):
             m.d.sync += [
                 entries.valid.eq(at.valid),
                 entries.p.index.eq(at.index),
-                entries.p.value.eq(Mux(at.sign, -at.code, at.code)),
+                entries.p.value.eq(Mux(at.one, 1, Mux(at.sign, -at.code, at.code))),
                 entries.p.end.eq(at.end),
             ]
 
@@ -194,6 +197,8 @@ class Packer(wiring.Component):
                 ]
                 with m.If(self.i_commands.valid):
                     m.next = "LOOK"
+                    with m.If(self.i_commands.p.nonzero):
+                        m.next = "CODES"
             with m.State("LOOK"):
                 m.d.comb += [
                     looking.eq(1),
@@ -209,15 +214,17 @@ class Packer(wiring.Component):
                 with m.If(~flags.any()):
                     m.next = "CODES"
             with m.State("CODES"):
+                # `nonzero` comes at once: what was found of the vector before may still be there.
+                unable = fault & ~command.nonzero
                 m.d.sync += [
                     result.p.exponent.eq(Mux(zero, 0, top - _EXPONENT)),
-                    result.p.fault.eq(fault),
+                    result.p.fault.eq(unable),
                 ]
                 m.d.comb += [
-                    self.read.enable.eq(ask & (left != 0) & ~fault),
-                    ending.eq((left == 0) & ~fault),
+                    self.read.enable.eq(ask & (left != 0) & ~unable),
+                    ending.eq((left == 0) & ~unable),
                 ]
-                with m.If(fault):
+                with m.If(unable):
                     m.d.sync += result.valid.eq(1)
                     m.next = "RESULT"
                 with m.Elif(load_end):

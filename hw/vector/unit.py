@@ -102,6 +102,7 @@ class VectorUnit(wiring.Component):
             self.read_1.enable.eq(read),
             self.read_1.address.eq(Mux(command.norm, address, command.b)),
             self.write.address.eq(command.target),
+            self.write.mask.eq(~0),
         ]
         with m.If(read):
             m.d.sync += [

@@ -229,7 +229,8 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         if count % lanes or rng.integers(3) == 0:
             writer.add(Opcode.EMIT, **names)
         else:
-            writer.add(Opcode.DRAIN, target=anywhere(), **names)
+            function = int(rng.choice(FUNCTIONS[Opcode.DRAIN]))
+            writer.add(Opcode.DRAIN, function=function, target=anywhere(), **names)
 
     for _ in range(14):
         count = int(rng.choice(sizes))
@@ -243,7 +244,7 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
             rows = int(rng.choice([1, lanes, 2 * lanes, config.engine.lanes, room,
                                    config.engine.lanes + lanes + 1]))
             count = int(rng.integers(1, config.engine.max_planes + 1))
-            writer.add(Opcode.MATMUL, a=rows, b=count, count=columns,
+            writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
                        address=writer.matrix(rows, columns, count))
             waiting.append(rows)
             function = int(rng.choice(FUNCTIONS[Opcode.VECTOR]))
@@ -305,11 +306,12 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
         add(Opcode.PACK, function=function, target=1, a=at[name], count=count)
 
     def multiply(rows: int, columns: int, count: int = 1) -> None:
-        add(Opcode.MATMUL, a=rows, b=count, count=columns,
+        add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
             address=writer.matrix(rows, columns, count))
 
     def drain(name: str, rows: int, fan: int, norm: int) -> None:
-        add(Opcode.DRAIN, target=at[name], a=norm, b=1, count=rows, constant=scale(fan))
+        add(Opcode.DRAIN, function=Function.COPY, target=at[name], a=norm, b=1, count=rows,
+            constant=scale(fan))
 
     def vector(function: Function, target: str, a: str, b: str = "", count: int = width) -> None:
         add(Opcode.VECTOR, function=function, target=at[target], a=at[a], b=at[b] if b else 0,
@@ -324,7 +326,8 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
     body = len(writer.program)
     add(Opcode.TOKEN)
     multiply(width, vocab, 2)
-    add(Opcode.DRAIN, target=at["x"], a=0, b=0, count=width, constant=bf16.one)
+    add(Opcode.DRAIN, function=Function.COPY, target=at["x"], a=0, b=0, count=width,
+        constant=bf16.one)
     for state in ("h0", "h1"):
         pack("x", width)
         for _ in range(3):
@@ -397,7 +400,8 @@ async def faults(dut, kind):
                                address=config.memory_bytes - 2 * lanes + config.port_bytes),
         "not_finite": Instruction(opcode=Opcode.PACK, function=Function.SPARSE, target=1,
                                   a=config.vector_depth - lanes, count=lanes),
-        "no_product": Instruction(opcode=Opcode.DRAIN, target=lanes, count=lanes),
+        "no_product": Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+                                  count=lanes),
     }[kind]
     at = body + 3
     program = [*writer.program[:at], wrong, *writer.program[at:]]
@@ -446,13 +450,13 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
     wait = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
                        count=config.vector_depth // 2)
     for rows in (1, lanes, 3 * lanes, engine.lanes + lanes):
-        product = Instruction(opcode=Opcode.MATMUL, a=rows, b=1, count=8)
+        product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=1, count=8)
         take = Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one)
         cases.append((take, [token, product, wait], []))
         cases.append((product, [token], [wait, take]))
         if rows % lanes == 0:
-            cases.append((Instruction(opcode=Opcode.DRAIN, count=rows, constant=bf16.one),
-                          [token, product, wait], []))
+            cases.append((Instruction(opcode=Opcode.DRAIN, function=Function.RELU, count=rows,
+                                      constant=bf16.one), [token, product, wait], []))
     return cases
 
 
@@ -482,7 +486,7 @@ async def cycles(dut):
     def formula(instruction: Instruction) -> int:
         kept = 0
         if instruction.opcode is Opcode.EMIT:
-            program = [token, Instruction(opcode=Opcode.MATMUL, a=instruction.count, b=1, count=8),
+            program = [token, Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=instruction.count, b=1, count=8),
                        instruction, stop]
             machine = Machine(config, b"".join(map(encode, program)), writer.contents())
             kept = kept_count(machine.run(1)[0].integers, config.best)

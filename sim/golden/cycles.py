@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import Instruction, Opcode
+from hw.isa import Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 from sim.golden.select import select_bound
@@ -176,7 +176,7 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     return 2 * words + 2 * levels + (width - 1) // 8 + 23
 
 
-def pack_cycles(config: CoreConfig, entries: Sequence[float]) -> int:
+def pack_cycles(config: CoreConfig, entries: Sequence[float], *, nonzero: bool = False) -> int:
     """Cycles of the packer from a PACK accepted to its end delivered, both included.
 
     Parameters
@@ -185,9 +185,14 @@ def pack_cycles(config: CoreConfig, entries: Sequence[float]) -> int:
     entries : sequence of numbers
         Entries that leave of each word of the vector; all of a DENSE one. A word without one takes
         a cycle too.
+    nonzero : bool
+        No largest magnitude is looked for.
     """
+    leaving = math.ceil(sum(max(1, count) for count in entries))
+    if nonzero:
+        return leaving + 11
     levels = (config.vector_lanes - 1).bit_length()
-    return len(entries) + math.ceil(sum(max(1, count) for count in entries)) + levels + 15
+    return len(entries) + leaving + levels + 15
 
 
 def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
@@ -249,7 +254,10 @@ def decode_cycles(config: CoreConfig, instruction: Instruction) -> int:
     """Cycles of the decoder from an instruction accepted to its fields delivered, both included."""
     if instruction.opcode is not Opcode.MATMUL:
         return 5
-    factors = instruction.b, config.engine.groups(instruction.a), instruction.count
+    groups, walked = config.engine.groups(instruction.a), instruction.count
+    if instruction.function == Function.BY_ROW:
+        groups, walked = config.engine.groups(instruction.count), instruction.a
+    factors = instruction.b, groups, walked
     return 5 + sum(factor.bit_length() + 1 for factor in factors)
 
 
@@ -388,7 +396,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
-            cycles += pack_cycles(config, entries or words * [config.vector_lanes])
+            cycles += pack_cycles(config, entries or words * [config.vector_lanes],
+                                  nonzero=instruction.function == Function.NONZERO)
         case Opcode.DRAIN:
             cycles += drain_cycles(words)
         case Opcode.VECTOR:

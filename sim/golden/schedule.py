@@ -216,12 +216,13 @@ class _Walk:
                     opens, sparse = instruction.opcode, instruction.function == Function.SPARSE
                     self.now += cycles
                 case Opcode.MATMUL:
+                    queued = self.now + INSTRUCTION_CYCLES[Opcode.MATMUL]
                     self.now += cycles
                     columns = instruction.count
                     asked = opens is Opcode.TOKEN or sparse
                     if asked:
                         columns = 1 if opens is Opcode.TOKEN else round(self._density * columns)
-                    self._queue.append(_Product(instruction, self.now, columns=columns,
+                    self._queue.append(_Product(instruction, queued, columns=columns,
                                                 asked=asked))
                 case Opcode.DRAIN | Opcode.EMIT:
                     product = self._queue[0]

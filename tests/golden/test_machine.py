@@ -60,11 +60,13 @@ def pack(a, count, target=1, function=Function.DENSE):
 
 
 def matmul(rows, columns, address, count=1):
-    return Instruction(opcode=Opcode.MATMUL, a=rows, b=count, count=columns, address=address)
+    return Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count,
+                       count=columns, address=address)
 
 
 def drain(target, count, a=0, b=0, constant=bf16.one):
-    return Instruction(opcode=Opcode.DRAIN, target=target, a=a, b=b, count=count, constant=constant)
+    return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=target, a=a, b=b,
+                       count=count, constant=constant)
 
 
 def emit(count, a=0, b=0, constant=bf16.one):
@@ -225,7 +227,8 @@ class TestInstructions:
 
 def matrix_program(**fields):
     return program(TOKEN, Instruction(opcode=Opcode.MATMUL,
-                                      **{"a": 8, "b": 1, "count": 8} | fields), STOP)
+                                      **{"function": Function.BY_COLUMN, "a": 8, "b": 1,
+                                         "count": 8} | fields), STOP)
 
 
 class TestFaults:

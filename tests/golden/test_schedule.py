@@ -44,11 +44,11 @@ def pack(count, function=Function.DENSE):
 
 
 def matmul(rows, columns, planes=1):
-    return Instruction(opcode=Opcode.MATMUL, a=rows, b=planes, count=columns)
+    return Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=planes, count=columns)
 
 
 def drain(rows):
-    return Instruction(opcode=Opcode.DRAIN, count=rows)
+    return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=rows)
 
 
 def load(count):
@@ -129,7 +129,7 @@ class TestSimplePrograms:
         # Draining begins while the engine still delivers.
         rest = drain_cycles(0) + sum(
             instruction_cycles(config, item) for item in (pack(256), STOP))
-        assert 3 * period + rest <= cost.cycles <= 3 * period + rest + LIST_LATENCY + 24
+        assert 3 * period + rest <= cost.cycles <= 3 * period + rest + LIST_LATENCY + 16
 
     def test_two_groups_pause(self):
         config = CoreConfig(engine=EngineConfig(port_bytes=32))
@@ -322,7 +322,8 @@ class Stepper:
             if opcode in (Opcode.TOKEN, Opcode.PACK):
                 asked = opcode is Opcode.TOKEN
             elif opcode is Opcode.MATMUL:
-                job = {"rows": instruction.a, "planes": instruction.b, "queued": ends,
+                job = {"rows": instruction.a, "planes": instruction.b,
+                       "queued": self.now + INSTRUCTION_CYCLES[Opcode.MATMUL],
                        "columns": 1 if asked else count, "result": math.inf}
                 self.jobs.append(job)
                 self.products.append(job)
