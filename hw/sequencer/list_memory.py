@@ -1,6 +1,7 @@
 """The list: what the packer made of a vector, and the products that it is multiplied in."""
 
 from amaranth import *
+from amaranth.hdl import Assert, Assume
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
@@ -106,6 +107,9 @@ class ListMemory(wiring.Component):
             with m.If(given.end):
                 m.d.sync += [counts[~newest].eq(begun), begun.eq(0), newest.eq(~newest)]
 
+        if platform == "formal":
+            self._contract(m, begun, newest_tile, place, write_port, record_write)
+
         queued = data.StructLayout({"job": self.i_products.p.shape(), "buffer": 1})
         m.submodules.queue = queue = fifo.SyncFIFO(width=queued.size, depth=config.product_depth)
         product = queued(queue.r_data)
@@ -125,7 +129,7 @@ class ListMemory(wiring.Component):
         # Two registers behind the address: the memory's, and the stream's. The directory is looked
         # up a tile ahead.
         tile = Signal(record)                   # that is walked
-        k = Signal(within)
+        position = Signal(within)               # in it
         left = Signal(range(tiles + 1))         # tiles, with that one
         following = Signal(place_width)         # place of the next one
         looked_up, end = Signal(), Signal()
@@ -139,7 +143,7 @@ class ListMemory(wiring.Component):
             walked.eq(walking & look & at_end),
             record_read.addr.eq(Cat(following, Mux(walking, buffer, product.buffer))),
             read_port.en.eq(look),
-            read_port.addr.eq(Cat(slot(tile.tile, k), buffer)),
+            read_port.addr.eq(Cat(slot(tile.tile, position), buffer)),
         ]
         with m.If(look):
             m.d.sync += [looked_up.eq(walking), end.eq(at_end), looked_up_tile.eq(tile.tile)]
@@ -157,7 +161,7 @@ class ListMemory(wiring.Component):
                     buffer.eq(product.buffer),
                     left.eq(counts[product.buffer]),
                     tile.eq(record_read.data),
-                    k.eq(0),
+                    position.eq(0),
                 ]
                 with m.If(self.o_jobs.valid & self.o_jobs.ready):
                     m.d.sync += following.eq(1)
@@ -165,10 +169,10 @@ class ListMemory(wiring.Component):
             with m.State("WALK"):
                 m.d.comb += walking.eq(1)
                 with m.If(look):
-                    m.d.sync += k.eq(k + 1)
-                    with m.If(k == tile.last):
+                    m.d.sync += position.eq(position + 1)
+                    with m.If(position == tile.last):
                         m.d.sync += [
-                            k.eq(0),
+                            position.eq(0),
                             left.eq(left - 1),
                             tile.eq(record_read.data),
                             following.eq(following + 1),
@@ -177,3 +181,33 @@ class ListMemory(wiring.Component):
                     m.d.sync += following.eq(0)
                     m.next = "IDLE"
         return m
+
+    def _contract(self, m, begun, newest_tile, place, write_port, record_write):
+        """Say for proofs what lists may come, and what is never written."""
+        depth = self.config.list_depth
+        index = self.i_entries.p.index
+        before = Signal.like(index)
+        with m.If(write_port.en):
+            m.d.sync += before.eq(index)
+        first = begun == 0
+        within = exact_log2(self.tile)
+        m.d.comb += Assume(~write_port.en | first | ((index > before) & (index < depth)
+                                                     & (before < depth)), "indices ascend")
+        # With these, the others hold for ever.
+        m.d.comb += [
+            Assert(first | (newest_tile.tile == before[within:]),
+                   "the newest tile is that of the newest entry"),
+            Assert(first | (newest_tile.last <= before[:within]),
+                   "an entry lies no further in its tile than its index says"),
+            Assert(first | (begun <= newest_tile.tile + 1), "a tile begins once"),
+        ]
+        k = record_write.data.last
+        m.d.comb += [
+            Assert(~write_port.en | (place < -(-depth // self.tile)), "there is a record"),
+            Assert(~write_port.en | (k <= index[:within]), "the tile does not overflow"),
+            Assert(~write_port.en | (index >= depth) | (
+                write_port.addr[:-1] == (index & ~(self.tile - 1)) + k),
+                "the slot is in the entry's own tile"),
+            Assert(~write_port.en | first | (index[within:] != before[within:]) | (
+                k == newest_tile.last + 1), "the slot is the next one"),
+        ]
