@@ -277,8 +277,8 @@ class _Compiler:
         if product is not None and action.queued:
             if step.kind is Kind.EMBEDDING and product is self._products[step][0]:
                 self._emit(Opcode.TOKEN, "the list is the token's column")
-            self._emit(Opcode.MATMUL, product.name, function=Function.BY_COLUMN, a=product.rows, b=product.planes,
-                       count=product.columns, address=product.address)
+            self._emit(Opcode.MATMUL, product.name, function=Function.BY_COLUMN, a=product.rows,
+                       b=product.planes, count=product.columns, address=product.address)
         elif product is not None:
             self._take(step, product)
         else:

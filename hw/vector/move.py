@@ -83,6 +83,7 @@ class Drain(wiring.Component):
         m.submodules.scale = scale = ScaleUnit(self.config)
         scaled = scale.o
         taking = Signal()
+        draining = Signal()                     # the command is valid
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
             scale.exponent.eq(command.scalar.exponent),
@@ -102,7 +103,7 @@ class Drain(wiring.Component):
             scaled.ready.eq(~by_row | scaled.p.last | known),
             self.write.enable.eq(scaled.valid & scaled.ready & ~end),
             self.write.address.eq(Mux(by_row, place, command.target)),
-            self.i_rows.ready.eq(by_row & (~known | self.write.enable)),
+            self.i_rows.ready.eq(draining & by_row & (~known | self.write.enable)),
         ]
         for lane in range(lanes):
             number = Mux(by_row, scaled.p.word[0], scaled.p.word[lane])
@@ -127,10 +128,11 @@ class Drain(wiring.Component):
                     m.d.sync += command.eq(self.i_commands.p)
                     m.next = "TAKE"
             with m.State("TAKE"):
-                m.d.comb += taking.eq(1)
+                m.d.comb += [taking.eq(1), draining.eq(1)]
                 with m.If(self.i_results.valid & self.i_results.ready & self.i_results.p.last):
                     m.next = "WRITE"
             with m.State("WRITE"):
+                m.d.comb += draining.eq(1)
                 with m.If(self.done):
                     m.next = "IDLE"
         return m

@@ -364,7 +364,7 @@ SCALAR_CYCLES = 21
 #: the unit has its command, and from its end to the next instruction. Behind STOP the next pass is
 #: begun and its first instruction decoded.
 INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TOKEN: 4,
-                      Opcode.PACK: 2, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
+                      Opcode.PACK: 4, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
                       Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2}
 
 

@@ -114,10 +114,14 @@ class _Register:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _List:
-    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN."""
+    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
+
+    ``dense``: zeros are listed too.
+    """
 
     activations: NDArray[np.int8]
     columns: int
+    dense: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -342,7 +346,7 @@ class Machine:
             if any(product.listed is not None for product in self._products):
                 raise HazardError("A DENSE list is made while a product by row was not taken")
             self._dense = values
-        self._list = _List(values, len(values))
+        self._list = _List(values, len(values), function == Function.DENSE)
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 
     def _drain(self, instruction: Instruction) -> None:
@@ -395,7 +399,9 @@ class Machine:
             if self._dense is None or len(self._dense) != instruction.count:
                 raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
                                   f"newest DENSE list has another number of elements")
-            listed, activations = np.flatnonzero(activations[0]), self._dense[np.newaxis]
+            listed = (np.arange(columns) if self._list.dense
+                      else np.flatnonzero(activations[0]))
+            activations = self._dense[np.newaxis]
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)

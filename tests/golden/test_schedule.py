@@ -44,7 +44,8 @@ def pack(count, function=Function.DENSE):
 
 
 def matmul(rows, columns, planes=1):
-    return Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=planes, count=columns)
+    return Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=planes,
+                       count=columns)
 
 
 def drain(rows):
