@@ -95,6 +95,7 @@ class RowTree(wiring.Component):
         self.config = config
         levels = exact_log2(config.lanes)
         self.latency = 1 + levels
+        # No vectors: Icarus looks at all of one when a slice of it changes.
         super().__init__({
             "activations": In(signed(config.activation_width)).array(config.lanes),
             "nonzero": In(1).array(config.lanes),
@@ -128,7 +129,6 @@ class RowTree(wiring.Component):
                 ]
                 m.d.sync += term.eq(negation.total)
             else:
-                # Ports for each lane, not vectors: Icarus looks at a whole vector for each slice.
                 m.d.sync += term.eq((Cat(activation) ^ self.negative[lane].replicate(width))
                                     & self.nonzero[lane].replicate(width))
                 flags = Cat(self.nonzero[lane], self.negative[lane])
