@@ -180,10 +180,11 @@ class TernaryEngine(wiring.Component):
             if groups:
                 group = self._copy(m, "group", {"group": stages[1].slot[:groups]}).group
                 m.d.comb += rows.group.eq(group)
+            for lane, (lane_nonzero, lane_negative) in enumerate(lane_trits):
+                m.d.comb += [rows.nonzero[lane].eq(lane_nonzero),
+                             rows.negative[lane].eq(lane_negative)]
             m.d.comb += [
                 rows.operation.eq(stages[3].row),
-                rows.nonzero.eq(Cat(nonzero for nonzero, _ in lane_trits)),
-                rows.negative.eq(Cat(negative for _, negative in lane_trits)),
                 results.row.eq(rows.o),
                 walker.rows_under_way.eq(Cat(rows.under_way,
                                              [stage.row.last for stage in stages[:3]]).any()),

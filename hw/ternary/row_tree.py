@@ -1,7 +1,7 @@
 """The sum over the lanes of trit times activation, one weight word a cycle."""
 
 from amaranth import *
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -79,27 +79,27 @@ class RowTree(wiring.Component):
 
     Members
     -------
-    activations : In
-        One for each lane.
-    nonzero, negative : In(lanes)
+    activations : array of In, one for each lane
+    nonzero, negative : arrays of In(1)
         The trits, as :class:`hw.ternary.decoder.TritDecoder` delivers them.
     total : Out(signed)
         Wide enough for any sum.
     """
 
-    activations: data.View
-    nonzero: Signal
-    negative: Signal
+    activations: list[Signal]
+    nonzero: list[Signal]
+    negative: list[Signal]
     total: Signal
 
     def __init__(self, config: EngineConfig):
         self.config = config
         levels = exact_log2(config.lanes)
         self.latency = 1 + levels
+        # No vectors: Icarus looks at all of one when a slice of it changes.
         super().__init__({
-            "activations": In(data.ArrayLayout(config.activation_width, config.lanes)),
-            "nonzero": In(config.lanes),
-            "negative": In(config.lanes),
+            "activations": In(signed(config.activation_width)).array(config.lanes),
+            "nonzero": In(1).array(config.lanes),
+            "negative": In(1).array(config.lanes),
             "total": Out(signed(config.activation_width + levels + 1)),
         })
 
@@ -123,13 +123,13 @@ class RowTree(wiring.Component):
             if exact:
                 m.submodules.negation = negation = TritAdder(width=width + 1, target=target)
                 m.d.comb += [
-                    negation.operand.eq(activation.as_signed()),
+                    negation.operand.eq(activation),
                     negation.nonzero.eq(self.nonzero[lane]),
                     negation.negative.eq(self.negative[lane]),
                 ]
                 m.d.sync += term.eq(negation.total)
             else:
-                m.d.sync += term.eq((activation ^ self.negative[lane].replicate(width))
+                m.d.sync += term.eq((Cat(activation) ^ self.negative[lane].replicate(width))
                                     & self.nonzero[lane].replicate(width))
                 flags = Cat(self.nonzero[lane], self.negative[lane])
                 carry = later(later(flags, f"flags_{lane}"), f"carry_{lane}")
@@ -137,7 +137,7 @@ class RowTree(wiring.Component):
             m.submodules[f"adder_{lane}"] = adder = TritAdder(width=len(term) + 1, target=target)
             m.d.comb += [
                 adder.base.eq(term),
-                adder.operand.eq(beside.as_signed()),
+                adder.operand.eq(beside),
                 adder.nonzero.eq(later(self.nonzero[lane + 1], f"nonzero_{lane + 1}")),
                 adder.negative.eq(later(self.negative[lane + 1], f"negative_{lane + 1}")),
             ]

@@ -36,20 +36,20 @@ class _ActivationMemory(wiring.Component):
         Always taken; written two cycles later.
     group : In
         Word to be read.
-    values : Out
+    values : array of Out, one for each lane
         What it holds, two cycles later.
     """
 
     i: stream.Interface
     group: Signal
-    values: data.View
+    values: list[Signal]
 
     def __init__(self, config: EngineConfig):
         self.config = config
         super().__init__({
             "i": In(stream.Signature(activation_layout(config))),
             "group": In(range(config.row_columns // config.lanes)),
-            "values": Out(data.ArrayLayout(config.activation_width, config.lanes)),
+            "values": Out(signed(config.activation_width)).array(config.lanes),
         })
 
     def elaborate(self, platform):
@@ -112,7 +112,7 @@ class RowSums(wiring.Component):
     group : In
         One cycle before the operation that it belongs to.
     operation : In of :func:`hw.ternary.walker.row_operation_layout`
-    nonzero, negative : In(lanes)
+    nonzero, negative : arrays of In(1), one for each lane
         Trits of the operation's word.
     o : Out of :func:`hw.ternary.results.row_result_layout`
     under_way : Out(1)
@@ -122,8 +122,8 @@ class RowSums(wiring.Component):
     i_activations: stream.Interface
     group: Signal
     operation: data.View
-    nonzero: Signal
-    negative: Signal
+    nonzero: list[Signal]
+    negative: list[Signal]
     o: data.View
     under_way: Signal
 
@@ -133,8 +133,8 @@ class RowSums(wiring.Component):
             "i_activations": In(stream.Signature(activation_layout(config))),
             "group": In(range(config.row_columns // config.lanes)),
             "operation": In(row_operation_layout(config)),
-            "nonzero": In(config.lanes),
-            "negative": In(config.lanes),
+            "nonzero": In(1).array(config.lanes),
+            "negative": In(1).array(config.lanes),
             "o": Out(row_result_layout(config)),
             "under_way": Out(1),
         })
@@ -145,9 +145,11 @@ class RowSums(wiring.Component):
         m.submodules.activations = activations = _ActivationMemory(config)
         m.submodules.tree = tree = RowTree(config)
         wiring.connect(m, wiring.flipped(self.i_activations), activations.i)
-        m.d.comb += [activations.group.eq(self.group),
-                     tree.activations.eq(activations.values)]
-        m.d.sync += [tree.nonzero.eq(self.nonzero), tree.negative.eq(self.negative)]
+        m.d.comb += activations.group.eq(self.group)
+        for lane in range(config.lanes):
+            m.d.comb += tree.activations[lane].eq(activations.values[lane])
+            m.d.sync += [tree.nonzero[lane].eq(self.nonzero[lane]),
+                         tree.negative[lane].eq(self.negative[lane])]
 
         # The operation beside its data.
         under_way = [self.operation.last]
