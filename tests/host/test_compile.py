@@ -185,7 +185,8 @@ class TestErrors:
                             "not 259", engine=EngineConfig(index_width=8))
 
     def test_accumulator(self, model):
-        with pytest.raises(DeviceError, match=r"^Matrix embedding row \d+ could reach \d+, which "
+        """The embedding fits, since a token is one column; the head is the widest matrix."""
+        with pytest.raises(DeviceError, match=r"^Matrix head row \d+ could reach \d+, which "
                                               r"must be below 2\*\*16 for accumulators of 17 "
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
