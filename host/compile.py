@@ -142,10 +142,11 @@ class _Vectors:
         self._free.append((first, count))
         self._free.sort()
 
-    def check(self) -> None:
+    def check(self, least: str = "") -> None:
+        """Check that there are no more places than memory; ``least`` says that more may come."""
         if self._end > self._config.vector_depth:
             raise CompileError(f"Vectors must fit {self._config.vector_depth} elements of vector "
-                               f"memory, but the model needs {self._end}")
+                               f"memory, but the model needs {least}{self._end}")
 
 
 _LMUL = ARITHMETICS["lmul"]
@@ -383,6 +384,7 @@ class _Compiler:
         try:
             self._instructions.append(Instruction(opcode=opcode, **fields))
         except ValueError as error:
+            self._vectors.check("at least ")
             raise CompileError(f"{self._where}: {error}") from None
         self._notes.append(f"{self._where}: {note}")
 
