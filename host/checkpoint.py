@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,8 @@ from host.model import ModelFileError, TokenizerFile
 __all__ = ["Checkpoint"]
 
 _INDEX = "model.safetensors.index.json"
-_FLOATS = ("BF16", "F16", "F32")
+# Importing ml_dtypes is also what makes bf16 known to safetensors.
+_FLOATS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 
 
 class Checkpoint:
@@ -129,7 +131,7 @@ class Checkpoint:
             if part.get_dtype() not in _FLOATS:
                 raise ModelFileError(f"{path}: tensor {name} must have type "
                                      f"{' or '.join(_FLOATS)}, not {part.get_dtype()}")
-            values = file.get_tensor(name).astype(np.float32)
+            values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(np.float32)
         odd = np.flatnonzero(~np.isfinite(values))
         if odd.size:
             index = tuple(map(int, np.unravel_index(int(odd[0]), shape)))

@@ -84,9 +84,9 @@ class _Memory:
         self._data = bytearray()
         self.parts: list[Part] = []
 
-    def matrix(self, name: str, weights: NDArray[np.integer]) -> list[_Product]:
+    def matrix(self, name: str, weights: NDArray[np.integer], *, token: bool) -> list[_Product]:
         """Pack a matrix; pack_matrix proves that no accumulator overflows."""
-        packed = pack_matrix(name, weights, self._config.engine)
+        packed = pack_matrix(name, weights, self._config.engine, token=token)
         products = []
         for first, rows, image in packed.blocks:
             part = name if len(packed.blocks) == 1 else f"{name}[{first}:{first + rows}]"
@@ -142,10 +142,11 @@ class _Vectors:
         self._free.append((first, count))
         self._free.sort()
 
-    def check(self) -> None:
+    def check(self, least: str = "") -> None:
+        """Check that there are no more places than memory; ``least`` says that more may come."""
         if self._end > self._config.vector_depth:
             raise CompileError(f"Vectors must fit {self._config.vector_depth} elements of vector "
-                               f"memory, but the model needs {self._end}")
+                               f"memory, but the model needs {least}{self._end}")
 
 
 _LMUL = ARITHMETICS["lmul"]
@@ -209,7 +210,8 @@ class _Compiler:
     def _place(self, step: Value) -> None:
         """Put what a step needs of the model into the memory."""
         if step.matrix is not None:
-            self._products[step] = self._memory.matrix(step.matrix.name, step.matrix.weights)
+            self._products[step] = self._memory.matrix(step.matrix.name, step.matrix.weights,
+                                                       token=step.kind is Kind.EMBEDDING)
         elif step.constant is not None:
             values = (_LMUL.factor if step.factor else from_float)(step.constant)
             self._addresses[step] = self._memory.vector(f"{step.part}.{step.name}", values)
@@ -382,6 +384,7 @@ class _Compiler:
         try:
             self._instructions.append(Instruction(opcode=opcode, **fields))
         except ValueError as error:
+            self._vectors.check("at least ")
             raise CompileError(f"{self._where}: {error}") from None
         self._notes.append(f"{self._where}: {note}")
 

@@ -165,6 +165,13 @@ class TestErrors:
         self.refused(model, "Vectors must fit 1024 elements of vector memory, but the model needs "
                             "2312", vector_depth=1024)
 
+    def test_states(self):
+        """State that the fields of an instruction cannot reach."""
+        layer = tiny_model(layers=1).layers[0]
+        large = dataclasses.replace(tiny_model(layers=1), layers=(layer,) * 256)
+        self.refused(large, "Vectors must fit 16384 elements of vector memory, but the model needs "
+                            "at least 65800")
+
     def test_program(self, model):
         self.refused(model, "Program must have at most 64 instructions, not 83", program_depth=64)
 
@@ -185,7 +192,8 @@ class TestErrors:
                             "not 259", engine=EngineConfig(index_width=8))
 
     def test_accumulator(self, model):
-        with pytest.raises(DeviceError, match=r"^Matrix embedding row \d+ could reach \d+, which "
+        """The embedding fits, since a token is one column; the head is the widest matrix."""
+        with pytest.raises(DeviceError, match=r"^Matrix head row \d+ could reach \d+, which "
                                               r"must be below 2\*\*16 for accumulators of 17 "
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -279,6 +281,14 @@ class TestFiles:
         assert projection.scale == pytest.approx(scale, rel=1e-6)
         np.testing.assert_array_equal(projection.trits,
                                       np.clip(np.rint(weights / scale), -1, 1))
+
+    def test_alone(self, tmp_path):
+        """In a process that has imported nothing else, as these tests have."""
+        write_checkpoint(tmp_path, random_tensors(2))
+        script = f"from host.model import read_model; print(read_model({str(tmp_path)!r}).width)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                              check=True)
+        assert done.stdout == f"{WIDTH}\n"
 
     def test_one_layer(self, tmp_path):
         """No lower bound in layer 0; the FFN's width as it is given."""
