@@ -6,6 +6,7 @@ the end is predicted too. Worker processes share the documents.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,21 +14,27 @@ import multiprocessing
 import os
 import platform
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.model import TernaryLM, to_bf16
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.model import ARITHMETICS, LISTS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.wina import Gate
 
-__all__ = ["Measurement", "evaluate", "fit_logit_scale", "write_results"]
+__all__ = ["GateMap", "Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
+           "write_results"]
 
 #: Tokens that go through the model at once, over all documents: vectors that still fit a cache.
 _TOKENS = 768
 
-_FFN_PRODUCT = ".ffn_down"      # the product whose activations are the FFN's hidden vector
+_HIDDEN = "ffn_hidden"
+_LIST_OF = {matrices[0]: name for name, matrices in LISTS.items()}
+
+#: The gate of each list that has one, by layer and list.
+GateMap = Mapping[tuple[int, str], Gate]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +49,9 @@ class Measurement:
     logit_scales : tuple of float
     bits_per_byte : tuple of float
         With each of the logit scales.
-    live : int array, shape (layers, FFN width + 1)
-        Number of tokens with that many non-zero elements in the FFN's hidden vector.
+    live : dict of list name to int array, shape (layers, columns + 1)
+        Number of tokens with that many entries in the list: elements that are neither zero nor
+        gated away.
     """
 
     arithmetic: str
@@ -52,17 +60,22 @@ class Measurement:
     bytes: int
     logit_scales: tuple[float, ...]
     bits_per_byte: tuple[float, ...]
-    live: NDArray[np.int64]
+    live: dict[str, NDArray[np.int64]]
+
+    @property
+    def layers(self) -> int:
+        """Number of layers."""
+        return len(self.live[_HIDDEN])
 
     @property
     def density(self) -> float:
         """Mean share of non-zero elements in the FFN's hidden vector."""
         return float(np.mean([self.layer_density(layer)["density"]
-                              for layer in range(len(self.live))]))
+                              for layer in range(self.layers)]))
 
-    def layer_density(self, layer: int) -> dict[str, float]:
-        """Share of non-zero elements of one layer: mean, 99th percentile and maximum of a token."""
-        counts = self.live[layer]
+    def layer_density(self, layer: int, name: str = _HIDDEN) -> dict[str, float]:
+        """Share of the columns that a list names: mean, 99th percentile and maximum of a token."""
+        counts = self.live[name][layer]
         elements = len(counts) - 1
         present = np.flatnonzero(counts)
         percentile = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
@@ -72,18 +85,22 @@ class Measurement:
 
 
 class _LiveCounter:
-    """Matrix products, noting how many elements of the FFN's hidden vectors are not zero."""
+    """Matrix products, noting how many elements of each list are not zero."""
 
     def __init__(self, model: TernaryLM):
         self._products = ExactProducts(model_matrices(model))
-        self.live: NDArray[np.int64] = np.zeros((len(model.layers), model.ffn_width + 1), np.int64)
+        self.live: dict[str, NDArray[np.int64]] = {
+            name: np.zeros((len(model.layers),
+                            getattr(model.layers[0], matrices[0]).trits.shape[1] + 1), np.int64)
+            for name, matrices in LISTS.items()}
         self.valid: NDArray[np.bool_] = np.ones(0, bool)
 
     def __call__(self, name: str, activations: NDArray) -> NDArray:
-        if name.endswith(_FFN_PRODUCT):
-            layer = int(name.split(".")[1])
+        _, _, matrix = name.rpartition(".")
+        if matrix in _LIST_OF:
+            live, layer = self.live[_LIST_OF[matrix]], int(name.split(".")[1])
             counts = np.count_nonzero(activations[self.valid], axis=1)
-            self.live[layer] += np.bincount(counts, minlength=self.live.shape[1])
+            live[layer] += np.bincount(counts, minlength=live.shape[1])
         return self._products(name, activations)
 
 
@@ -95,14 +112,14 @@ def _negative_log(logits: NDArray, targets: NDArray[np.integer]) -> float:
 
 
 def _measure(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
-             logit_scales: Sequence[float],
-             report: Callable[[int], None]) -> tuple[list[float], NDArray[np.int64]]:
+             logit_scales: Sequence[float], gates: GateMap,
+             report: Callable[[int], None]) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     """Nats with each logit scale, and live counts, of documents given as tokens."""
     end = model.vocabulary.end_of_document
     documents = sorted(documents, key=len, reverse=True)
     lengths = np.array([len(document) + 1 for document in documents])
     products = _LiveCounter(model)
-    lm = GoldenLM(model, ARITHMETICS[arithmetic], products)
+    lm = GoldenLM(model, ARITHMETICS[arithmetic], products, gates)
     state = lm.start(len(documents))
     nats = [0.0] * len(logit_scales)
     start = 0
@@ -136,9 +153,10 @@ def _start_worker(reports: "multiprocessing.Queue[int]") -> None:
 
 
 def _work(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
-          logit_scales: Sequence[float]) -> tuple[list[float], NDArray[np.int64]]:
+          logit_scales: Sequence[float],
+          gates: GateMap) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     assert _reports is not None
-    return _measure(model, documents, arithmetic, logit_scales, _reports.put)
+    return _measure(model, documents, arithmetic, logit_scales, gates, _reports.put)
 
 
 def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequence[int]]]:
@@ -151,6 +169,7 @@ def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequenc
 
 def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: int,
              arithmetic: str, *, logit_scales: Sequence[float] | None = None,
+             gates: GateMap | None = None,
              report: Callable[[int], None] = lambda tokens: None,
              workers: int | None = None) -> Measurement:
     """Measure a model.
@@ -166,6 +185,8 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
         A key of :data:`sim.golden.model.ARITHMETICS`.
     logit_scales : sequence of float, optional
         Constants of the head to measure with; by default the model's own for this arithmetic.
+    gates : mapping of (layer, list) to Gate, optional
+        As of :meth:`host.compress.gates.Gates.of`.
     report : callable
         Called with the number of tokens done since the last call.
     workers : int, optional
@@ -174,7 +195,7 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
     Raises
     ------
     ValueError
-        If there is no document, or no logit scale for this arithmetic.
+        If there is no document, no logit scale for this arithmetic, or nothing that could be gated.
     """
     if not documents:
         raise ValueError("Documents must not be empty")
@@ -183,41 +204,51 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
             raise ValueError(f"Model {model.name} has no logit scale for arithmetic "
                              f"{arithmetic!r}; fit it with --fit")
         logit_scales = (model.logit_scales[arithmetic],)
+    if gates and ARITHMETICS[arithmetic].activations != "int8":
+        raise ValueError(f"Arithmetic {arithmetic!r} has no int8 codes to gate")
+    gates = gates or {}
     shares = _shares(documents, workers or min(4, os.cpu_count() or 1))
     if len(shares) == 1:
-        parts = [_measure(model, documents, arithmetic, logit_scales, report)]
+        parts = [_measure(model, documents, arithmetic, logit_scales, gates, report)]
     else:
-        parts = _in_parallel(model, shares, arithmetic, logit_scales, report)
+        parts = _in_parallel(model, shares, arithmetic, logit_scales, gates, report)
     nats = np.sum([part[0] for part in parts], axis=0)
     bits = nats / math.log(2) / byte_count
     return Measurement(arithmetic, len(documents), sum(map(len, documents)) + len(documents),
                        byte_count, tuple(logit_scales), tuple(bits.tolist()),
-                       np.sum([part[1] for part in parts], axis=0))
+                       {name: np.sum([part[1][name] for part in parts], axis=0)
+                        for name in LISTS})
 
 
-def _in_parallel(model, shares, arithmetic, logit_scales, report):
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    # One BLAS thread each: the workers are the threads. Read by NumPy when a worker imports it.
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Start worker processes with one BLAS thread each: the workers are the threads."""
+    # Read by NumPy when a worker imports it.
     previous = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
-        with concurrent.futures.ProcessPoolExecutor(
-                len(shares), mp_context=context, initializer=_start_worker,
-                initargs=(reports,)) as pool:
-            futures = [pool.submit(_work, model, share, arithmetic, logit_scales)
-                       for share in shares]
-            while not all(future.done() for future in futures):
-                try:
-                    report(reports.get(timeout=0.5))
-                except queue.Empty:
-                    continue
-            return [future.result() for future in futures]
+        yield
     finally:
         if previous is None:
             del os.environ["OPENBLAS_NUM_THREADS"]
         else:
             os.environ["OPENBLAS_NUM_THREADS"] = previous
+
+
+def _in_parallel(model, shares, arithmetic, logit_scales, gates, report):
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
+            len(shares), mp_context=context, initializer=_start_worker,
+            initargs=(reports,)) as pool:
+        futures = [pool.submit(_work, model, share, arithmetic, logit_scales, gates)
+                   for share in shares]
+        while not all(future.done() for future in futures):
+            try:
+                report(reports.get(timeout=0.5))
+            except queue.Empty:
+                continue
+        return [future.result() for future in futures]
 
 
 #: Logit scales that a fit tries, over the one in the middle: 9 from -20 % to +25 %.
@@ -275,7 +306,7 @@ def write_results(path: Path, command: str, model: TernaryLM, text: str,
         rows += [{"arithmetic": _result_name(measurement), "text": text, "layer": layer,
                   **{key: round(value, 5) for key, value
                      in measurement.layer_density(layer).items()}}
-                 for layer in range(len(measurement.live))]
+                 for layer in range(measurement.layers)]
     record = {
         "command": command,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},

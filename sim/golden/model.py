@@ -138,9 +138,15 @@ class Bf16Arithmetic:
         Product of two bf16 arrays, element by element.
     square_sum : callable
         Sum of the squares of the last axis of a bf16 array, as bf16.
+
+    Attributes
+    ----------
+    activations : str
+        What a matrix is multiplied by.
     """
 
     codes = staticmethod(quantize)
+    activations = "int8"
 
     def __init__(self, name: str, multiply: Elementwise, square_sum: Callable[[NDArray], NDArray]):
         self.name = name
@@ -194,6 +200,7 @@ class FloatArithmetic:
     """
 
     name = "float"
+    activations = "float32"
 
     def __init__(self):
         self.add: Elementwise = np.add
@@ -389,11 +396,27 @@ class GoldenLM:
         Hidden
             Of ``documents * steps`` tokens, document by document.
         """
-        x = self._embedding[tokens.reshape(-1)]
+        x = self.embed(tokens)
         for index in range(len(self._constants)):
-            x = self._mix(index, x, state[index], tokens.shape)
-            x = self._feed_forward(index, x)
+            x = self.layer(index, x, state[index], tokens.shape)
         return Hidden(self.arithmetic.codes(x), self.arithmetic.inverse_norm(x))
+
+    def embed(self, tokens: NDArray[np.integer]) -> NDArray:
+        """Residual stream in front of the first layer, one row a token, document by document."""
+        return self._embedding[tokens.reshape(-1)]
+
+    def layer(self, index: int, x: NDArray, state: NDArray, shape: tuple[int, ...]) -> NDArray:
+        """Residual stream behind a layer.
+
+        Parameters
+        ----------
+        index : int
+        x : array, shape (documents * steps, width)
+        state : array, shape (documents, width)
+            Of this layer; brought up to the last step.
+        shape : (documents, steps)
+        """
+        return self._feed_forward(index, self._mix(index, x, state, shape))
 
     def logits(self, hidden: Hidden, logit_scale: float | None = None) -> NDArray[np.floating]:
         """Logits of the token that follows, shape (tokens, vocabulary).

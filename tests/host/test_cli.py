@@ -215,7 +215,7 @@ class TestEvaluate:
             assert bits == pytest.approx(slow_bits(model, documents, arithmetic, scale) / 500,
                                          rel=1e-5)
         assert (result.documents, result.tokens, result.bytes) == (5, 156, 500)
-        assert result.live.sum(axis=1).tolist() == [156]
+        assert result.live["ffn_hidden"]["ffn_hidden"].sum(axis=1).tolist() == [156]
 
     def test_workers_share_the_documents(self):
         model = tiny_model(layers=1)
@@ -230,9 +230,9 @@ class TestEvaluate:
         model = tiny_model(layers=2)
         result = evaluate(model, [[4, 5, 6]], 3, "lmul", workers=1)
         elements = model.ffn_width
-        result.live[:] = 0
-        result.live[0, [0, 10, elements]] = (98, 1, 1)
-        result.live[1, 128] = 100
+        result.live["ffn_hidden"][:] = 0
+        result.live["ffn_hidden"][0, [0, 10, elements]] = (98, 1, 1)
+        result.live["ffn_hidden"][1, 128] = 100
         assert result.layer_density(0) == pytest.approx(
             {"density": (10 + elements) / 100 / elements, "density_p99": 10 / elements,
              "density_max": 1.0})

@@ -1,0 +1,358 @@
+"""Gates: the file, the calibration, and what the command lines say."""
+
+import dataclasses
+import hashlib
+import json
+import lzma
+import re
+
+import numpy as np
+import pytest
+
+import host.__main__ as cli
+import host.compress.__main__ as experiments
+from host.compress.calibrate import calibrate, calibration_tokens
+from host.compress.gates import (
+    GateFileError,
+    fingerprint,
+    list_columns,
+    list_norms,
+    list_rows,
+    read_gates,
+    write_gates,
+)
+from host.corpus import read_corpus
+from host.evaluate import evaluate
+from host.model import read_model, write_model
+from host.tokenizer import Tokenizer
+from sim.golden.model import LISTS, quantize
+from sim.golden.wina import Gate
+from tests.host.model_examples import tiny_model
+
+TOKENS = np.random.default_rng(11).integers(0, 259, (2, 6))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, model):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Documents of which three are held out; some digests make calibration text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [f"the story number {n}, " + "the end " * 9 for n in range(300)]
+    documents = [document.strip() for document in documents]
+    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
+    with lzma.open(folder / "tales.txt.xz", "wt") as file:
+        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
+    (folder / "splits.tsv").write_text("\n".join(
+        ["text\tdocument\tpart\tsha256"]
+        + [f"tales\t{n}\t{'heldout' if n < 3 else 'train'}\t{digest}"
+           for n, digest in enumerate(digests)]) + "\n")
+    return folder
+
+
+class TestCalibrate:
+    def test_uniform(self, model):
+        gates, = calibrate(model, TOKENS, [0.25], allocation="uniform", workers=1)
+        assert [(gate.layer, gate.list) for gate in gates.lists] == [
+            (layer, name) for layer in range(2) for name in LISTS]
+        assert {gate.columns: gate.keep for gate in gates.lists} == {256: 192, 512: 384}
+        assert gates.dropped(model) == 0.25
+        assert gates.fingerprint == fingerprint(model)
+
+    @pytest.mark.parametrize("method", ["wina", "teal"])
+    def test_greedy_takes_the_cheapest_step(self, model, method):
+        """Written again without laziness, for one layer."""
+        one = dataclasses.replace(model, layers=model.layers[:1])
+        found = calibrate(one, TOKENS, [0.03, 0.08], method=method, workers=1)
+        trits = 256 * (3 + 1 + 2 * 2 + 2) * 256
+
+        def output(keep):
+            norms = {name: list_norms(one, 0, name, method) for name in LISTS}
+            gates = {(0, name): Gate(norms[name], keep[name]) for name in LISTS}
+            return layer_output(one, gates)
+
+        steps = dict.fromkeys(LISTS, 0)
+
+        def keep(more=None):
+            return {name: list_columns(one, 0, name)
+                    - round((steps[name] + (name == more)) * 0.01 * trits / list_rows(one, 0, name))
+                    for name in LISTS}
+
+        def left():
+            return sum(count * list_rows(one, 0, name) for name, count in keep().items())
+
+        dense = layer_output(one, {})
+        for gates, sparsity in zip(found, [0.03, 0.08], strict=True):
+            while trits - left() < sparsity * trits:
+                errors = {name: np.linalg.norm(output(keep(name)) - dense, axis=1).mean()
+                          for name in LISTS}
+                steps[min(errors, key=errors.get)] += 1
+            assert {gate.list: gate.keep for gate in gates.lists} == keep()
+            assert sparsity <= gates.dropped(one) < sparsity + 0.011
+
+    def test_thresholds_keep_as_many_in_the_mean(self, model):
+        gates, = calibrate(model, TOKENS, [0.5], allocation="uniform", workers=1)
+        codes = record_codes(model, TOKENS)
+        for gate in gates.lists:
+            norms = list_norms(model, gate.layer, gate.list, "wina").tolist()
+            found = sorted(value * value * norm
+                           for row in codes[gate.layer, gate.list].tolist()
+                           for value, norm in zip(row, norms, strict=True))
+            above = [score for score in found if score > gate.threshold]
+            assert len(above) <= gate.keep * TOKENS.size
+            assert len([score for score in found if score >= gate.threshold]) > (
+                gate.keep * TOKENS.size) or gate.threshold == 0
+
+    def test_processes_find_the_same(self, model):
+        one = calibrate(model, TOKENS, [0.1], workers=1)
+        done = []
+        two = calibrate(model, TOKENS, [0.1], workers=2, report=lambda: done.append(1))
+        assert one == two
+        assert len(done) == 2
+
+    @pytest.mark.parametrize(("sparsities", "message"), [
+        ([0.2, -0.1], "Sparsity must be 0 to 0.9965, where one entry is left in each list, "
+                      "not -0.1"),
+        ([0.999], "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 0.999"),
+        ([0.3, 0.2], "Sparsities must ascend, not be [0.3, 0.2]"),
+    ])
+    def test_mistakes(self, model, sparsities, message):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            calibrate(model, TOKENS, sparsities)
+
+    def test_no_text(self, model):
+        with pytest.raises(ValueError, match=r"^Calibration text must not be empty$"):
+            calibrate(model, np.zeros((0, 5), int), [0.5])
+        message = "Calibration needs 2 documents of 9 tokens, but the text has 1"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            calibration_tokens(model, Tokenizer(model.vocabulary),
+                               ["short", "long enough", "tiny"], 2, 9)
+
+
+def record_codes(model, tokens, gates=None):
+    """Codes of each list, before its gate."""
+    from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+    found = {}
+
+    class Recorder(dict):
+        def __contains__(self, key):
+            return True
+
+        def __getitem__(self, key):
+            def record(codes):
+                found[key] = codes
+                return gates[key](codes) if gates and key in gates else codes
+            return record
+
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), Recorder())
+    lm.forward(tokens, lm.start(len(tokens)))
+    return found
+
+
+def layer_output(model, gates):
+    from sim.golden.bf16 import to_float32
+    from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), gates)
+    state = lm.start(len(TOKENS))
+    x = lm.embed(TOKENS)
+    return to_float32(lm.layer(0, x, state[0], TOKENS.shape))
+
+
+class TestEvaluate:
+    DOCUMENTS = ([4, 9, 4, 77, 200], [5] * 12)
+
+    def test_gates_that_keep_all_change_nothing(self, model):
+        gates = {(layer, name): Gate(list_norms(model, layer, name, "wina"),
+                                     list_columns(model, layer, name))
+                 for layer in range(2) for name in LISTS}
+        dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
+        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates, workers=1)
+        assert gated.bits_per_byte == dense.bits_per_byte
+        for name in LISTS:
+            np.testing.assert_array_equal(gated.live[name], dense.live[name])
+
+    def test_lists_have_no_more_than_they_may(self, model):
+        gates, = calibrate(model, TOKENS, [0.5], workers=1)
+        dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
+        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates.of(model), workers=2)
+        assert gated.bits_per_byte != dense.bits_per_byte
+        for gate in gates.lists:
+            live = gated.live[gate.list][gate.layer]
+            assert live.sum() == gated.tokens
+            assert np.flatnonzero(live).max() <= gate.keep
+
+    def test_density_of_every_list(self, model):
+        measured = evaluate(model, [self.DOCUMENTS[0]], 30, "lmul", workers=1)
+        codes = record_codes(model, np.array([[0, *self.DOCUMENTS[0]]]))
+        for (layer, name), values in codes.items():
+            assert measured.layer_density(layer, name)["density"] == pytest.approx(
+                np.mean(values != 0))
+
+    def test_no_codes(self, model):
+        gates = {(0, "mix_in"): Gate(np.ones(256, np.uint16), 5)}
+        with pytest.raises(ValueError, match=r"^Arithmetic 'float' has no int8 codes to gate$"):
+            evaluate(model, self.DOCUMENTS, 30, "float", gates=gates)
+
+
+class TestFile:
+    def test_round_trip(self, model, tmp_path):
+        gates, = calibrate(model, TOKENS, [0.1], provenance={"command": "x"}, workers=1)
+        write_gates(tmp_path / "gates.json", gates)
+        assert read_gates(tmp_path / "gates.json") == gates
+        assert gates.provenance == {"command": "x", "documents": 2, "tokens_per_document": 6}
+
+    @pytest.mark.parametrize(("change", "message"), [
+        ({"format": "other"}, "not a gate file: field 'format' must be 'tally-gates 1'"),
+        ({"method": "magic"}, "field 'method' must be wina or teal, not 'magic'"),
+        ({"sparsity": "half"}, "field 'sparsity' must be of type float, not 'half'"),
+        ({"lists": [3]}, "field 'lists' must hold objects, not 3"),
+        ({"lists": [{"list": "mix_in", "layer": 0, "columns": 9, "threshold": 0}]},
+         "field 'keep' must be of type int, not None"),
+        ({"lists": [{"list": "mix_in", "layer": 2, "columns": 9, "keep": 10, "threshold": 0}]},
+         "list mix_in of layer 2 must keep 1 to 9 entries, not 10"),
+        ({"lists": [{"list": "mix", "layer": 2, "columns": 9, "keep": 1, "threshold": 0}]},
+         "list mix of layer 2 is none of mix_in, mix_out, ffn_in, ffn_hidden"),
+        ({"lists": [{"list": "mix_in", "layer": 2, "columns": 9, "keep": 1, "threshold": -1}]},
+         "list mix_in of layer 2 must have a threshold of at least 0, not -1"),
+    ])
+    def test_malformed(self, model, tmp_path, change, message):
+        path = tmp_path / "gates.json"
+        write_gates(path, calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)[0])
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(GateFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
+            read_gates(path)
+
+    def test_unreadable(self, tmp_path):
+        with pytest.raises(GateFileError, match=r"nothing: No such file or directory$"):
+            read_gates(tmp_path / "nothing")
+        (tmp_path / "text").write_text("hello")
+        with pytest.raises(GateFileError, match="text: not a gate file: Expecting value"):
+            read_gates(tmp_path / "text")
+
+    def test_another_model(self, model):
+        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        other = tiny_model(seed=6)
+        message = (f"Gates were calibrated for model tiny with the fingerprint "
+                   f"{fingerprint(model)}, but model tiny has {fingerprint(other)}; "
+                   f"calibrate again")
+        with pytest.raises(GateFileError, match=f"^{message}$"):
+            gates.of(other)
+
+
+def run(capsys, *arguments):
+    """Exit status and what was printed."""
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+class TestCommandLine:
+    def test_calibrate_and_evaluate(self, capsys, model, model_path, corpus, tmp_path):
+        path = tmp_path / "gates.json"
+        status, out, err = run(capsys, "calibrate", model_path, "--corpus", corpus, "--documents",
+                               2, "--tokens", 8, "--sparsity", 0.2, "--method", "teal", "--output",
+                               path, "--workers", 1)
+        assert (status, err) == (0, "")
+        assert "Columns that each list of tiny keeps: teal, 2" in out
+        gates = read_gates(path)
+        assert gates.method == "teal"
+        assert gates.provenance["text"] == "calibration"
+        # The file holds the same trits, so that it fits the model it was written from.
+        tokenizer = Tokenizer(read_model(model_path).vocabulary)
+        documents = [tokenizer.encode(text) for text in read_corpus(corpus)["heldout"]]
+        size = sum(len(text.encode()) for text in read_corpus(corpus)["heldout"])
+        for mode in ("top-k", "threshold"):
+            status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate",
+                                   path, "--gate-mode", mode, "--workers", 1)
+            assert (status, err) == (0, "")
+            expected = evaluate(model, documents, size, "lmul", gates=gates.of(model, mode),
+                                workers=1)
+            assert re.search(rf"lmul +{expected.bits_per_byte[0]:.4f} ", out)
+
+    def test_mistakes(self, capsys, model_path, corpus, tmp_path):
+        path = tmp_path / "gates.json"
+        common = ("calibrate", model_path, "--corpus", corpus, "--output", path)
+        for extra, message in (
+                (("--transform",), f"{model_path}: --transform needs float or integer masters, but "
+                                   f"this model is ternary, and rotated it would not be"),
+                (("--tokens", 5000), "Calibration needs 8 documents of 5000 tokens, but the text "
+                                     "has 0"),
+                (("--documents", 1, "--tokens", 8, "--sparsity", 1),
+                 "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 1.0")):
+            assert run(capsys, *common, *extra) == (1, "", f"python -m host calibrate: {message}\n")
+        assert not path.exists()
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path) == (
+            1, "", f"python -m host evaluate: {path}: No such file or directory\n")
+        run(capsys, *common, "--documents", 1, "--tokens", 8, "--allocation", "uniform")
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path,
+                   "--arithmetic", "float") == (
+            1, "", "python -m host evaluate: Arithmetic 'float' has no int8 codes that --gate "
+                   "could act on\n")
+
+
+class TestExperiments:
+    @pytest.fixture
+    def kept(self, monkeypatch):
+        """Collect what a command records."""
+        records = {}
+        monkeypatch.setattr(experiments, "write_record",
+                            lambda name, **record: records.update({name: record}))
+        return records
+
+    def test_density(self, kept, model, model_path, corpus):
+        assert experiments.main(["density", "--model", str(model_path), "--corpus", str(corpus),
+                                 "--documents", "2", "--workers", "1"]) == 0
+        rows = kept["twell"]["rows"]
+        assert [row["layer"] for row in rows] == [0, 1] * 4
+        codes = record_codes(model, np.array([[0, *Tokenizer(model.vocabulary).encode(
+            read_corpus(corpus)["heldout"][0])]]))
+        densities = [np.mean(codes[0, "mix_in"] != 0), np.mean(codes[0, "mix_out"] != 0)]
+        for name, expected in zip(("mix_in", "mix_out"), densities, strict=True):
+            row = next(row for row in rows if row["list"] == name)
+            assert row["density_mean"] == pytest.approx(expected, abs=0.01)
+            assert row["density_mean"] <= row["density_p99"] <= row["density_max"]
+
+    def test_wina(self, kept, monkeypatch, model_path, corpus):
+        monkeypatch.setattr(experiments, "_SPARSITIES", (0.1, 0.5))
+        monkeypatch.setattr(experiments, "_CALIBRATION_DOCUMENTS", 1)
+        monkeypatch.setattr(experiments, "_CALIBRATION_TOKENS", 8)
+        assert experiments.main(["wina", "--model", str(model_path), "--corpus", str(corpus),
+                                 "--documents", "2", "--workers", "2"]) == 0
+        rows = kept["wina"]["rows"]
+        assert [(row["method"], row["sparsity"], row.get("allocation"), row.get("mode"))
+                for row in rows] == [
+            ("none", 0.0, None, None),
+            *((method, sparsity, allocation, "top-k") for allocation in ("greedy", "uniform")
+              for method in ("wina", "teal") for sparsity in (0.1, 0.5)),
+            ("wina", 0.5, "greedy", "threshold"), ("teal", 0.5, "greedy", "threshold")]
+        model = read_model(model_path)
+        tokenizer = Tokenizer(model.vocabulary)
+        texts = read_corpus(corpus)["heldout"][:2]
+        whole = evaluate(model, [tokenizer.encode(text) for text in texts],
+                         sum(len(text.encode()) for text in texts), "lmul", workers=1)
+        assert rows[0]["bits_per_byte"] == pytest.approx(whole.bits_per_byte[0], abs=1e-5)
+        assert rows[0]["loss_percent"] == 0
+        for row in rows[1:]:
+            assert row["trits_read"] <= 1 - row["dropped"] + 1e-4 or row["mode"] == "threshold"
+
+
+def test_gated_codes_keep_the_scale(model):
+    """A gate never changes the exponent, also where it drops the largest element."""
+    x = np.full((1, 256), 0x3F80, np.uint16)
+    codes = quantize(x)
+    assert codes.values.max() == 64
+    norms = np.zeros(256, np.uint16)
+    norms[5] = 1
+    gated = Gate(norms, 1)(codes.values)
+    assert np.flatnonzero(gated).tolist() == [5]
+    assert gated[0, 5] == 64
