@@ -6,6 +6,7 @@ Each command writes one file of docs/results.
 import argparse
 import concurrent.futures
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import platform
@@ -16,18 +17,19 @@ from pathlib import Path
 import numpy as np
 
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
-from host.compress.gates import METHODS, Gates, list_rows
+from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.model import TernaryLM, read_model
 from host.tokenizer import Tokenizer
 from sim.golden.model import LISTS
-from sim.tables import write_record
+from sim.tables import RESULTS, write_record
 
 _MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
 _SPARSITIES = (0.25, 0.40, 0.50, 0.65)
 _CALIBRATION_DOCUMENTS, _CALIBRATION_TOKENS = 8, 256
+_PARTS = 4      # that the documents are measured in
 
 
 def _versions() -> dict[str, str]:
@@ -36,7 +38,7 @@ def _versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    return " ".join(["python -m host.compress", *sys.argv[1:]])
+    return " ".join(["python -m host.compress", *(word for word in sys.argv[1:] if word != "--keep")])
 
 
 def _texts(model: TernaryLM, corpus: Path, documents: int | None) -> tuple[Tokenizer, list[str]]:
@@ -110,29 +112,38 @@ def _wina(options: argparse.Namespace) -> int:
     calibration = calibration_tokens(model, tokenizer, read_corpus(options.corpus)["calibration"],
                                      _CALIBRATION_DOCUMENTS, _CALIBRATION_TOKENS)
     workers = options.workers or min(4, os.cpu_count() or 1)
-    points = _points(model, calibration, workers)
-    # Every point in two halves, of equal length: that keeps all workers busy to the end.
+    # Every point in parts of equal length: that keeps all workers busy to the end.
     encoded = sorted(((tokenizer.encode(text), len(text.encode())) for text in documents),
                      key=lambda document: len(document[0]), reverse=True)
-    halves = [half for half in (encoded[::2], encoded[1::2]) if half]
-    rows: list[dict[str, object]] = []
+    parts = [part for first in range(_PARTS) if (part := encoded[first::_PARTS])]
+    configuration = {"model": fingerprint(model), "documents": len(documents),
+                     "bytes": sum(size for _, size in encoded),
+                     "calibration": {"documents": calibration.shape[0],
+                                     "tokens_per_document": calibration.shape[1]}}
+    rows = _kept_rows(configuration) if options.keep else []
+    points = _points(model, calibration, workers)[len(rows):]
     context = multiprocessing.get_context("spawn")
     with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
             workers, mp_context=context) as pool:
-        futures = [[pool.submit(evaluate, model, [tokens for tokens, _ in half],
-                                sum(size for _, size in half), "lmul", gates=gates, workers=1)
-                    for half in halves] for _, gates in points]
-        for (fields, _), parts in zip(points, futures, strict=True):
+        futures = [[pool.submit(evaluate, model, [tokens for tokens, _ in part],
+                                sum(size for _, size in part), "lmul", gates=gates, workers=1)
+                    for part in parts] for _, gates in points]
+        for (fields, _), measured in zip(points, futures, strict=True):
             rows.append({"model": model.name, **fields,
-                         **_joined(model, [part.result() for part in parts], rows)})
+                         **_joined(model, [part.result() for part in measured], rows)})
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    write_record("wina", command=_command(), versions=_versions(),
-                 configuration={"documents": len(documents),
-                                "bytes": sum(size for _, size in encoded),
-                                "calibration": {"documents": calibration.shape[0],
-                                                "tokens_per_document": calibration.shape[1]}},
-                 rows=rows)
+            write_record("wina", command=_command(), versions=_versions(),
+                         configuration=configuration, rows=rows)
     return 0
+
+
+def _kept_rows(configuration: dict[str, object]) -> list[dict[str, object]]:
+    """Rows that an interrupted run has left, in the order of its points."""
+    record = json.loads((RESULTS / "wina.json").read_text(encoding="utf-8"))
+    if record["configuration"] != configuration:
+        raise SystemExit(f"docs/results/wina.json cannot be continued: its configuration is "
+                         f"{record['configuration']}, not {configuration}")
+    return record["rows"]
 
 
 def _joined(model: TernaryLM, parts: Sequence[Measurement],
@@ -164,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--workers", type=int, metavar="N",
                              help="processes (default: one for each CPU, at most 4)")
         command.set_defaults(function=function)
+    command.add_argument("--keep", action="store_true",
+                         help="go on behind the rows that an interrupted run has left")
     options = parser.parse_args(arguments)
     return options.function(options)
 
