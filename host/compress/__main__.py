@@ -38,7 +38,8 @@ def _versions() -> dict[str, str]:
 
 
 def _command() -> str:
-    return " ".join(["python -m host.compress", *(word for word in sys.argv[1:] if word != "--keep")])
+    words = [word for word in sys.argv[1:] if word != "--keep"]
+    return " ".join(["python -m host.compress", *words])
 
 
 def _texts(model: TernaryLM, corpus: Path, documents: int | None) -> tuple[Tokenizer, list[str]]:
