@@ -5,8 +5,10 @@ Each command writes one file of docs/results.
 
 import argparse
 import concurrent.futures
+import dataclasses
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -15,9 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
+from host.compress.rotation import (
+    MATRICES,
+    Llama,
+    LlamaFileError,
+    fold_gains,
+    forward,
+    linear_products,
+    read_llama2c,
+    rotate,
+)
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.model import TernaryLM, read_model
@@ -160,6 +173,158 @@ def _joined(model: TernaryLM, parts: Sequence[Measurement],
             "loss_percent": round(100 * (bits / dense - 1), 3)}
 
 
+# rotation
+
+#: Text that a Llama-like model reads: sampled from the model itself, which it predicts best.
+_SAMPLES, _SAMPLE_TOKENS = 4, 160
+
+_TRANSFORMS = {"float": fold_gains, "ternary": lambda model: _ternary(fold_gains(model)),
+               "float, rotated": rotate}
+
+
+def _ternary(model: Llama) -> Llama:
+    """Round each matrix to trits times the mean of its magnitudes."""
+    def rounded(weights: NDArray) -> NDArray:
+        scale = np.abs(weights).mean()
+        return scale * np.clip(np.rint(weights / scale), -1, 1)
+
+    return dataclasses.replace(model, layers=tuple(
+        dataclasses.replace(layer, **{name: rounded(getattr(layer, name))
+                                      for names in MATRICES.values() for name in names})
+        for layer in model.layers))
+
+
+def _sample(model: Llama, seed: int) -> NDArray[np.int64]:
+    """Text that a model writes; token 1 begins it."""
+    rng = np.random.default_rng(seed)
+    tokens = [1]
+    while len(tokens) < _SAMPLE_TOKENS:
+        logits = forward(model, np.array(tokens))[-1]
+        shares = np.exp(logits - logits.max())
+        tokens.append(int(rng.choice(len(shares), p=shares / shares.sum())))
+    return np.array(tokens)
+
+
+def _keep_float(x: NDArray, norms: NDArray | float, keep: int) -> NDArray:
+    """Keep the ``keep`` largest ``|x| * norm`` of each row."""
+    found = np.abs(x) * norms
+    least = np.partition(found, found.shape[1] - keep, axis=1)[:, found.shape[1] - keep]
+    return np.where(found >= least[:, np.newaxis], x, 0.0)
+
+
+def _log_softmax(logits: NDArray) -> NDArray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+class _RotationText:
+    """A model reading a text, and what gates do to it.
+
+    Parameters
+    ----------
+    model : Llama
+    texts : sequence of token arrays
+    """
+
+    def __init__(self, model: Llama, texts: Sequence[NDArray[np.int64]]):
+        self._model, self._texts = model, texts
+        inputs: dict[tuple[int, str], list[NDArray]] = {}
+
+        def record(layer: int, name: str, x: NDArray) -> NDArray:
+            inputs.setdefault((layer, name), []).append(x)
+            return x
+
+        self._dense = [_log_softmax(forward(model, text, record)) for text in texts]
+        self._inputs = {key: np.concatenate(found) for key, found in inputs.items()}
+
+    def _stacked(self, layer: int, names: Sequence[str]) -> NDArray:
+        return np.concatenate([getattr(self._model.layers[layer], name) for name in names])
+
+    def spread(self, names: Sequence[str]) -> float:
+        """Coefficient of variation of the column norms, in the mean of the layers."""
+        norms = [np.linalg.norm(self._stacked(layer, names), axis=0)
+                 for layer in range(len(self._model.layers))]
+        return float(np.mean([array.std() / array.mean() for array in norms]))
+
+    def error(self, method: str, sparsity: float, name: str, names: Sequence[str]) -> float:
+        """Relative error of the product of the matrices ``names`` behind a gate for them."""
+        errors = []
+        for layer in range(len(self._model.layers)):
+            matrix, x = self._stacked(layer, names), self._inputs[layer, name]
+            norms = np.linalg.norm(matrix, axis=0) if method == "wina" else 1.0
+            gated = _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
+            errors.append(np.linalg.norm((x - gated) @ matrix.T) / np.linalg.norm(x @ matrix.T))
+        return float(np.mean(errors))
+
+    def divergence(self, method: str, sparsity: float) -> float:
+        """Kullback-Leibler divergence from the model without gates, in bits a token."""
+        def gate(layer: int, name: str, x: NDArray) -> NDArray:
+            norms = (np.linalg.norm(self._stacked(layer, MATRICES[name]), axis=0)
+                     if method == "wina" else 1.0)
+            return _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
+
+        total = 0.0
+        for text, dense in zip(self._texts, self._dense, strict=True):
+            gated = _log_softmax(forward(self._model, text, gate))
+            total += float((np.exp(dense) * (dense - gated)).sum())
+        return total / math.log(2) / sum(map(len, self._texts))
+
+
+def _rotation(options: argparse.Namespace) -> int:
+    """Measure WINA against TEAL on float weights, rotated ones and ternary ones."""
+    try:
+        model = read_llama2c(options.model)
+    except LlamaFileError as error:
+        print(f"python -m host.compress rotation: {error}", file=sys.stderr)
+        return 1
+    texts = [_sample(model, seed) for seed in range(_SAMPLES)]
+    rows = []
+    for weights, transform in _TRANSFORMS.items():
+        changed = transform(model)
+        text = _RotationText(changed, texts)
+        for sparsity in _SPARSITIES:
+            for method in METHODS:
+                share = linear_products(changed, dict.fromkeys(MATRICES, 1 - sparsity))
+                rows.append({
+                    "model": options.model.stem, "weights": weights, "method": method,
+                    "sparsity": sparsity,
+                    "spread_key": round(text.spread(["key"]), 4),
+                    "spread_gate": round(text.spread(["gate"]), 4),
+                    "error_key": round(text.error(method, sparsity, "mix_in", ["key"]), 4),
+                    "error_gate": round(text.error(method, sparsity, "ffn_in", ["gate"]), 4),
+                    "error_mix_in": round(text.error(method, sparsity, "mix_in",
+                                                     MATRICES["mix_in"]), 4),
+                    "error_ffn_in": round(text.error(method, sparsity, "ffn_in",
+                                                     MATRICES["ffn_in"]), 4),
+                    "divergence": round(text.divergence(method, sparsity), 5),
+                    "products": round(share / linear_products(model), 4)})
+                print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    write_record("wina_rotation", command=_command(), versions=_versions(),
+                 configuration={"model": options.model.stem, "samples": _SAMPLES,
+                                "tokens_per_sample": _SAMPLE_TOKENS}, rows=rows)
+    return 0
+
+
+# l1
+
+def _l1(options: argparse.Namespace) -> int:
+    """Put the reports of trainings with and without the L1 term side by side."""
+    rows = []
+    for path in options.reports:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for row in report["rows"]:
+            rows.append({"l1": report["settings"]["l1"], "arithmetic": row["arithmetic"],
+                         "bits_per_byte": round(row["bits_per_byte"], 5),
+                         "density_mean": round(float(np.mean(row["density"])), 5),
+                         "density_least": round(min(row["density"]), 5),
+                         "density_most": round(max(row["density"]), 5)})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    settings = {key: value for key, value in report["settings"].items()
+                if isinstance(value, int | float) and key not in ("l1", "smoke")}
+    write_record("l1", command=_command(), versions=_versions(), configuration=settings, rows=rows)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m host.compress",
@@ -178,6 +343,15 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(function=function)
     command.add_argument("--keep", action="store_true",
                          help="go on behind the rows that an interrupted run has left")
+    command = commands.add_parser("rotation", help=str(_rotation.__doc__).rstrip("."),
+                                  description=_rotation.__doc__)
+    command.add_argument("model", type=Path, metavar="MODEL.bin", help="a model of llama2.c")
+    command.set_defaults(function=_rotation)
+    command = commands.add_parser("l1", help=str(_l1.__doc__).rstrip("."),
+                                  description=_l1.__doc__)
+    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT.json",
+                         help="of python -m host.train --report")
+    command.set_defaults(function=_l1)
     options = parser.parse_args(arguments)
     return options.function(options)
 

@@ -14,6 +14,7 @@ from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
 from sim.golden.lmul import lmul, lmul_dot
 from sim.golden.model import (
     ARITHMETICS,
+    LISTS,
     ExactProducts,
     GoldenLM,
     model_matrices,
@@ -23,6 +24,7 @@ from sim.golden.model import (
     sigmoid_table,
     silu_table,
 )
+from sim.golden.wina import Gate
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80
@@ -326,6 +328,37 @@ class TestGoldenLM:
             # Signs of zeros are free to differ: nothing in the network looks at them.
             np.testing.assert_array_equal(to_float32(state[:, 0]),
                                           to_float32(np.array(reference.state, np.uint16)))
+
+    def test_gates_against_rationals(self):
+        """Each list has its own gate; the scales and norms are those of the ungated vectors."""
+        model = random_model()
+        keep = {(layer, name): 3 + layer + place for layer in range(len(model.layers))
+                for place, name in enumerate(LISTS)}
+
+        class GatedReference(Reference):
+            calls = 0
+
+            def quantize(self, x):
+                values, exponent = super().quantize(x)
+                lists = [*keep, None]       # the last one is the head's
+                place = lists[self.calls % len(lists)]
+                self.calls += 1
+                if place is None:
+                    return values, exponent
+                order = sorted(range(len(values)), key=lambda column: (-abs(values[column]),
+                                                                       column))
+                return [value if column in order[:keep[place]] else 0
+                        for column, value in enumerate(values)], exponent
+
+        lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), {
+            place: Gate(np.ones(getattr(model.layers[0], LISTS[place[1]][0]).trits.shape[1],
+                                np.uint16), count) for place, count in keep.items()})
+        reference, state = GatedReference(model), lm.start()
+        dense = golden(model)
+        for token in np.random.default_rng(7).integers(0, 30, 6).tolist():
+            logits = lm.logits(lm.forward(np.array([[token]]), state))
+            assert [Fraction(value) for value in logits[0].tolist()] == reference.token(token)
+        assert (logits != dense.logits(dense.forward(np.array([[token]]), dense.start()))).any()
 
     @pytest.mark.parametrize("arithmetic", ["lmul", "mitchell", "exact"])
     @pytest.mark.parametrize("division", [(1,) * 17, (5, 12), (16, 1)])

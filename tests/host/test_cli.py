@@ -215,7 +215,7 @@ class TestEvaluate:
             assert bits == pytest.approx(slow_bits(model, documents, arithmetic, scale) / 500,
                                          rel=1e-5)
         assert (result.documents, result.tokens, result.bytes) == (5, 156, 500)
-        assert result.live["ffn_hidden"]["ffn_hidden"].sum(axis=1).tolist() == [156]
+        assert result.live["ffn_hidden"].sum(axis=1).tolist() == [156]
 
     def test_workers_share_the_documents(self):
         model = tiny_model(layers=1)
@@ -224,7 +224,8 @@ class TestEvaluate:
         one = evaluate(model, documents, 100, "lmul", workers=1)
         two = evaluate(model, documents, 100, "lmul", workers=2, report=reported.append)
         assert two.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-9)
-        np.testing.assert_array_equal(two.live, one.live)
+        for name, live in one.live.items():
+            np.testing.assert_array_equal(two.live[name], live)
 
     def test_density(self):
         model = tiny_model(layers=2)

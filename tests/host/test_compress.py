@@ -28,6 +28,7 @@ from host.tokenizer import Tokenizer
 from sim.golden.model import LISTS, quantize
 from sim.golden.wina import Gate
 from tests.host.model_examples import tiny_model
+from tests.host.test_rotation import random_llama, write_llama2c
 
 TOKENS = np.random.default_rng(11).integers(0, 259, (2, 6))
 
@@ -260,7 +261,7 @@ class TestCommandLine:
     def test_calibrate_and_evaluate(self, capsys, model, model_path, corpus, tmp_path):
         path = tmp_path / "gates.json"
         status, out, err = run(capsys, "calibrate", model_path, "--corpus", corpus, "--documents",
-                               2, "--tokens", 8, "--sparsity", 0.2, "--method", "teal", "--output",
+                               1, "--tokens", 8, "--sparsity", 0.2, "--method", "teal", "--output",
                                path, "--workers", 1)
         assert (status, err) == (0, "")
         assert "Columns that each list of tiny keeps: teal, 2" in out
@@ -344,6 +345,45 @@ class TestExperiments:
         assert rows[0]["loss_percent"] == 0
         for row in rows[1:]:
             assert row["trits_read"] <= 1 - row["dropped"] + 1e-4 or row["mode"] == "threshold"
+
+
+    def test_rotation(self, kept, monkeypatch, tmp_path):
+        model = random_llama()
+        write_llama2c(tmp_path / "small.bin", model, tied=True)
+        monkeypatch.setattr(experiments, "_SAMPLE_TOKENS", 12)
+        assert experiments.main(["rotation", str(tmp_path / "small.bin")]) == 0
+        rows = kept["wina_rotation"]["rows"]
+        assert len(rows) == 3 * 4 * 2
+        for wina, teal in zip(rows[::2], rows[1::2], strict=True):
+            assert (wina["method"], teal["method"]) == ("wina", "teal")
+            assert wina["products"] == teal["products"]
+        rotated = [row for row in rows if row["weights"] == "float, rotated"]
+        layer = 32 * 32 * 2 + 2 * 8 * 32 + 3 * 44 * 32
+        for wina, teal in zip(rotated[::2], rotated[1::2], strict=True):
+            assert wina["error_key"] == 0 < teal["error_key"]    # of rank 8, and 11 are kept
+            assert wina["error_gate"] < teal["error_gate"]
+            assert wina["products"] == pytest.approx(
+                1 - wina["sparsity"] + 5 * 32 * 32 / (3 * layer), abs=1e-4)
+        ternary = [row for row in rows if row["weights"] == "ternary"]
+        assert all(row["spread_key"] < first["spread_key"] for row, first
+                   in zip(ternary, rows, strict=False))
+
+    def test_rotation_of_no_model(self, capsys, tmp_path):
+        assert experiments.main(["rotation", str(tmp_path / "none.bin")]) == 1
+        assert capsys.readouterr().err == (f"python -m host.compress rotation: {tmp_path}/none.bin:"
+                                           f" No such file or directory\n")
+
+    def test_l1(self, kept, tmp_path):
+        for l1, bits in ((0.0, 1.5), (0.1, 1.6)):
+            (tmp_path / f"{l1}.json").write_text(json.dumps({
+                "settings": {"l1": l1, "seed": 1, "corpus": "here"},
+                "rows": [{"arithmetic": "quantized", "bits_per_byte": bits,
+                          "density": [0.1, 0.3]}]}))
+        assert experiments.main(["l1", str(tmp_path / "0.0.json"), str(tmp_path / "0.1.json")]) == 0
+        assert kept["l1"]["rows"] == [
+            {"l1": l1, "arithmetic": "quantized", "bits_per_byte": bits, "density_mean": 0.2,
+             "density_least": 0.1, "density_most": 0.3} for l1, bits in ((0.0, 1.5), (0.1, 1.6))]
+        assert kept["l1"]["configuration"] == {"seed": 1}
 
 
 def test_gated_codes_keep_the_scale(model):
