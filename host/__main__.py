@@ -362,7 +362,11 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     arithmetics = options.arithmetics or (["lmul"] if options.gate else ["lmul", "float"])
     gates = None
     if options.gate:
-        gates = read_gates(options.gate).of(model, options.gate_mode)
+        calibrated = read_gates(options.gate)
+        gates = calibrated.of(model, options.gate_mode)
+        console.print(f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
+                      f"{calibrated.dropped(model):.1%} of the layers' trits left out",
+                      markup=False, highlight=False, soft_wrap=True)
     for arithmetic in arithmetics:
         if gates and ARITHMETICS[arithmetic].activations != "int8":
             raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --gate could act on")

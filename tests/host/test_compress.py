@@ -276,6 +276,7 @@ class TestCommandLine:
             status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate",
                                    path, "--gate-mode", mode, "--workers", 1)
             assert (status, err) == (0, "")
+            assert out.startswith(f"Gated, so not exact: teal, {mode}, 2")
             expected = evaluate(model, documents, size, "lmul", gates=gates.of(model, mode),
                                 workers=1)
             assert re.search(rf"lmul +{expected.bits_per_byte[0]:.4f} ", out)
