@@ -364,9 +364,6 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.gate:
         calibrated = read_gates(options.gate)
         gates = calibrated.of(model, options.gate_mode)
-        console.print(f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
-                      f"{calibrated.dropped(model):.1%} of the layers' trits left out",
-                      markup=False, highlight=False, soft_wrap=True)
     for arithmetic in arithmetics:
         if gates and ARITHMETICS[arithmetic].activations != "int8":
             raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --gate could act on")
@@ -374,6 +371,10 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
                             f"find it with --fit")
     corpus = read_corpus(options.corpus)
+    if options.gate:
+        console.print(f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
+                      f"{calibrated.dropped(model):.1%} of the layers' trits left out",
+                      markup=False, highlight=False, soft_wrap=True)
     if options.fit:
         documents = corpus["calibration"]
         for arithmetic in arithmetics:
