@@ -31,20 +31,21 @@ from host.compress.gates import (
     METHODS,
     MODES,
     GateFileError,
-    list_columns,
+    Gates,
     read_gates,
     write_gates,
 )
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
+from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
-from host.model import ModelFileError, TernaryLM, read_model, write_model
-from host.tokenizer import StreamDecoder, Tokenizer
+from host.model import LanguageModel, ModelFileError, read_model
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
-from sim.golden.model import ARITHMETICS, LISTS
+from sim.golden.model import ARITHMETICS
 from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
@@ -113,9 +114,10 @@ def _parser() -> argparse.ArgumentParser:
         "run", help="write text, each matrix product computed by a device",
         description="Write text. Every ternary matrix product is computed by the device and "
                     "compared with the golden model.")
-    run.add_argument("words", nargs="*", metavar="[MODEL.gguf] [PROMPT]",
-                     help=f"model file (default: models/{DEFAULT_MODEL.name}) and beginning of the "
-                          f"text (default: {DEFAULT_PROMPT!r})")
+    run.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]",
+                     help=f"model: a GGUF file, or a directory with a checkpoint (default: "
+                          f"models/{DEFAULT_MODEL.name}), and beginning of the text (default: "
+                          f"{DEFAULT_PROMPT!r})")
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
                      help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
@@ -133,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", help="measure bits per byte on a corpus",
         description="Measure bits per byte and the density of the FFN's hidden vector, as the "
                     "golden functions execute the model.")
-    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL.gguf")
+    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                          help="directory with splits.tsv")
     measure.add_argument("--arithmetic", type=_arithmetics, metavar="NAME[,NAME]",
@@ -190,8 +192,8 @@ def _parser() -> argparse.ArgumentParser:
         "compile", help="make a program and an image of the weights",
         description="Compile a model for the core: a program, an image of its weights, and what a "
                     "token will cost.")
-    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
-                          metavar="MODEL.gguf")
+    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL",
+                          help="a GGUF file, or a directory with a checkpoint")
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
@@ -220,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     words: list[str] = list(options.words)
     model = DEFAULT_MODEL
-    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()):
+    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()
+                  or (Path(words[0]) / "config.json").is_file()):
         model = Path(words.pop(0))
     if len(words) > 1:
         raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
@@ -234,15 +237,15 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
     model = read_model(path)
     try:
-        return model, Tokenizer(model.vocabulary)
+        return model, open_tokenizer(model.vocabulary)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def _load(console: Console, model: TernaryLM, name: str) -> Generator:
+def _load(console: Console, model: LanguageModel, name: str) -> Generator:
     """Open the device and put the model onto it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
@@ -251,7 +254,7 @@ def _load(console: Console, model: TernaryLM, name: str) -> Generator:
         device = open_device(name, lambda done, what: progress.update(
             opening, description="Building the simulator", completed=done, note=what))
         progress.remove_task(opening)
-        loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
+        loading = progress.add_task("Loading the model", total=7 * model.layer_count + 1, note="")
         try:
             return Generator(model, device,
                              lambda matrix: progress.update(loading, advance=1, note=matrix))
@@ -270,7 +273,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     try:
         sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
                           options.seed)
-        decoder = StreamDecoder(tokenizer)
+        decoder = tokenizer.stream()
         console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
         first = None
         written = 0
@@ -359,6 +362,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.save and not options.fit:
         raise UserError("Option --save must come with --fit, which finds what there is to save")
     model, tokenizer = _read(options.model)
+    if options.save and not isinstance(model, TernaryLM):
+        raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
     arithmetics = options.arithmetics or (["lmul"] if options.gate else ["lmul", "float"])
     gates = None
     if options.gate:
@@ -388,6 +393,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
             console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
             model.logit_scales[arithmetic] = scale
         if options.save:
+            assert isinstance(model, TernaryLM)     # checked above
             write_model(options.save, model)
             console.print(f"Wrote {options.save}")
     documents = corpus[TEXTS[options.text]][:options.documents]
@@ -401,8 +407,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
-             arithmetic: str, workers: int | None, description: str,
+def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+             documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None,
              gates: GateMap | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
@@ -415,7 +421,7 @@ def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents
                         report=lambda done: progress.advance(task, done))
 
 
-def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
+def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"{model.name} on {text} text: {first.documents} documents, "
@@ -427,7 +433,7 @@ def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -
     for column in ("bits per byte", "logit scale", "density", "99 %", "maximum"):
         table.add_column(column, justify="right")
     for measurement in measurements:
-        layers = [measurement.layer_density(layer) for layer in range(measurement.layers)]
+        layers = [measurement.layer_density(layer) for layer in range(len(measurement.hidden))]
         table.add_row(measurement.arithmetic, f"{measurement.bits_per_byte[0]:.4f}",
                       f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
@@ -448,7 +454,7 @@ def _calibrate(console: Console, options: argparse.Namespace) -> int:
         with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                       TextColumn("layers"), TimeRemainingColumn(), console=console,
                       transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("Calibrating", total=len(model.layers))
+            task = progress.add_task("Calibrating", total=model.layer_count)
             gates, = calibrate(
                 model, tokens, [options.sparsity], method=options.method,
                 allocation=options.allocation, workers=options.workers,
@@ -459,17 +465,28 @@ def _calibrate(console: Console, options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(str(error)) from None
     write_gates(options.output, gates)
-    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"Columns that each list of {model.name} keeps: {options.method}, "
-                        f"{gates.dropped(model):.1%} of the trits dropped")
-    table.add_column("layer", justify="right")
-    for name in LISTS:
-        table.add_column(f"{name} of {list_columns(model, 0, name)}", justify="right")
-    for layer in range(len(model.layers)):
-        table.add_row(str(layer), *(str(gate.keep) for gate in gates.lists if gate.layer == layer))
-    console.print(table)
+    console.print(_kept(model, gates))
     console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _kept(model: LanguageModel, gates: Gates) -> Table:
+    """List what each list keeps: a row for each part of the model."""
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"Columns that each list of {model.name} keeps: {gates.method}, "
+                        f"{gates.dropped(model):.1%} of the trits dropped")
+    rows: dict[str, dict[str, int]] = {}
+    columns: dict[str, int] = {}
+    for gate in gates.lists:
+        part, _, name = gate.list.rpartition(".")
+        rows.setdefault(part, {})[name] = gate.keep
+        columns[name] = gate.columns
+    table.add_column("part")
+    for name, count in columns.items():
+        table.add_column(f"{name} of {count}", justify="right")
+    for part, kept in rows.items():
+        table.add_row(part, *(str(kept.get(name, "")) for name in columns))
+    return table
 
 
 # compile
@@ -494,14 +511,16 @@ def _core_config(fields: Sequence[str]) -> CoreConfig:
 def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
-    image = compile_model(read_model(options.model), _core_config(options.fields),
-                          sparse=options.sparse)
+    model = read_model(options.model)
+    image = compile_model(model, _core_config(options.fields), sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
                         latency=options.latency, refresh=options.refresh, density=options.density)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
                                      f"{options.refresh:.1%} refresh"))
+    for note in model.notes:
+        console.print(note, markup=False, highlight=False)
     if options.output:
         write_image(options.output, image)
         console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
@@ -576,7 +595,7 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
         add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
     try:
         model = read_model(DEFAULT_MODEL)
-        add(DEFAULT_MODEL.name, f"model of {len(model.layers)} layers", True, "")
+        add(DEFAULT_MODEL.name, f"model of {model.layer_count} layers", True, "")
     except ModelFileError as error:
         add(DEFAULT_MODEL.name, "the model to run", False, str(error))
     console.print(table)

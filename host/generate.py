@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.device import CheckedProducts, Counters, Device, Driver
-from host.model import TernaryLM
+from host.model import LanguageModel
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
 __all__ = ["Generator", "Phase", "Sampler"]
@@ -74,7 +74,7 @@ class Generator:
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     device : Device
     loaded : callable
         Called with the name of each matrix once it is on the device.
@@ -94,7 +94,7 @@ class Generator:
         If the device cannot hold the model.
     """
 
-    def __init__(self, model: TernaryLM, device: Device,
+    def __init__(self, model: LanguageModel, device: Device,
                  loaded: Callable[[str], None] = lambda name: None):
         self.model = model
         self.driver = Driver(device)
@@ -128,7 +128,7 @@ class Generator:
         """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
 
         It ends early with the end of the document, which is not yielded. A document begins with
-        the prompt: the state is zero, and the end-of-document token is read first.
+        the prompt: the state is zero, and the token that documents begin with is read first.
 
         Raises
         ------
@@ -137,10 +137,11 @@ class Generator:
         DeviceError
             If the device fails.
         """
-        end = self.model.vocabulary.end_of_document
+        vocabulary = self.model.vocabulary
+        end = vocabulary.end_of_document
         state = self._lm.start()
         choose = sampler.choices()
-        logits = self._pass([end, *prompt], state, self.prompt)
+        logits = self._pass([vocabulary.start, *prompt], state, self.prompt)
         for remaining in range(count, 0, -1):
             token = choose(logits)
             if token == end:

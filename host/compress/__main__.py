@@ -33,9 +33,8 @@ from host.compress.rotation import (
 )
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
-from host.model import TernaryLM, read_model
-from host.tokenizer import Tokenizer
-from sim.golden.model import LISTS
+from host.model import LanguageModel, read_model
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from sim.tables import RESULTS, write_record
 
 _MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
@@ -55,8 +54,9 @@ def _command() -> str:
     return " ".join(["python -m host.compress", *words])
 
 
-def _texts(model: TernaryLM, corpus: Path, documents: int | None) -> tuple[Tokenizer, list[str]]:
-    return Tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
+def _texts(model: LanguageModel, corpus: Path,
+           documents: int | None) -> tuple[Tokenizer | FileTokenizer, list[str]]:
+    return open_tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
 
 
 # density
@@ -69,12 +69,13 @@ def _density(options: argparse.Namespace) -> int:
                            sum(len(text.encode()) for text in documents), "lmul",
                            workers=options.workers)
     rows = []
-    for name in ("ffn_hidden", *(name for name in LISTS if name != "ffn_hidden")):
-        for layer in range(measurement.layers):
-            shares = measurement.layer_density(layer, name)
-            rows.append({"list": name, "layer": layer,
-                         **{key.replace("density", "density_mean") if key == "density" else key:
-                            round(value, 5) for key, value in shares.items()}})
+    for label in measurement.live:
+        part, _, name = label.rpartition(".")
+        shares = measurement.list_density(label)
+        rows.append({"list": name, "layer": int(part.rpartition(".")[2]),
+                     "density_mean": round(shares["density"], 5),
+                     "density_p99": round(shares["density_p99"], 5),
+                     "density_max": round(shares["density_max"], 5)})
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     write_record("twell", command=_command(), versions=_versions(),
@@ -86,19 +87,17 @@ def _density(options: argparse.Namespace) -> int:
 
 # wina
 
-def _read_share(model: TernaryLM, measurement: Measurement) -> float:
+def _read_share(model: LanguageModel, measurement: Measurement) -> float:
     """Share of the layers' trits whose column is listed: what a token reads on average."""
     read, trits = 0.0, 0
-    for name, live in measurement.live.items():
-        columns = live.shape[1] - 1
-        for layer, counts in enumerate(live):
-            rows = list_rows(model, layer, name)
-            trits += rows * columns
-            read += rows * float(counts @ np.arange(columns + 1)) / measurement.tokens
+    for label, matrices in model.network().lists().items():
+        rows, counts = list_rows(matrices), measurement.live[label]
+        trits += rows * (len(counts) - 1)
+        read += rows * float(counts @ np.arange(len(counts))) / measurement.tokens
     return read / trits
 
 
-def _points(model: TernaryLM, tokens: np.ndarray,
+def _points(model: LanguageModel, tokens: np.ndarray,
             workers: int) -> list[tuple[dict[str, object], GateMap]]:
     """List what to measure: a row's first fields, and its gates."""
     calibrated: dict[tuple[str, str], list[Gates]] = {}
@@ -160,7 +159,7 @@ def _kept_rows(configuration: dict[str, object]) -> list[dict[str, object]]:
     return record["rows"]
 
 
-def _joined(model: TernaryLM, parts: Sequence[Measurement],
+def _joined(model: LanguageModel, parts: Sequence[Measurement],
             rows: Sequence[dict[str, object]]) -> dict[str, float]:
     """Figures of one point from those of its parts; the first of ``rows`` has no gate."""
     size = sum(part.bytes for part in parts)

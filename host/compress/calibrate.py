@@ -3,7 +3,7 @@
 
 """Calibration of a model's gates on a text: how many entries each list keeps, and its threshold.
 
-A sparsity is a share of a layer's trits. It is shared out between the four lists of a layer by
+A sparsity is a share of a layer's trits. It is shared out between the lists of a layer by
 TEAL's greedy search: in steps that take the same number of trits from whichever list they take
 them, always from the list where the layer's output changes least. Layers are searched apart, each
 on its input in the model without gates.
@@ -11,6 +11,7 @@ on its input in the model without gates.
 
 import concurrent.futures
 import dataclasses
+import math
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 
 from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list_norms, list_rows
 from host.evaluate import single_threaded_blas
-from host.model import TernaryLM
-from host.tokenizer import Tokenizer
+from host.model import LanguageModel
+from host.tokenizer import FileTokenizer, Tokenizer
 from sim.golden.bf16 import to_float32
-from sim.golden.model import ARITHMETICS, LISTS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.network import Kind, Value
 from sim.golden.wina import Gate, scores
 
 __all__ = ["ALLOCATIONS", "calibrate", "calibration_tokens"]
@@ -36,8 +38,8 @@ ALLOCATIONS = ("greedy", "uniform")
 _STEP = 0.01
 
 
-def calibration_tokens(model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
-                       count: int, length: int) -> NDArray[np.int64]:
+def calibration_tokens(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+                       documents: Sequence[str], count: int, length: int) -> NDArray[np.int64]:
     """First ``length`` tokens of the first ``count`` documents that have as many.
 
     Raises
@@ -45,7 +47,7 @@ def calibration_tokens(model: TernaryLM, tokenizer: Tokenizer, documents: Sequen
     ValueError
         If there are fewer such documents.
     """
-    start = model.vocabulary.end_of_document
+    start = model.vocabulary.start
     long = [tokens[:length] for text in documents
             if len(tokens := [start, *tokenizer.encode(text)]) >= length][:count]
     if len(long) < count:
@@ -54,29 +56,54 @@ def calibration_tokens(model: TernaryLM, tokenizer: Tokenizer, documents: Sequen
     return np.array(long)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Text:
+    """What a part of a model reads in the calibration text.
+
+    Attributes
+    ----------
+    part : str
+    inputs : list of array
+        Results of earlier steps, in the order in which the part's steps read them.
+    shape : (documents, steps)
+    """
+
+    part: str
+    inputs: list[NDArray[np.uint16]]
+    shape: tuple[int, int]
+
+
+def _outside(steps: Sequence[Value]) -> list[Value]:
+    """Earlier steps that ``steps`` read, in that order."""
+    found = dict.fromkeys(operand for step in steps for operand in step.operands)
+    return [operand for operand in found if operand not in steps]
+
+
 class _Layer:
     """One layer of a model by itself, reading the calibration text.
 
     Parameters
     ----------
-    model : TernaryLM
-        With this layer alone.
-    x : uint16 array, shape (documents * steps, width)
-        Residual stream in front of the layer.
-    shape : (documents, steps)
+    model : LanguageModel
+    text : _Text
     method : str
     """
 
-    def __init__(self, model: TernaryLM, x: NDArray[np.uint16], shape: tuple[int, int],
-                 method: str):
-        self._x, self._shape = x, shape
-        self._lm = _golden(model)
-        self.columns = {name: list_columns(model, 0, name) for name in LISTS}
-        self.rows = {name: list_rows(model, 0, name) for name in LISTS}
-        self.trits = sum(self.rows[name] * self.columns[name] for name in LISTS)
-        self._norms = {name: list_norms(model, 0, name, method) for name in LISTS}
+    def __init__(self, model: LanguageModel, text: _Text, method: str):
+        self._text = text
+        self.lists = {label: matrices for label, matrices in model.network().lists().items()
+                      if label.startswith(f"{text.part}.")}
+        self._lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(
+            {matrix.name: matrix.weights for matrices in self.lists.values()
+             for matrix in matrices}))
+        self._steps = self._lm.parts()[text.part]
+        self._inputs = dict(zip(_outside(self._steps), text.inputs, strict=True))
+        self.columns = {label: list_columns(found) for label, found in self.lists.items()}
+        self.rows = {label: list_rows(found) for label, found in self.lists.items()}
+        self.trits = sum(self.rows[label] * self.columns[label] for label in self.lists)
+        self._norms = {label: list_norms(found, method) for label, found in self.lists.items()}
         self._codes: dict[str, NDArray[np.int8]] = {}
-        self._expected = self._run({name: self._recorder(name) for name in LISTS})
+        self._expected = self._run({label: self._recorder(label) for label in self.lists})
 
     def _recorder(self, name: str) -> Callable[[NDArray], NDArray]:
         def record(codes: NDArray) -> NDArray:
@@ -85,10 +112,12 @@ class _Layer:
         return record
 
     def _run(self, gates: dict[str, Callable[[NDArray], NDArray]]) -> NDArray[np.float32]:
-        """Residual stream behind the layer."""
-        self._lm.gates = {(0, name): gate for name, gate in gates.items()}
-        state = self._lm.start(self._shape[0])[0]
-        return to_float32(self._lm.layer(0, self._x, state, self._shape))
+        """Residual stream behind the layer: the result of its last step."""
+        self._lm.gates = gates
+        values: dict[Value, Any] = dict(self._inputs)
+        self._lm.execute(self._steps, values, np.zeros(self._text.shape, int),
+                         self._lm.start(self._text.shape[0]))
+        return to_float32(values[self._steps[-1]])
 
     def error(self, keep: Mapping[str, int]) -> float:
         """Mean distance of the layer's output from that without gates."""
@@ -98,12 +127,12 @@ class _Layer:
 
     def dropped(self, keep: Mapping[str, int]) -> float:
         """Share of the trits that no list reaches."""
-        return 1 - sum(self.rows[name] * keep[name] for name in LISTS) / self.trits
+        return 1 - sum(self.rows[name] * keep[name] for name in self.lists) / self.trits
 
     def threshold(self, name: str, keep: int) -> int:
         """Smallest score that no more than ``keep`` entries of a token exceed, in the mean."""
         pooled = scores(self._codes[name], self._norms[name]).reshape(-1)
-        rank = pooled.size - keep * len(self._x)
+        rank = pooled.size - keep * math.prod(self._text.shape)
         return int(np.partition(pooled, rank - 1)[rank - 1]) if rank else 0
 
 
@@ -118,21 +147,21 @@ def _greedy(layer: _Layer, sparsities: Sequence[float]) -> Iterator[dict[str, in
     A list's error is measured again only when it would be chosen by the one measured last, since an
     error hardly ever falls when other lists lose entries.
     """
-    steps = dict.fromkeys(LISTS, 0)
+    steps = dict.fromkeys(layer.lists, 0)
 
     def keep(name: str, more: int = 0) -> int:
         columns = (steps[name] + more) * _STEP * layer.trits / layer.rows[name]
         return max(1, layer.columns[name] - round(columns))
 
     def kept(deeper: str | None = None) -> dict[str, int]:
-        return {name: keep(name, int(name == deeper)) for name in LISTS}
+        return {name: keep(name, int(name == deeper)) for name in layer.lists}
 
-    errors = dict.fromkeys(LISTS, 0.0)
+    errors = dict.fromkeys(layer.lists, 0.0)
     for sparsity in sparsities:
         while layer.dropped(kept()) < sparsity:
             measured: set[str] = set()
             while True:
-                best = min((name for name in LISTS if keep(name) > 1), key=errors.__getitem__)
+                best = min((name for name in layer.lists if keep(name) > 1), key=errors.__getitem__)
                 if best in measured:
                     break
                 errors[best] = layer.error(kept(best))
@@ -141,42 +170,42 @@ def _greedy(layer: _Layer, sparsities: Sequence[float]) -> Iterator[dict[str, in
         yield kept()
 
 
-def _search(model: TernaryLM, x: NDArray[np.uint16], shape: tuple[int, int], method: str,
-            allocation: str, sparsities: Sequence[float]) -> list[list[ListGate]]:
-    """Gates of the only layer of ``model`` at each sparsity; ``layer`` is 0."""
-    layer = _Layer(model, x, shape, method)
+def _search(model: LanguageModel, text: _Text, method: str, allocation: str,
+            sparsities: Sequence[float]) -> list[list[ListGate]]:
+    """Gates of one layer at each sparsity."""
+    layer = _Layer(model, text, method)
     found = (list(_greedy(layer, sparsities)) if allocation == "greedy"
              else [_uniform(layer, sparsity) for sparsity in sparsities])
-    return [[ListGate(0, name, layer.columns[name], keep[name], layer.threshold(name, keep[name]))
-             for name in LISTS] for keep in found]
+    return [[ListGate(label, layer.columns[label], keep[label],
+                      layer.threshold(label, keep[label]))
+             for label in layer.lists] for keep in found]
 
 
-def _golden(model: TernaryLM) -> GoldenLM:
-    return GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+def _texts(model: LanguageModel, tokens: NDArray[np.integer]) -> Iterator[_Text]:
+    """Read a text with the model as it is; deliver what each part with lists reads."""
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+    states = lm.start(len(tokens))
+    values: dict[Value, Any] = {}
+    lists = model.network().lists()
+    for part, steps in lm.parts().items():
+        if any(label.startswith(f"{part}.") for label in lists):
+            yield _Text(part, [values[step] for step in _outside(steps)], tokens.shape)
+        lm.execute(steps, values, tokens, states)
+        states = states[sum(step.kind is Kind.RECURRENCE for step in steps):]
 
 
-def _layers(model: TernaryLM,
-            tokens: NDArray[np.integer]) -> Iterator[tuple[TernaryLM, NDArray[np.uint16]]]:
-    """Read a text with the model as it is; deliver each layer, and what it reads."""
-    lm = _golden(model)
-    state = lm.start(len(tokens))
-    x = lm.embed(tokens)
-    for index, layer in enumerate(model.layers):
-        yield dataclasses.replace(model, layers=(layer,)), x
-        x = lm.layer(index, x, state[index], tokens.shape)
-
-
-def _limit(model: TernaryLM) -> float:
+def _limit(model: LanguageModel) -> float:
     """Sparsity at which every list has one entry, in the layer that has the least to drop."""
-    limits = []
-    for index in range(len(model.layers)):
-        rows = {name: list_rows(model, index, name) for name in LISTS}
-        trits = sum(rows[name] * list_columns(model, index, name) for name in LISTS)
-        limits.append(1 - sum(rows.values()) / trits)
-    return min(limits)
+    rows: dict[str, int] = {}
+    trits: dict[str, int] = {}
+    for label, matrices in model.network().lists().items():
+        part, _, _ = label.rpartition(".")
+        rows[part] = rows.get(part, 0) + list_rows(matrices)
+        trits[part] = trits.get(part, 0) + list_rows(matrices) * list_columns(matrices)
+    return min(1 - rows[part] / trits[part] for part in rows)
 
 
-def calibrate(model: TernaryLM, tokens: NDArray[np.integer], sparsities: Sequence[float], *,
+def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Sequence[float], *,
               method: str = "wina", allocation: str = "greedy",
               provenance: dict[str, Any] | None = None,
               report: Callable[[], None] = lambda: None,
@@ -185,7 +214,7 @@ def calibrate(model: TernaryLM, tokens: NDArray[np.integer], sparsities: Sequenc
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     tokens : integer array, shape (documents, steps)
         Calibration text: the beginnings of documents, read from the zero state.
     sparsities : sequence of float
@@ -221,10 +250,8 @@ def calibrate(model: TernaryLM, tokens: NDArray[np.integer], sparsities: Sequenc
                              f"list, not {sparsity}")
     if list(sparsities) != sorted(sparsities):
         raise ValueError(f"Sparsities must ascend, not be {list(sparsities)}")
-    shape = (tokens.shape[0], tokens.shape[1])
-    count = min(workers or min(4, os.cpu_count() or 1), len(model.layers))
-    jobs = ((layer, x, shape, method, allocation, sparsities)
-            for layer, x in _layers(model, tokens))
+    count = min(workers or min(4, os.cpu_count() or 1), model.layer_count)
+    jobs = ((model, text, method, allocation, sparsities) for text in _texts(model, tokens))
     found: list[list[list[ListGate]]] = []
     if count == 1:
         for job in jobs:
@@ -239,8 +266,8 @@ def calibrate(model: TernaryLM, tokens: NDArray[np.integer], sparsities: Sequenc
                 future.result()
                 report()
             found = [future.result() for future in futures]
-    noted = {**(provenance or {}), "documents": shape[0], "tokens_per_document": shape[1]}
+    noted = {**(provenance or {}), "documents": tokens.shape[0],
+             "tokens_per_document": tokens.shape[1]}
     return [Gates(model.name, fingerprint(model), method, allocation, float(sparsity),
-                  tuple(dataclasses.replace(gate, layer=index)
-                        for index, layer in enumerate(found) for gate in layer[point]), noted)
+                  tuple(gate for layer in found for gate in layer[point]), noted)
             for point, sparsity in enumerate(sparsities)]

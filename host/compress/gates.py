@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.evaluate import GateMap
-from host.model import TernaryLM
-from sim.golden.model import LISTS
+from host.model import LanguageModel
+from sim.golden.network import Matrix
 from sim.golden.wina import Gate, column_norms
 
 __all__ = ["METHODS", "MODES", "GateFileError", "Gates", "ListGate", "fingerprint", "list_columns",
@@ -36,35 +37,31 @@ class GateFileError(ValueError):
     """A gate file cannot be used; the message is one line that names file, place and reason."""
 
 
-def _matrices(model: TernaryLM, layer: int, name: str) -> list[NDArray[np.int8]]:
-    return [getattr(model.layers[layer], field).trits for field in LISTS[name]]
+def list_columns(matrices: Sequence[Matrix]) -> int:
+    """Columns that the list of some matrices chooses from."""
+    return matrices[0].weights.shape[1]
 
 
-def list_columns(model: TernaryLM, layer: int, name: str) -> int:
-    """Columns that a list chooses from."""
-    return _matrices(model, layer, name)[0].shape[1]
+def list_rows(matrices: Sequence[Matrix]) -> int:
+    """Rows of all matrices that a list drives: what one entry costs."""
+    return sum(len(matrix.weights) for matrix in matrices)
 
 
-def list_rows(model: TernaryLM, layer: int, name: str) -> int:
-    """Rows of all matrices that a list drives: the trits that one entry costs."""
-    return sum(len(trits) for trits in _matrices(model, layer, name))
-
-
-def list_norms(model: TernaryLM, layer: int, name: str, method: str) -> NDArray[np.uint16]:
+def list_norms(matrices: Sequence[Matrix], method: str) -> NDArray[np.uint16]:
     """Column norms of a list; there is one list, so one gate, for all matrices that it drives."""
     if method == "teal":
-        return np.ones(list_columns(model, layer, name), np.uint16)
-    return column_norms(_matrices(model, layer, name))
+        return np.ones(list_columns(matrices), np.uint16)
+    return column_norms([matrix.weights for matrix in matrices],
+                        [matrix.scale for matrix in matrices])
 
 
-def fingerprint(model: TernaryLM) -> str:
-    """16 hexadecimal digits that differ between models whose layers have other trits."""
+def fingerprint(model: LanguageModel) -> str:
+    """16 hexadecimal digits that differ between models whose layers have other weights."""
     digest = hashlib.sha256()
-    for layer in range(len(model.layers)):
-        for name in LISTS:
-            for trits in _matrices(model, layer, name):
-                digest.update(np.array(trits.shape, "<u4").tobytes())
-                digest.update(trits.tobytes())
+    for matrices in model.network().lists().values():
+        for matrix in matrices:
+            digest.update(np.array(matrix.weights.shape, "<u4").tobytes())
+            digest.update(np.ascontiguousarray(matrix.weights).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -74,9 +71,8 @@ class ListGate:
 
     Attributes
     ----------
-    layer : int
     list : str
-        A key of :data:`sim.golden.model.LISTS`.
+        Its label, a key of :meth:`sim.golden.network.Network.lists`.
     columns : int
     keep : int
         Largest number of entries: K.
@@ -84,7 +80,6 @@ class ListGate:
         Score that an entry must exceed, for ``keep`` entries in the mean of the calibration text.
     """
 
-    layer: int
     list: str
     columns: int
     keep: int
@@ -119,31 +114,34 @@ class Gates:
     lists: tuple[ListGate, ...]
     provenance: dict[str, Any]
 
-    def of(self, model: TernaryLM, mode: str = "top-k") -> GateMap:
-        """Gates of ``model`` by layer and list.
+    def of(self, model: LanguageModel, mode: str = "top-k") -> GateMap:
+        """Gates of ``model`` by the lists' labels.
 
         Raises
         ------
         GateFileError
-            If they were calibrated for another model.
+            If they were calibrated for another model, or name a list that it does not have.
         """
         actual = fingerprint(model)
         if actual != self.fingerprint:
             raise GateFileError(f"Gates were calibrated for model {self.model} with the "
                                 f"fingerprint {self.fingerprint}, but model {model.name} has "
                                 f"{actual}; calibrate again")
-        return {(gate.layer, gate.list): Gate(
-                    list_norms(model, gate.layer, gate.list, self.method), gate.keep,
-                    gate.threshold if mode == "threshold" else None) for gate in self.lists}
-
-    def dropped(self, model: TernaryLM) -> float:
-        """Share of the layers' trits that no list may reach: what :attr:`sparsity` came to."""
-        trits, kept = 0, 0
+        lists = model.network().lists()
         for gate in self.lists:
-            rows = list_rows(model, gate.layer, gate.list)
-            trits += rows * gate.columns
-            kept += rows * gate.keep
-        return 1 - kept / trits
+            if gate.list not in lists or gate.columns != list_columns(lists[gate.list]):
+                raise GateFileError(f"Gates name a list {gate.list} of {gate.columns} columns, "
+                                    f"which model {model.name} does not have; calibrate again")
+        return {gate.list: Gate(list_norms(lists[gate.list], self.method), gate.keep,
+                                gate.threshold if mode == "threshold" else None)
+                for gate in self.lists}
+
+    def dropped(self, model: LanguageModel) -> float:
+        """Share of the layers' trits that no list may reach: what :attr:`sparsity` came to."""
+        lists = model.network().lists()
+        rows = {gate.list: list_rows(lists[gate.list]) for gate in self.lists}
+        return 1 - (sum(rows[gate.list] * gate.keep for gate in self.lists)
+                    / sum(rows[gate.list] * gate.columns for gate in self.lists))
 
 
 def write_gates(path: str | os.PathLike, gates: Gates) -> None:
@@ -185,10 +183,8 @@ def read_gates(path: str | os.PathLike) -> Gates:
             raise GateFileError(f"{path}: field 'lists' must hold objects, not {entry!r}"[:300])
         gate = ListGate(list=_checked(path, entry, "list", str),
                         **{name: _checked(path, entry, name, int)
-                           for name in ("layer", "columns", "keep", "threshold")})
-        place = f"{path}: list {gate.list} of layer {gate.layer}"
-        if gate.list not in LISTS:
-            raise GateFileError(f"{place} is none of {', '.join(LISTS)}")
+                           for name in ("columns", "keep", "threshold")})
+        place = f"{path}: list {gate.list}"
         if not 1 <= gate.keep <= gate.columns:
             raise GateFileError(f"{place} must keep 1 to {gate.columns} entries, not {gate.keep}")
         if gate.threshold < 0:

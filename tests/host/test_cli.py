@@ -11,8 +11,9 @@ import pytest
 import host.__main__ as cli
 from host.device import GoldenDevice
 from host.evaluate import evaluate, fit_logit_scale
+from host.families.mmfreelm import write_model
 from host.generate import Generator, Sampler
-from host.model import read_model, to_bf16, write_model
+from host.model import read_model, to_bf16
 from host.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
@@ -92,7 +93,7 @@ class TestRun:
         monkeypatch.setattr(GoldenDevice, "_product", wrong)
         status, out, err = run(capsys, "run", model_path, "the", "--device", "golden")
         assert status == 1
-        assert re.fullmatch(r"python -m host run: Matrix embedding row 7 \(activation vector 0 of "
+        assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
                             r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
         assert out.strip() == "the"
 
@@ -215,7 +216,8 @@ class TestEvaluate:
             assert bits == pytest.approx(slow_bits(model, documents, arithmetic, scale) / 500,
                                          rel=1e-5)
         assert (result.documents, result.tokens, result.bytes) == (5, 156, 500)
-        assert result.live["ffn_hidden"].sum(axis=1).tolist() == [156]
+        assert {label: live.sum() for label, live in result.live.items()} == dict.fromkeys(
+            ("blk.0.mix_in", "blk.0.mix_out", "blk.0.ffn_in", "blk.0.ffn_hidden"), 156)
 
     def test_workers_share_the_documents(self):
         model = tiny_model(layers=1)
@@ -231,9 +233,10 @@ class TestEvaluate:
         model = tiny_model(layers=2)
         result = evaluate(model, [[4, 5, 6]], 3, "lmul", workers=1)
         elements = model.ffn_width
-        result.live["ffn_hidden"][:] = 0
-        result.live["ffn_hidden"][0, [0, 10, elements]] = (98, 1, 1)
-        result.live["ffn_hidden"][1, 128] = 100
+        for label in result.hidden:
+            result.live[label][:] = 0
+        result.live["blk.0.ffn_hidden"][[0, 10, elements]] = (98, 1, 1)
+        result.live["blk.1.ffn_hidden"][128] = 100
         assert result.layer_density(0) == pytest.approx(
             {"density": (10 + elements) / 100 / elements, "density_p99": 10 / elements,
              "density_max": 1.0})
@@ -277,6 +280,7 @@ class TestEvaluate:
         rows = record["rows"]
         assert [row["arithmetic"] for row in rows[:2]] == ["golden", "exact"]
         assert len(rows) == 2 + 2 * 2
+        assert (rows[0]["vectors"], rows[0]["activations"]) == ("bf16", "int8")
         assert rows[0]["text"] == "held-out"
         assert rows[2]["layer"] == 0
         model = read_model(fitted)
@@ -288,7 +292,7 @@ class TestEvaluate:
         ([], "evaluate: the following arguments are required: --corpus"),
         (["--corpus", "x", "--arithmetic", "fp8"],
          "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
-         "'exact', 'float', 'all')"),
+         "'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
         (["--corpus", "x", "--save", "y"],
          "evaluate: Option --save must come with --fit, which finds what there is to save"),
         (["--corpus", "x", "--documents", "0"],

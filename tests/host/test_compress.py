@@ -15,22 +15,66 @@ from host.compress.calibrate import calibrate, calibration_tokens
 from host.compress.gates import (
     GateFileError,
     fingerprint,
-    list_columns,
     list_norms,
-    list_rows,
     read_gates,
     write_gates,
 )
 from host.corpus import read_corpus
 from host.evaluate import evaluate
-from host.model import read_model, write_model
+from host.families.mmfreelm import write_model
+from host.model import LanguageModel, read_model
 from host.tokenizer import Tokenizer
-from sim.golden.model import LISTS, quantize
+from sim.golden.bf16 import to_float32
+from sim.golden.model import (
+    ARITHMETICS,
+    ExactProducts,
+    GoldenLM,
+    model_matrices,
+    quantize,
+)
+from sim.golden.network import Matrix, Network
 from sim.golden.wina import Gate
-from tests.host.model_examples import tiny_model
+from tests.host.model_examples import tiny_model, tiny_vocabulary
 from tests.host.test_rotation import random_llama, write_llama2c
 
+NAMES = ("mix_in", "mix_out", "ffn_in", "ffn_hidden")
 TOKENS = np.random.default_rng(11).integers(0, 259, (2, 6))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TwoLists(LanguageModel):
+    """One layer, whose two matrices in front have a list each."""
+
+    matrices: dict[str, Matrix]
+    width, ffn_width, vocab, layer_count = 32, 24, 40, 1
+
+    def network(self):
+        n, matrices = Network(), self.matrices
+        n.part = "embedding"
+        x = n.embed(matrices["embedding"], "x")
+        n.part = "blk.0"
+        norm = n.norm(x)
+        update = n.sigmoid_of_negative(n.linear(matrices["forget"], n.codes("mix_in", x), norm))
+        gained = n.multiply(x, n.constant("gains", np.linspace(0.5, 2, 32), factor=True))
+        candidate = n.linear(matrices["candidate"], n.codes("mix_in2", gained), norm)
+        state = n.recur(update, candidate)
+        x = n.add(x, n.linear(matrices["ffn_down"], n.codes("ffn_hidden", state)), "x")
+        n.part = "head"
+        n.head("head", matrices["embedding"].weights.T, n.codes("head_in", x), n.norm(x))
+        return n
+
+
+def two_lists():
+    rng = np.random.default_rng(15)
+
+    def matrix(name, rows, columns):
+        return Matrix(f"blk.0.{name}", rng.integers(-1, 2, (rows, columns), np.int8), 0.25)
+
+    return TwoLists(name="two lists", logit_scales={"lmul": 0.015625}, vocabulary=tiny_vocabulary(),
+                    matrices={"embedding": matrix("embedding", 32, 40),
+                              "forget": matrix("forget", 24, 32),
+                              "candidate": matrix("candidate", 24, 32),
+                              "ffn_down": matrix("ffn_down", 32, 24)})
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +108,8 @@ def corpus(tmp_path_factory):
 class TestCalibrate:
     def test_uniform(self, model):
         gates, = calibrate(model, TOKENS, [0.25], allocation="uniform", workers=1)
-        assert [(gate.layer, gate.list) for gate in gates.lists] == [
-            (layer, name) for layer in range(2) for name in LISTS]
+        assert [gate.list for gate in gates.lists] == [
+            f"blk.{layer}.{name}" for layer in range(2) for name in NAMES]
         assert {gate.columns: gate.keep for gate in gates.lists} == {256: 192, 512: 384}
         assert gates.dropped(model) == 0.25
         assert gates.fingerprint == fingerprint(model)
@@ -76,27 +120,29 @@ class TestCalibrate:
         one = dataclasses.replace(model, layers=model.layers[:1])
         found = calibrate(one, TOKENS, [0.03, 0.08], method=method, workers=1)
         trits = 256 * (3 + 1 + 2 * 2 + 2) * 256
+        lists = one.network().lists()
+        rows = dict(zip(lists, (768, 256, 1024, 256), strict=True))
+        columns = dict(zip(lists, (256, 256, 256, 512), strict=True))
 
         def output(keep):
-            norms = {name: list_norms(one, 0, name, method) for name in LISTS}
-            gates = {(0, name): Gate(norms[name], keep[name]) for name in LISTS}
-            return layer_output(one, gates)
+            return layer_output(one, {name: Gate(list_norms(lists[name], method), keep[name])
+                                      for name in lists})
 
-        steps = dict.fromkeys(LISTS, 0)
+        steps = dict.fromkeys(lists, 0)
 
         def keep(more=None):
-            return {name: list_columns(one, 0, name)
-                    - round((steps[name] + (name == more)) * 0.01 * trits / list_rows(one, 0, name))
-                    for name in LISTS}
+            return {name: columns[name]
+                    - round((steps[name] + (name == more)) * 0.01 * trits / rows[name])
+                    for name in lists}
 
         def left():
-            return sum(count * list_rows(one, 0, name) for name, count in keep().items())
+            return sum(count * rows[name] for name, count in keep().items())
 
         dense = layer_output(one, {})
         for gates, sparsity in zip(found, [0.03, 0.08], strict=True):
             while trits - left() < sparsity * trits:
                 errors = {name: np.linalg.norm(output(keep(name)) - dense, axis=1).mean()
-                          for name in LISTS}
+                          for name in lists}
                 steps[min(errors, key=errors.get)] += 1
             assert {gate.list: gate.keep for gate in gates.lists} == keep()
             assert sparsity <= gates.dropped(one) < sparsity + 0.011
@@ -105,9 +151,9 @@ class TestCalibrate:
         gates, = calibrate(model, TOKENS, [0.5], allocation="uniform", workers=1)
         codes = record_codes(model, TOKENS)
         for gate in gates.lists:
-            norms = list_norms(model, gate.layer, gate.list, "wina").tolist()
+            norms = list_norms(model.network().lists()[gate.list], "wina").tolist()
             found = sorted(value * value * norm
-                           for row in codes[gate.layer, gate.list].tolist()
+                           for row in codes[gate.list].tolist()
                            for value, norm in zip(row, norms, strict=True))
             above = [score for score in found if score > gate.threshold]
             assert len(above) <= gate.keep * TOKENS.size
@@ -140,47 +186,43 @@ class TestCalibrate:
                                ["short", "long enough", "tiny"], 2, 9)
 
 
-def record_codes(model, tokens, gates=None):
-    """Codes of each list, before its gate."""
-    from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+def record_codes(model, tokens):
+    """Codes of each list."""
     found = {}
 
-    class Recorder(dict):
-        def __contains__(self, key):
-            return True
+    def recorder(label):
+        def record(codes):
+            found[label] = codes
+            return codes
+        return record
 
-        def __getitem__(self, key):
-            def record(codes):
-                found[key] = codes
-                return gates[key](codes) if gates and key in gates else codes
-            return record
-
-    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), Recorder())
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
+                  {label: recorder(label) for label in model.network().lists()})
     lm.forward(tokens, lm.start(len(tokens)))
     return found
 
 
 def layer_output(model, gates):
-    from sim.golden.bf16 import to_float32
-    from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+    """Residual stream behind the only layer of a model."""
     lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), gates)
-    state = lm.start(len(TOKENS))
-    x = lm.embed(TOKENS)
-    return to_float32(lm.layer(0, x, state[0], TOKENS.shape))
+    parts, values = lm.parts(), {}
+    for part in ("embedding", "blk.0"):
+        lm.execute(parts[part], values, TOKENS, lm.start(len(TOKENS)))
+    return to_float32(values[parts["blk.0"][-1]])
 
 
 class TestEvaluate:
     DOCUMENTS = ([4, 9, 4, 77, 200], [5] * 12)
 
     def test_gates_that_keep_all_change_nothing(self, model):
-        gates = {(layer, name): Gate(list_norms(model, layer, name, "wina"),
-                                     list_columns(model, layer, name))
-                 for layer in range(2) for name in LISTS}
+        lists = model.network().lists()
+        gates = {label: Gate(list_norms(lists[label], "wina"), lists[label][0].weights.shape[1])
+                 for label in lists}
         dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
         gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates, workers=1)
         assert gated.bits_per_byte == dense.bits_per_byte
-        for name in LISTS:
-            np.testing.assert_array_equal(gated.live[name], dense.live[name])
+        for label in lists:
+            np.testing.assert_array_equal(gated.live[label], dense.live[label])
 
     def test_lists_have_no_more_than_they_may(self, model):
         gates, = calibrate(model, TOKENS, [0.5], workers=1)
@@ -188,19 +230,32 @@ class TestEvaluate:
         gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates.of(model), workers=2)
         assert gated.bits_per_byte != dense.bits_per_byte
         for gate in gates.lists:
-            live = gated.live[gate.list][gate.layer]
+            live = gated.live[gate.list]
             assert live.sum() == gated.tokens
             assert np.flatnonzero(live).max() <= gate.keep
+
+    def test_another_family(self):
+        """A vector with gains of its own in front of a matrix has a list and a gate of its own."""
+        model = two_lists()
+        gates, = calibrate(model, TOKENS % 40, [0.3], workers=1)
+        assert [(gate.list, gate.columns) for gate in gates.lists] == [
+            ("blk.0.mix_in", 32), ("blk.0.mix_in2", 32), ("blk.0.ffn_hidden", 24)]
+        gated = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", gates=gates.of(model),
+                         workers=1)
+        dense = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", workers=1)
+        assert gated.bits_per_byte != dense.bits_per_byte
+        assert gated.hidden == ("blk.0.ffn_hidden",)
+        for gate in gates.lists:
+            assert np.flatnonzero(gated.live[gate.list]).max() <= gate.keep
 
     def test_density_of_every_list(self, model):
         measured = evaluate(model, [self.DOCUMENTS[0]], 30, "lmul", workers=1)
         codes = record_codes(model, np.array([[0, *self.DOCUMENTS[0]]]))
-        for (layer, name), values in codes.items():
-            assert measured.layer_density(layer, name)["density"] == pytest.approx(
-                np.mean(values != 0))
+        for label, values in codes.items():
+            assert measured.list_density(label)["density"] == pytest.approx(np.mean(values != 0))
 
     def test_no_codes(self, model):
-        gates = {(0, "mix_in"): Gate(np.ones(256, np.uint16), 5)}
+        gates = {"blk.0.mix_in": Gate(np.ones(256, np.uint16), 5)}
         with pytest.raises(ValueError, match=r"^Arithmetic 'float' has no int8 codes to gate$"):
             evaluate(model, self.DOCUMENTS, 30, "float", gates=gates)
 
@@ -217,14 +272,12 @@ class TestFile:
         ({"method": "magic"}, "field 'method' must be wina or teal, not 'magic'"),
         ({"sparsity": "half"}, "field 'sparsity' must be of type float, not 'half'"),
         ({"lists": [3]}, "field 'lists' must hold objects, not 3"),
-        ({"lists": [{"list": "mix_in", "layer": 0, "columns": 9, "threshold": 0}]},
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "threshold": 0}]},
          "field 'keep' must be of type int, not None"),
-        ({"lists": [{"list": "mix_in", "layer": 2, "columns": 9, "keep": 10, "threshold": 0}]},
-         "list mix_in of layer 2 must keep 1 to 9 entries, not 10"),
-        ({"lists": [{"list": "mix", "layer": 2, "columns": 9, "keep": 1, "threshold": 0}]},
-         "list mix of layer 2 is none of mix_in, mix_out, ffn_in, ffn_hidden"),
-        ({"lists": [{"list": "mix_in", "layer": 2, "columns": 9, "keep": 1, "threshold": -1}]},
-         "list mix_in of layer 2 must have a threshold of at least 0, not -1"),
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "keep": 10, "threshold": 0}]},
+         "list blk.2.mix_in must keep 1 to 9 entries, not 10"),
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "keep": 1, "threshold": -1}]},
+         "list blk.2.mix_in must have a threshold of at least 0, not -1"),
     ])
     def test_malformed(self, model, tmp_path, change, message):
         path = tmp_path / "gates.json"
@@ -248,6 +301,15 @@ class TestFile:
                    f"calibrate again")
         with pytest.raises(GateFileError, match=f"^{message}$"):
             gates.of(other)
+
+    def test_another_list(self, model):
+        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        for change in ({"list": "blk.7.mix_in"}, {"columns": 300}):
+            wrong = dataclasses.replace(gates.lists[0], **change)
+            message = (f"Gates name a list {wrong.list} of {wrong.columns} columns, which model "
+                       f"tiny does not have; calibrate again")
+            with pytest.raises(GateFileError, match=f"^{message}$"):
+                dataclasses.replace(gates, lists=(wrong,)).of(model)
 
 
 def run(capsys, *arguments):
@@ -315,10 +377,11 @@ class TestExperiments:
         assert experiments.main(["density", "--model", str(model_path), "--corpus", str(corpus),
                                  "--documents", "2", "--workers", "1"]) == 0
         rows = kept["twell"]["rows"]
-        assert [row["layer"] for row in rows] == [0, 1] * 4
+        assert [(row["layer"], row["list"]) for row in rows] == [
+            (layer, name) for layer in range(2) for name in NAMES]
         codes = record_codes(model, np.array([[0, *Tokenizer(model.vocabulary).encode(
             read_corpus(corpus)["heldout"][0])]]))
-        densities = [np.mean(codes[0, "mix_in"] != 0), np.mean(codes[0, "mix_out"] != 0)]
+        densities = [np.mean(codes[f"blk.0.{name}"] != 0) for name in ("mix_in", "mix_out")]
         for name, expected in zip(("mix_in", "mix_out"), densities, strict=True):
             row = next(row for row in rows if row["list"] == name)
             assert row["density_mean"] == pytest.approx(expected, abs=0.01)

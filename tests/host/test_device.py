@@ -164,6 +164,13 @@ class TestErrors:
             pack_matrix("m", weights, EngineConfig(accumulator_width=19, max_planes=5))
         pack_matrix("m", weights, config)
 
+    def test_token(self):
+        """One column with activation 1 fits where the sum of a row would not."""
+        weights = np.full((2, 60000), 364)
+        with pytest.raises(DeviceError, match=r"could reach"):
+            pack_matrix("m", weights, EngineConfig())
+        assert pack_matrix("m", weights, EngineConfig(), token=True).planes == 6
+
     def test_overflow_bound_is_tight(self):
         """2**17 itself does not fit 18 bits; one less column does, and the extreme is exact."""
         config = EngineConfig(accumulator_width=18, max_planes=5)

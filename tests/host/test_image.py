@@ -59,7 +59,7 @@ def test_listing(image):
     lines = listing(image.program).split("\n")
     assert len(lines) == len(image.program.instructions) + 1
     assert lines[image.program.body] == "body:"
-    assert re.fullmatch(r" {4}0  VECTOR   COPY target=264 a=0 b=0 count=8 +; new sequence: "
+    assert re.fullmatch(r" {4}0  VECTOR   COPY target=8 a=0 b=0 count=8 +; new sequence: "
                         r"state 0\.\. = 0", lines[0])
     assert re.fullmatch(r" +\d+  STOP +; head: the token is done", lines[-1])
 
