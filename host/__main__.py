@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from numpy import __version__ as numpy_version
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -25,9 +26,18 @@ from rich.progress import (
 from rich.table import Table
 
 from host.compile import compile_model, losses
+from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
+from host.compress.gates import (
+    METHODS,
+    MODES,
+    GateFileError,
+    Gates,
+    read_gates,
+    write_gates,
+)
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
-from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler
 from host.image import Image, listing, read_image, write_image
@@ -128,12 +138,18 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                          help="directory with splits.tsv")
-    measure.add_argument("--arithmetic", type=_arithmetics, default=["lmul", "float"],
-                         metavar="NAME[,NAME]", dest="arithmetics",
-                         help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float)")
+    measure.add_argument("--arithmetic", type=_arithmetics, metavar="NAME[,NAME]",
+                         dest="arithmetics",
+                         help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float; with "
+                              f"--gate lmul)")
     measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
     measure.add_argument("--documents", type=_integer(1), metavar="N",
                          help="only the first N documents")
+    measure.add_argument("--gate", type=Path, metavar="FILE",
+                         help="gate the lists as 'python -m host calibrate' has found")
+    measure.add_argument("--gate-mode", choices=MODES, default=MODES[0],
+                         help="keep a fixed number of activations, or those above a fixed score "
+                              f"(default: {MODES[0]})")
     measure.add_argument("--fit", action="store_true",
                          help="first fit each arithmetic's logit scale on the calibration text")
     measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
@@ -142,6 +158,35 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--workers", type=_integer(1), metavar="N",
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
+
+    calibration = commands.add_parser(
+        "calibrate", help="find which activations a model can do without",
+        description="Calibrate the gates of a model on the corpus' calibration text: how many "
+                    "entries each list of activations keeps, and the score that they must exceed.")
+    calibration.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
+                             metavar="MODEL.gguf")
+    calibration.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                             help="directory with splits.tsv")
+    calibration.add_argument("--sparsity", type=_share, default=0.5, metavar="SHARE",
+                             help="of each layer's trits, to be left out (default: 0.5)")
+    calibration.add_argument("--method", choices=METHODS, default=METHODS[0],
+                             help="weigh activations with the norms of their columns, or not "
+                                  f"(default: {METHODS[0]})")
+    calibration.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
+                             help="search what each list of a layer can spare, or take the same "
+                                  f"share of each (default: {ALLOCATIONS[0]})")
+    calibration.add_argument("--transform", action="store_true",
+                             help="first rotate the weights so that columns are orthogonal; only "
+                                  "for models that keep float or integer masters")
+    calibration.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+                             help="of the calibration text (default: 8)")
+    calibration.add_argument("--tokens", type=_integer(1), default=256, metavar="N",
+                             help="of each document (default: 256)")
+    calibration.add_argument("--output", type=Path, required=True, metavar="FILE",
+                             help="gate file to write")
+    calibration.add_argument("--workers", type=_integer(1), metavar="N",
+                             help="processes (default: one for each CPU, at most 4)")
+    calibration.set_defaults(function=_calibrate)
 
     compiler = commands.add_parser(
         "compile", help="make a program and an image of the weights",
@@ -319,19 +364,30 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     model, tokenizer = _read(options.model)
     if options.save and not isinstance(model, TernaryLM):
         raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
-    for arithmetic in options.arithmetics:
+    arithmetics = options.arithmetics or (["lmul"] if options.gate else ["lmul", "float"])
+    gates = None
+    if options.gate:
+        calibrated = read_gates(options.gate)
+        gates = calibrated.of(model, options.gate_mode)
+    for arithmetic in arithmetics:
+        if gates and ARITHMETICS[arithmetic].activations != "int8":
+            raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --gate could act on")
         if arithmetic not in model.logit_scales and not options.fit:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
                             f"find it with --fit")
     corpus = read_corpus(options.corpus)
+    if options.gate:
+        console.print(f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
+                      f"{calibrated.dropped(model):.1%} of the layers' trits left out",
+                      markup=False, highlight=False, soft_wrap=True)
     if options.fit:
         documents = corpus["calibration"]
-        for arithmetic in options.arithmetics:
+        for arithmetic in arithmetics:
             start = model.logit_scales.get(arithmetic, next(iter(model.logit_scales.values())))
 
             def losses(scales: Sequence[float], arithmetic: str = arithmetic) -> Sequence[float]:
                 return _measure(console, model, tokenizer, documents, arithmetic, options.workers,
-                                f"Fitting {arithmetic}", scales).bits_per_byte
+                                f"Fitting {arithmetic}", scales, gates).bits_per_byte
 
             scale = fit_logit_scale(losses, start)
             console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
@@ -342,7 +398,8 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
             console.print(f"Wrote {options.save}")
     documents = corpus[TEXTS[options.text]][:options.documents]
     measurements = [_measure(console, model, tokenizer, documents, arithmetic, options.workers,
-                             f"Evaluating {arithmetic}") for arithmetic in options.arithmetics]
+                             f"Evaluating {arithmetic}", gates=gates)
+                    for arithmetic in arithmetics]
     console.print(_summary(model, options.text, measurements))
     if options.json:
         command = " ".join(["python -m host", *sys.argv[1:]])
@@ -352,14 +409,15 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
 
 def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
              documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
-             logit_scales: Sequence[float] | None = None) -> Measurement:
+             logit_scales: Sequence[float] | None = None,
+             gates: GateMap | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                   TextColumn("tokens"), TimeRemainingColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=sum(map(len, tokens)) + len(tokens))
         return evaluate(model, tokens, sum(len(document.encode()) for document in documents),
-                        arithmetic, logit_scales=logit_scales, workers=workers,
+                        arithmetic, logit_scales=logit_scales, gates=gates, workers=workers,
                         report=lambda done: progress.advance(task, done))
 
 
@@ -375,11 +433,59 @@ def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement
     for column in ("bits per byte", "logit scale", "density", "99 %", "maximum"):
         table.add_column(column, justify="right")
     for measurement in measurements:
-        layers = [measurement.layer_density(layer) for layer in range(len(measurement.live))]
+        layers = [measurement.layer_density(layer) for layer in range(len(measurement.hidden))]
         table.add_row(measurement.arithmetic, f"{measurement.bits_per_byte[0]:.4f}",
                       f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
                       f"{max(layer['density_max'] for layer in layers):.1%}")
+    return table
+
+
+# calibrate
+
+def _calibrate(console: Console, options: argparse.Namespace) -> int:
+    model, tokenizer = _read(options.model)
+    if options.transform:
+        raise UserError(f"{options.model}: --transform needs float or integer masters, but this "
+                        f"model is ternary, and rotated it would not be")
+    try:
+        tokens = calibration_tokens(model, tokenizer, read_corpus(options.corpus)["calibration"],
+                                    options.documents, options.tokens)
+        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                      TextColumn("layers"), TimeRemainingColumn(), console=console,
+                      transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Calibrating", total=model.layer_count)
+            gates, = calibrate(
+                model, tokens, [options.sparsity], method=options.method,
+                allocation=options.allocation, workers=options.workers,
+                provenance={"command": " ".join(["python -m host", *sys.argv[1:]]),
+                            "text": "calibration",
+                            "python": platform.python_version(), "numpy": numpy_version},
+                report=lambda: progress.advance(task))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write_gates(options.output, gates)
+    console.print(_kept(model, gates))
+    console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _kept(model: LanguageModel, gates: Gates) -> Table:
+    """List what each list keeps: a row for each part of the model."""
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"Columns that each list of {model.name} keeps: {gates.method}, "
+                        f"{gates.dropped(model):.1%} of the trits dropped")
+    rows: dict[str, dict[str, int]] = {}
+    columns: dict[str, int] = {}
+    for gate in gates.lists:
+        part, _, name = gate.list.rpartition(".")
+        rows.setdefault(part, {})[name] = gate.keep
+        columns[name] = gate.columns
+    table.add_column("part")
+    for name, count in columns.items():
+        table.add_column(f"{name} of {count}", justify="right")
+    for part, kept in rows.items():
+        table.add_row(part, *(str(kept.get(name, "")) for name in columns))
     return table
 
 
@@ -502,7 +608,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return options.function(console, options)
-    except (UserError, ModelFileError, CorpusError, DeviceError, OverflowError) as error:
+    except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
+            OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

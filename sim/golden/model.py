@@ -11,7 +11,7 @@ Vectors are rows: arrays of shape (tokens, elements). bf16 numbers are ``uint16`
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -403,12 +403,17 @@ class GoldenLM:
     arithmetic : Arithmetic
     products : callable
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
+    gates : mapping of label to callable, optional
+        What sets some of the codes of a list to zero: :class:`sim.golden.wina.Gate`. A list whose
+        :attr:`sim.golden.network.Value.label` is missing is not gated.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,
-                 products: Callable[[str, NDArray], NDArray]):
+                 products: Callable[[str, NDArray], NDArray],
+                 gates: Mapping[str, Callable[[NDArray], NDArray]] | None = None):
         self.arithmetic = arithmetic
         self.products = products
+        self.gates = {} if gates is None else gates
         *self._steps, self._head = model.network()
         if self._head.kind is not Kind.HEAD:
             raise ValueError(f"The last step of a network must be HEAD, "
@@ -455,9 +460,35 @@ class GoldenLM:
         Hidden
             Of ``documents * steps`` tokens, document by document.
         """
-        values: dict[Value, NDArray | Codes] = {}
-        states = iter(state)
+        values: dict[Value, Any] = {}
+        self.execute(self._steps, values, tokens, state)
+        codes, norm = (values[operand] for operand in self._head.operands)
+        assert isinstance(codes, Codes)
+        assert isinstance(norm, np.ndarray)
+        return Hidden(codes, norm)
+
+    def parts(self) -> dict[str, list[Value]]:
+        """Return the steps of each part of the model, in order, but for the last step of all."""
+        found: dict[str, list[Value]] = {}
         for step in self._steps:
+            found.setdefault(step.part, []).append(step)
+        return found
+
+    def execute(self, steps: Sequence[Value], values: dict[Value, Any],
+                tokens: NDArray[np.integer], state: NDArray) -> None:
+        """Execute some steps.
+
+        Parameters
+        ----------
+        steps : sequence of Value
+        values : dict
+            What the steps before have computed; changed to what the steps after them read.
+        tokens : integer array, shape (documents, steps)
+        state : array, shape (layers, documents, elements)
+            Of the recurrences among ``steps``; brought up to the last step.
+        """
+        states = iter(state)
+        for step in steps:
             if step.kind is Kind.RECURRENCE:
                 update, candidate = (values[operand] for operand in step.operands)
                 values[step] = self._recur(update, candidate, next(states), tokens.shape)
@@ -465,10 +496,6 @@ class GoldenLM:
                 values[step] = self._compute(step, values, tokens.reshape(-1))
             for operand in self._dropped[step]:
                 del values[operand]
-        codes, norm = (values[operand] for operand in self._head.operands)
-        assert isinstance(codes, Codes)
-        assert isinstance(norm, np.ndarray)
-        return Hidden(codes, norm)
 
     def logits(self, hidden: Hidden, logit_scale: float | None = None) -> NDArray[np.floating]:
         """Logits of the token that follows, shape (tokens, vocabulary).
@@ -504,7 +531,10 @@ class GoldenLM:
             case Kind.CONSTANT:
                 return self._constants[step]
             case Kind.CODES:
-                return ar.codes(*operands)
+                codes = ar.codes(*operands)
+                if step.label not in self.gates:
+                    return codes
+                return Codes(self.gates[step.label](codes.values), codes.exponents)
             case Kind.NORM:
                 return ar.inverse_norm(*operands)
             case Kind.LINEAR:

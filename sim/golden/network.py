@@ -99,6 +99,11 @@ class Value:
     sparse: bool = False
 
     @property
+    def label(self) -> str:
+        """Name with the part of the model that it is in: of a list there is only one."""
+        return f"{self.part}.{self.name}"
+
+    @property
     def weights(self) -> Matrix:
         """The matrix of a step that has one."""
         assert self.matrix is not None
@@ -123,6 +128,15 @@ class Network:
 
     def __iter__(self) -> Iterator[Value]:
         return iter(self.steps)
+
+    def lists(self) -> dict[str, tuple[Matrix, ...]]:
+        """Matrices that each list drives, but for the head's, by the list's :attr:`Value.label`."""
+        found: dict[str, tuple[Matrix, ...]] = {}
+        for step in self.steps:
+            if step.kind is Kind.LINEAR:
+                label = step.operands[0].label
+                found[label] = (*found.get(label, ()), step.weights)
+        return found
 
     def embed(self, matrix: Matrix, name: str) -> Value:
         """Take the token's column of a matrix."""

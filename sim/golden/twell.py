@@ -3,7 +3,7 @@
 
 """TwELL tiles: how a list of activations lies in memory, and the published layout of 32-bit words.
 
-docs/numerics.md, section 7. A tile has room for every one of its columns, so that it cannot
+docs/numerics.md, section 8. A tile has room for every one of its columns, so that it cannot
 overflow; the published layout has not, and here an overflow is an error.
 """
 

@@ -4,7 +4,7 @@
 
 """The gate: which activations of a vector are worth reading their columns for.
 
-docs/numerics.md, section 8. WINA scores an activation by its magnitude times the norm of its
+docs/numerics.md, section 9. WINA scores an activation by its magnitude times the norm of its
 column, TEAL by its magnitude alone. Scores are squares here, which order the same and are integers.
 """
 

@@ -25,6 +25,7 @@ from sim.golden.model import (
     sigmoid_table,
     silu_table,
 )
+from sim.golden.wina import Gate
 from tests.host.model_examples import tiny_vocabulary
 
 SMALLEST = Fraction(1, 2 ** 126)
@@ -360,6 +361,36 @@ class TestGoldenLM:
             # Signs of zeros are free to differ: nothing in the network looks at them.
             np.testing.assert_array_equal(to_float32(state[:, 0]),
                                           to_float32(np.array(reference.state, np.uint16)))
+
+    def test_gates_against_rationals(self):
+        """Each list has its own gate; the scales and norms are those of the ungated vectors."""
+        model = random_model()
+        lists = model.network().lists()
+        keep = {label: 3 + place % 8 for place, label in enumerate(lists)}
+
+        class GatedReference(Reference):
+            calls = 0
+
+            def quantize(self, x):
+                values, exponent = super().quantize(x)
+                label = [*keep, "head"][self.calls % (len(keep) + 1)]
+                self.calls += 1
+                if label == "head":
+                    return values, exponent
+                order = sorted(range(len(values)), key=lambda column: (-abs(values[column]),
+                                                                       column))
+                return [value if column in order[:keep[label]] else 0
+                        for column, value in enumerate(values)], exponent
+
+        lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), {
+            label: Gate(np.ones(lists[label][0].weights.shape[1], np.uint16), count)
+            for label, count in keep.items()})
+        reference, state = GatedReference(model), lm.start()
+        dense = golden(model)
+        for token in np.random.default_rng(7).integers(0, 30, 6).tolist():
+            logits = lm.logits(lm.forward(np.array([[token]]), state))
+            assert [Fraction(value) for value in logits[0].tolist()] == reference.token(token)
+        assert (logits != dense.logits(dense.forward(np.array([[token]]), dense.start()))).any()
 
     @pytest.mark.parametrize("arithmetic", ["lmul", "mitchell", "exact"])
     @pytest.mark.parametrize("division", [(1,) * 17, (5, 12), (16, 1)])
