@@ -36,7 +36,7 @@ from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
 from sim.golden.trits import combine_planes, unpack_words
 
-__all__ = ["Emission", "HazardError", "Machine", "MachineFault"]
+__all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 
 _LMUL = ARITHMETICS["lmul"]
 assert isinstance(_LMUL, Bf16Arithmetic)
@@ -74,7 +74,7 @@ class HazardError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Emission:
+class Best:
     """What one EMIT delivers. Logits are ``values * scale``.
 
     Attributes
@@ -87,21 +87,30 @@ class Emission:
         bf16 number of the scalar, as bits.
     exponent : int
         Exponent of two of the scalar.
-    integers : int32 array
-        All integers of the product, which the hardware does not deliver.
     """
 
     rows: NDArray[np.int64]
     values: NDArray[np.int32]
     number: int
     exponent: int
-    integers: NDArray[np.int32]
 
     @property
     def scale(self) -> float:
         """The scalar; exact."""
         number = float(to_float32(np.array(self.number, np.uint16)))
         return math.ldexp(number, self.exponent)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Emission(Best):
+    """What one EMIT delivers, and what the hardware does not: all integers of the product.
+
+    Attributes
+    ----------
+    integers : int32 array
+    """
+
+    integers: NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True)
