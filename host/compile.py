@@ -177,7 +177,7 @@ class _Compiler:
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
                           vectors.table)
         return Image(self._config, model.name, model.vocab, program,
-                     tuple(self._memory.parts), self._memory.bytes())
+                     tuple(self._memory.parts), self._memory.bytes(), model.vocabulary)
 
     # One instruction each.
 

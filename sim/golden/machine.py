@@ -121,10 +121,14 @@ class _Register:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _List:
-    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN."""
+    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
+
+    The hardware's list has ``entries``: a DENSE one lists zeros too.
+    """
 
     activations: NDArray[np.int8]
     columns: int
+    entries: int
 
 
 _ONE = _Register(bf16.one, 0)
@@ -151,6 +155,8 @@ class Machine:
         What stopped the core, until :meth:`reset`.
     executed : int
         Instructions executed so far.
+    trits : int
+        Trits of matrices that were multiplied so far: those of listed columns.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -167,6 +173,7 @@ class Machine:
         self._written[:config.vector_lanes] = True
         self._matrices: dict[tuple[int, int, int, int], ExactProducts] = {}
         self.executed = 0
+        self.trits = 0
         self.reset()
 
     def reset(self) -> None:
@@ -287,10 +294,12 @@ class Machine:
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
-                self._list = _List(activations, 0)
+                self._list = _List(activations, 0, 1)
             case Opcode.PACK:
                 codes = quantize(self._read(a, count))
-                self._list = _List(codes.values, count)
+                sparse = instruction.function == Function.SPARSE
+                entries = int(np.count_nonzero(codes.values)) if sparse else count
+                self._list = _List(codes.values, count, entries)
                 self.registers[target] = _Register(bf16.one, int(codes.exponents))
             case Opcode.MATMUL:
                 self._queue(instruction)
@@ -336,6 +345,7 @@ class Machine:
         if len(self._products) == self.config.product_depth:
             raise HazardError(f"More than {self.config.product_depth} products are not taken: "
                               f"the instruction would wait for one behind it")
+        self.trits += self._list.entries * instruction.a * instruction.b
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
