@@ -1,12 +1,14 @@
 """``python -m host``: run a language model on a device, compile and evaluate it."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,9 +41,16 @@ from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
-from host.generate import Generator, Phase, Sampler
-from host.image import Image, listing, read_image, write_image
+from host.generate import Generator, Phase, Sampler, TokenGenerator
+from host.image import Image, is_image, listing, read_image, write_image
 from host.model import LanguageModel, ModelFileError, read_model
+from host.token_device import (
+    LATENCY,
+    REFRESH,
+    CheckedTokens,
+    TokenDevice,
+    open_token_device,
+)
 from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
@@ -50,6 +59,9 @@ from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
 DEFAULT_PROMPT = "Once upon a time"
+
+#: Devices that compute whole tokens.
+CORES = ("sim", "golden")
 
 #: Parts of the corpus by the name that users give them.
 TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
@@ -111,22 +123,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="write text, each matrix product computed by a device",
-        description="Write text. Every ternary matrix product is computed by the device and "
-                    "compared with the golden model.")
+        "run", help="write text, computed by a device",
+        description="Write text. A core computes whole tokens, and the logits of each are compared "
+                    "with the golden machine's; an engine computes the matrix products, each "
+                    "compared with the golden model's, and the host does the rest.")
     run.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]",
-                     help=f"model: a GGUF file, or a directory with a checkpoint (default: "
-                          f"models/{DEFAULT_MODEL.name}), and beginning of the text (default: "
+                     help=f"model: a GGUF file, a directory with a checkpoint or, for a core, an "
+                          f"image of 'compile --output' (default: models/{DEFAULT_MODEL.name}), "
+                          f"and beginning of the text (default: "
                           f"{DEFAULT_PROMPT!r})")
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
-                     help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
-                          "serial:PORT: a board")
+                     help="sim: the core's RTL, compiled by Verilator (default); golden: the "
+                          "golden machine; engine, engine-golden: the engine alone; serial:PORT: "
+                          "the engine on a board")
     run.add_argument("--tokens", type=_integer(1), default=32, help="tokens to write (default: 32)")
     run.add_argument("--temperature", type=_temperature, default=0.7,
                      help="0 always takes the likeliest token (default: 0.7)")
-    run.add_argument("--top-k", type=_integer(0), default=40,
-                     help="draw from this many of the likeliest tokens; 0: from all (default: 40)")
+    run.add_argument("--top-k", type=_integer(0),
+                     help="draw from this many of the likeliest tokens; 0: from all (default: 40, "
+                          "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     run.set_defaults(function=_run)
@@ -208,6 +224,18 @@ def _parser() -> argparse.ArgumentParser:
                           help="of the columns that --sparse reads (default: 1)")
     compiler.set_defaults(function=_compile)
 
+    speed = commands.add_parser(
+        "speed", help="measure cycles of a token and the simulator's speed",
+        description="Run consecutive tokens on the simulated core, each compared with the golden "
+                    "machine, and compare their cycles with the formula.")
+    speed.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
+    speed.add_argument("--tokens", type=_integer(1), default=16,
+                       help="in steady state (default: 16)")
+    speed.add_argument("--record", action="store_true",
+                       help="write docs/results/token.json and simulator.json; times the demo on a "
+                            "fresh clone as well")
+    speed.set_defaults(function=_speed)
+
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
     disassemble.set_defaults(function=_disassemble)
@@ -245,53 +273,66 @@ def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def _load(console: Console, model: LanguageModel, name: str) -> Generator:
-    """Open the device and put the model onto it."""
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str], None]]]:
+    """Show bars on a terminal; the function adds one by its title and returns what moves it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
-        opening = progress.add_task("Opening the device", total=1.0, note="")
-        device = open_device(name, lambda done, what: progress.update(
-            opening, description="Building the simulator", completed=done, note=what))
-        progress.remove_task(opening)
-        loading = progress.add_task("Loading the model", total=7 * model.layer_count + 1, note="")
-        try:
-            return Generator(model, device,
-                             lambda matrix: progress.update(loading, advance=1, note=matrix))
-        except BaseException:
-            device.close()
-            raise
+        def add(title: str) -> Callable[[float, str], None]:
+            task = progress.add_task(title, total=1.0, note="")
+            return lambda done, what: progress.update(task, completed=done, note=what)
+        yield add
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
+    return (_run_core if options.device in CORES else _run_engine)(console, options)
+
+
+def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokenizer,
+                tokens: Iterable[int], wanted: int) -> tuple[int, float]:
+    """Write the prompt and tokens as they come; return their number and when the first came."""
+    decoder = tokenizer.stream()
+    console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
+    first = None
+    written = 0
+    try:
+        for token in tokens:
+            first = first or time.perf_counter()
+            written += 1
+            _write(console, decoder.feed(token))
+        _write(console, decoder.finish())
+    finally:
+        console.print("\n")
+    if written < wanted:
+        console.print("The text ends here.", style="dim")
+    return written, first or time.perf_counter()
+
+
+def _run_engine(console: Console, options: argparse.Namespace) -> int:
+    """Matrix products on a device, the rest here."""
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
+    if path.is_file() and is_image(path):
+        raise UserError(f"{path}: an image needs a core (try --device {' or '.join(CORES)})")
     model, tokenizer = _read(path)
-    generator = _load(console, model, options.device)
-    device = generator.driver.device
-    loaded = time.perf_counter()
-    try:
-        sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
-                          options.seed)
-        decoder = tokenizer.stream()
-        console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
-        first = None
-        written = 0
-        tokens = generator.generate(tokenizer.encode(prompt), options.tokens, sampler)
+    with _progress(console) as bar:
+        device = open_device(options.device, bar("Opening the device"))
         try:
-            for token in tokens:
-                first = first or time.perf_counter()
-                written += 1
-                _write(console, decoder.feed(token))
-            _write(console, decoder.finish())
-        finally:
-            console.print("\n")
-        if written < options.tokens:
-            console.print("The text ends here.", style="dim")
-        ready = (first or time.perf_counter()) - began
-        console.print(_report(generator, device, written, loaded - began, ready))
-    finally:
-        device.close()
+            report, matrices = bar("Loading the model"), itertools.count(1)
+            generator = Generator(model, device, lambda matrix: report(
+                next(matrices) / (7 * model.layer_count + 1), matrix))
+        except BaseException:
+            device.close()
+            raise
+    loaded = time.perf_counter()
+    with contextlib.closing(device):
+        sampler = Sampler(0.0 if options.greedy else options.temperature,
+                          40 if options.top_k is None else options.top_k, options.seed)
+        written, first = _write_text(
+            console, prompt, tokenizer,
+            generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+        console.print(_report(generator, device, written, loaded - began, first - began))
     return 0
 
 
@@ -345,6 +386,88 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     if device.evidence == "simulated":
         table.add_row("Simulated cycles", f"{counters.cycles / total.seconds:,.0f} / s",
                       "measured")
+    return table
+
+
+def _image(path: Path) -> tuple[Image, Tokenizer | FileTokenizer]:
+    """Read an image, or compile a model for the default configuration."""
+    if path.is_file() and is_image(path):
+        image = read_image(path)
+        if image.vocabulary is None:
+            raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
+        return image, Tokenizer(image.vocabulary)
+    model, tokenizer = _read(path)
+    return compile_model(model, CoreConfig()), tokenizer
+
+
+def _run_core(console: Console, options: argparse.Namespace) -> int:
+    """Whole tokens on a device."""
+    began = time.perf_counter()
+    path, prompt = _model_and_prompt(options)
+    image, tokenizer = _image(path)
+    most = image.config.best
+    if options.top_k is not None and not 1 <= options.top_k <= most:
+        raise UserError(f"Option --top-k must be from 1 to {most} on device {options.device!r}, "
+                        f"which delivers so many logits, not {options.top_k}")
+    with _progress(console) as bar:
+        device = open_token_device(options.device, image.config, bar("Opening the device"))
+        try:
+            device.load(image, bar("Loading the model"))
+        except BaseException:
+            device.close()
+            raise
+    loaded = time.perf_counter()
+    with contextlib.closing(device):
+        # The golden machine has nothing beside it.
+        checked = None if options.device == "golden" else CheckedTokens(device, image)
+        generator = TokenGenerator(checked or device, image)
+        sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k or most,
+                          options.seed)
+        written, first = _write_text(
+            console, prompt, tokenizer,
+            generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+        console.print(_core_report(generator, device, checked, image, written, loaded - began,
+                                   first - began))
+    return 0
+
+
+def _core_report(generator: TokenGenerator, device: TokenDevice, checked: CheckedTokens | None,
+                 image: Image, written: int, loading: float, first: float) -> Table:
+    """List what it took: only reached when every logit equalled the golden machine's."""
+    config, prompt, text = image.config, generator.prompt, generator.text
+    total = prompt + text
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{image.model} on the {device.label}")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    if checked:
+        table.add_row("Logits delivered", f"{checked.checked:,}",
+                      "all equal to the golden machine")
+    table.add_row("Tokens", f"{written:,}", f"after {prompt.tokens} of the prompt")
+    cycles = total.cycles / total.tokens
+    table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
+    if checked:
+        cost = token_cycles(config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH)
+        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                      f"derived; {cost.cycles / cycles - 1:+.2%}")
+        trits = checked.machine.trits / total.tokens
+        share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
+        table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
+                      f"{device.evidence}, by {config.engine.lanes} lanes")
+        table.add_row("Memory port, useful", f"{share:.1%}",
+                      f"{device.evidence}, of {config.port_bytes} bytes a cycle; "
+                      f"{REFRESH:.0%} refresh not counted")
+    table.add_row("Bytes moved per token",
+                  _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
+    table.add_row("Image on the device", _size(len(image.memory)), "derived")
+    table.add_row("First token after", f"{first:.1f} s", f"measured; loading {loading:.1f} s")
+    table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
+                  f"measured; {total.seconds:.1f} s in all")
+    if device.evidence == "simulated":
+        table.add_row("Simulated cycles", f"{total.cycles / total.seconds:,.0f} / s",
+                      "measured, golden machine included")
     return table
 
 
@@ -556,6 +679,36 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
         if share >= 0.0005:
             table.add_row("... lost", f"{share:.2%}", reason)
     return table
+
+
+# speed
+
+def _speed(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import measure_tokens, time_fresh_demo, write_records
+
+    image, _ = _image(options.model)
+    with _progress(console) as bar:
+        measured = measure_tokens(image, options.tokens, bar("Opening the device"),
+                                  bar("Running tokens"))
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{image.model}: {options.tokens} consecutive tokens on the simulated core")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("Cycles per token", f"{measured.cycles:,.0f}",
+                  f"simulated; {measured.least:,} to {measured.most:,}")
+    table.add_row("... by the formula", f"{measured.formula_cycles:,.0f}",
+                  f"derived; {measured.formula_cycles / measured.cycles - 1:+.2%}")
+    table.add_row("Memory port, useful", f"{measured.port_utilization:.2%}", "simulated")
+    table.add_row("Simulated cycles", f"{measured.cycles_per_second:,.0f} / s",
+                  "measured, of one CPU core")
+    console.print(table)
+    if options.record:
+        seconds = time_fresh_demo()
+        command = " ".join(["python -m host", *sys.argv[1:]])
+        for path in write_records(command, image, measured, seconds):
+            console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _disassemble(console: Console, options: argparse.Namespace) -> int:

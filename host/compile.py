@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from host.device import DeviceError, pack_matrix
 from host.image import Image, Part, Program
-from host.model import LanguageModel
+from host.model import LanguageModel, Vocabulary
 from hw.config import CoreConfig
 from hw.isa import REGISTERS, Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
@@ -204,8 +204,10 @@ class _Compiler:
         heads = tuple((product.first, product.rows) for product in self._products[steps[-1]])
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
                           self._vectors.table)
+        words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
-                     tuple(self._memory.parts), self._memory.bytes())
+                     tuple(self._memory.parts), self._memory.bytes(),
+                     words if isinstance(words, Vocabulary) else None)
 
     def _place(self, step: Value) -> None:
         """Put what a step needs of the model into the memory."""

@@ -434,7 +434,7 @@ def open_device(name: str, report: Callable[[float, str], None] | None = None) -
     Parameters
     ----------
     name : str
-        ``golden``, ``sim``, or ``serial:PORT``.
+        ``engine`` (its simulated RTL), ``engine-golden``, or ``serial:PORT``.
     report : callable, optional
         Called with the share that is done (0 to 1) and what is under way, if opening takes long.
 
@@ -444,13 +444,14 @@ def open_device(name: str, report: Callable[[float, str], None] | None = None) -
         If there is no such device, or it cannot be opened.
     """
     # Imported where they are asked for: a board needs no simulator, the simulator no serial port.
-    if name == "golden":
+    if name == "engine-golden":
         return GoldenDevice(EngineConfig())
-    if name == "sim":
+    if name == "engine":
         from host.simulated_device import SimulatedDevice
         return SimulatedDevice(EngineConfig(), report)
     kind, _, port = name.partition(":")
     if kind == "serial" and port:
         from host.serial_device import SerialDevice
         return SerialDevice(port)
-    raise DeviceError(f"{name!r} is not a device (try 'golden', 'sim', 'serial:PORT')")
+    raise DeviceError(f"{name!r} is not a device (try 'sim', 'golden', 'engine', 'engine-golden', "
+                      f"'serial:PORT')")

@@ -296,8 +296,8 @@ class Units:
         self.rng = np.random.default_rng(9)
         self.log: list = []
         self.broken = False                     # the next vector to be packed is not finite
-        for name in ("vectors", "packs", "selections", "entries", "products", "drains", "choices", "scale",
-                     "moves", "faults"):
+        for name in ("vectors", "packs", "selections", "entries", "products", "drains", "choices",
+                     "scale", "moves", "faults"):
             cocotb.start_soon(self._serve(name))
 
     async def _serve(self, name: str) -> None:
@@ -449,8 +449,8 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                 if len(rows) == config.product_depth:
                     program.append(take())
                 by_row = bool(engine.row_columns and rng.integers(2))
-                rows.append((lanes if by_row else int(rng.choice([rng.integers(1, 200), lanes])),
-                             by_row))
+                some = lanes if by_row or rng.integers(2) else int(rng.integers(1, 200))
+                rows.append((some, by_row))
                 values = {"function": Function.BY_ROW if by_row else Function.BY_COLUMN,
                           "a": rows[-1][0], "b": int(rng.integers(1, engine.max_planes + 1)),
                           "address": 64}

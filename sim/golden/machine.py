@@ -38,7 +38,7 @@ from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantiz
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest, scores
 
-__all__ = ["Emission", "HazardError", "Machine", "MachineFault"]
+__all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 
 _LMUL = ARITHMETICS["lmul"]
 assert isinstance(_LMUL, Bf16Arithmetic)
@@ -76,7 +76,7 @@ class HazardError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Emission:
+class Best:
     """What one EMIT delivers. Logits are ``values * scale``.
 
     Attributes
@@ -89,21 +89,30 @@ class Emission:
         bf16 number of the scalar, as bits.
     exponent : int
         Exponent of two of the scalar.
-    integers : int32 array
-        All integers of the product, which the hardware does not deliver.
     """
 
     rows: NDArray[np.int64]
     values: NDArray[np.int32]
     number: int
     exponent: int
-    integers: NDArray[np.int32]
 
     @property
     def scale(self) -> float:
         """The scalar; exact."""
         number = float(to_float32(np.array(self.number, np.uint16)))
         return math.ldexp(number, self.exponent)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Emission(Best):
+    """What one EMIT delivers, and what the hardware does not: all integers of the product.
+
+    Attributes
+    ----------
+    integers : int32 array
+    """
+
+    integers: NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +125,12 @@ class _Register:
 class _List:
     """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
 
-    ``dense``: zeros are listed too.
+    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too.
     """
 
     activations: NDArray[np.int8]
     columns: int
-    dense: bool = False
+    listed: NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,6 +165,8 @@ class Machine:
         What stopped the core, until :meth:`reset`.
     executed : int
         Instructions executed so far.
+    trits : int
+        Trits of matrices that were multiplied so far: those of listed columns.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -172,6 +183,7 @@ class Machine:
         self._written[:config.vector_lanes] = True
         self._matrices: dict[tuple[int, int, int, int, bool], ExactProducts] = {}
         self.executed = 0
+        self.trits = 0
         self.reset()
 
     def reset(self) -> None:
@@ -304,7 +316,7 @@ class Machine:
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
-                self._list = _List(activations, 0)
+                self._list = _List(activations, 0, np.array([token]))
             case Opcode.PACK:
                 self._pack(instruction)
             case Opcode.MATMUL:
@@ -325,7 +337,7 @@ class Machine:
         function = instruction.function
         if function == Function.NONZERO:
             live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
-            self._list = _List(live.astype(np.int8), len(vector))
+            self._list = _List(live.astype(np.int8), len(vector), np.flatnonzero(live))
             return
         codes = quantize(vector)
         values = codes.values
@@ -346,7 +358,8 @@ class Machine:
             if any(product.listed is not None for product in self._products):
                 raise HazardError("A DENSE list is made while a product by row was not taken")
             self._dense = values
-        self._list = _List(values, len(values), function == Function.DENSE)
+        listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
+        self._list = _List(values, len(values), listed)
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 
     def _drain(self, instruction: Instruction) -> None:
@@ -394,14 +407,14 @@ class Machine:
         if len(self._products) == self.config.product_depth:
             raise HazardError(f"More than {self.config.product_depth} products are not taken: "
                               f"the instruction would wait for one behind it")
+        self.trits += (len(self._list.listed) * instruction.b
+                       * (instruction.count if by_row else instruction.a))
         listed = None
         if by_row:
             if self._dense is None or len(self._dense) != instruction.count:
                 raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
                                   f"newest DENSE list has another number of elements")
-            listed = (np.arange(columns) if self._list.dense
-                      else np.flatnonzero(activations[0]))
-            activations = self._dense[np.newaxis]
+            listed, activations = self._list.listed, self._dense[np.newaxis]
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
