@@ -10,11 +10,14 @@ import json
 from hw.common.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["CoreConfig", "EngineConfig", "TARGETS"]
+__all__ = ["CoreConfig", "EngineConfig", "TARGETS", "TILE"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
 TARGETS = ("generic", "ecp5")
+
+#: Elements of a tile of the list: an index within a tile is a byte.
+TILE = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ class CoreConfig:
     program_depth : int
         Instructions of a program, a power of two.
     list_depth : int
-        Entries of each of the two list buffers.
+        Entries of each of the two list buffers: whole tiles of :data:`TILE`, or one short tile.
     product_depth : int
         Products that can be queued; a program has no more that are not drained yet.
     queue_words : int
@@ -199,11 +202,14 @@ class CoreConfig:
             if value & (value - 1):
                 raise ValueError(f"Configuration field {name} must be a power of two, not {value}")
         # Fields of an instruction hold elements, rows and entries in 16 bits, addresses in 32.
-        for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - 1),
+        for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - TILE),
                             ("address_width", 32)):
             if getattr(self, name) > limit:
                 raise ValueError(f"Configuration field {name} must be at most {limit}, "
                                  f"not {getattr(self, name)}")
+        if self.list_depth > TILE and self.list_depth % TILE:
+            raise ValueError(f"List depth ({self.list_depth}) must be a multiple of {TILE}, or "
+                             f"less than that")
         if self.vector_depth % self.vector_lanes:
             raise ValueError(f"Vector depth ({self.vector_depth}) must be a multiple of the result "
                              f"lane count ({self.vector_lanes})")

@@ -21,7 +21,7 @@ from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
 CONFIGURATIONS = {
-    "sixteen": CoreConfig(engine=EngineConfig(lanes=16), list_depth=40),
+    "sixteen": CoreConfig(engine=EngineConfig(lanes=16), list_depth=768),
     "one": CoreConfig(
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
@@ -145,14 +145,21 @@ async def lists(dut, stall):
                 if entry.end:
                     break
 
-    sizes = [0, 1, depth, 0, 0, 3, *rng.integers(0, depth + 1, 20).tolist()]
-    uses = [1, 2, config.product_depth + 2, 0, 0, 0, *rng.integers(0, 4, 20).tolist()]
+    # Entries of each list: none, all, a tile and its neighbours, single ones as a token makes them,
+    # few in each tile, and any.
+    elements = np.arange(depth)
+    beyond = rng.integers(depth, 1 << engine.index_width, 2)
+    lists = [elements[:0], elements[:1], elements, elements[:0], elements[:0], elements[-1:],
+             *beyond[:, None], elements[:256], elements[-256:], elements[255:257],
+             elements[::max(1, depth // 5)],
+             *(np.flatnonzero(rng.random(depth) < share) for share in rng.random(14) ** 3)]
+    uses = [1, 2, config.product_depth + 2, 0, 0, 1, 2, 1, *rng.integers(0, 3, 18).tolist()]
     reader = cocotb.start_soon(engine_takes(sum(uses)))
-    for size, count in zip(sizes, uses, strict=True):
-        made = [{"index": int(rng.integers(1 << engine.index_width)),
-                 "value": int(rng.integers(-128, 128)), "end": 0} for _ in range(size)]
+    for indices, count in zip(lists, uses, strict=True):
+        made = [{"index": index, "value": int(rng.integers(-128, 128)), "end": 0}
+                for index in indices.tolist()]
         # The index of the end says nothing.
-        await entries.send([*made, end | {"index": size, "value": int(rng.integers(-1, 2))}])
+        await entries.send([*made, end | {"index": depth, "value": int(rng.integers(-1, 2))}])
         for _ in range(count):
             job = engine.job(int(rng.integers(1, engine.max_rows + 1)))
             await products_.send([job])
@@ -161,14 +168,16 @@ async def lists(dut, stall):
     await reader
     assert taken == expected
 
-    # A list alone: exact cycles.
-    jobs_taken = cocotb.start_soon(jobs.receive(1))
-    await entries.send([*[{"index": 1, "value": 1, "end": 0}] * depth, end])
-    await products_.send([engine.job(1)])
-    await walked.receive(depth + 1)
-    await jobs_taken
-    if stall == 0:
-        assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(depth)
+    # A list alone: exact cycles, with and without entries in its first tiles.
+    for indices in (elements, elements[-1:], elements[::max(1, depth // 5)], elements[:0]):
+        jobs_taken = cocotb.start_soon(jobs.receive(1))
+        await entries.send([*({"index": index, "value": 1, "end": 0}
+                              for index in indices.tolist()), end])
+        await products_.send([engine.job(1)])
+        await walked.receive(len(indices) + 1)
+        await jobs_taken
+        if stall == 0:
+            assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(len(indices))
 
 
 def expected_fault(config: CoreConfig, instruction: Instruction) -> Fault:
