@@ -108,13 +108,18 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     return 2 * words + 2 * levels + (width - 1) // 8 + 23
 
 
-def pack_cycles(config: CoreConfig, words: int) -> int:
+def pack_cycles(config: CoreConfig, entries: Sequence[float]) -> int:
     """Cycles of the packer from a PACK accepted to its end delivered, both included.
 
-    Nothing takes longer than a cycle for each word, then for each element.
+    Parameters
+    ----------
+    config : CoreConfig
+    entries : sequence of numbers
+        Entries that leave of each word of the vector; all of a DENSE one. A word without one takes
+        a cycle too.
     """
     levels = (config.vector_lanes - 1).bit_length()
-    return words + words * config.vector_lanes + levels + 14
+    return len(entries) + math.ceil(sum(max(1, count) for count in entries)) + levels + 15
 
 
 def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
@@ -255,7 +260,8 @@ INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TO
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
-                       following: Instruction | None = None) -> int:
+                       following: Instruction | None = None,
+                       entries: Sequence[float] | None = None) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
     Nothing is waited for: products are there, vectors of a LOAD were read, and memory takes a
@@ -269,6 +275,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         Of EMIT: how many integers were among the largest so far when they came.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
+    entries : sequence of numbers, optional
+        Of PACK: entries that leave of each word; by default all.
     """
     count = instruction.count
     words = -(-count // config.vector_lanes)
@@ -279,7 +287,7 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
-            cycles += pack_cycles(config, words)
+            cycles += pack_cycles(config, entries or words * [config.vector_lanes])
         case Opcode.DRAIN:
             cycles += drain_cycles(words)
         case Opcode.VECTOR:

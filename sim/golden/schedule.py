@@ -197,7 +197,8 @@ class _Walk:
                                                             self._instructions[1:]):
             self._dispatched.append(self.now)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
-                                        following=following)
+                                        following=following,
+                                        entries=self._entries(instruction))
             self._execution += cycles
             match instruction.opcode:
                 case Opcode.LOAD:
@@ -328,6 +329,14 @@ class _Walk:
             return 0
         best, count = self._config.best, instruction.count
         return round(best * (1 + math.log(count / best))) if count > best else count
+
+    def _entries(self, instruction: Instruction) -> list[float] | None:
+        """Expect so many cycles for each word of a SPARSE list, if zeros are anywhere."""
+        if instruction.opcode is not Opcode.PACK or instruction.function != Function.SPARSE:
+            return None
+        lanes = self._config.vector_lanes
+        each = lanes * self._density + (1 - self._density) ** lanes
+        return instruction.count // lanes * [each]
 
     def last_token(self, body: int) -> TokenCycles:
         """Sum up the last token; the one before it began the steady state."""

@@ -60,7 +60,7 @@ class TestInstructionCycles:
         (STOP, 0), (vector(256), vector_cycles(32)), (drain(256), drain_cycles(32)),
         (drain(257), drain_cycles(33)), (load(256), load_cycles(CONFIG, 32)),
         (Instruction(opcode=Opcode.STORE, count=8), store_cycles(CONFIG, 1)),
-        (pack(256), pack_cycles(CONFIG, 32)),
+        (pack(256), pack_cycles(CONFIG, 32 * [8])),
         (Instruction(opcode=Opcode.NORM, count=256), norm_cycles(CONFIG, 32))])
     def test_one(self, instruction, elements):
         assert instruction_cycles(CONFIG, instruction) == (
