@@ -25,8 +25,8 @@ from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 
 __all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Codes", "ExactProducts",
-           "FloatArithmetic", "GoldenLM", "model_matrices", "quantize", "rsqrt_table", "scale",
-           "sigmoid_table", "silu_table"]
+           "FloatArithmetic", "GoldenLM", "LISTS", "model_matrices", "quantize", "rsqrt_table",
+           "scale", "sigmoid_table", "silu_table"]
 
 _SIGN = np.uint16(0x8000)
 _BLOCK = 1 << 15        # elements of a block whose temporaries fit a cache
@@ -286,6 +286,12 @@ class Model(Protocol):
 _MATRICES = ("forget", "candidate", "gate", "output", "ffn_gate", "ffn_up", "ffn_down")
 
 
+#: The lists of a layer, each with the matrices that it drives.
+LISTS: Mapping[str, tuple[str, ...]] = {
+    "mix_in": ("forget", "candidate", "gate"), "mix_out": ("output",),
+    "ffn_in": ("ffn_gate", "ffn_up"), "ffn_hidden": ("ffn_down",)}
+
+
 def model_matrices(model: Model) -> dict[str, NDArray[np.int8]]:
     """Integers of every matrix of a model, by the name under which products are asked for."""
     matrices = {f"blk.{index}.{field}": getattr(layer, field).trits
@@ -340,12 +346,17 @@ class GoldenLM:
     arithmetic : Arithmetic
     products : callable
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
+    gates : mapping of (layer, list) to callable, optional
+        What sets some of the codes of a list to zero: :class:`sim.golden.wina.Gate`. Lists are
+        those of :data:`LISTS`; one that is missing is not gated.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,
-                 products: Callable[[str, NDArray], NDArray]):
+                 products: Callable[[str, NDArray], NDArray],
+                 gates: Mapping[tuple[int, str], Callable[[NDArray], NDArray]] | None = None):
         self.arithmetic = arithmetic
         self.products = products
+        self.gates = {} if gates is None else gates
         self.width = model.embedding.shape[1]
         # The factor sqrt(elements) of each norm is part of the constant behind it.
         self._root = root = math.sqrt(self.width)
@@ -407,6 +418,13 @@ class GoldenLM:
                                       self.arithmetic.constant(logit_scale * self._root),
                                       hidden.inverse_norm)
 
+    def _codes(self, index, name, x):
+        """Quantize what a list is made of, and gate it."""
+        codes = self.arithmetic.codes(x)
+        if (index, name) not in self.gates:
+            return codes
+        return Codes(self.gates[index, name](codes.values), codes.exponents)
+
     def _linear(self, index, field, codes, inverse_norm=None):
         product = self.products(f"blk.{index}.{field}", codes.values)
         return self.arithmetic.scale(product, codes, self._constants[index][field], inverse_norm)
@@ -414,7 +432,7 @@ class GoldenLM:
     def _mix(self, index, x, state, shape):
         """Token mixer: the MLGRU."""
         ar = self.arithmetic
-        codes, norm = ar.codes(x), ar.inverse_norm(x)
+        codes, norm = self._codes(index, "mix_in", x), ar.inverse_norm(x)
         forget = ar.add(self._linear(index, "forget", codes, norm), self._biases[index])
         update = ar.sigmoid_of_negative(forget).reshape(*shape, self.width)
         candidate = ar.silu(self._linear(index, "candidate", codes, norm))
@@ -426,14 +444,14 @@ class GoldenLM:
             change = ar.multiply(update[:, step], ar.subtract(candidate[:, step], state))
             state[:] = states[:, step] = ar.add(state, change)
         states = states.reshape(x.shape)
-        codes = ar.codes(ar.multiply(states, gate))
+        codes = self._codes(index, "mix_out", ar.multiply(states, gate))
         return ar.add(x, self._linear(index, "output", codes, ar.inverse_norm(states)))
 
     def _feed_forward(self, index, x):
         """Channel mixer: a gated network whose ReLU makes most of the hidden vector zero."""
         ar = self.arithmetic
-        codes, norm = ar.codes(x), ar.inverse_norm(x)
+        codes, norm = self._codes(index, "ffn_in", x), ar.inverse_norm(x)
         gate = ar.relu(self._linear(index, "ffn_gate", codes, norm))
         up = self._linear(index, "ffn_up", codes, norm)
-        codes = ar.codes(ar.multiply(up, gate))
+        codes = self._codes(index, "ffn_hidden", ar.multiply(up, gate))
         return ar.add(x, self._linear(index, "ffn_down", codes))
