@@ -4,17 +4,22 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
+from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
            "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
            "engine_lane_words", "engine_period", "fetch_cycles", "frame_delivery_cycles",
            "frame_send_cycles", "gearbox_cycles", "instruction_cycles", "list_cycles",
            "load_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
-           "store_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles",
+           "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -120,6 +125,39 @@ def pack_cycles(config: CoreConfig, entries: Sequence[float]) -> int:
     """
     levels = (config.vector_lanes - 1).bit_length()
     return len(entries) + math.ceil(sum(max(1, count) for count in entries)) + levels + 15
+
+
+def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
+    """Cycles of the selector from the end of a list accepted to that of what is kept delivered.
+
+    Both are included. Each pass is a row of scores a cycle, 16 bins, and what is on its way.
+
+    Parameters
+    ----------
+    keys : int64 array, shape (entries,)
+        Scores of the list's entries; their magnitudes where norms are all one. Those with score 0
+        are not stored.
+    keep : int
+    lanes : int
+        As in :class:`hw.sparse.select.Selector`.
+    """
+    keys = keys[keys > 0]
+    if not len(keys):
+        return 25
+    bound, passes = select_bound(keys, keep)
+    reached = keys >= bound
+    rows = -(-len(keys) // lanes)
+    leaving = sum(max(1, int(reached[first:first + lanes].sum()))
+                  for first in range(0, len(keys), lanes))
+    return 28 + passes * (rows + 23) + leaving
+
+
+def threshold_cycles(entries: int) -> int:
+    """Cycles of the selector from the first of ``entries`` accepted to the end delivered.
+
+    Both are included; the end is one more entry.
+    """
+    return entries + 11
 
 
 def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
