@@ -1,6 +1,7 @@
 """The list: what the packer made of a vector, and the products that it is multiplied in."""
 
 from amaranth import *
+from amaranth.hdl import Assert, Assume
 from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
@@ -106,6 +107,9 @@ class ListMemory(wiring.Component):
             with m.If(given.end):
                 m.d.sync += [counts[~newest].eq(begun), begun.eq(0), newest.eq(~newest)]
 
+        if platform == "formal":
+            self._contract(m, begun, newest_tile, place, write_port, record_write)
+
         queued = data.StructLayout({"job": self.i_products.p.shape(), "buffer": 1})
         m.submodules.queue = queue = fifo.SyncFIFO(width=queued.size, depth=config.product_depth)
         product = queued(queue.r_data)
@@ -177,3 +181,31 @@ class ListMemory(wiring.Component):
                     m.d.sync += following.eq(0)
                     m.next = "IDLE"
         return m
+
+    def _contract(self, m, begun, newest_tile, place, write_port, record_write):
+        """Say for proofs what lists may come, and what is never written."""
+        depth = self.config.list_depth
+        index = self.i_entries.p.index
+        before = Signal.like(index)
+        with m.If(write_port.en):
+            m.d.sync += before.eq(index)
+        first = begun == 0
+        within = exact_log2(self.tile)
+        m.d.comb += Assume(~write_port.en | first | ((index > before) & (index < depth)
+                                                     & (before < depth)))
+        # An entry has its number in the list at most as index, and so has a tile: with these, the
+        # rest holds for ever.
+        m.d.comb += [
+            Assert(first | (newest_tile.tile == before[within:])),
+            Assert(first | (newest_tile.last <= before[:within])),
+            Assert(first | (begun <= newest_tile.tile + 1)),
+        ]
+        k = record_write.data.last
+        m.d.comb += [
+            Assert(~write_port.en | (place < -(-depth // self.tile))),
+            Assert(~write_port.en | (k <= index[:within])),
+            Assert(~write_port.en | (index >= depth) | (
+                write_port.addr[:-1] == (index & ~(self.tile - 1)) + k)),
+            Assert(~write_port.en | first | (index[within:] != before[within:]) | (
+                k == newest_tile.last + 1)),
+        ]
