@@ -146,7 +146,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("selector", "all that are equal to the bound are kept", "hw/sparse/select.py",
           "(~tie | (missing != 0))", "1", "select", "two"),
     Fault("selector", "the score has the magnitude once", "hw/sparse/select.py",
-          "Mux(one & command.largest, 1, at.magnitude)", "C(1)", "select", "two"),
+          "Mux(one & command.largest, 1, at.magnitude)", "C(1, MAGNITUDE_BITS)", "select", "two"),
     Fault("selector", "a norm is displaced while the output waits", "hw/sparse/select.py",
           "Mux(waits, waiting, self.read.data[at.index[:lanes]])",
           "self.read.data[at.index[:lanes]]", "select", "two"),

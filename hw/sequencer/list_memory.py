@@ -129,7 +129,7 @@ class ListMemory(wiring.Component):
         # Two registers behind the address: the memory's, and the stream's. The directory is looked
         # up a tile ahead.
         tile = Signal(record)                   # that is walked
-        k = Signal(within)
+        position = Signal(within)               # in it
         left = Signal(range(tiles + 1))         # tiles, with that one
         following = Signal(place_width)         # place of the next one
         looked_up, end = Signal(), Signal()
@@ -143,7 +143,7 @@ class ListMemory(wiring.Component):
             walked.eq(walking & look & at_end),
             record_read.addr.eq(Cat(following, Mux(walking, buffer, product.buffer))),
             read_port.en.eq(look),
-            read_port.addr.eq(Cat(slot(tile.tile, k), buffer)),
+            read_port.addr.eq(Cat(slot(tile.tile, position), buffer)),
         ]
         with m.If(look):
             m.d.sync += [looked_up.eq(walking), end.eq(at_end), looked_up_tile.eq(tile.tile)]
@@ -161,7 +161,7 @@ class ListMemory(wiring.Component):
                     buffer.eq(product.buffer),
                     left.eq(counts[product.buffer]),
                     tile.eq(record_read.data),
-                    k.eq(0),
+                    position.eq(0),
                 ]
                 with m.If(self.o_jobs.valid & self.o_jobs.ready):
                     m.d.sync += following.eq(1)
@@ -169,10 +169,10 @@ class ListMemory(wiring.Component):
             with m.State("WALK"):
                 m.d.comb += walking.eq(1)
                 with m.If(look):
-                    m.d.sync += k.eq(k + 1)
-                    with m.If(k == tile.last):
+                    m.d.sync += position.eq(position + 1)
+                    with m.If(position == tile.last):
                         m.d.sync += [
-                            k.eq(0),
+                            position.eq(0),
                             left.eq(left - 1),
                             tile.eq(record_read.data),
                             following.eq(following + 1),
@@ -192,20 +192,22 @@ class ListMemory(wiring.Component):
         first = begun == 0
         within = exact_log2(self.tile)
         m.d.comb += Assume(~write_port.en | first | ((index > before) & (index < depth)
-                                                     & (before < depth)))
-        # An entry has its number in the list at most as index, and so has a tile: with these, the
-        # rest holds for ever.
+                                                     & (before < depth)), "indices ascend")
+        # With these, the others hold for ever.
         m.d.comb += [
-            Assert(first | (newest_tile.tile == before[within:])),
-            Assert(first | (newest_tile.last <= before[:within])),
-            Assert(first | (begun <= newest_tile.tile + 1)),
+            Assert(first | (newest_tile.tile == before[within:]),
+                   "the newest tile is that of the newest entry"),
+            Assert(first | (newest_tile.last <= before[:within]),
+                   "an entry lies no further in its tile than its index says"),
+            Assert(first | (begun <= newest_tile.tile + 1), "a tile begins once"),
         ]
         k = record_write.data.last
         m.d.comb += [
-            Assert(~write_port.en | (place < -(-depth // self.tile))),
-            Assert(~write_port.en | (k <= index[:within])),
+            Assert(~write_port.en | (place < -(-depth // self.tile)), "there is a record"),
+            Assert(~write_port.en | (k <= index[:within]), "the tile does not overflow"),
             Assert(~write_port.en | (index >= depth) | (
-                write_port.addr[:-1] == (index & ~(self.tile - 1)) + k)),
+                write_port.addr[:-1] == (index & ~(self.tile - 1)) + k),
+                "the slot is in the entry's own tile"),
             Assert(~write_port.en | first | (index[within:] != before[within:]) | (
-                k == newest_tile.last + 1)),
+                k == newest_tile.last + 1), "the slot is the next one"),
         ]

@@ -240,18 +240,18 @@ class Selector(wiring.Component):
         ties = Signal(lanes, reset_less=True)
         pending_row = Signal(range(rows), reset_less=True)
         rest = Signal(lanes + 1)
-        lane = Signal(range(lanes))
+        first = Signal(range(lanes))
         tie, free, at_end = Signal(), Signal(), Signal()
         looked_up, end = Signal(), Signal()
         for k in reversed(range(lanes)):
             with m.If(pending[k]):
-                m.d.comb += [lane.eq(k), tie.eq(ties[k])]
+                m.d.comb += [first.eq(k), tie.eq(ties[k])]
         m.d.comb += [
             rest.eq(Cat(pending[k] & pending[:k].any() for k in range(lanes + 1))),
             free.eq((rest == 0) & (enable | (pending == 0))),
             at_end.eq(emitting & free & row_at_end & ~steps.any()),
             advance.eq(~emitting | free),
-            entry_read.addr.eq(Cat(lane, pending_row)),
+            entry_read.addr.eq(Cat(first, pending_row)),
             entry_read.en.eq(enable),
         ]
         with m.If(enable):

@@ -157,7 +157,8 @@ class Packer(wiring.Component):
             with m.If(pending[k]):
                 m.d.comb += lane.eq(k)
         pipeline = Pipeline(m, enable=enable, valid=pending.any())
-        at = pipeline.step(index=(base + lane)[:len(base)], x=word[lane], end=pending[-1])
+        at = pipeline.step(index=(base + lane)[:len(base)], end=pending[-1],
+                           x=word.as_value().word_select(lane, bf16.width))
 
         # x / 2**k is the significand, shifted down by one place and by the distance of its exponent
         # from the top; rounded to nearest even.

@@ -58,13 +58,12 @@ class Machine:
         self.config = self.spec.config
         self.stall = stall
         self.rng = np.random.default_rng(seed)
-        self.lists: list[list[tuple[int, int]]] = []
-        ends = {}
-        for number, name in enumerate(("i_commands", "i_entries", "o_entries")):
-            shape = getattr(self.spec, name).payload.shape()
-            end = StreamSink if name[0] == "o" else StreamSource
-            ends[name] = end(dut, name, shape, stall=stall, seed=seed + number)
-        self.commands, self.entries, self.kept = ends.values()
+        self.commands, self.entries = (
+            StreamSource(dut, name, getattr(self.spec, name).payload.shape(), stall=stall,
+                         seed=seed + number)
+            for number, name in enumerate(("i_commands", "i_entries")))
+        self.kept = StreamSink(dut, "o_entries", self.spec.o_entries.payload.shape(), stall=stall,
+                               seed=seed + 2)
 
     async def start(self) -> None:
         """Reset the bench."""
@@ -104,8 +103,8 @@ class Machine:
         return found, last - self.entries.first_cycle, last - self.entries.last_cycle
 
     async def select(self, codes: np.ndarray, norms: np.ndarray | None, *,
-                     keep: int | None = None, threshold: int | None = None) -> None:
-        """Gate a vector in one of the ways and compare entries and cycles."""
+                     keep: int = 0, threshold: int = 0) -> None:
+        """Gate a vector, by threshold if ``keep`` is 0, and compare entries and cycles."""
         indices = np.flatnonzero(codes)
         values = codes[indices]
         found = scores(codes, 1 if norms is None else norms)
@@ -115,7 +114,7 @@ class Machine:
                 -len(norms) // self.config.vector_lanes)
             command["norms"] = int(self.rng.integers(1, last + 1))
             await self.poke(command["norms"], norms)
-        if keep is None:
+        if keep == 0:
             mask = keep_above(found, threshold)
             command["threshold"] = threshold
         else:
@@ -127,7 +126,7 @@ class Machine:
         assert got == list(zip(kept.tolist(), codes[kept].tolist(), strict=True)), command
         if self.stall:
             return
-        if keep is None:
+        if keep == 0:
             assert all_cycles == threshold_cycles(len(values))
         else:
             keys = np.abs(values.astype(np.int64)) if norms is None else found[indices]
@@ -184,7 +183,7 @@ async def largest(dut, stall):
     rng = machine.rng
     for number, (codes, norms) in enumerate(vectors(rng, machine.config.list_depth)):
         columns = len(codes)
-        entries = np.count_nonzero(codes)
+        entries = int(np.count_nonzero(codes))
         keeps = [1, max(1, columns // 2), columns, max(1, entries), max(1, entries - 1)]
         if number % 3 == 0:
             keeps += [columns + 1, 2 ** 16 - 1]
