@@ -159,7 +159,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("selector", "columns without weights are kept", "hw/sparse/select.py",
           "~at.end & at.score.any()", "~at.end", "select", "two"),
     Fault("selector", "bins keep what they held at a reset", "hw/sparse/select.py",
-          "[clearing.eq(1), scanning.eq(1)]", "clearing.eq(1)", "select", "two"),
+          "scanning | counted", "(scanning & ~clearing) | counted", "select", "two"),
     Fault("decoder", "a matrix may end a transfer behind the memory", "hw/sequencer/decoder.py",
           "end > config.memory_bytes", "end > config.memory_bytes + config.port_bytes",
           "sequencer", "one"),
