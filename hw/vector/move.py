@@ -68,7 +68,9 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         command = Signal(drain_layout(self.config), reset_less=True)
-        m.submodules.scale = scale = ScaleUnit(self.config)
+        # Its registers only move while there is work.
+        scale, busy = ScaleUnit(self.config), Signal()
+        m.submodules.scale = EnableInserter(busy)(scale)
         scaled = scale.o
         taking = Signal()
         m.d.comb += [
@@ -85,7 +87,8 @@ class Drain(wiring.Component):
         m.d.sync += self.done.eq(scaled.valid & scaled.p.last)
         with m.If(scaled.valid):
             m.d.sync += command.target.eq(command.target + 1)
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
                 with m.If(self.i_commands.valid):
