@@ -6,6 +6,7 @@ machine, the simulated core or a board. :class:`CheckedTokens` puts the golden m
 
 import abc
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -167,8 +168,8 @@ class GoldenTokenDevice(TokenDevice):
     evidence = "derived"
 
     def close(self) -> None:
-        """Free the machine's memory."""
-        del self._machine
+        """Forget the image."""
+        self._image = None
 
     def _load(self, image: Image, report: Report) -> None:
         self._machine = Machine(image.config, image.program.encoded(), image.memory)
@@ -248,12 +249,15 @@ class CheckedTokens:
     machine : Machine
     checked : int
         Logits compared, all of them equal.
+    seconds : float
+        Wall time of the golden machine.
     """
 
     def __init__(self, device: TokenDevice, image: Image):
         self.device = device
         self.machine = Machine(image.config, image.program.encoded(), image.memory)
         self.checked = 0
+        self.seconds = 0.0
         self._body = image.program.body
         self._passes = 0
 
@@ -281,11 +285,13 @@ class CheckedTokens:
         """
         place = f"pass {self._passes} (token {token})"
         self._passes += 1
+        began = time.perf_counter()
         try:
             expected = self.machine.run(token, 0 if new else self._body)
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error
+        self.seconds += time.perf_counter() - began
         if len(result.best) != len(expected):
             raise MismatchError(f"In {place} the {self.device.label} must deliver the largest "
                                 f"logits {len(expected)} times, not {len(result.best)}")

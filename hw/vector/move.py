@@ -80,10 +80,12 @@ class Drain(wiring.Component):
         lanes = self.config.vector_lanes
         below = exact_log2(lanes)
         command = Signal(drain_layout(self.config), reset_less=True)
-        m.submodules.scale = scale = ScaleUnit(self.config)
-        scaled = scale.o
         taking = Signal()
         draining = Signal()                     # the command is valid
+        # Registers of the scale unit only move while there is work.
+        scale = ScaleUnit(self.config)
+        m.submodules.scale = EnableInserter(draining)(scale)
+        scaled = scale.o
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
             scale.exponent.eq(command.scalar.exponent),

@@ -53,6 +53,7 @@ def test_round_trip(path, image, config):
     assert again.program == image.program
     assert again.parts == image.parts
     assert again.memory == image.memory
+    assert again.vocabulary == image.vocabulary
 
 
 def test_listing(image):
@@ -72,7 +73,7 @@ class TestErrors:
     def test_no_image(self, tmp_path, text):
         path = tmp_path / "x.tally"
         path.write_bytes(text)
-        refused(path, rf"not an image: it must begin with b'TALLY\x00\x01\n', not {text[:8]!r}")
+        refused(path, rf"not an image: it must begin with b'TALLY\x00\x02\n', not {text[:8]!r}")
 
     def test_no_header(self, path):
         path.write_bytes(path.read_bytes()[:12])

@@ -19,7 +19,7 @@ needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 @pytest.fixture(scope="module")
 def device():
-    device = open_device("sim")
+    device = open_device("engine")
     yield device
     device.close()
 
