@@ -1,15 +1,18 @@
 """``python -m host``: run a language model on a device, compile and evaluate it."""
 
 import argparse
+import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from numpy import __version__ as numpy_version
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
@@ -25,14 +28,31 @@ from rich.progress import (
 from rich.table import Table
 
 from host.compile import compile_model, losses
+from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
+from host.compress.gates import (
+    METHODS,
+    MODES,
+    GateFileError,
+    Gates,
+    read_gates,
+    write_gates,
+)
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
-from host.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
+from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
-from host.generate import Generator, Phase, Sampler
-from host.image import Image, listing, read_image, write_image
-from host.model import ModelFileError, TernaryLM, read_model, write_model
-from host.tokenizer import StreamDecoder, Tokenizer
+from host.generate import Generator, Phase, Sampler, TokenGenerator
+from host.image import Image, is_image, listing, read_image, write_image
+from host.model import LanguageModel, ModelFileError, read_model
+from host.token_device import (
+    LATENCY,
+    REFRESH,
+    CheckedTokens,
+    TokenDevice,
+    open_token_device,
+)
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
 from hw.boards import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
@@ -41,6 +61,10 @@ from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
 DEFAULT_PROMPT = "Once upon a time"
+
+#: Devices that compute whole tokens; and how the name of one on a board begins.
+CORES = ("sim", "golden")
+BOARD_CORE = "core:"
 
 #: Parts of the corpus by the name that users give them.
 TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
@@ -102,21 +126,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser(
-        "run", help="write text, each matrix product computed by a device",
-        description="Write text. Every ternary matrix product is computed by the device and "
-                    "compared with the golden model.")
-    run.add_argument("words", nargs="*", metavar="[MODEL.gguf] [PROMPT]",
-                     help=f"model file (default: models/{DEFAULT_MODEL.name}) and beginning of the "
-                          f"text (default: {DEFAULT_PROMPT!r})")
+        "run", help="write text, computed by a device",
+        description="Write text. A core computes whole tokens, and the logits of each are compared "
+                    "with the golden machine's; an engine computes the matrix products, each "
+                    "compared with the golden model's, and the host does the rest.")
+    run.add_argument("words", nargs="*", metavar="[MODEL] [PROMPT]",
+                     help=f"model: a GGUF file, a directory with a checkpoint or, for a core, an "
+                          f"image of 'compile --output' (default: models/{DEFAULT_MODEL.name}), "
+                          f"and beginning of the text (default: "
+                          f"{DEFAULT_PROMPT!r})")
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
-                     help="sim: the RTL, compiled by Verilator (default); golden: NumPy; "
-                          "serial:PORT: a board")
+                     help="sim: the core's RTL, compiled by Verilator (default); golden: the "
+                          "golden machine; core:PORT: a board with a core; engine, engine-golden: "
+                          "the engine alone; serial:PORT: the engine on a board")
     run.add_argument("--tokens", type=_integer(1), default=32, help="tokens to write (default: 32)")
     run.add_argument("--temperature", type=_temperature, default=0.7,
                      help="0 always takes the likeliest token (default: 0.7)")
-    run.add_argument("--top-k", type=_integer(0), default=40,
-                     help="draw from this many of the likeliest tokens; 0: from all (default: 40)")
+    run.add_argument("--top-k", type=_integer(0),
+                     help="draw from this many of the likeliest tokens; 0: from all (default: 40, "
+                          "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
     run.set_defaults(function=_run)
@@ -125,15 +154,21 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate", help="measure bits per byte on a corpus",
         description="Measure bits per byte and the density of the FFN's hidden vector, as the "
                     "golden functions execute the model.")
-    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL.gguf")
+    measure.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     measure.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                          help="directory with splits.tsv")
-    measure.add_argument("--arithmetic", type=_arithmetics, default=["lmul", "float"],
-                         metavar="NAME[,NAME]", dest="arithmetics",
-                         help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float)")
+    measure.add_argument("--arithmetic", type=_arithmetics, metavar="NAME[,NAME]",
+                         dest="arithmetics",
+                         help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float; with "
+                              f"--gate lmul)")
     measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
     measure.add_argument("--documents", type=_integer(1), metavar="N",
                          help="only the first N documents")
+    measure.add_argument("--gate", type=Path, metavar="FILE",
+                         help="gate the lists as 'python -m host calibrate' has found")
+    measure.add_argument("--gate-mode", choices=MODES, default=MODES[0],
+                         help="keep a fixed number of activations, or those above a fixed score "
+                              f"(default: {MODES[0]})")
     measure.add_argument("--fit", action="store_true",
                          help="first fit each arithmetic's logit scale on the calibration text")
     measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
@@ -143,12 +178,41 @@ def _parser() -> argparse.ArgumentParser:
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
 
+    calibration = commands.add_parser(
+        "calibrate", help="find which activations a model can do without",
+        description="Calibrate the gates of a model on the corpus' calibration text: how many "
+                    "entries each list of activations keeps, and the score that they must exceed.")
+    calibration.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
+                             metavar="MODEL.gguf")
+    calibration.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                             help="directory with splits.tsv")
+    calibration.add_argument("--sparsity", type=_share, default=0.5, metavar="SHARE",
+                             help="of each layer's trits, to be left out (default: 0.5)")
+    calibration.add_argument("--method", choices=METHODS, default=METHODS[0],
+                             help="weigh activations with the norms of their columns, or not "
+                                  f"(default: {METHODS[0]})")
+    calibration.add_argument("--allocation", choices=ALLOCATIONS, default=ALLOCATIONS[0],
+                             help="search what each list of a layer can spare, or take the same "
+                                  f"share of each (default: {ALLOCATIONS[0]})")
+    calibration.add_argument("--transform", action="store_true",
+                             help="first rotate the weights so that columns are orthogonal; only "
+                                  "for models that keep float or integer masters")
+    calibration.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+                             help="of the calibration text (default: 8)")
+    calibration.add_argument("--tokens", type=_integer(1), default=256, metavar="N",
+                             help="of each document (default: 256)")
+    calibration.add_argument("--output", type=Path, required=True, metavar="FILE",
+                             help="gate file to write")
+    calibration.add_argument("--workers", type=_integer(1), metavar="N",
+                             help="processes (default: one for each CPU, at most 4)")
+    calibration.set_defaults(function=_calibrate)
+
     compiler = commands.add_parser(
         "compile", help="make a program and an image of the weights",
         description="Compile a model for the core: a program, an image of its weights, and what a "
                     "token will cost.")
-    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL,
-                          metavar="MODEL.gguf")
+    compiler.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL",
+                          help="a GGUF file, or a directory with a checkpoint")
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
@@ -180,6 +244,18 @@ def _parser() -> argparse.ArgumentParser:
     fitter.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     fitter.set_defaults(function=_fit)
 
+    speed = commands.add_parser(
+        "speed", help="measure cycles of a token and the simulator's speed",
+        description="Run consecutive tokens on the simulated core, each compared with the golden "
+                    "machine, and compare their cycles with the formula.")
+    speed.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
+    speed.add_argument("--tokens", type=_integer(1), default=16,
+                       help="in steady state (default: 16)")
+    speed.add_argument("--record", action="store_true",
+                       help="write docs/results/token.json and simulator.json; times the demo on a "
+                            "fresh clone as well")
+    speed.set_defaults(function=_speed)
+
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
     disassemble.set_defaults(function=_disassemble)
@@ -194,7 +270,8 @@ def _parser() -> argparse.ArgumentParser:
 def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     words: list[str] = list(options.words)
     model = DEFAULT_MODEL
-    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()):
+    if words and (len(words) > 1 or words[0].endswith(".gguf") or Path(words[0]).is_file()
+                  or (Path(words[0]) / "config.json").is_file()):
         model = Path(words.pop(0))
     if len(words) > 1:
         raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
@@ -208,61 +285,76 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[TernaryLM, Tokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
     model = read_model(path)
     try:
-        return model, Tokenizer(model.vocabulary)
+        return model, open_tokenizer(model.vocabulary)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-def _load(console: Console, model: TernaryLM, name: str) -> Generator:
-    """Open the device and put the model onto it."""
+@contextlib.contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str], None]]]:
+    """Show bars on a terminal; the function adds one by its title and returns what moves it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
                   TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
-        opening = progress.add_task("Opening the device", total=1.0, note="")
-        device = open_device(name, lambda done, what: progress.update(
-            opening, description="Building the simulator", completed=done, note=what))
-        progress.remove_task(opening)
-        loading = progress.add_task("Loading the model", total=7 * len(model.layers) + 1, note="")
-        try:
-            return Generator(model, device,
-                             lambda matrix: progress.update(loading, advance=1, note=matrix))
-        except BaseException:
-            device.close()
-            raise
+        def add(title: str) -> Callable[[float, str], None]:
+            task = progress.add_task(title, total=1.0, note="")
+            return lambda done, what: progress.update(task, completed=done, note=what)
+        yield add
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
+    is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
+    return (_run_core if is_core else _run_engine)(console, options)
+
+
+def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokenizer,
+                tokens: Iterable[int], wanted: int) -> tuple[int, float]:
+    """Write the prompt and tokens as they come; return their number and when the first came."""
+    decoder = tokenizer.stream()
+    console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
+    first = None
+    written = 0
+    try:
+        for token in tokens:
+            first = first or time.perf_counter()
+            written += 1
+            _write(console, decoder.feed(token))
+        _write(console, decoder.finish())
+    finally:
+        console.print("\n")
+    if written < wanted:
+        console.print("The text ends here.", style="dim")
+    return written, first or time.perf_counter()
+
+
+def _run_engine(console: Console, options: argparse.Namespace) -> int:
+    """Matrix products on a device, the rest here."""
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
+    if path.is_file() and is_image(path):
+        cores = " or ".join([*CORES, f"{BOARD_CORE}PORT"])
+        raise UserError(f"{path}: an image needs a core (try --device {cores})")
     model, tokenizer = _read(path)
-    generator = _load(console, model, options.device)
-    device = generator.driver.device
-    loaded = time.perf_counter()
-    try:
-        sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k,
-                          options.seed)
-        decoder = StreamDecoder(tokenizer)
-        console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
-        first = None
-        written = 0
-        tokens = generator.generate(tokenizer.encode(prompt), options.tokens, sampler)
+    with _progress(console) as bar:
+        device = open_device(options.device, bar("Opening the device"))
         try:
-            for token in tokens:
-                first = first or time.perf_counter()
-                written += 1
-                _write(console, decoder.feed(token))
-            _write(console, decoder.finish())
-        finally:
-            console.print("\n")
-        if written < options.tokens:
-            console.print("The text ends here.", style="dim")
-        ready = (first or time.perf_counter()) - began
-        console.print(_report(generator, device, written, loaded - began, ready))
-    finally:
-        device.close()
+            report, matrices = bar("Loading the model"), itertools.count(1)
+            generator = Generator(model, device, lambda matrix: report(
+                next(matrices) / (7 * model.layer_count + 1), matrix))
+        except BaseException:
+            device.close()
+            raise
+    loaded = time.perf_counter()
+    with contextlib.closing(device):
+        sampler = Sampler(0.0 if options.greedy else options.temperature,
+                          40 if options.top_k is None else options.top_k, options.seed)
+        written, first = _write_text(
+            console, prompt, tokenizer,
+            generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+        console.print(_report(generator, device, written, loaded - began, first - began))
     return 0
 
 
@@ -319,6 +411,96 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
+def _image(path: Path, config: CoreConfig) -> tuple[Image, Tokenizer | FileTokenizer]:
+    """Read an image, or compile a model for a configuration."""
+    if path.is_file() and is_image(path):
+        image = read_image(path)
+        if image.vocabulary is None:
+            raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
+        return image, Tokenizer(image.vocabulary)
+    model, tokenizer = _read(path)
+    return compile_model(model, config), tokenizer
+
+
+def _run_core(console: Console, options: argparse.Namespace) -> int:
+    """Whole tokens on a device."""
+    began = time.perf_counter()
+    path, prompt = _model_and_prompt(options)
+    device: TokenDevice | None = None
+    with _progress(console) as bar:
+        try:
+            if options.device.startswith(BOARD_CORE):
+                # What a model becomes depends on the board's core.
+                device = open_token_device(options.device)
+            image, tokenizer = _image(path, device.config if device else CoreConfig())
+            most = image.config.best
+            if options.top_k is not None and not 1 <= options.top_k <= most:
+                raise UserError(f"Option --top-k must be from 1 to {most} on device "
+                                f"{options.device!r}, which delivers so many logits, "
+                                f"not {options.top_k}")
+            device = device or open_token_device(options.device, image.config,
+                                                 bar("Opening the device"))
+            device.load(image, bar("Loading the model"))
+        except BaseException:
+            if device is not None:
+                device.close()
+            raise
+    loaded = time.perf_counter()
+    with contextlib.closing(device):
+        # The golden machine has nothing beside it.
+        checked = None if options.device == "golden" else CheckedTokens(device, image)
+        generator = TokenGenerator(checked or device, image)
+        sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k or most,
+                          options.seed)
+        written, first = _write_text(
+            console, prompt, tokenizer,
+            generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+        console.print(_core_report(generator, device, checked, image, written, loaded - began,
+                                   first - began))
+    return 0
+
+
+def _core_report(generator: TokenGenerator, device: TokenDevice, checked: CheckedTokens | None,
+                 image: Image, written: int, loading: float, first: float) -> Table:
+    """List what it took: only reached when every logit equalled the golden machine's."""
+    config, prompt, text = image.config, generator.prompt, generator.text
+    total = prompt + text
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{image.model} on the {device.label}")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    if checked:
+        table.add_row("Logits delivered", f"{checked.checked:,}",
+                      "all equal to the golden machine")
+    table.add_row("Tokens", f"{written:,}", f"after {prompt.tokens} of the prompt")
+    cycles = total.cycles / total.tokens
+    table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
+    if checked:
+        cost = token_cycles(config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH)
+        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                      f"derived; {cost.cycles / cycles - 1:+.2%}")
+        trits = checked.machine.trits / total.tokens
+        share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
+        table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
+                      f"{device.evidence}, by {config.engine.lanes} lanes")
+        table.add_row("Memory port, useful", f"{share:.1%}",
+                      f"{device.evidence}, of {config.port_bytes} bytes a cycle; "
+                      f"{REFRESH:.0%} refresh not counted")
+    table.add_row("Bytes moved per token",
+                  _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
+    table.add_row("Image on the device", _size(len(image.memory)), "derived")
+    table.add_row("First token after", f"{first:.1f} s", f"measured; loading {loading:.1f} s")
+    table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
+                  f"measured; {total.seconds:.1f} s in all")
+    if checked:
+        table.add_row("Simulated cycles",
+                      f"{total.cycles / (total.seconds - checked.seconds):,.0f} / s",
+                      "measured, without the golden machine")
+    return table
+
+
 def _size(count: float) -> str:
     for unit in ("B", "KB"):
         if count < 1000:
@@ -333,29 +515,44 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     if options.save and not options.fit:
         raise UserError("Option --save must come with --fit, which finds what there is to save")
     model, tokenizer = _read(options.model)
-    for arithmetic in options.arithmetics:
+    if options.save and not isinstance(model, TernaryLM):
+        raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
+    arithmetics = options.arithmetics or (["lmul"] if options.gate else ["lmul", "float"])
+    gates = None
+    if options.gate:
+        calibrated = read_gates(options.gate)
+        gates = calibrated.of(model, options.gate_mode)
+    for arithmetic in arithmetics:
+        if gates and ARITHMETICS[arithmetic].activations != "int8":
+            raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --gate could act on")
         if arithmetic not in model.logit_scales and not options.fit:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
                             f"find it with --fit")
     corpus = read_corpus(options.corpus)
+    if options.gate:
+        console.print(f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
+                      f"{calibrated.dropped(model):.1%} of the layers' trits left out",
+                      markup=False, highlight=False, soft_wrap=True)
     if options.fit:
         documents = corpus["calibration"]
-        for arithmetic in options.arithmetics:
+        for arithmetic in arithmetics:
             start = model.logit_scales.get(arithmetic, next(iter(model.logit_scales.values())))
 
             def losses(scales: Sequence[float], arithmetic: str = arithmetic) -> Sequence[float]:
                 return _measure(console, model, tokenizer, documents, arithmetic, options.workers,
-                                f"Fitting {arithmetic}", scales).bits_per_byte
+                                f"Fitting {arithmetic}", scales, gates).bits_per_byte
 
             scale = fit_logit_scale(losses, start)
             console.print(f"Logit scale for {arithmetic}: {scale} (was {start})")
             model.logit_scales[arithmetic] = scale
         if options.save:
+            assert isinstance(model, TernaryLM)     # checked above
             write_model(options.save, model)
             console.print(f"Wrote {options.save}")
     documents = corpus[TEXTS[options.text]][:options.documents]
     measurements = [_measure(console, model, tokenizer, documents, arithmetic, options.workers,
-                             f"Evaluating {arithmetic}") for arithmetic in options.arithmetics]
+                             f"Evaluating {arithmetic}", gates=gates)
+                    for arithmetic in arithmetics]
     console.print(_summary(model, options.text, measurements))
     if options.json:
         command = " ".join(["python -m host", *sys.argv[1:]])
@@ -363,20 +560,21 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: TernaryLM, tokenizer: Tokenizer, documents: Sequence[str],
-             arithmetic: str, workers: int | None, description: str,
-             logit_scales: Sequence[float] | None = None) -> Measurement:
+def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+             documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
+             logit_scales: Sequence[float] | None = None,
+             gates: GateMap | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                   TextColumn("tokens"), TimeRemainingColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=sum(map(len, tokens)) + len(tokens))
         return evaluate(model, tokens, sum(len(document.encode()) for document in documents),
-                        arithmetic, logit_scales=logit_scales, workers=workers,
+                        arithmetic, logit_scales=logit_scales, gates=gates, workers=workers,
                         report=lambda done: progress.advance(task, done))
 
 
-def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -> Table:
+def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"{model.name} on {text} text: {first.documents} documents, "
@@ -388,11 +586,59 @@ def _summary(model: TernaryLM, text: str, measurements: Sequence[Measurement]) -
     for column in ("bits per byte", "logit scale", "density", "99 %", "maximum"):
         table.add_column(column, justify="right")
     for measurement in measurements:
-        layers = [measurement.layer_density(layer) for layer in range(len(measurement.live))]
+        layers = [measurement.layer_density(layer) for layer in range(len(measurement.hidden))]
         table.add_row(measurement.arithmetic, f"{measurement.bits_per_byte[0]:.4f}",
                       f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
                       f"{max(layer['density_max'] for layer in layers):.1%}")
+    return table
+
+
+# calibrate
+
+def _calibrate(console: Console, options: argparse.Namespace) -> int:
+    model, tokenizer = _read(options.model)
+    if options.transform:
+        raise UserError(f"{options.model}: --transform needs float or integer masters, but this "
+                        f"model is ternary, and rotated it would not be")
+    try:
+        tokens = calibration_tokens(model, tokenizer, read_corpus(options.corpus)["calibration"],
+                                    options.documents, options.tokens)
+        with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                      TextColumn("layers"), TimeRemainingColumn(), console=console,
+                      transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("Calibrating", total=model.layer_count)
+            gates, = calibrate(
+                model, tokens, [options.sparsity], method=options.method,
+                allocation=options.allocation, workers=options.workers,
+                provenance={"command": " ".join(["python -m host", *sys.argv[1:]]),
+                            "text": "calibration",
+                            "python": platform.python_version(), "numpy": numpy_version},
+                report=lambda: progress.advance(task))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    write_gates(options.output, gates)
+    console.print(_kept(model, gates))
+    console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _kept(model: LanguageModel, gates: Gates) -> Table:
+    """List what each list keeps: a row for each part of the model."""
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"Columns that each list of {model.name} keeps: {gates.method}, "
+                        f"{gates.dropped(model):.1%} of the trits dropped")
+    rows: dict[str, dict[str, int]] = {}
+    columns: dict[str, int] = {}
+    for gate in gates.lists:
+        part, _, name = gate.list.rpartition(".")
+        rows.setdefault(part, {})[name] = gate.keep
+        columns[name] = gate.columns
+    table.add_column("part")
+    for name, count in columns.items():
+        table.add_column(f"{name} of {count}", justify="right")
+    for part, kept in rows.items():
+        table.add_row(part, *(str(kept.get(name, "")) for name in columns))
     return table
 
 
@@ -426,15 +672,17 @@ def _core_config(base: CoreConfig, fields: Sequence[str]) -> CoreConfig:
 def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
+    model = read_model(options.model)
     base = _core_board(options.board).config if options.board else CoreConfig()
-    image = compile_model(read_model(options.model), _core_config(base, options.fields),
-                          sparse=options.sparse)
+    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
                         latency=options.latency, refresh=options.refresh, density=options.density)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
                                      f"{options.refresh:.1%} refresh"))
+    for note in model.notes:
+        console.print(note, markup=False, highlight=False)
     if options.output:
         write_image(options.output, image)
         console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
@@ -499,6 +747,36 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
+# speed
+
+def _speed(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import measure_tokens, time_fresh_demo, write_records
+
+    image, _ = _image(options.model, CoreConfig())
+    with _progress(console) as bar:
+        measured = measure_tokens(image, options.tokens, bar("Opening the device"),
+                                  bar("Running tokens"))
+    table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
+                  title=f"{image.model}: {options.tokens} consecutive tokens on the simulated core")
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    table.add_row("Cycles per token", f"{measured.cycles:,.0f}",
+                  f"simulated; {measured.least:,} to {measured.most:,}")
+    table.add_row("... by the formula", f"{measured.formula_cycles:,.0f}",
+                  f"derived; {measured.formula_cycles / measured.cycles - 1:+.2%}")
+    table.add_row("Memory port, useful", f"{measured.port_utilization:.2%}", "simulated")
+    table.add_row("Simulated cycles", f"{measured.cycles_per_second:,.0f} / s",
+                  "measured, of one CPU core")
+    console.print(table)
+    if options.record:
+        seconds = time_fresh_demo()
+        command = " ".join(["python -m host", *sys.argv[1:]])
+        for path in write_records(command, image, measured, seconds):
+            console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
 def _disassemble(console: Console, options: argparse.Namespace) -> int:
     print(listing(read_image(options.image).program))
     return 0
@@ -536,7 +814,7 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
         add(name, purpose, importlib.util.find_spec(name) is not None, f"pip install '{extra}'")
     try:
         model = read_model(DEFAULT_MODEL)
-        add(DEFAULT_MODEL.name, f"model of {len(model.layers)} layers", True, "")
+        add(DEFAULT_MODEL.name, f"model of {model.layer_count} layers", True, "")
     except ModelFileError as error:
         add(DEFAULT_MODEL.name, "the model to run", False, str(error))
     console.print(table)
@@ -549,7 +827,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return options.function(console, options)
-    except (UserError, ModelFileError, CorpusError, DeviceError, OverflowError) as error:
+    except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
+            OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -1,38 +1,41 @@
-"""The compiler: a ternary language model becomes a program and an image of its weights.
+"""The compiler: a language model becomes a program and an image of its weights.
 
-docs/numerics.md, section 6, is what the program computes, docs/machine.md the machine it runs on.
+A :class:`sim.golden.network.Network` is what the program computes, docs/machine.md the machine it
+runs on.
 
 **Order.** Execution goes through the program once, but multiplying and reading weights run beside
 it. So all products of one list are queued before the first of them is drained: the engine
 multiplies the next matrix while this one's results are worked on, and weights are read ahead of
-both. What remains on the way from one list to the next is as little as the model allows: norms are
-computed after their list is queued, and the forget bias is loaded between two products of one list,
-where nothing waits for it but the port.
+both. Every other step of the network is executed as soon as what it needs is there, in the
+network's order: before the first product is queued, behind it, or behind a drain.
 
 **Vector memory.** Its first word is zero from power-up on and never written. From it, a new
-sequence clears the state: each copy doubles what is zero.
+sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
+been read for the last time; a step may write its result over an operand that nobody reads again.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.device import DeviceError, pack_matrix
 from host.image import Image, Part, Program
-from host.model import TernaryLM, TernaryMatrix
+from host.model import LanguageModel, Vocabulary
 from hw.config import CoreConfig
-from hw.isa import Function, Instruction, Opcode
+from hw.isa import REGISTERS, Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
+from sim.golden.model import ARITHMETICS
+from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
 
 __all__ = ["CompileError", "compile_model", "losses"]
 
-# Scalar registers; 0 is always 1.
-_EXPONENT, _NORM, _STATE_NORM = 1, 2, 3
+# Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
+_EXPONENT = 1
 
 
 class CompileError(DeviceError):
@@ -52,19 +55,21 @@ class _Product:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Use:
-    """A matrix, where its product goes and how it is scaled, and what is computed once it is there.
+class _Action:
+    """What is done next: a step, or one of its products is queued or taken.
 
-    Without a target, the product goes to the host.
+    Attributes
+    ----------
+    step : Value
+    product : _Product, optional
+        Of a step with a matrix.
+    queued : bool
+        The product is queued; otherwise it is taken, or there is none.
     """
 
-    name: str
-    products: list[_Product]
-    target: int | None
-    constant: int
-    exponent: int
-    norm: int
-    then: Callable[[], None] = lambda: None
+    step: Value
+    product: _Product | None = None
+    queued: bool = False
 
 
 def _bf16(value: float) -> int:
@@ -79,9 +84,9 @@ class _Memory:
         self._data = bytearray()
         self.parts: list[Part] = []
 
-    def matrix(self, name: str, weights: NDArray[np.integer]) -> list[_Product]:
+    def matrix(self, name: str, weights: NDArray[np.integer], *, token: bool) -> list[_Product]:
         """Pack a matrix; pack_matrix proves that no accumulator overflows."""
-        packed = pack_matrix(name, weights, self._config.engine)
+        packed = pack_matrix(name, weights, self._config.engine, token=token)
         products = []
         for first, rows, image in packed.blocks:
             part = name if len(packed.blocks) == 1 else f"{name}[{first}:{first + rows}]"
@@ -112,135 +117,258 @@ class _Memory:
 
 
 class _Vectors:
-    """Vector memory, given out in words; the first one is zero."""
+    """Vector memory, given out in places of whole words; the first word is zero."""
 
     def __init__(self, config: CoreConfig):
         self._config = config
-        self.table: dict[str, tuple[int, int]] = {"zero": (0, config.vector_lanes)}
-        self._end = config.vector_lanes
+        self.table: dict[str, tuple[int, int]] = {}
+        self._free: list[tuple[int, int]] = []
+        self._end = 0
+        self.take("zero", config.vector_lanes)
 
-    def __call__(self, name: str, count: int) -> int:
+    def take(self, name: str, count: int) -> int:
+        """Find a place of ``count`` elements that is free, or add one of this name."""
+        for place in self._free:
+            if place[1] == count:
+                self._free.remove(place)
+                return place[0]
         first, self._end = self._end, self._end + count
-        self.table[name] = first, count
+        number = sum(known.partition("#")[0] == name for known in self.table)
+        self.table[f"{name}#{number + 1}" if number else name] = first, count
         return first
 
-    def check(self) -> None:
+    def free(self, first: int, count: int) -> None:
+        """Give a place back."""
+        self._free.append((first, count))
+        self._free.sort()
+
+    def check(self, least: str = "") -> None:
+        """Check that there are no more places than memory; ``least`` says that more may come."""
         if self._end > self._config.vector_depth:
             raise CompileError(f"Vectors must fit {self._config.vector_depth} elements of vector "
-                               f"memory, but the model needs {self._end}")
+                               f"memory, but the model needs {least}{self._end}")
+
+
+_LMUL = ARITHMETICS["lmul"]
+
+#: Function of a step that is one VECTOR.
+_FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
+              Kind.MULTIPLY: Function.LMUL, Kind.RELU: Function.RELU, Kind.SILU: Function.SILU,
+              Kind.SIGMOID_OF_NEGATIVE: Function.SIGMOID_OF_NEGATIVE}
 
 
 class _Compiler:
     """Writes the program of one model."""
 
-    def __init__(self, model: TernaryLM, config: CoreConfig, sparse: bool):
+    def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool):
         self._model = model
         self._config = config
-        self._hidden_list = Function.SPARSE if sparse else Function.DENSE
-        self._root = math.sqrt(model.width)
+        self._sparse = sparse
         self._memory = _Memory(config)
         self._vectors = _Vectors(config)
+        self._products: dict[Value, list[_Product]] = {}
+        self._addresses: dict[Value, int] = {}
+        self._places: dict[Value, int] = {}
+        self._registers: dict[Value, int] = {}
         self._instructions: list[Instruction] = []
         self._notes: list[str] = []
         self._where = ""
 
     def compile(self) -> Image:
-        model = self._model
-        vectors, width, ffn = self._vectors, model.width, model.ffn_width
-        self._x = vectors("x", width)
-        self._states = vectors("states", width * len(model.layers))
-        self._bias = vectors("forget_bias", width)
-        self._update = vectors("update", width)
-        self._candidate = vectors("candidate", width)
-        self._gate = vectors("gate", width)
-        self._hidden = vectors("ffn_gate", ffn)
-        self._up = vectors("ffn_up", ffn)
-        vectors.check()
-
+        steps = self._model.network().steps
+        for step in steps:
+            self._place(step)
+        states = [step for step in steps if step.kind is Kind.RECURRENCE]
+        size = sum(step.elements for step in states)
+        first = self._vectors.take("states", size) if size else 0
         self._where = "new sequence"
-        self._clear(self._states, width * len(model.layers))
+        self._clear(first, size)
+        for step in states:
+            self._places[step], first = first, first + step.elements
         body = len(self._instructions)
-        self._where = "embedding"
-        self._embed()
-        for index in range(len(model.layers)):
-            self._where = f"blk.{index}"
-            self._mix(index)
-            self._feed_forward(index)
+        actions = [action for phase in self._phases(steps) for action in self._order(phase)]
+        last = {operand: index for index, action in enumerate(actions) if not action.queued
+                for operand in action.step.operands}
+        for index, action in enumerate(actions):
+            self._where = action.step.part
+            self._act(action, {operand for operand in action.step.operands
+                               if last[operand] == index and operand not in states})
         self._where = "head"
-        heads = self._head()
         self._emit(Opcode.STOP, "the token is done")
 
+        self._vectors.check()
         depth = self._config.program_depth
         if len(self._instructions) > depth:
             raise CompileError(f"Program must have at most {depth} instructions, "
                                f"not {len(self._instructions)}")
+        heads = tuple((product.first, product.rows) for product in self._products[steps[-1]])
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                          vectors.table)
-        return Image(self._config, model.name, model.vocab, program,
-                     tuple(self._memory.parts), self._memory.bytes())
+                          self._vectors.table)
+        words = self._model.vocabulary
+        return Image(self._config, self._model.name, self._model.vocab, program,
+                     tuple(self._memory.parts), self._memory.bytes(),
+                     words if isinstance(words, Vocabulary) else None)
 
-    # One instruction each.
+    def _place(self, step: Value) -> None:
+        """Put what a step needs of the model into the memory."""
+        if step.matrix is not None:
+            self._products[step] = self._memory.matrix(step.matrix.name, step.matrix.weights,
+                                                       token=step.kind is Kind.EMBEDDING)
+        elif step.constant is not None:
+            values = (_LMUL.factor if step.factor else from_float)(step.constant)
+            self._addresses[step] = self._memory.vector(f"{step.part}.{step.name}", values)
 
-    def _emit(self, opcode: Opcode, note: str, **fields: int) -> None:
-        try:
-            self._instructions.append(Instruction(opcode=opcode, **fields))
-        except ValueError as error:
-            raise CompileError(f"{self._where}: {error}") from None
-        self._notes.append(f"{self._where}: {note}")
+    # Order.
 
-    def _vector(self, function: Function, note: str, target: int, a: int, b: int = 0, *,
-                count: int) -> None:
-        self._emit(Opcode.VECTOR, note, function=function, target=target, a=a, b=b, count=count)
+    @staticmethod
+    def _phases(steps: Sequence[Value]) -> Iterator[list[Value]]:
+        """Divide the steps at those that make a list."""
+        phase: list[Value] = []
+        for step in steps:
+            if step.kind in (Kind.EMBEDDING, Kind.CODES) and phase:
+                yield phase
+                phase = []
+            phase.append(step)
+        yield phase
 
-    def _pack(self, note: str, a: int, count: int, function: Function = Function.DENSE) -> None:
-        if count > self._config.list_depth:
-            raise CompileError(f"List must have at most {self._config.list_depth} entries, but "
-                               f"{self._where} packs {count}")
-        self._emit(Opcode.PACK, note, function=function, target=_EXPONENT, a=a, count=count)
+    def _order(self, phase: list[Value]) -> Iterator[_Action]:
+        """Queue the products of one list as early as the queue allows; take each when it is there.
 
-    def _norm(self, note: str, target: int, a: int) -> None:
-        self._emit(Opcode.NORM, note, target=target, a=a, count=self._model.width)
-
-    # Products.
-
-    def _multiply(self, *uses: _Use, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Queue the products of one list as early as the queue allows; drain each when it is there.
-
-        ``meanwhile`` is what execution does once the first is queued. Never more than
-        ``product_depth`` wait to be drained: a MATMUL waits for nothing that comes behind it.
+        Never more than ``product_depth`` wait to be taken: a MATMUL waits for nothing that comes
+        behind it.
         """
-        products = [(use, product) for use in uses for product in use.products]
+        source, *others = phase
+        products = [(step, product) for step in phase for product in self._products.get(step, ())]
+        for step, _ in products:
+            if step is not source and step.operands[0] is not source:
+                raise CompileError(f"Network must multiply {step.weights.name} by "
+                                   f"{step.operands[0].name} before it makes the next codes")
+        missing = {step for step, _ in products}
+        waiting = [step for step in others if step not in missing]
+
+        def ready() -> Iterator[_Action]:
+            """Yield the steps that miss nothing any more."""
+            late = {*missing}
+            for step in waiting.copy():
+                if late.isdisjoint(step.operands):
+                    waiting.remove(step)
+                    yield _Action(step)
+                else:
+                    late.add(step)
+
         ahead = self._config.product_depth
-        self._matmul(products[0][1])
-        meanwhile()
-        for _, product in products[1:ahead]:
-            self._matmul(product)
-        for index, (use, product) in enumerate(products):
-            scaled = {"a": use.exponent, "b": use.norm, "count": product.rows,
-                      "constant": use.constant}
-            if use.target is None:
-                self._emit(Opcode.EMIT, f"the largest of {product.name}", **scaled)
-            else:
-                self._emit(Opcode.DRAIN, f"{use.name} = {product.name}",
-                           target=use.target + product.first, **scaled)
+        if source not in missing:
+            yield _Action(source)
+        if not products:
+            yield from ready()
+        for index, (step, product) in enumerate(products[:ahead]):
+            yield _Action(step, product, queued=True)
+            if index == 0:
+                yield from ready()
+        for index, (step, product) in enumerate(products):
+            yield _Action(step, product)
             if index + ahead < len(products):
-                self._matmul(products[index + ahead][1])
-            if product is use.products[-1]:
-                use.then()
+                yield _Action(*products[index + ahead], queued=True)
+            if product is self._products[step][-1]:
+                missing.remove(step)
+                yield from ready()
 
-    def _matmul(self, product: _Product) -> None:
-        self._emit(Opcode.MATMUL, product.name, a=product.rows, b=product.planes,
-                   count=product.columns, address=product.address)
+    # Instructions.
 
-    def _use(self, field: str, index: int, target: str, norm: int,
-             then: Callable[[], None] = lambda: None) -> _Use:
-        """Place a matrix of a layer in the memory, to be drained into the vector ``target``."""
-        matrix: TernaryMatrix = getattr(self._model.layers[index], field)
-        scale = matrix.scale * (self._root if norm else 1)
-        return _Use(target, self._memory.matrix(f"blk.{index}.{field}", matrix.trits),
-                    self._vectors.table[target][0], _bf16(scale), _EXPONENT, norm, then)
+    def _act(self, action: _Action, dying: set[Value]) -> None:
+        """Write the instructions of an action; nobody reads the ``dying`` vectors after it."""
+        step, product = action.step, action.product
+        if product is not None and action.queued:
+            if step.kind is Kind.EMBEDDING and product is self._products[step][0]:
+                self._emit(Opcode.TOKEN, "the list is the token's column")
+            self._emit(Opcode.MATMUL, product.name, function=Function.BY_COLUMN, a=product.rows,
+                       b=product.planes, count=product.columns, address=product.address)
+        elif product is not None:
+            self._take(step, product)
+        else:
+            self._compute(step, dying)
+        for operand in dying:
+            if operand.kind in VECTORS:
+                self._vectors.free(self._places.pop(operand), operand.elements)
+            self._registers.pop(operand, None)
 
-    # Parts of the program.
+    def _take(self, step: Value, product: _Product) -> None:
+        """Take a product from the queue."""
+        scale, exponent, norm = step.weights.scale, 0, 0
+        if step.kind is Kind.HEAD:
+            scale = self._model.logit_scales["lmul"]
+        if step.operands:
+            exponent = _EXPONENT
+        if len(step.operands) > 1:
+            norm = self._registers[step.operands[1]]
+            scale *= math.sqrt(step.operands[1].elements)
+        scaled = {"a": exponent, "b": norm, "count": product.rows, "constant": _bf16(scale)}
+        if step.kind is Kind.HEAD:
+            self._emit(Opcode.EMIT, f"the largest of {product.name}", **scaled)
+            return
+        if step not in self._places:
+            self._places[step] = self._vectors.take(step.name, step.elements)
+        self._emit(Opcode.DRAIN, f"{step.name} = {product.name}", function=Function.COPY,
+                   target=self._places[step] + product.first, **scaled)
+
+    def _compute(self, step: Value, dying: set[Value]) -> None:
+        """Write the instructions of a step without a matrix."""
+        places = [self._places.get(operand, 0) for operand in step.operands]
+        match step.kind:
+            case Kind.CODES:
+                self._pack(step, places[0])
+            case Kind.NORM:
+                free = set(range(_EXPONENT + 1, REGISTERS)) - set(self._registers.values())
+                if not free:
+                    raise CompileError(f"{step.part}: at most {REGISTERS - 2} norms can wait to "
+                                       f"be used, but {step.name} is one more")
+                self._registers[step] = min(free)
+                self._emit(Opcode.NORM, step.formula, target=min(free), a=places[0],
+                           count=step.elements)
+            case Kind.CONSTANT:
+                self._places[step] = self._vectors.take(step.name, step.elements)
+                self._emit(Opcode.LOAD, step.name, target=self._places[step], count=step.elements,
+                           address=self._addresses[step])
+            case Kind.RECURRENCE:
+                self._recur(step, dying)
+            case _:
+                self._places[step] = self._target(step, dying)
+                note = step.formula if step.name == step.formula else \
+                    f"{step.name} = {step.formula}"
+                self._vector(_FUNCTIONS[step.kind], note, self._places[step], *places,
+                             count=step.elements)
+
+    def _target(self, step: Value, dying: set[Value]) -> int:
+        """Choose where a step writes: over an operand that nobody reads again, if there is one."""
+        for operand in step.operands:
+            if operand in dying:
+                dying.remove(operand)
+                return self._places.pop(operand)
+        return self._vectors.take(step.name, step.elements)
+
+    def _pack(self, step: Value, place: int) -> None:
+        if step.elements > self._config.list_depth:
+            raise CompileError(f"List must have at most {self._config.list_depth} entries, but "
+                               f"{self._where} packs {step.elements}")
+        sparse = step.sparse and self._sparse
+        self._emit(Opcode.PACK, f"{step.name} = {step.formula}", target=_EXPONENT, a=place,
+                   count=step.elements,
+                   function=Function.SPARSE if sparse else Function.DENSE)
+
+    def _recur(self, step: Value, dying: set[Value]) -> None:
+        """Update a state; the difference is written over the candidate if nobody reads it again."""
+        update, candidate = step.operands
+        state, count = self._places[step], step.elements
+        change = self._places[candidate]
+        if candidate not in dying:
+            change = self._vectors.take("change", count)
+            self._vectors.free(change, count)
+        z, c, h = update.name, candidate.name, step.name
+        self._vector(Function.SUBTRACT, f"{c} - {h}", change, self._places[candidate], state,
+                     count=count)
+        self._vector(Function.LMUL, f"{z} ({c} - {h})", change, self._places[update], change,
+                     count=count)
+        self._vector(Function.ADD, f"{h} = {step.formula}", state, state, change, count=count)
 
     def _clear(self, first: int, count: int) -> None:
         done = 0
@@ -250,84 +378,25 @@ class _Compiler:
             self._vector(Function.COPY, f"state {done}.. = 0", first + done, source, count=size)
             done += size
 
-    def _embed(self) -> None:
-        model = self._model
-        self._emit(Opcode.TOKEN, "the list is the token's column")
-        self._multiply(_Use("x", self._memory.matrix("embedding", model.embedding.T), self._x,
-                            _bf16(model.embedding_scale), exponent=0, norm=0))
+    def _vector(self, function: Function, note: str, target: int, a: int, b: int = 0, *,
+                count: int) -> None:
+        self._emit(Opcode.VECTOR, note, function=function, target=target, a=a, b=b, count=count)
 
-    def _mix(self, index: int) -> None:
-        """Token mixer: the MLGRU."""
-        width = self._model.width
-        x, bias, update = self._x, self._bias, self._update
-        candidate, gate = self._candidate, self._gate
-        state = self._states + index * width
-
-        def forget_is_there() -> None:
-            self._vector(Function.ADD, "a = forget + bias", update, update, bias, count=width)
-            self._vector(Function.SIGMOID_OF_NEGATIVE, "z = 1 - sigmoid(a)", update, update,
-                         count=width)
-
-        def candidate_is_there() -> None:
-            self._vector(Function.SILU, "c = silu(candidate)", candidate, candidate, count=width)
-            self._vector(Function.SUBTRACT, "c - h", candidate, candidate, state, count=width)
-            self._vector(Function.LMUL, "z (c - h)", candidate, update, candidate, count=width)
-            self._vector(Function.ADD, "h = h + z (c - h)", state, state, candidate, count=width)
-            self._norm("1 / |h|", _STATE_NORM, state)
-
-        def gate_is_there() -> None:
-            self._vector(Function.SILU, "g = silu(gate)", gate, gate, count=width)
-            self._vector(Function.LMUL, "o = h g", gate, state, gate, count=width)
-
-        forget = self._use("forget", index, "update", _NORM, forget_is_there)
-        address = self._memory.vector(f"blk.{index}.forget_bias",
-                                      from_float(self._model.layers[index].forget_bias))
-
-        def norm_and_bias() -> None:
-            self._norm("1 / |x|", _NORM, x)
-            self._emit(Opcode.LOAD, "forget bias", target=bias, count=width, address=address)
-
-        self._pack("Q(x)", x, width)
-        self._multiply(forget,
-                       self._use("candidate", index, "candidate", _NORM, candidate_is_there),
-                       self._use("gate", index, "gate", _NORM, gate_is_there),
-                       meanwhile=norm_and_bias)
-        self._pack("Q(o)", gate, width)
-        self._multiply(self._use("output", index, "gate", _STATE_NORM))
-        self._vector(Function.ADD, "x = x + output", x, x, gate, count=width)
-
-    def _feed_forward(self, index: int) -> None:
-        """Channel mixer: the gated network."""
-        width, count = self._model.width, self._model.ffn_width
-        x, hidden, up = self._x, self._hidden, self._up
-        self._pack("Q(x)", x, width)
-        self._multiply(
-            self._use("ffn_gate", index, "ffn_gate", _NORM,
-                      lambda: self._vector(Function.RELU, "relu(gate)", hidden, hidden,
-                                           count=count)),
-            self._use("ffn_up", index, "ffn_up", _NORM,
-                      lambda: self._vector(Function.LMUL, "y = up relu(gate)", up, up, hidden,
-                                           count=count)),
-            meanwhile=lambda: self._norm("1 / |x|", _NORM, x))
-        self._pack("Q(y)", up, count, self._hidden_list)
-        self._multiply(self._use("ffn_down", index, "gate", norm=0))
-        self._vector(Function.ADD, "x = x + down", x, x, self._gate, count=width)
-
-    def _head(self) -> tuple[tuple[int, int], ...]:
-        model = self._model
-        self._pack("Q(x)", self._x, model.width)
-        head = _Use("logits", self._memory.matrix("head", model.embedding), None,
-                    _bf16(model.logit_scales["lmul"] * self._root), _EXPONENT, _NORM)
-        self._multiply(head, meanwhile=lambda: self._norm("1 / |x|", _NORM, self._x))
-        return tuple((product.first, product.rows) for product in head.products)
+    def _emit(self, opcode: Opcode, note: str, **fields: int) -> None:
+        try:
+            self._instructions.append(Instruction(opcode=opcode, **fields))
+        except ValueError as error:
+            self._vectors.check("at least ")
+            raise CompileError(f"{self._where}: {error}") from None
+        self._notes.append(f"{self._where}: {note}")
 
 
-def compile_model(model: TernaryLM, config: CoreConfig, *, sparse: bool = False) -> Image:
+def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False) -> Image:
     """Compile a model for a configuration.
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     config : CoreConfig
     sparse : bool
         Read only the columns of ``ffn_down`` whose activation is not zero. They cannot be read

@@ -273,7 +273,8 @@ class PackedMatrix:
         return sum(image.nbytes for _, _, image in self.blocks)
 
 
-def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig) -> PackedMatrix:
+def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *,
+                token: bool = False) -> PackedMatrix:
     """Pack a matrix of integers for an engine, and prove that no accumulator overflows.
 
     Parameters
@@ -281,6 +282,8 @@ def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig) -
     name : str
     weights : integer array, shape (rows, columns)
     config : EngineConfig
+    token : bool
+        The list is never more than one entry with activation 1.
 
     Raises
     ------
@@ -296,8 +299,10 @@ def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig) -
     if count > config.max_planes:
         raise DeviceError(f"Matrix {name} must fit {config.max_planes} trit planes, but its "
                           f"largest weight {magnitudes.max()} needs {count}")
-    # The largest product of an activation is that of -2**(width - 1).
-    bounds = magnitudes.sum(axis=1) << (config.activation_width - 1)
+    if token:
+        bounds = magnitudes.max(axis=1)
+    else:   # The largest product of an activation is that of -2**(width - 1).
+        bounds = magnitudes.sum(axis=1) << (config.activation_width - 1)
     row = int(bounds.argmax())
     if bounds[row] >= 1 << (config.accumulator_width - 1):
         raise DeviceError(f"Matrix {name} row {row} could reach {bounds[row]}, which must be below "
@@ -429,7 +434,7 @@ def open_device(name: str, report: Callable[[float, str], None] | None = None) -
     Parameters
     ----------
     name : str
-        ``golden``, ``sim``, or ``serial:PORT``.
+        ``engine`` (its simulated RTL), ``engine-golden``, or ``serial:PORT``.
     report : callable, optional
         Called with the share that is done (0 to 1) and what is under way, if opening takes long.
 
@@ -439,13 +444,14 @@ def open_device(name: str, report: Callable[[float, str], None] | None = None) -
         If there is no such device, or it cannot be opened.
     """
     # Imported where they are asked for: a board needs no simulator, the simulator no serial port.
-    if name == "golden":
+    if name == "engine-golden":
         return GoldenDevice(EngineConfig())
-    if name == "sim":
+    if name == "engine":
         from host.simulated_device import SimulatedDevice
         return SimulatedDevice(EngineConfig(), report)
     kind, _, port = name.partition(":")
     if kind == "serial" and port:
         from host.serial_device import SerialDevice
         return SerialDevice(port)
-    raise DeviceError(f"{name!r} is not a device (try 'golden', 'sim', 'serial:PORT')")
+    raise DeviceError(f"{name!r} is not a device (try 'sim', 'golden', 'core:PORT', 'engine', "
+                      f"'engine-golden', 'serial:PORT')")

@@ -1,11 +1,12 @@
 """Bits per byte of a model on a corpus, as the golden functions execute it.
 
 The documents go through :class:`sim.golden.model.GoldenLM` side by side, as matrices: each
-document starts from the zero state by reading the end-of-document token, and its own such token at
-the end is predicted too. Worker processes share the documents.
+document starts from the zero state by reading the token that documents begin with, and the
+end-of-document token is predicted too. Worker processes share the documents.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -13,21 +14,26 @@ import multiprocessing
 import os
 import platform
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.model import TernaryLM, to_bf16
+from host.model import LanguageModel, to_bf16
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.wina import Gate
 
-__all__ = ["Measurement", "evaluate", "fit_logit_scale", "write_results"]
+__all__ = ["GateMap", "Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
+           "write_results"]
 
 #: Tokens that go through the model at once, over all documents: vectors that still fit a cache.
 _TOKENS = 768
 
 _FFN_PRODUCT = ".ffn_down"      # the product whose activations are the FFN's hidden vector
+
+#: The gate of each list that has one, by its label.
+GateMap = Mapping[str, Gate]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +48,11 @@ class Measurement:
     logit_scales : tuple of float
     bits_per_byte : tuple of float
         With each of the logit scales.
-    live : int array, shape (layers, FFN width + 1)
-        Number of tokens with that many non-zero elements in the FFN's hidden vector.
+    live : dict of label to int array, shape (columns + 1,)
+        Of each list, the number of tokens with that many entries: elements that are neither zero
+        nor gated away.
+    hidden : tuple of str
+        Label of the list of each layer's FFN hidden vector.
     """
 
     arithmetic: str
@@ -52,17 +61,21 @@ class Measurement:
     bytes: int
     logit_scales: tuple[float, ...]
     bits_per_byte: tuple[float, ...]
-    live: NDArray[np.int64]
+    live: dict[str, NDArray[np.int64]]
+    hidden: tuple[str, ...]
 
     @property
     def density(self) -> float:
         """Mean share of non-zero elements in the FFN's hidden vector."""
-        return float(np.mean([self.layer_density(layer)["density"]
-                              for layer in range(len(self.live))]))
+        return float(np.mean([self.list_density(label)["density"] for label in self.hidden]))
 
     def layer_density(self, layer: int) -> dict[str, float]:
-        """Share of non-zero elements of one layer: mean, 99th percentile and maximum of a token."""
-        counts = self.live[layer]
+        """Share of non-zero elements of one FFN's hidden vector, as :meth:`list_density`."""
+        return self.list_density(self.hidden[layer])
+
+    def list_density(self, label: str) -> dict[str, float]:
+        """Share of the columns that a list names: mean, 99th percentile and maximum of a token."""
+        counts = self.live[label]
         elements = len(counts) - 1
         present = np.flatnonzero(counts)
         percentile = np.searchsorted(counts.cumsum(), 0.99 * counts.sum())
@@ -72,18 +85,22 @@ class Measurement:
 
 
 class _LiveCounter:
-    """Matrix products, noting how many elements of the FFN's hidden vectors are not zero."""
+    """Matrix products, noting how many elements of each list are not zero."""
 
-    def __init__(self, model: TernaryLM):
+    def __init__(self, model: LanguageModel):
         self._products = ExactProducts(model_matrices(model))
-        self.live: NDArray[np.int64] = np.zeros((len(model.layers), model.ffn_width + 1), np.int64)
+        lists = model.network().lists()
+        self._label = {matrices[0].name: label for label, matrices in lists.items()}
+        self.live: dict[str, NDArray[np.int64]] = {
+            label: np.zeros(matrices[0].weights.shape[1] + 1, np.int64)
+            for label, matrices in lists.items()}
         self.valid: NDArray[np.bool_] = np.ones(0, bool)
 
     def __call__(self, name: str, activations: NDArray) -> NDArray:
-        if name.endswith(_FFN_PRODUCT):
-            layer = int(name.split(".")[1])
+        if name in self._label:
+            live = self.live[self._label[name]]
             counts = np.count_nonzero(activations[self.valid], axis=1)
-            self.live[layer] += np.bincount(counts, minlength=self.live.shape[1])
+            live += np.bincount(counts, minlength=len(live))
         return self._products(name, activations)
 
 
@@ -94,15 +111,15 @@ def _negative_log(logits: NDArray, targets: NDArray[np.integer]) -> float:
     return float((np.log(np.exp(shifted).sum(axis=1)) - chosen).sum(dtype=np.float64))
 
 
-def _measure(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
-             logit_scales: Sequence[float],
-             report: Callable[[int], None]) -> tuple[list[float], NDArray[np.int64]]:
+def _measure(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
+             logit_scales: Sequence[float], gates: GateMap,
+             report: Callable[[int], None]) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     """Nats with each logit scale, and live counts, of documents given as tokens."""
-    end = model.vocabulary.end_of_document
+    start_token, end = model.vocabulary.start, model.vocabulary.end_of_document
     documents = sorted(documents, key=len, reverse=True)
     lengths = np.array([len(document) + 1 for document in documents])
     products = _LiveCounter(model)
-    lm = GoldenLM(model, ARITHMETICS[arithmetic], products)
+    lm = GoldenLM(model, ARITHMETICS[arithmetic], products, gates)
     state = lm.start(len(documents))
     nats = [0.0] * len(logit_scales)
     start = 0
@@ -111,9 +128,11 @@ def _measure(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: s
         steps = min(max(8, _TOKENS // active), int(lengths[0]) - start)
         tokens = np.full((active, steps + 1), end)
         for row, document in zip(tokens, documents, strict=False):
-            # Position p reads the token before p; position 0 reads the end of a document.
+            # Position p reads the token before p; position 0 reads what a document begins with.
             piece = document[max(start - 1, 0):start + steps]
             first = start == 0
+            if first:
+                row[0] = start_token
             row[first:first + len(piece)] = piece
         valid = (start + np.arange(steps) < lengths[:active, np.newaxis]).reshape(-1)
         products.valid = valid
@@ -135,10 +154,11 @@ def _start_worker(reports: "multiprocessing.Queue[int]") -> None:
     _reports = reports
 
 
-def _work(model: TernaryLM, documents: Sequence[Sequence[int]], arithmetic: str,
-          logit_scales: Sequence[float]) -> tuple[list[float], NDArray[np.int64]]:
+def _work(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
+          logit_scales: Sequence[float],
+          gates: GateMap) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     assert _reports is not None
-    return _measure(model, documents, arithmetic, logit_scales, _reports.put)
+    return _measure(model, documents, arithmetic, logit_scales, gates, _reports.put)
 
 
 def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequence[int]]]:
@@ -149,15 +169,16 @@ def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequenc
     return shares
 
 
-def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: int,
+def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_count: int,
              arithmetic: str, *, logit_scales: Sequence[float] | None = None,
+             gates: GateMap | None = None,
              report: Callable[[int], None] = lambda tokens: None,
              workers: int | None = None) -> Measurement:
     """Measure a model.
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     documents : sequence of token sequences
         Without end-of-document tokens.
     byte_count : int
@@ -166,6 +187,8 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
         A key of :data:`sim.golden.model.ARITHMETICS`.
     logit_scales : sequence of float, optional
         Constants of the head to measure with; by default the model's own for this arithmetic.
+    gates : mapping of label to Gate, optional
+        As of :meth:`host.compress.gates.Gates.of`.
     report : callable
         Called with the number of tokens done since the last call.
     workers : int, optional
@@ -174,7 +197,7 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
     Raises
     ------
     ValueError
-        If there is no document, or no logit scale for this arithmetic.
+        If there is no document, no logit scale for this arithmetic, or nothing that could be gated.
     """
     if not documents:
         raise ValueError("Documents must not be empty")
@@ -183,41 +206,53 @@ def evaluate(model: TernaryLM, documents: Sequence[Sequence[int]], byte_count: i
             raise ValueError(f"Model {model.name} has no logit scale for arithmetic "
                              f"{arithmetic!r}; fit it with --fit")
         logit_scales = (model.logit_scales[arithmetic],)
+    if gates and ARITHMETICS[arithmetic].activations != "int8":
+        raise ValueError(f"Arithmetic {arithmetic!r} has no int8 codes to gate")
+    gates = gates or {}
     shares = _shares(documents, workers or min(4, os.cpu_count() or 1))
     if len(shares) == 1:
-        parts = [_measure(model, documents, arithmetic, logit_scales, report)]
+        parts = [_measure(model, documents, arithmetic, logit_scales, gates, report)]
     else:
-        parts = _in_parallel(model, shares, arithmetic, logit_scales, report)
+        parts = _in_parallel(model, shares, arithmetic, logit_scales, gates, report)
     nats = np.sum([part[0] for part in parts], axis=0)
     bits = nats / math.log(2) / byte_count
     return Measurement(arithmetic, len(documents), sum(map(len, documents)) + len(documents),
                        byte_count, tuple(logit_scales), tuple(bits.tolist()),
-                       np.sum([part[1] for part in parts], axis=0))
+                       {label: np.sum([part[1][label] for part in parts], axis=0)
+                        for label in parts[0][1]},
+                       tuple(label for label, matrices in model.network().lists().items()
+                             if matrices[0].name.endswith(_FFN_PRODUCT)))
 
 
-def _in_parallel(model, shares, arithmetic, logit_scales, report):
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    # One BLAS thread each: the workers are the threads. Read by NumPy when a worker imports it.
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """Start worker processes with one BLAS thread each: the workers are the threads."""
+    # Read by NumPy when a worker imports it.
     previous = os.environ.get("OPENBLAS_NUM_THREADS")
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     try:
-        with concurrent.futures.ProcessPoolExecutor(
-                len(shares), mp_context=context, initializer=_start_worker,
-                initargs=(reports,)) as pool:
-            futures = [pool.submit(_work, model, share, arithmetic, logit_scales)
-                       for share in shares]
-            while not all(future.done() for future in futures):
-                try:
-                    report(reports.get(timeout=0.5))
-                except queue.Empty:
-                    continue
-            return [future.result() for future in futures]
+        yield
     finally:
         if previous is None:
             del os.environ["OPENBLAS_NUM_THREADS"]
         else:
             os.environ["OPENBLAS_NUM_THREADS"] = previous
+
+
+def _in_parallel(model, shares, arithmetic, logit_scales, gates, report):
+    context = multiprocessing.get_context("spawn")
+    reports = context.Queue()
+    with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
+            len(shares), mp_context=context, initializer=_start_worker,
+            initargs=(reports,)) as pool:
+        futures = [pool.submit(_work, model, share, arithmetic, logit_scales, gates)
+                   for share in shares]
+        while not all(future.done() for future in futures):
+            try:
+                report(reports.get(timeout=0.5))
+            except queue.Empty:
+                continue
+        return [future.result() for future in futures]
 
 
 #: Logit scales that a fit tries, over the one in the middle: 9 from -20 % to +25 %.
@@ -256,18 +291,26 @@ def _result_name(measurement: Measurement) -> str:
     return "golden" if measurement.arithmetic == "lmul" else measurement.arithmetic
 
 
-def write_results(path: Path, command: str, model: TernaryLM, text: str,
+def write_results(path: Path, command: str, model: LanguageModel, text: str,
                   measurements: Sequence[Measurement]) -> None:
     """Write measurements as the JSON that the tables of the docs are made from.
 
     One row for each arithmetic with its bits per byte, then one for each layer with its density.
-    The definition of the model, ``lmul``, is called ``golden`` there.
+    The definition of the model, ``lmul``, is called ``golden`` there. What an arithmetic costs is
+    measured from ``float``, where that was measured too.
     """
     rows: list[dict[str, object]] = []
+    bits_of_float = next((measurement.bits_per_byte[0] for measurement in measurements
+                          if measurement.arithmetic == "float"), None)
     for measurement in measurements:
+        arithmetic = ARITHMETICS[measurement.arithmetic]
+        bits = measurement.bits_per_byte[0]
+        cost = {} if bits_of_float is None else {
+            "cost_percent": round(100 * (bits / bits_of_float - 1), 3)}
         rows.append({
             "arithmetic": _result_name(measurement), "text": text,
-            "bits_per_byte": round(measurement.bits_per_byte[0], 5),
+            "vectors": arithmetic.vectors, "activations": arithmetic.activations,
+            "bits_per_byte": round(bits, 5), **cost,
             "logit_scale": measurement.logit_scales[0], "density": round(measurement.density, 5),
             "documents": measurement.documents, "tokens": measurement.tokens,
             "bytes": measurement.bytes})
@@ -275,11 +318,11 @@ def write_results(path: Path, command: str, model: TernaryLM, text: str,
         rows += [{"arithmetic": _result_name(measurement), "text": text, "layer": layer,
                   **{key: round(value, 5) for key, value
                      in measurement.layer_density(layer).items()}}
-                 for layer in range(len(measurement.live))]
+                 for layer in range(len(measurement.hidden))]
     record = {
         "command": command,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "configuration": {"model": model.name, "layers": len(model.layers), "width": model.width,
+        "configuration": {"model": model.name, "layers": model.layer_count, "width": model.width,
                           "ffn_width": model.ffn_width, "vocab": model.vocab},
         "rows": rows}
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from host.compile import CompileError, compile_model
-from host.model import Layer, TernaryLM, TernaryMatrix, Vocabulary
+from host.families.mmfreelm import Layer, TernaryLM, TernaryMatrix
+from host.model import Vocabulary
 from hw.boards import CoreBoard
 from sim.golden.cycles import block_ram_memory_cycles
 from sim.golden.schedule import token_cycles

@@ -1,7 +1,8 @@
 """Text from a model, one token at a time, and what it took.
 
-The tokens of a prompt are known, so they go through the model together: the device reads each
-weight once for several of them. Every later token is a pass of its own.
+On an engine (:class:`Generator`) the tokens of a prompt go through the model together, since they
+are known: the device reads each weight once for several of them. Every later token is a pass of its
+own. On a core (:class:`TokenGenerator`) every token is.
 """
 
 import dataclasses
@@ -12,10 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.device import CheckedProducts, Counters, Device, Driver
-from host.model import TernaryLM
+from host.image import Image
+from host.model import LanguageModel
+from host.token_device import CheckedTokens, TokenDevice, TokenResult
+from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
-__all__ = ["Generator", "Phase", "Sampler"]
+__all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Generator:
 
     Parameters
     ----------
-    model : TernaryLM
+    model : LanguageModel
     device : Device
     loaded : callable
         Called with the name of each matrix once it is on the device.
@@ -94,7 +98,7 @@ class Generator:
         If the device cannot hold the model.
     """
 
-    def __init__(self, model: TernaryLM, device: Device,
+    def __init__(self, model: LanguageModel, device: Device,
                  loaded: Callable[[str], None] = lambda name: None):
         self.model = model
         self.driver = Driver(device)
@@ -128,7 +132,7 @@ class Generator:
         """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
 
         It ends early with the end of the document, which is not yielded. A document begins with
-        the prompt: the state is zero, and the end-of-document token is read first.
+        the prompt: the state is zero, and the token that documents begin with is read first.
 
         Raises
         ------
@@ -137,10 +141,11 @@ class Generator:
         DeviceError
             If the device fails.
         """
-        end = self.model.vocabulary.end_of_document
+        vocabulary = self.model.vocabulary
+        end = vocabulary.end_of_document
         state = self._lm.start()
         choose = sampler.choices()
-        logits = self._pass([end, *prompt], state, self.prompt)
+        logits = self._pass([vocabulary.start, *prompt], state, self.prompt)
         for remaining in range(count, 0, -1):
             token = choose(logits)
             if token == end:
@@ -148,3 +153,102 @@ class Generator:
             yield token
             if remaining > 1:
                 logits = self._pass([token], state, self.text)
+
+
+def candidates(image: Image, best: Sequence[Best],
+               ) -> tuple[NDArray[np.integer], NDArray[np.floating]]:
+    """Tokens with the largest logits, largest first and equal ones by token, and the logits.
+
+    Parameters
+    ----------
+    image : Image
+    best : sequence of Best
+        Of all EMITs: each has the ``best`` largest of its rows, so that many of all are certain.
+    """
+    tokens = np.concatenate([first + emission.rows for (first, _), emission
+                             in zip(image.program.heads, best, strict=True)])
+    logits = np.concatenate([emission.values * emission.scale for emission in best])
+    order = np.lexsort((tokens, -logits))[:image.config.best]
+    return tokens[order], logits[order]
+
+
+@dataclasses.dataclass
+class TokenPhase:
+    """Work on some tokens of a core.
+
+    Attributes
+    ----------
+    tokens : int
+    seconds : float
+        Wall time.
+    cycles, transfers : int
+        What the device did.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    cycles: int = 0
+    transfers: int = 0
+
+    def __add__(self, other: "TokenPhase") -> "TokenPhase":
+        return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
+                          self.cycles + other.cycles, self.transfers + other.transfers)
+
+
+class TokenGenerator:
+    """A model whose whole tokens are computed by a device.
+
+    Parameters
+    ----------
+    device : TokenDevice or CheckedTokens
+        With ``image`` loaded.
+    image : Image
+        With a vocabulary.
+
+    Attributes
+    ----------
+    prompt, text : TokenPhase
+        Reading the prompt, and all passes after it.
+    """
+
+    def __init__(self, device: TokenDevice | CheckedTokens, image: Image):
+        if image.vocabulary is None:
+            raise ValueError(f"Image of {image.model} must have a vocabulary")
+        self._device = device
+        self._image = image
+        self._end = image.vocabulary.end_of_document
+        self.prompt = TokenPhase()
+        self.text = TokenPhase()
+
+    def _pass(self, token: int, phase: TokenPhase, *, new: bool = False) -> TokenResult:
+        began = time.perf_counter()
+        result = self._device.token(token, new=new)
+        phase.tokens += 1
+        phase.seconds += time.perf_counter() - began
+        phase.cycles += result.cycles
+        phase.transfers += result.transfers
+        return result
+
+    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
+        """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
+
+        It begins and ends as :meth:`Generator.generate` does. The sampler draws from the largest
+        logits that the device delivers.
+
+        Raises
+        ------
+        DeviceError
+            As the device does.
+        """
+        choose = sampler.choices()
+        result = self._pass(self._end, self.prompt, new=True)
+        for token in prompt:
+            result = self._pass(token, self.prompt)
+        for remaining in range(count, 0, -1):
+            tokens, logits = candidates(self._image, result.best)
+            token = int(tokens[choose(logits)])
+            if token == self._end:
+                return
+            yield token
+            if remaining > 1:
+                result = self._pass(token, self.text)

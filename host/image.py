@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from host.device import DeviceError
+from host.model import Vocabulary
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, decode, disassemble, encode
 
-__all__ = ["Image", "ImageError", "Part", "Program", "listing", "read_image", "write_image"]
+__all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
+           "read_image", "write_image"]
 
-MAGIC = b"TALLY\x00\x01\n"
+MAGIC = b"TALLY\x00\x02\n"
 _LENGTHS = struct.Struct("<II")
 
 
@@ -93,6 +95,8 @@ class Image:
         In the order of their addresses.
     memory : bytes
         From address 0.
+    vocabulary : Vocabulary or None
+        What the tokens are, if the model knows it.
     """
 
     config: CoreConfig
@@ -101,6 +105,7 @@ class Image:
     program: Program
     parts: tuple[Part, ...]
     memory: bytes
+    vocabulary: Vocabulary | None = None
 
 
 def listing(program: Program) -> str:
@@ -122,6 +127,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         "fingerprint": f"{image.config.fingerprint():08x}",
         "model": image.model,
         "vocab": image.vocab,
+        "vocabulary": image.vocabulary and dataclasses.asdict(image.vocabulary),
         "program": {"bytes": len(program), "crc32": zlib.crc32(program),
                     "body": image.program.body, "heads": image.program.heads,
                     "notes": image.program.notes, "vectors": image.program.vectors},
@@ -138,6 +144,27 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
 
 def _crc(memory: bytes, part: Part) -> int:
     return zlib.crc32(memory[part.address:part.address + part.bytes])
+
+
+def is_image(path: str | os.PathLike) -> bool:
+    """Whether a file begins like an image, of whatever version."""
+    with open(path, "rb") as file:
+        return file.read(6) == MAGIC[:6]
+
+
+def check_configuration(what: str, made_for: CoreConfig, device: CoreConfig) -> None:
+    """Refuse an image that was made for another configuration.
+
+    Raises
+    ------
+    ImageError
+        If the device would compute something else; it begins with ``what`` and names the fields.
+    """
+    if made_for.fingerprint() != device.fingerprint():
+        theirs, ours = _flat(made_for), _flat(device)
+        differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
+                       for name in theirs if theirs[name] != ours[name] and name != "target"]
+        raise ImageError(f"{what}: made for another configuration: {', '.join(differences)}")
 
 
 def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Image:
@@ -172,11 +199,8 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
     fields = json.loads(header)
     made_for = CoreConfig(**fields["configuration"]
                           | {"engine": EngineConfig(**fields["configuration"]["engine"])})
-    if config is not None and config.fingerprint() != made_for.fingerprint():
-        theirs, ours = _flat(made_for), _flat(config)
-        differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
-                       for name in theirs if theirs[name] != ours[name] and name != "target"]
-        raise ImageError(f"{path}: made for another configuration: {', '.join(differences)}")
+    if config is not None:
+        check_configuration(str(path), made_for, config)
 
     start += length
     facts = fields["program"]
@@ -189,6 +213,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
         _section(path, data, f"part {part.name}", start + part.address, part.bytes, crc)
         parts.append(part)
     memory = data[start:start + fields["memory_bytes"]]
+    words = fields["vocabulary"]
     return Image(
         config=config or made_for, model=fields["model"], vocab=fields["vocab"],
         program=Program(
@@ -197,7 +222,9 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
             notes=tuple(facts["notes"]), body=facts["body"],
             heads=tuple((first, rows) for first, rows in facts["heads"]),
             vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()}),
-        parts=tuple(parts), memory=memory)
+        parts=tuple(parts), memory=memory,
+        vocabulary=words and Vocabulary(tuple(words["tokens"]), tuple(words["merges"]),
+                                        words["end_of_document"]))
 
 
 def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:

@@ -9,8 +9,8 @@ import serial
 from numpy.typing import NDArray
 
 from host.device import DeviceError
-from host.link import Link
-from hw.boards import BOARDS
+from host.link import Link, NoReplyError
+from hw.boards import BOARDS, CoreBoard, EngineBoard
 from hw.common.check import one_of
 from hw.config import CoreConfig, EngineConfig
 from hw.link.protocol import (
@@ -26,8 +26,8 @@ __all__ = ["SerialBoard", "different_fields", "packed"]
 
 _Config = TypeVar("_Config", CoreConfig, EngineConfig)
 
-#: What a board holds, by its name in the description.
-_KINDS = {"engine": "a ternary engine", "core": "a core"}
+#: What a board holds, by its name in the description; and the class of such boards.
+_KINDS = {"engine": ("a ternary engine", EngineBoard), "core": ("a core", CoreBoard)}
 
 
 class SerialBoard:
@@ -42,9 +42,9 @@ class SerialBoard:
     config : EngineConfig or CoreConfig, optional
         Its configuration that is expected. Without it, the description is believed.
     board : str, optional
-        Name of the board whose bitstream is expected; its baud rate is used.
+        Name of the board whose bitstream is expected.
     baud : int, optional
-        Bits per second, instead of the board's.
+        Bits per second. Without it, that of the board, or those of all boards of this kind in turn.
     timeout : float
         Seconds until a request fails.
 
@@ -69,9 +69,11 @@ class SerialBoard:
         self.name = port
         if board is not None:
             one_of("Board", board, BOARDS)
-            baud = baud or BOARDS[board].baud
+        bauds = {each.baud for each in BOARDS.values()
+                 if each.name == board or (board is None and isinstance(each, _KINDS[kind][1]))}
+        first, *others = [baud] if baud else sorted(bauds)
         try:
-            self._port = serial.Serial(port, baud or 1_000_000)
+            self._port = serial.Serial(port, first)
         except (serial.SerialException, OSError, ValueError) as problem:
             raise DeviceError(f"Serial port {port} cannot be opened: {problem}") from problem
         expected = f"'{board}'" if board else "a board of 'python -m hw.build list'"
@@ -79,7 +81,7 @@ class SerialBoard:
                          advice=f"check that the bitstream for {expected} is loaded")
         try:
             self._port.reset_input_buffer()
-            self.facts = self._hello()
+            self.facts = self._hello(others)
             self._check(kind, config)
             self.link.request(Command.RESET)
         except BaseException:
@@ -87,8 +89,15 @@ class SerialBoard:
             raise
         self.payload_bytes: int = self.facts["payload_bytes"]
 
-    def _hello(self) -> dict[str, Any]:
-        data = self.link.request(Command.HELLO)
+    def _hello(self, bauds: list[int]) -> dict[str, Any]:
+        """Return the description, if it comes at the present or another baud rate."""
+        try:
+            data = self.link.request(Command.HELLO)
+        except NoReplyError:
+            if not bauds:
+                raise
+            self._port.baudrate = bauds[0]
+            return self._hello(bauds[1:])
         try:
             facts = json.loads(data)
             version = facts["protocol"]
@@ -104,8 +113,9 @@ class SerialBoard:
         """Refuse another kind or configuration than the expected one."""
         board = self.facts["board"]
         if kind not in self.facts:
-            actual = next((what for name, what in _KINDS.items() if name in self.facts), "neither")
-            raise DeviceError(f"Board '{board}' on {self.name} must hold {_KINDS[kind]}, "
+            actual = next((what for name, (what, _) in _KINDS.items() if name in self.facts),
+                          "neither")
+            raise DeviceError(f"Board '{board}' on {self.name} must hold {_KINDS[kind][0]}, "
                               f"not {actual}")
         if config is not None:
             differing = different_fields(dataclasses.asdict(config), self.facts[kind])

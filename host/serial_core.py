@@ -1,23 +1,21 @@
 """A core on a serial port: an image once, then tokens in and largest logits out."""
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from host.device import DeviceError
 from host.image import Image
-from host.link import BusyError, StalledError
-from host.serial_board import SerialBoard, different_fields, packed
+from host.link import BusyError
+from host.serial_board import SerialBoard, packed
+from host.token_device import Report, TokenDevice, TokenResult
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Fault, disassemble
-from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, transfer_bytes
-from sim.golden.machine import Best
+from hw.isa import INSTRUCTION_BYTES, Fault
+from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields, transfer_bytes
+from sim.golden.machine import Best, MachineFault
+from sim.golden.schedule import token_cycles
 
 __all__ = ["SerialCore", "core_config"]
-
-Progress = Callable[[float, str], None]
 
 
 def core_config(fields: dict[str, Any]) -> CoreConfig:
@@ -25,7 +23,7 @@ def core_config(fields: dict[str, Any]) -> CoreConfig:
     return CoreConfig(**fields | {"engine": EngineConfig(**fields["engine"])})
 
 
-class SerialCore:
+class SerialCore(TokenDevice):
     """A core with its memory on a board, or anything that speaks like one.
 
     Parameters
@@ -33,19 +31,17 @@ class SerialCore:
     port : str
         Serial port, such as ``/dev/ttyUSB0``.
     board : str, optional
-        Name of the board whose bitstream is expected; its baud rate is used.
+        Name of the board whose bitstream is expected.
     config : CoreConfig, optional
         The core that is expected. Without it, the device's own description is believed.
     baud : int, optional
-        Bits per second, instead of the board's.
+        Bits per second. Without it, that of the board, or those of all boards with a core.
     timeout : float
         Seconds until a request fails.
 
     Attributes
     ----------
-    config : CoreConfig
-    memory_bytes : int
-        Bytes of the memory behind the core.
+    link : Link
 
     Raises
     ------
@@ -62,75 +58,43 @@ class SerialCore:
         self._board = SerialBoard(port, "core", config=config, board=board, baud=baud,
                                   timeout=timeout)
         self.link = self._board.link
-        facts = self._board.facts
-        self.config = core_config(facts["core"])
-        self.memory_bytes: int = facts["memory_bytes"]
+        super().__init__(core_config(self._board.facts["core"]))
+        self.label = f"core on {port}"
         self._transfers = CoreTransfers(self.config)
-        self._image: Image | None = None
 
     def info(self) -> dict[str, Any]:
-        """Plain facts: kind of device, board and clock, configuration and its fingerprint."""
-        facts = {name: self._board.facts[name] for name in ("board", "clock_hz", "memory_bytes")}
-        return {"device": f"core on {self._board.name}", "evidence": self.evidence, **facts,
-                "configuration": dataclasses.asdict(self.config),
-                "fingerprint": f"{self.config.fingerprint():08x}"}
+        """Facts of every device, and the board's name and clock."""
+        return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
 
     def status(self) -> dict[str, int]:
         """Return the device's counters; ``cycles`` are those of the latest token."""
         return self._board.status()
 
-    def load(self, image: Image, progress: Progress | None = None) -> None:
-        """Reset the core and write memory and program.
-
-        Parameters
-        ----------
-        image : Image
-        progress : callable, optional
-            Called with the share that is done (0 to 1) and what is under way.
-
-        Raises
-        ------
-        DeviceError
-            If the image is for another configuration or too large, or the device fails.
-        """
-        self._check(image)
-        self._image = None
-        self.link.request(Command.RESET)
-        port = self.config.port_bytes
-        padded = image.memory + bytes(-len(image.memory) % port)
-        rows = np.frombuffer(padded, np.uint8).reshape(-1, port)
-        addresses = np.arange(len(rows), dtype=np.uint32) * port
+    def _load(self, image: Image, report: Report) -> None:
+        self._reset()
+        rows = self._rows(image)
+        addresses = np.arange(len(rows), dtype=np.uint32) * self.config.port_bytes
         data = np.concatenate([addresses.astype("<u4").view(np.uint8).reshape(-1, 4), rows], axis=1)
-        # A part of a second between two reports.
         step = 64 * self._board.payload_bytes // data.shape[1]
         for first in range(0, len(data), step):
-            if progress:
-                progress(first / len(data), "writing the weights")
+            report(first / len(data), "writing the weights")
             self._send(Command.WRITE, data[first:first + step].tobytes())
+        # The device counts no transfers; the program says how many there are.
+        self._moved = token_cycles(image.config, image.program.instructions,
+                                   image.program.body).transfers
         # What lies behind the program must be no instruction of another one.
         room = len(image.program.instructions) < self.config.program_depth
         program = np.frombuffer(image.program.encoded() + bytes(room * INSTRUCTION_BYTES),
                                 np.uint8).reshape(-1, INSTRUCTION_BYTES)
         indices = np.arange(len(program), dtype="<u2").view(np.uint8).reshape(-1, 2)
         self._send(Command.PROGRAM, np.concatenate([indices, program], axis=1).tobytes())
-        self._image = image
-        if progress:
-            progress(1.0, "ready")
+        report(1.0, "ready")
 
-    def _check(self, image: Image) -> None:
-        differing = different_fields(dataclasses.asdict(self.config),
-                                     dataclasses.asdict(image.config))
-        if differing:
-            listed = "; ".join(f"{name} must be {ours!r}, not {theirs!r}"
-                               for name, ours, theirs in differing)
-            raise DeviceError(f"The image of {image.model} was made for another core than that on "
-                              f"{self._board.name}: {listed}")
-        for what, size, limit in (
-                ("bytes of memory", len(image.memory), self.memory_bytes),
-                ("instructions", len(image.program.instructions), self.config.program_depth)):
-            if size > limit:
-                raise DeviceError(f"The image of {image.model} must have at most {limit:,} {what} "
-                                  f"for the core on {self._board.name}, not {size:,}")
+    def _rows(self, image: Image) -> np.ndarray:
+        """Return the memory as uint8 of shape (transfers, port_bytes)."""
+        port = self.config.port_bytes
+        return np.frombuffer(image.memory + bytes(-len(image.memory) % port),
+                             np.uint8).reshape(-1, port)
 
     def read(self, address: int, size: int) -> bytes:
         """Read the memory back.
@@ -140,10 +104,10 @@ class SerialCore:
         address, size : int
             Multiples of ``port_bytes``, inside the memory.
         """
-        port = self.config.port_bytes
-        if address % port or size % port or not 0 <= address <= address + size <= self.memory_bytes:
-            raise ValueError(f"Memory must be read in multiples of {port} bytes below "
-                             f"{self.memory_bytes:,}, not {size:,} from {address:,}")
+        port, limit = self.config.port_bytes, self.config.memory_bytes
+        if address % port or size % port or not 0 <= address <= address + size <= limit:
+            raise ValueError(f"Memory must be read in multiples of {port} bytes below {limit:,}, "
+                             f"not {size:,} from {address:,}")
         addresses = np.arange(address, address + size, port)
         return b"".join(self._send(Command.READ, packed(self._transfers.address,
                                                         address=addresses)))
@@ -156,61 +120,36 @@ class SerialCore:
         DeviceError
             If a byte differs. Instructions may have stored something since.
         """
-        image = self._loaded()
-        padded = image.memory + bytes(-len(image.memory) % self.config.port_bytes)
-        found = self.read(0, len(padded))
-        for place, (wanted, actual) in enumerate(zip(padded, found, strict=True)):
-            if wanted != actual:
-                part = next((part.name for part in reversed(image.parts) if part.address <= place),
-                            "nothing")
-                raise DeviceError(f"The memory on {self._board.name} must hold {wanted:#04x} at "
-                                  f"address {place:#x} ({part}), not {actual:#04x}")
-
-    def token(self, token: int, *, new: bool = False) -> list[Best]:
-        """Make a pass over the program.
-
-        Parameters
-        ----------
-        token : int
-        new : bool
-            Whether a new sequence begins.
-
-        Returns
-        -------
-        list of Best
-            One for each EMIT.
-
-        Raises
-        ------
-        DeviceError
-            If there is no such token, or the core stops: it is reset then, and a new sequence can
-            begin.
-        """
-        image = self._loaded()
-        if not 0 <= token < image.vocab:
-            raise DeviceError(f"Token must be from 0 to {image.vocab - 1}, as {image.model} has, "
-                              f"not {token}")
-        start = 0 if new else image.program.body
-        try:
-            try:
-                self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
-            except BusyError:
-                # It has stopped behind what the pass before delivered. If not, it is reset.
-                self._best()
-                raise
-            return [self._best() for _ in image.program.heads]
-        except (BusyError, StalledError):
-            self.link.request(Command.RESET)
-            raise
+        image = self._image
+        if image is None:
+            raise DeviceError(f"The {self.label} must be given an image first")
+        wanted = self._rows(image).ravel()
+        found = np.frombuffer(self.read(0, wanted.size), np.uint8)
+        differ = np.flatnonzero(wanted != found)
+        if differ.size:
+            place = int(differ[0])
+            part = next((part.name for part in reversed(image.parts) if part.address <= place),
+                        "nothing")
+            raise DeviceError(f"The memory of the {self.label} must hold {wanted[place]:#04x} at "
+                              f"address {place:#x} ({part}), not {found[place]:#04x}")
 
     def close(self) -> None:
         """Close the port. The device cannot be used afterwards."""
         self._board.close()
 
-    def _loaded(self) -> Image:
-        if self._image is None:
-            raise DeviceError(f"The core on {self._board.name} must be given an image first")
-        return self._image
+    def _token(self, token: int, start: int) -> TokenResult:
+        assert self._image is not None
+        try:
+            self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
+        except BusyError:
+            # A fault may have stopped the core behind all that the pass before delivered.
+            self._best()
+            raise
+        best = [self._best() for _ in self._image.program.heads]
+        return TokenResult(best, self.status()["cycles"], self._moved)
+
+    def _reset(self) -> None:
+        self.link.request(Command.RESET)
 
     def _best(self) -> Best:
         """Ask for what one EMIT delivers."""
@@ -223,23 +162,16 @@ class SerialCore:
             answers += _unpacked(fields, data)
         *best, end = answers
         if end["kind"] == Answer.FAULT:
-            self._stopped(Fault(end["value"]), end["index"])
+            raise MachineFault(Fault(end["value"]), end["index"])
         return Best(np.array([answer["index"] for answer in best], np.int64),
                     np.array([answer["value"] for answer in best], np.int32),
                     end["index"], end["value"])
-
-    def _stopped(self, fault: Fault, index: int) -> None:
-        self.link.request(Command.RESET)
-        instructions = self._loaded().program.instructions
-        where = disassemble(instructions[index]) if index < len(instructions) else "behind the last"
-        raise DeviceError(f"The core on {self._board.name} stopped at instruction {index} "
-                          f"({where}): {fault.sentence}")
 
     def _send(self, command: Command, data: bytes) -> list[bytes]:
         return self._board.send(command, self._transfers.exchanges[command], data)
 
 
-def _unpacked(fields: tuple[tuple[str, int], ...], data: bytes) -> list[dict[str, int]]:
+def _unpacked(fields: Fields, data: bytes) -> list[dict[str, int]]:
     """Read transfers; only ``value`` is signed."""
     size = transfer_bytes(fields)
     transfers = []

@@ -27,11 +27,11 @@ class SerialDevice(Device):
     port : str
         Serial port, such as ``/dev/ttyUSB0``.
     board : str, optional
-        Name of the board whose bitstream is expected; its baud rate is used.
+        Name of the board whose bitstream is expected.
     config : EngineConfig, optional
         The engine that is expected. Without it, the device's own description is believed.
     baud : int, optional
-        Bits per second, instead of the board's.
+        Bits per second. Without it, that of the board, or those of all boards with an engine.
     timeout : float
         Seconds until a request fails.
 

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from host.device import Device, DeviceError
 from hw.config import EngineConfig
-from sim.verilated import CoreStopped, VerilatedCore
+from sim.library import SimulatorStopped
+from sim.verilated import VerilatedCore
 
 __all__ = ["SimulatedDevice"]
 
@@ -51,6 +52,6 @@ class SimulatedDevice(Device):
                  values: NDArray[np.int8]) -> tuple[NDArray[np.int32], int, int]:
         try:
             results, counters = self._core.product(handle, columns, values)
-        except CoreStopped as error:
+        except SimulatorStopped as error:
             raise DeviceError(str(error)) from error
         return results, counters.cycles, counters.transfers

@@ -1,14 +1,14 @@
-"""Text to tokens and back: the byte-level BPE that a model file carries."""
+"""Text to tokens and back: by the byte-level BPE that a model file carries, or by a file."""
 
 import codecs
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as BPETokenizer
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
-from host.model import Vocabulary
+from host.model import TokenizerFile, Vocabulary
 
-__all__ = ["StreamDecoder", "Tokenizer", "byte_symbols"]
+__all__ = ["FileTokenizer", "StreamDecoder", "Tokenizer", "byte_symbols", "open_tokenizer"]
 
 
 def byte_symbols() -> list[str]:
@@ -65,6 +65,10 @@ class Tokenizer:
         """Return the text of ``tokens``; what is not valid UTF-8 becomes U+FFFD."""
         return self.decode_bytes(tokens).decode("utf-8", "replace")
 
+    def stream(self) -> "StreamDecoder":
+        """Begin to decode tokens that come one at a time."""
+        return StreamDecoder(self)
+
 
 class StreamDecoder:
     """Decoder of tokens that come one at a time: a character appears with its last byte."""
@@ -80,3 +84,71 @@ class StreamDecoder:
     def finish(self) -> str:
         """Return what the bytes still waiting stand for: U+FFFD, or nothing where none wait."""
         return self._decoder.decode(b"", final=True)
+
+
+class FileTokenizer:
+    """A tokenizer in a file of its own.
+
+    Parameters
+    ----------
+    vocabulary : TokenizerFile
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged, or has other tokens than the model.
+    """
+
+    def __init__(self, vocabulary: TokenizerFile):
+        self.vocabulary = vocabulary
+        path = vocabulary.path
+        try:
+            self._tokenizer = BPETokenizer.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path.name}: {error.strerror}") from None
+        except Exception as error:      # what the package raises, and text that is not UTF-8
+            raise ValueError(f"{path.name}: not a tokenizer: {error}") from None
+        if self._tokenizer.get_vocab_size() > vocabulary.vocab:
+            raise ValueError(f"{path.name} must have at most {vocabulary.vocab} tokens, "
+                             f"not {self._tokenizer.get_vocab_size()}")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of ``text``; none are added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens``."""
+        return self._tokenizer.decode(list(tokens))
+
+    def stream(self) -> "FileStreamDecoder":
+        """Begin to decode tokens that come one at a time."""
+        return FileStreamDecoder(self._tokenizer)
+
+
+class FileStreamDecoder:
+    """As :class:`StreamDecoder`, for a tokenizer in a file of its own."""
+
+    def __init__(self, tokenizer: BPETokenizer):
+        self._tokenizer = tokenizer
+        self._stream = decoders.DecodeStream(skip_special_tokens=True)
+
+    def feed(self, token: int) -> str:
+        """Return the text that ``token`` completes."""
+        return self._stream.step(self._tokenizer, token) or ""
+
+    def finish(self) -> str:
+        """Return nothing: what the bytes still waiting stand for is not known."""
+        return ""
+
+
+def open_tokenizer(vocabulary: Vocabulary | TokenizerFile) -> Tokenizer | FileTokenizer:
+    """Make the tokenizer of a model.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used.
+    """
+    if isinstance(vocabulary, TokenizerFile):
+        return FileTokenizer(vocabulary)
+    return Tokenizer(vocabulary)

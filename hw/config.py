@@ -10,11 +10,14 @@ import json
 from hw.common.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["CoreConfig", "EngineConfig", "TARGETS"]
+__all__ = ["CoreConfig", "EngineConfig", "TARGETS", "TILE"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
 TARGETS = ("generic", "ecp5")
+
+#: Elements of a tile of the list: an index within a tile is a byte.
+TILE = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,9 @@ class EngineConfig:
         Bytes that the weight port delivers in one transfer.
     result_lanes : int
         Results in one transfer of the drain.
+    row_columns : int
+        Columns of the widest matrix that can be walked by row, a multiple of ``lanes``, which are
+        then a power of two; 0 leaves that walk out.
     target : str
         One of :data:`TARGETS`.
     """
@@ -59,12 +65,14 @@ class EngineConfig:
     packing: str = "5in8"
     port_bytes: int = 8
     result_lanes: int = 8
+    row_columns: int = 0
     target: str = "generic"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if field.type is int:
-                positive_int(f"Configuration field {field.name}", getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.type is int and (field.name, value) != ("row_columns", 0):
+                positive_int(f"Configuration field {field.name}", value)
         one_of("Trit packing", self.packing, PACKINGS)
         one_of("Target", self.target, TARGETS)
         if self.lanes % self.result_lanes:
@@ -79,6 +87,20 @@ class EngineConfig:
         if self.accumulator_width <= self.operand_width:
             raise ValueError(f"Accumulator width ({self.accumulator_width}) must exceed the "
                              f"operand width ({self.operand_width})")
+        if self.row_columns:
+            self._check_rows()
+
+    def _check_rows(self):
+        if self.lanes < 2 or self.lanes & (self.lanes - 1):
+            raise ValueError(f"Lane count must be a power of two from 2 for the walk by row, "
+                             f"not {self.lanes}")
+        if self.row_columns % self.lanes:
+            raise ValueError(f"Columns by row ({self.row_columns}) must be a multiple of the lane "
+                             f"count ({self.lanes})")
+        # One counter walks groups of either kind.
+        if self.row_columns > self.max_rows:
+            raise ValueError(f"Columns by row must be at most {self.max_rows}, the rows by column, "
+                             f"not {self.row_columns}")
 
     @property
     def operand_width(self) -> int:
@@ -138,17 +160,44 @@ class EngineConfig:
             If the product does not fit this configuration.
         """
         positive_int("Row count", rows)
-        for what, value, limit in (("Plane count", planes, self.max_planes),
-                                   ("Batch", batch, self.max_batch)):
-            if positive_int(what, value) > limit:
-                raise ValueError(f"{what} must be at most {limit}, not {value}")
+        _at_most("Plane count", planes, self.max_planes)
+        _at_most("Batch", batch, self.max_batch)
         groups = self.groups(rows)
         if groups * batch > self.accumulator_depth:
             limit = self.accumulator_depth // batch * self.lanes
             raise ValueError(f"Row count must be at most {limit} with batch {batch}, not {rows}")
         last_rows = rows - (groups - 1) * self.lanes
-        return {"groups": groups, "tail": self.result_transfers(last_rows), "planes": planes,
-                "batch": batch}
+        fields = {"groups": groups, "tail": self.result_transfers(last_rows), "planes": planes,
+                  "batch": batch}
+        return fields | ({"by_row": 0} if self.row_columns else {})
+
+    def row_job(self, columns: int, *, planes: int = 1) -> dict[str, int]:
+        """Fields of the engine's job for listed rows of a matrix of ``columns`` columns.
+
+        Parameters
+        ----------
+        columns : int
+            Columns of the matrix.
+        planes : int
+            Trit planes of its weights.
+
+        Returns
+        -------
+        dict
+            ``groups``: weight words in a plane of a row; ``planes``; ``batch``: 1; ``tail``: 0;
+            ``by_row``: 1.
+
+        Raises
+        ------
+        ValueError
+            If the product does not fit this configuration.
+        """
+        if not self.row_columns:
+            raise ValueError("A product by row needs a configuration with row_columns")
+        _at_most("Column count", columns, self.row_columns)
+        _at_most("Plane count", planes, self.max_planes)
+        return {"groups": self.groups(columns), "tail": 0, "planes": planes, "batch": 1,
+                "by_row": 1}
 
     def fingerprint(self) -> int:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
@@ -170,7 +219,7 @@ class CoreConfig:
     program_depth : int
         Instructions of a program, a power of two.
     list_depth : int
-        Entries of each of the two list buffers.
+        Entries of each of the two list buffers: whole tiles of :data:`TILE`, or one short tile.
     product_depth : int
         Products that can be queued; a program has no more that are not drained yet.
     queue_words : int
@@ -199,11 +248,14 @@ class CoreConfig:
             if value & (value - 1):
                 raise ValueError(f"Configuration field {name} must be a power of two, not {value}")
         # Fields of an instruction hold elements, rows and entries in 16 bits, addresses in 32.
-        for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - 1),
+        for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - TILE),
                             ("address_width", 32)):
             if getattr(self, name) > limit:
                 raise ValueError(f"Configuration field {name} must be at most {limit}, "
                                  f"not {getattr(self, name)}")
+        if self.list_depth > TILE and self.list_depth % TILE:
+            raise ValueError(f"List depth ({self.list_depth}) must be a multiple of {TILE}, or "
+                             f"less than that")
         if self.vector_depth % self.vector_lanes:
             raise ValueError(f"Vector depth ({self.vector_depth}) must be a multiple of the result "
                              f"lane count ({self.vector_lanes})")
@@ -231,6 +283,11 @@ class CoreConfig:
         fields = dataclasses.asdict(self)
         del fields["engine"]["target"]
         return _fingerprint(fields)
+
+
+def _at_most(what: str, value: int, limit: int) -> None:
+    if positive_int(what, value) > limit:
+        raise ValueError(f"{what} must be at most {limit}, not {value}")
 
 
 def _fingerprint(fields: dict) -> int:

@@ -13,7 +13,10 @@ from hw.sequencer.list_memory import ListMemory
 from hw.sequencer.program import program_layout
 from hw.sequencer.sequencer import Sequencer, fault_layout, token_layout
 from hw.sequencer.top_k import TopK, best_layout
+from hw.sparse.select import Selector
 from hw.ternary.core import TernaryCore
+from hw.ternary.results import RESULT_DEPTH
+from hw.ternary.walker import ENTRY_DEPTH
 from hw.vector.memory import VectorMemory
 from hw.vector.move import Drain, Mover, scalar_layout
 from hw.vector.packer import Packer
@@ -80,10 +83,11 @@ class Core(wiring.Component):
         m.submodules.ternary = ternary = self._ternary
         m.submodules.list = list_memory = ListMemory(config)
         m.submodules.packer = packer = Packer(config)
+        m.submodules.selector = selector = Selector(config)
         m.submodules.vector = vector = VectorUnit(config)
         m.submodules.drain = drain = Drain(config)
         m.submodules.top_k = top_k = TopK(config)
-        m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 1), writers=3)
+        m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 2), writers=3)
 
         memory = wiring.flipped(self.memory)
         for producer, consumer in (
@@ -93,6 +97,8 @@ class Core(wiring.Component):
                 (vector.o_results, sequencer.i_numbers),
                 (sequencer.o_packs, packer.i_commands),
                 (packer.o_results, sequencer.i_packed),
+                (sequencer.o_selections, selector.i_commands),
+                (packer.o_entries, selector.i_entries),
                 (sequencer.o_drains, drain.i_commands),
                 (sequencer.o_choices, top_k.i_commands),
                 (sequencer.o_moves, mover.i_moves),
@@ -109,7 +115,7 @@ class Core(wiring.Component):
                 (sequencer.o_faults, wiring.flipped(self.o_faults))):
             connect_stream(m, producer, consumer)
         for reads, users in ((vectors.reads_0, (vector.read_0, packer.read, mover.read)),
-                             (vectors.reads_1, (vector.read_1,))):
+                             (vectors.reads_1, (vector.read_1, selector.read))):
             for port, user in zip(reads, users, strict=True):
                 wiring.connect(m, user, port)
         for port, user in zip(vectors.writes, (vector.write, drain.write, mover.write),
@@ -117,6 +123,8 @@ class Core(wiring.Component):
             wiring.connect(m, user, port)
 
         m.d.comb += [
+            sequencer.listed.eq(selector.o_entries.valid & selector.o_entries.ready
+                                & selector.o_entries.p.end),
             sequencer.drained.eq(drain.done),
             sequencer.chosen.eq(top_k.o_best.valid & top_k.o_best.ready & top_k.o_best.p.last),
             sequencer.moved.eq(mover.loaded | mover.stored),
@@ -126,38 +134,64 @@ class Core(wiring.Component):
             fetching.start.eq(self.i_tokens.p.start),
             fetching.stored.eq(mover.stored),
         ]
-        self._lists(m, sequencer, packer, list_memory, ternary, fetcher)
+        self._lists(m, sequencer, selector.o_entries, list_memory, ternary, fetcher, drain)
         self._results(m, ternary, drain, top_k)
         return m
 
-    def _lists(self, m, sequencer, packer, list_memory, ternary, fetcher):
+    def _lists(self, m, sequencer, packed, list_memory, ternary, fetcher, drain):
         """Join lists from both their makers with the list memory, and that with the engine.
 
-        Columns are asked for where fetching could not know them: each product remembers it.
+        Columns, or rows, are asked for where fetching could not know them: each product remembers
+        it. A DENSE list goes to the walk by row too, where it stays until the next one.
         """
+        engine = self.config.engine
         entries = list_memory.i_entries
+        of_token = sequencer.o_entries
         m.d.comb += [
-            entries.valid.eq(sequencer.o_entries.valid | packer.o_entries.valid),
-            entries.p.eq(Mux(sequencer.o_entries.valid, sequencer.o_entries.p,
-                             packer.o_entries.p)),
-            sequencer.o_entries.ready.eq(entries.ready),
-            packer.o_entries.ready.eq(entries.ready & ~sequencer.o_entries.valid),
+            entries.valid.eq(of_token.valid | packed.valid),
+            entries.p.eq(Mux(of_token.valid, of_token.p, packed.p)),
+            of_token.ready.eq(entries.ready),
+            packed.ready.eq(entries.ready & ~of_token.valid),
         ]
         newest = Signal()                       # ... the columns of the newest list are asked for
-        with m.If(sequencer.o_entries.valid):
+        with m.If(of_token.valid):
             m.d.sync += newest.eq(1)
         with m.If(sequencer.o_packs.valid):
             m.d.sync += newest.eq(sequencer.o_packs.p.sparse)
-        m.submodules.asked = queue = fifo.SyncFIFO(width=1,
-                                                   depth=list_memory.config.product_depth + 1)
-        asked = Signal()                        # of the product whose list is walked
+        by_row = sequencer.o_products.p.by_row if engine.row_columns else C(0)
+        m.submodules.asked = queue = fifo.SyncFIFO(width=2, depth=self.config.product_depth + 1)
+        asked, rows = Signal(), Signal()        # of the product whose list is walked
         m.d.comb += [
-            queue.w_data.eq(newest),
+            queue.w_data.eq(Cat(newest | by_row, by_row)),
             queue.w_en.eq(sequencer.o_products.valid & sequencer.o_products.ready),
             queue.r_en.eq(ternary.i_jobs.valid & ternary.i_jobs.ready),
         ]
         with m.If(queue.r_en):
-            m.d.sync += asked.eq(queue.r_data)
+            m.d.sync += Cat(asked, rows).eq(queue.r_data)
+
+        # Rows on their way from the list to the drain: those that wait in the engine, are summed
+        # up, or whose sums are queued.
+        m.submodules.rows = places = fifo.SyncFIFOBuffered(
+            width=engine.index_width,
+            depth=RESULT_DEPTH + 4 * ENTRY_DEPTH if engine.row_columns else 1)
+        room = Signal()                         # for the column, or row, that is asked for
+        asks = Signal()
+        m.d.comb += [
+            room.eq((~asked | fetcher.i_columns.ready) & (~rows | places.w_rdy)),
+            asks.eq(ternary.o_columns.valid & room),
+            places.w_en.eq(asks & rows),
+            places.w_data.eq(list_memory.o_entries.p.index),
+            drain.i_rows.valid.eq(places.r_rdy),
+            drain.i_rows.p.index.eq(places.r_data),
+            places.r_en.eq(drain.i_rows.ready),
+        ]
+        if engine.row_columns:
+            activations = ternary.i_activations
+            m.d.comb += [
+                activations.valid.eq(packed.valid & packed.ready & ~newest & ~packed.p.end),
+                activations.p.index.eq(packed.p.index),
+                activations.p.value.eq(packed.p.value),
+            ]
 
         # The list's end goes both ways at once; the engine's readiness for it depends on registers.
         listed, columns = list_memory.o_entries, fetcher.i_columns
@@ -167,11 +201,11 @@ class Core(wiring.Component):
             ternary.i_entries.p.eq(listed.p),
             ternary.i_entries.valid.eq(listed.valid & (~(end & asked) | columns.ready)),
             listed.ready.eq(ternary.i_entries.ready & (~(end & asked) | columns.ready)),
-            ternary.o_columns.ready.eq(~asked | columns.ready),
+            ternary.o_columns.ready.eq(room),
             columns.p.index.eq(listed.p.index),
             columns.p.end.eq(end),
             columns.valid.eq(asked & Mux(end, listed.valid & ternary.i_entries.ready,
-                                         ternary.o_columns.valid)),
+                                         ternary.o_columns.valid & (~rows | places.w_rdy))),
         ]
 
     @staticmethod

@@ -8,8 +8,8 @@ bit. This module imports no Amaranth.
 import dataclasses
 import enum
 
-__all__ = ["FIELDS", "INSTRUCTION_BYTES", "REGISTERS", "USED", "Fault", "Function", "Instruction",
-           "Opcode", "decode", "disassemble", "encode"]
+__all__ = ["ADDRESSED", "FIELDS", "FUNCTIONS", "GATED", "INSTRUCTION_BYTES", "REGISTERS", "USED",
+           "Fault", "Function", "Instruction", "Opcode", "decode", "disassemble", "encode"]
 
 #: Bytes of an instruction in a program.
 INSTRUCTION_BYTES = 16
@@ -38,13 +38,15 @@ class Opcode(enum.IntEnum):
     STORE = 0x03
     #: The list becomes one entry: the column of the token's number, with activation 1.
     TOKEN = 0x10
-    #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``.
+    #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register. TOP_K
+    #: and THRESHOLD look at the vector of integers ``v[b]``, norms of the columns: 1 if ``b`` is 0.
     PACK = 0x11
     #: A product is queued: the list times the matrix of ``a`` rows, ``count`` columns and ``b``
-    #: planes whose packed columns begin at ``address``. A matrix with fewer rows than lanes, or
-    #: more than accumulators, is several.
+    #: planes whose packed columns, or rows, begin at ``address``. A matrix with fewer rows than
+    #: lanes, or more than accumulators, is several.
     MATMUL = 0x12
-    #: ``v[target] = S(product, constant * r[a] * r[b])``; ``count`` is the product's rows.
+    #: ``v[target] = function(S(product, constant * r[a] * r[b]))``; ``count`` is the product's
+    #: rows. Of a product by row, only the listed elements are written.
     DRAIN = 0x13
     #: The largest of the ``count`` integers of the product are delivered to the host, with the
     #: scalar ``constant * r[a] * r[b]`` that makes logits of them.
@@ -56,17 +58,27 @@ class Opcode(enum.IntEnum):
 
 
 class Function(enum.IntEnum):
-    """Variants of PACK and VECTOR."""
+    """Variants of PACK, MATMUL, DRAIN and VECTOR."""
 
     #: PACK: every element becomes an entry, and weights may be read before the list is known.
     DENSE = 0x01
     #: PACK: zeros are left out, and only listed columns are read.
     SPARSE = 0x02
+    #: PACK: the elements that are not zero, each with activation 1: rows that are wanted.
+    NONZERO = 0x03
+    #: PACK: SPARSE, but only the ``constant`` entries with the largest scores.
+    TOP_K = 0x04
+    #: PACK: SPARSE, but only entries with scores above ``address``.
+    THRESHOLD = 0x05
+    #: MATMUL: the listed columns, each times its activation.
+    BY_COLUMN = 0x08
+    #: MATMUL: the listed rows, times the activations of the newest DENSE list.
+    BY_ROW = 0x09
     #: VECTOR, of ``a`` and ``b``.
     ADD = 0x10
     SUBTRACT = 0x11
     LMUL = 0x12
-    #: VECTOR, of ``a`` alone.
+    #: VECTOR, of ``a`` alone; the first two also DRAIN.
     COPY = 0x20
     RELU = 0x21
     #: ``1 / (1 + exp(a))``: the share of the state that is replaced.
@@ -80,9 +92,9 @@ USED = {
     Opcode.LOAD: ("target", "count", "address"),
     Opcode.STORE: ("a", "count", "address"),
     Opcode.TOKEN: (),
-    Opcode.PACK: ("function", "target", "a", "count"),
-    Opcode.MATMUL: ("a", "b", "count", "address"),
-    Opcode.DRAIN: ("target", "a", "b", "count", "constant"),
+    Opcode.PACK: ("function", "target", "a", "b", "count", "constant", "address"),
+    Opcode.MATMUL: ("function", "a", "b", "count", "address"),
+    Opcode.DRAIN: ("function", "target", "a", "b", "count", "constant"),
     Opcode.EMIT: ("a", "b", "count", "constant"),
     Opcode.VECTOR: ("function", "target", "a", "b", "count"),
     Opcode.NORM: ("target", "a", "count"),
@@ -90,10 +102,19 @@ USED = {
 
 #: Functions that each opcode with a ``function`` field takes.
 FUNCTIONS = {
-    Opcode.PACK: (Function.DENSE, Function.SPARSE),
+    Opcode.PACK: (Function.DENSE, Function.SPARSE, Function.NONZERO, Function.TOP_K,
+                  Function.THRESHOLD),
+    Opcode.MATMUL: (Function.BY_COLUMN, Function.BY_ROW),
+    Opcode.DRAIN: (Function.COPY, Function.RELU),
     Opcode.VECTOR: (Function.ADD, Function.SUBTRACT, Function.LMUL, Function.COPY, Function.RELU,
                     Function.SIGMOID_OF_NEGATIVE, Function.SILU),
 }
+
+#: Functions of PACK that pass the list through the gate.
+GATED = (Function.TOP_K, Function.THRESHOLD)
+
+#: Opcodes whose ``address`` is one of the memory.
+ADDRESSED = (Opcode.LOAD, Opcode.STORE, Opcode.MATMUL)
 
 
 class Fault(enum.IntEnum):
@@ -123,9 +144,10 @@ _SENTENCES = {
                           "vector memory, or is longer than the list that it becomes",
     Fault.REGISTER: "a scalar register is beyond the last one, or register 0 is written",
     Fault.MEMORY_ADDRESS: "an address is not aligned to the memory port, or beyond the memory",
-    Fault.MATRIX: "a matrix has more rows, columns or planes than the engine, or none",
+    Fault.MATRIX: "a matrix has more rows, columns or planes than the engine takes, or none",
     Fault.NOT_FINITE: "a vector to be packed holds an infinity or a NaN",
-    Fault.NO_PRODUCT: "a product is taken that was not queued, or has another number of rows",
+    Fault.NO_PRODUCT: "a product is taken that was not queued, has another number of rows, or was "
+                      "made by row and cannot be emitted",
 }
 
 
@@ -192,7 +214,8 @@ def disassemble(instruction: Instruction) -> str:
             known = value in FUNCTIONS[instruction.opcode]
             parts.append(Function(value).name if known else f"function={value:#04x}")
         elif name in ("constant", "address"):
-            parts.append(f"{name}={value:#x}")
+            if value or instruction.opcode is not Opcode.PACK:
+                parts.append(f"{name}={value:#x}")
         else:
             parts.append(f"{name}={value}")
     return " ".join(parts).rstrip()

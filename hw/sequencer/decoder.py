@@ -6,28 +6,40 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from hw.config import CoreConfig
-from hw.isa import FIELDS, FUNCTIONS, INSTRUCTION_BYTES, REGISTERS, USED, Fault, Function, Opcode
+from hw.isa import (
+    ADDRESSED,
+    FIELDS,
+    FUNCTIONS,
+    GATED,
+    INSTRUCTION_BYTES,
+    REGISTERS,
+    Fault,
+    Function,
+    Opcode,
+)
 
 __all__ = ["Decoder", "decoded_layout"]
 
-#: Fields that hold where a vector begins. VECTOR's ``b`` is one only with functions of two.
+#: Fields that hold where a vector begins. ``b`` is one only with some functions.
 _VECTORS = {
     Opcode.LOAD: ("target",),
     Opcode.STORE: ("a",),
-    Opcode.PACK: ("a",),
+    Opcode.PACK: ("a", "b"),
     Opcode.DRAIN: ("target",),
     Opcode.VECTOR: ("target", "a", "b"),
     Opcode.NORM: ("a",),
 }
-_BINARY = (Function.ADD, Function.SUBTRACT, Function.LMUL)
+_OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *GATED)
 
 
 def decoded_layout(config: CoreConfig) -> data.StructLayout:
     """Layout of a decoded instruction: :data:`hw.isa.FIELDS`, ``fault``, and ``column_bytes``.
 
-    The latter are the bytes of a column of MATMUL's matrix, and of a word of any other's vector.
+    The latter are the bytes of a column, or row, of MATMUL's matrix, and of a word of any other's
+    vector.
     """
     engine = config.engine
+    # A row is no longer: `row_columns` is at most `max_rows`.
     largest = engine.column_bytes(engine.max_rows, engine.max_planes)
     return data.StructLayout(FIELDS | {
         "fault": bits_for(max(Fault)), "column_bytes": bits_for(max(largest,
@@ -84,6 +96,8 @@ class Decoder(wiring.Component):
         # One flag for each fault, the first one lowest.
         flags = data.StructLayout({fault.name: 1 for fault in Fault
                                    if Fault.NONE < fault <= Fault.MATRIX})
+        by_row = Signal()
+        m.d.comb += by_row.eq((at.opcode == Opcode.MATMUL) & (at.function == Function.BY_ROW))
         seen, found = Signal(flags), Signal(flags, reset_less=True)
         m.d.comb += [
             seen.OPCODE.eq(~opcode_in(Opcode)),
@@ -91,21 +105,24 @@ class Decoder(wiring.Component):
                 (at.opcode == opcode) & ~Cat(at.function == known for known in functions).any()
                 for opcode, functions in FUNCTIONS.items()).any()),
             seen.REGISTER.eq(
-                (opcode_in((Opcode.PACK, Opcode.NORM))
+                (((at.opcode == Opcode.NORM)
+                  | ((at.opcode == Opcode.PACK) & (at.function != Function.NONZERO)))
                  & ((at.target == 0) | (at.target >= REGISTERS)))
                 | (opcode_in((Opcode.DRAIN, Opcode.EMIT))
                    & ((at.a >= REGISTERS) | (at.b >= REGISTERS)))),
             seen.MATRIX.eq((at.opcode == Opcode.MATMUL) & Cat(
                 (value == 0) | (value > limit)
-                for value, limit in ((at.a, engine.max_rows), (at.b, engine.max_planes),
-                                     (at.count, engine.max_columns))).any()),
+                for value, limit in (
+                    (at.a, Mux(by_row, engine.max_columns, engine.max_rows)),
+                    (at.b, engine.max_planes),
+                    (at.count, Mux(by_row, engine.row_columns, engine.max_columns)))).any()),
         ]
         below = exact_log2(config.vector_lanes)
         bad = [at.count == 0, at.count[:below].any()]
         for name in ("target", "a", "b"):
             used = opcode_in(opcode for opcode, names in _VECTORS.items() if name in names)
             if name == "b":
-                used &= Cat(at.function == function for function in _BINARY).any()
+                used &= Cat(at.function == function for function in _OF_TWO).any()
             bad.append(used & (at[name][:below].any() | (at[name] + at.count
                                                          > config.vector_depth)))
         m.d.comb += seen.VECTOR_ADDRESS.eq(
@@ -113,8 +130,9 @@ class Decoder(wiring.Component):
             | ((at.opcode == Opcode.PACK) & (at.count > config.list_depth)))
 
         # Bytes of a matrix: word bytes times planes times groups times columns, one factor after
-        # the other, from its lowest bit up. A vector has two bytes for each element.
-        groups = (at.a + (engine.lanes - 1)) >> exact_log2(engine.lanes)
+        # the other, from its lowest bit up; by row it is the other way round. A vector has two
+        # bytes for each element.
+        groups = (Mux(by_row, at.count, at.a) + (engine.lanes - 1)) >> exact_log2(engine.lanes)
         largest = engine.word_bytes * (2 ** len(at.b) - 1) * (2 ** len(groups) - 1) * (
             2 ** len(at.count) - 1)
         bytes_ = Signal(range(largest + 1), reset_less=True)
@@ -125,7 +143,7 @@ class Decoder(wiring.Component):
         m.d.comb += [
             end.eq(at.address + bytes_),
             seen.MEMORY_ADDRESS.eq(
-                opcode_in(opcode for opcode, names in USED.items() if "address" in names)
+                opcode_in(ADDRESSED)
                 & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes))),
         ]
         m.d.sync += found.eq(seen)
@@ -160,7 +178,7 @@ class Decoder(wiring.Component):
                             at.column_bytes.eq(bytes_),
                             term.eq(bytes_),
                             bytes_.eq(0),
-                            factor.eq(Mux(passes == 2, groups, at.count)),
+                            factor.eq(Mux(passes == 2, groups, Mux(by_row, at.a, at.count))),
                         ]
             with m.State("CHECK"):
                 m.next = "CHOOSE"

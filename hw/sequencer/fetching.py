@@ -81,8 +81,10 @@ class Fetching(wiring.Component):
                     fetch.count.eq(Mux(given.opcode == Opcode.LOAD,
                                        given.count >> exact_log2(self.config.vector_lanes),
                                        given.count)),
-                    fetch.kind.eq(Mux(given.opcode == Opcode.LOAD, Kind.VECTOR,
-                                      Mux(asked, Kind.COLUMNS, Kind.WHOLE))),
+                    fetch.kind.eq(Mux(
+                        given.opcode == Opcode.LOAD, Kind.VECTOR,
+                        Mux(asked | (given.function == Function.BY_ROW), Kind.COLUMNS,
+                            Kind.WHOLE))),
                 ]
                 with m.If(reader.o.valid):
                     with m.If(given.fault != Fault.NONE):
@@ -99,7 +101,7 @@ class Fetching(wiring.Component):
                                 ]
                             with m.Case(Opcode.TOKEN, Opcode.PACK):
                                 m.d.sync += asked.eq((given.opcode == Opcode.TOKEN)
-                                                     | (given.function == Function.SPARSE))
+                                                     | (given.function != Function.DENSE))
                                 m.d.comb += reader.o.ready.eq(1)
                             with m.Case(Opcode.STOP):
                                 m.d.comb += [reader.o.ready.eq(1), reader.restart.eq(1)]

@@ -7,10 +7,11 @@ from amaranth.utils import bits_for, exact_log2
 
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FIELDS, REGISTERS, Fault, Function, Opcode
+from hw.isa import FIELDS, GATED, REGISTERS, Fault, Function, Opcode
 from hw.lmul.exact import ExactMultiplier
 from hw.sequencer.decoder import decoded_layout
 from hw.sequencer.program import ProgramReader, program_layout
+from hw.sparse.select import command_layout as selection_layout
 from hw.ternary.walker import entry_layout, job_layout
 from hw.vector.memory import address_width
 from hw.vector.move import drain_layout, move_layout, scalar_layout
@@ -54,6 +55,10 @@ class Sequencer(wiring.Component):
         ``i_commands`` and ``o_results`` of :class:`hw.vector.unit.VectorUnit`.
     o_packs, i_packed : Out(stream), In(stream)
         ``i_commands`` and ``o_results`` of :class:`hw.vector.packer.Packer`.
+    o_selections : Out(stream)
+        ``i_commands`` of :class:`hw.sparse.select.Selector`, accepted before that of the packer.
+    listed : In(1)
+        For a cycle when the end of a PACK's list was accepted by the list memory.
     o_entries, o_products : Out(stream)
         For ``i_entries`` and ``i_products`` of :class:`hw.sequencer.list_memory.ListMemory`.
     o_drains : Out(stream) of :func:`drain_layout`
@@ -84,6 +89,8 @@ class Sequencer(wiring.Component):
     i_numbers: stream.Interface
     o_packs: stream.Interface
     i_packed: stream.Interface
+    o_selections: stream.Interface
+    listed: Signal
     o_entries: stream.Interface
     o_products: stream.Interface
     o_drains: stream.Interface
@@ -104,7 +111,9 @@ class Sequencer(wiring.Component):
             "i_tokens": token_layout(config),
             "o_vectors": command_layout(config),
             "i_numbers": data.StructLayout({"number": bf16.width}),
-            "o_packs": data.StructLayout({"sparse": 1, "a": address, "words": address + 1}),
+            "o_packs": data.StructLayout({"sparse": 1, "nonzero": 1, "a": address,
+                                          "words": address + 1}),
+            "o_selections": selection_layout(config),
             "i_packed": data.StructLayout({"exponent": signed(_EXPONENT_WIDTH), "fault": 1}),
             "o_entries": entry_layout(config.engine),
             "o_products": job_layout(config.engine),
@@ -117,7 +126,7 @@ class Sequencer(wiring.Component):
         super().__init__({
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
-            "drained": In(1), "chosen": In(1), "moved": In(1),
+            "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
         })
 
     def elaborate(self, platform):
@@ -135,10 +144,14 @@ class Sequencer(wiring.Component):
         token = Signal(engine.index_width, reset_less=True)
         fault = Signal(bits_for(max(Fault)), reset_less=True)
 
-        # Rows of the products that were queued and not taken.
-        m.submodules.products = products = fifo.SyncFIFO(width=len(now.a),
+        # Rows of the products that were queued and not taken, and whether they are walked by row.
+        by_row = Signal()
+        m.submodules.products = products = fifo.SyncFIFO(width=len(now.a) + 1,
                                                          depth=config.product_depth)
-        m.d.comb += products.w_data.eq(now.a)
+        m.d.comb += [
+            by_row.eq(now.function == Function.BY_ROW),
+            products.w_data.eq(Cat(now.a, by_row)),
+        ]
 
         register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
         m.submodules.registers = registers = memory.Memory(
@@ -156,7 +169,8 @@ class Sequencer(wiring.Component):
 
         below = exact_log2(config.vector_lanes)
         words = now.count >> below
-        rows_below = now.a - 1                  # at least 0: the decoder has looked
+        # At least 0: the decoder has looked.
+        below_last = Mux(by_row, now.count, now.a) - 1
         m.d.comb += [
             self.o_vectors.p.norm.eq(now.opcode == Opcode.NORM),
             self.o_vectors.p.function.eq(now.function),
@@ -164,15 +178,21 @@ class Sequencer(wiring.Component):
             self.o_vectors.p.a.eq(now.a >> below),
             self.o_vectors.p.b.eq(now.b >> below),
             self.o_vectors.p.words.eq(words),
-            self.o_packs.p.sparse.eq(now.function == Function.SPARSE),
+            self.o_packs.p.sparse.eq(now.function != Function.DENSE),
+            self.o_packs.p.nonzero.eq(now.function == Function.NONZERO),
             self.o_packs.p.a.eq(now.a >> below),
             self.o_packs.p.words.eq(words),
-            self.o_products.p.groups.eq((rows_below >> exact_log2(engine.lanes)) + 1),
-            self.o_products.p.tail.eq(((rows_below & (engine.lanes - 1)) >> below) + 1),
+            self.o_selections.p.largest.eq(now.function == Function.TOP_K),
+            self.o_selections.p.norms.eq(now.b >> below),
+            self.o_selections.p.keep.eq(now.constant),
+            self.o_selections.p.threshold.eq(now.address),
+            self.o_products.p.groups.eq((below_last >> exact_log2(engine.lanes)) + 1),
+            self.o_products.p.tail.eq(((below_last & (engine.lanes - 1)) >> below) + 1),
             self.o_products.p.planes.eq(now.b),
             self.o_products.p.batch.eq(1),
             self.o_drains.p.scalar.eq(scalar),
             self.o_drains.p.target.eq(now.target >> below),
+            self.o_drains.p.relu.eq(now.function == Function.RELU),
             self.o_choices.p.rows.eq(now.count),
             self.o_scale.p.eq(scalar),
             self.o_moves.p.store.eq(now.opcode == Opcode.STORE),
@@ -182,6 +202,15 @@ class Sequencer(wiring.Component):
             self.o_faults.p.fault.eq(fault),
             self.o_faults.p.instruction.eq(index),
         ]
+
+        if engine.row_columns:
+            m.d.comb += self.o_products.p.by_row.eq(by_row)
+
+        listed = Signal()                       # ... the list of this PACK
+        with m.If(self.o_packs.valid):
+            m.d.sync += listed.eq(0)
+        with m.Elif(self.listed):
+            m.d.sync += listed.eq(1)
 
         def command(state, port, following):
             with m.State(state):
@@ -236,19 +265,28 @@ class Sequencer(wiring.Component):
                 with m.If(self.i_numbers.valid):
                     m.next = "DONE"
 
+            with m.State("GATE"):
+                m.d.comb += self.o_selections.valid.eq(
+                    Cat(now.function == function for function in GATED).any())
+                with m.If(~self.o_selections.valid | self.o_selections.ready):
+                    m.next = "PACK"
             command("PACK", self.o_packs, "PACKED")
             with m.State("PACKED"):
                 m.d.comb += [
                     self.i_packed.ready.eq(1),
                     write.data.number.eq(bf16.one),
                     write.data.exponent.eq(self.i_packed.p.exponent),
-                    write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault),
+                    write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault
+                                & ~self.o_packs.p.nonzero),
                 ]
                 m.d.sync += fault.eq(Fault.NOT_FINITE)
                 with m.If(self.i_packed.valid):
-                    m.next = "DONE"
+                    m.next = "LISTED"
                     with m.If(self.i_packed.p.fault):
                         m.next = "FAULT"
+            with m.State("LISTED"):
+                with m.If(listed):
+                    m.next = "DONE"
 
             with m.State("TOKEN"):
                 m.d.comb += [
@@ -276,7 +314,9 @@ class Sequencer(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += fault.eq(Fault.NO_PRODUCT)
                 m.next = "FAULT"
-                with m.If(products.r_rdy & (products.r_data == now.count)):
+                m.d.sync += self.o_drains.p.by_row.eq(products.r_data[-1])
+                with m.If(products.r_rdy & (products.r_data[:-1] == now.count)
+                          & ~(products.r_data[-1] & (now.opcode == Opcode.EMIT))):
                     m.d.comb += products.r_en.eq(1)
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
@@ -311,6 +351,6 @@ class Sequencer(wiring.Component):
 #: Where the execution of each instruction begins.
 _STATES = {
     Opcode.STOP: "IDLE", Opcode.LOAD: "MOVE", Opcode.STORE: "MOVE", Opcode.TOKEN: "TOKEN",
-    Opcode.PACK: "PACK", Opcode.MATMUL: "MATMUL", Opcode.DRAIN: "TAKE", Opcode.EMIT: "TAKE",
+    Opcode.PACK: "GATE", Opcode.MATMUL: "MATMUL", Opcode.DRAIN: "TAKE", Opcode.EMIT: "TAKE",
     Opcode.VECTOR: "VECTOR", Opcode.NORM: "VECTOR",
 }

@@ -3,7 +3,6 @@
 from functools import partial
 
 from hw.config import CoreConfig, EngineConfig
-from hw.sequencer.list_memory import ListMemory
 from hw.sequencer.sequencer import Sequencer
 from hw.sequencer.top_k import TopK
 from hw.synth import Unit
@@ -18,8 +17,6 @@ _CONFIG = CoreConfig(engine=EngineConfig(target="ecp5"))
 UNITS: dict[str, Unit] = {
     "sequencer": Unit(unit="sequencer and decoder", format="", build=partial(Sequencer, _CONFIG),
                       clock_mhz=150, bar=_BAR),
-    "list-memory": Unit(unit="list memory", format="int8", build=partial(ListMemory, _CONFIG),
-                        clock_mhz=150, bar=_BAR),
     "top-k": Unit(unit="top k", format="int24", build=partial(TopK, _CONFIG),
                   lanes=_CONFIG.vector_lanes, clock_mhz=150, bar=_BAR, synthesis=_SMALL),
 }

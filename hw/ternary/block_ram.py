@@ -30,6 +30,9 @@ class BlockRam(wiring.Component):
     ----------
     width, depth : int
         Geometry; with target ``ecp5`` the depth is at most 512.
+    fields : int
+        Equal parts of a word that are written each for itself; with target ``ecp5`` they are whole
+        bytes, of 9 bits, unless there is but one.
     target : str
         One of :data:`hw.config.TARGETS`.
 
@@ -45,13 +48,13 @@ class BlockRam(wiring.Component):
     write_data : In(width)
     write : In(1)
         Write port enabled; an early, common signal.
-    write_mask : In(1)
-        Write after all; a late signal of this RAM alone.
+    write_mask : In(fields)
+        Write the field after all; a late signal of this RAM alone.
 
     Raises
     ------
     ValueError
-        If ``depth`` exceeds the block of target ``ecp5``.
+        If ``depth`` exceeds the block of target ``ecp5``, or ``fields`` do not divide the word.
     """
 
     read_address: Signal
@@ -63,19 +66,24 @@ class BlockRam(wiring.Component):
     write: Signal
     write_mask: Signal
 
-    def __init__(self, *, width: int, depth: int, target: str):
+    def __init__(self, *, width: int, depth: int, target: str, fields: int = 1):
         self.width = positive_int("Block RAM width", width)
         self.depth = positive_int("Block RAM depth", depth)
         self.target = one_of("Target", target, TARGETS)
         if target == "ecp5" and depth > _CELL_DEPTH:
             raise ValueError(f"Block RAM depth must be at most {_CELL_DEPTH} on target 'ecp5', "
                              f"not {depth}")
+        unit = _BYTE_WIDTH if target == "ecp5" and fields > 1 else 1
+        if width % (positive_int("Field count", fields) * unit):
+            raise ValueError(f"Block RAM width ({width}) must be a multiple of {fields} fields of "
+                             f"{unit} bits")
+        self.fields = fields
         address_width = ceil_log2(depth)
         super().__init__({
             "read_address": In(address_width), "read_enable": In(1), "output_enable": In(1),
             "read_data": Out(width),
             "write_address": In(address_width), "write_data": In(width),
-            "write": In(1), "write_mask": In(1),
+            "write": In(1), "write_mask": In(fields),
         })
 
     def elaborate(self, platform):
@@ -91,13 +99,14 @@ class BlockRam(wiring.Component):
         # one.
         m.submodules.words = words = memory.Memory(shape=self.width, depth=self.depth, init=[],
                                                    attrs=attributes)
-        read_port, write_port = words.read_port(domain="comb"), words.write_port()
+        read_port = words.read_port(domain="comb")
+        write_port = words.write_port(granularity=self.width // self.fields)
         looked_up = Signal(self.width, reset_less=True)
         m.d.comb += [
             read_port.addr.eq(self.read_address),
             write_port.addr.eq(self.write_address),
             write_port.data.eq(self.write_data),
-            write_port.en.eq(self.write & self.write_mask),
+            write_port.en.eq(self.write.replicate(self.fields) & self.write_mask),
         ]
         with m.If(self.read_enable):
             m.d.sync += looked_up.eq(read_port.data)
@@ -115,7 +124,9 @@ class BlockRam(wiring.Component):
                 ports[f"i_DI{bit}"] = self.write_data[low + bit] if bit < width else Const(0)
                 ports[f"o_DO{bit}"] = word[bit]
             for byte in range(_CELL_WIDTH // _BYTE_WIDTH):
-                ports[f"i_BE{byte}"] = self.write_mask if byte * _BYTE_WIDTH < width else Const(0)
+                first = byte * _BYTE_WIDTH
+                field = (low + first) // (self.width // self.fields)
+                ports[f"i_BE{byte}"] = self.write_mask[field] if first < width else Const(0)
             for bit in range(9):
                 used = bit < len(self.write_address)
                 ports[f"i_ADW{bit}"] = self.write_address[bit] if used else Const(0)

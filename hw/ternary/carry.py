@@ -2,7 +2,7 @@
 
 from amaranth import *
 
-__all__ = ["ADD_OR_SUBTRACT", "ADD_TWICE", "CARRY_IN", "carry_chain"]
+__all__ = ["ADD_GATED", "ADD_OR_SUBTRACT", "ADD_TRIT", "CARRY_IN", "CARRY_IN_BOTH", "carry_chain"]
 
 # One half of a CCU2C: S = LUT4(A, B, C, D) ^ carry. The carry goes on where LUT4 is 1; where it is
 # 0, it becomes LUT2(A, B), which is LUT4's table at C = D = 0.
@@ -10,9 +10,13 @@ __all__ = ["ADD_OR_SUBTRACT", "ADD_TWICE", "CARRY_IN", "carry_chain"]
 #: ``(A | B) + (C ^ D)``. Where the addends are equal, A | B is the carry.
 ADD_OR_SUBTRACT = 0xE11E
 #: ``A + (B & C)``. Where the addends are equal, A is the carry.
-ADD_TWICE = 0x6A6A
+ADD_GATED = 0x6A6A
+#: ``A + ((B ^ C) & D)``. Where the addends are equal, A is the carry.
+ADD_TRIT = 0x96AA
 #: With C = 1: LUT4 = 0 whatever A is, so the carry becomes A.
 CARRY_IN = 0x000A
+#: The same for the carry A & B.
+CARRY_IN_BOTH = 0x0008
 
 
 def carry_chain(m: Module, halves):

@@ -11,13 +11,14 @@ from hw.config import EngineConfig
 from hw.ternary.engine import TernaryEngine
 from hw.ternary.gearbox import Gearbox, port_layout
 from hw.ternary.results import result_layout
+from hw.ternary.rows import activation_layout
 from hw.ternary.walker import ENTRY_DEPTH, column_layout, entry_layout, job_layout
 
 __all__ = ["TernaryCore"]
 
 
 class TernaryCore(wiring.Component):
-    """Engine and gearbox: jobs and lists in, columns of weights asked for and taken, results out.
+    """Engine and gearbox: jobs and lists in, columns or rows of weights asked for, results out.
 
     A product takes as long as the slower of the two, weight port and engine, and a few cycles;
     :func:`sim.golden.cycles.core_cycles` has the exact formula.
@@ -28,11 +29,11 @@ class TernaryCore(wiring.Component):
 
     Members
     -------
-    i_jobs, i_entries, o_columns, o_results
+    i_jobs, i_entries, o_columns, o_results, i_activations
         As in :class:`hw.ternary.engine.TernaryEngine`.
     i_port : In(stream) of :func:`hw.ternary.gearbox.port_layout`
-        Bytes of the listed columns, in the order of the list; each product begins with a new
-        transfer.
+        Bytes of the listed columns or rows, in the order of the list; each product begins with a
+        new transfer.
 
     Raises
     ------
@@ -56,13 +57,16 @@ class TernaryCore(wiring.Component):
             raise ValueError(f"Weight port ({config.port_bytes} bytes) must not need more than "
                              f"{ahead + 1} words of {config.word_bytes} bytes at a time, which is "
                              f"what the engine asks for ahead with batch {config.max_batch}")
+        members = {}
+        if config.row_columns:
+            members["i_activations"] = In(stream.Signature(activation_layout(config)))
         super().__init__({
             "i_jobs": In(stream.Signature(job_layout(config))),
             "i_entries": In(stream.Signature(entry_layout(config))),
             "o_columns": Out(stream.Signature(column_layout(config))),
             "i_port": In(stream.Signature(port_layout(config))),
             "o_results": Out(stream.Signature(result_layout(config))),
-        })
+        } | members)
 
     def elaborate(self, platform):
         m = Module()
@@ -74,4 +78,6 @@ class TernaryCore(wiring.Component):
         connect_stream(m, wiring.flipped(self.i_entries), engine.i_entries)
         connect_stream(m, engine.o_columns, wiring.flipped(self.o_columns))
         connect_stream(m, engine.o_results, wiring.flipped(self.o_results))
+        if self.config.row_columns:
+            connect_stream(m, wiring.flipped(self.i_activations), engine.i_activations)
         return m

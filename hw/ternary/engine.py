@@ -3,6 +3,7 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from hw.common.stream import connect_stream
 from hw.config import EngineConfig
@@ -11,6 +12,7 @@ from hw.ternary.copies import RegisterCopy
 from hw.ternary.decoder import TritDecoder
 from hw.ternary.lanes import LaneAdder
 from hw.ternary.results import ResultQueue, result_layout
+from hw.ternary.rows import RowSums, activation_layout
 from hw.ternary.walker import Walker, column_layout, entry_layout, job_layout, operation_layout
 
 __all__ = ["TernaryEngine", "word_layout"]
@@ -22,15 +24,16 @@ def word_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class TernaryEngine(wiring.Component):
-    """Product of a ternary matrix and the activation vectors of a batch, by columns.
+    """Product of a ternary matrix and activations, by column or by row.
 
     .. code-block:: text
 
-        results[b, r] = sum(value[b] * weight[r, index] for the listed columns)
+        by column:  results[b, r] = sum(value[b] * weight[r, index] for the listed columns)
+        by row:     results[index] = sum(activation[c] * weight[index, c])
 
     modulo ``2**accumulator_width``. Cycles: one for each weight word and vector of the batch, one
-    for each accumulator word to clear it, one for each result transfer, and a few;
-    :mod:`sim.golden.cycles` has the exact formula.
+    for each accumulator word to clear it, one for each result transfer, and a few; by row, one for
+    each weight word and a few. :mod:`sim.golden.cycles` has the exact formulas.
 
     Parameters
     ----------
@@ -38,19 +41,26 @@ class TernaryEngine(wiring.Component):
 
     Members
     -------
-    i_jobs : In(stream) of {groups, tail, planes, batch}
-        One product, as :meth:`hw.config.EngineConfig.job` describes it. The next job, and its list,
-        are accepted while a product is under way.
+    i_jobs : In(stream) of {groups, tail, planes, batch}, and {by_row: 1} if there is that walk
+        One product, as :meth:`hw.config.EngineConfig.job` or ``row_job`` describes it. The next
+        job, and its list, are accepted while a product is under way.
     i_entries : In(stream) of {index, value: signed(activation_width), end: 1}
         The list of activations: for each listed column ``batch`` entries, of the same index. An
-        entry with ``end`` closes the list; it carries no column.
+        entry with ``end`` closes the list; it carries no column. By row: an entry for each listed
+        row, whose ``value`` is not looked at.
     o_columns : Out(stream) of {index}
-        Index of each listed column, once, as its first entry is accepted.
+        Index of each listed column, once, as its first entry is accepted; by row, of each row.
     i_words : In(stream) of {codes}
         Packed weight words of the columns in the order of the list, plane by plane, group by group.
+        By row, those of the rows: columns of the transposed matrix.
     o_results : Out(stream) of {values: signed(accumulator_width) x result_lanes, last: 1}
         Results, vector by vector, group by group, lane by lane; ``tail`` transfers of each last
-        group. ``last`` ends the product.
+        group. ``last`` ends the product. By row: the sum of each listed row, in the first value of
+        a transfer; then zeros with ``last``. The other values are zero.
+    i_activations : In(stream) of {index, value: signed(activation_width)}
+        If there is the walk by row: its activations, kept until they are written again, and zero
+        from power-up on. They are written before the job is sent, and not while one by row is
+        under way. Always taken.
     """
 
     i_jobs: stream.Interface
@@ -61,13 +71,16 @@ class TernaryEngine(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self.config = config
+        members = {}
+        if config.row_columns:
+            members["i_activations"] = In(stream.Signature(activation_layout(config)))
         super().__init__({
             "i_jobs": In(stream.Signature(job_layout(config))),
             "i_entries": In(stream.Signature(entry_layout(config))),
             "o_columns": Out(stream.Signature(column_layout(config))),
             "i_words": In(stream.Signature(word_layout(config))),
             "o_results": Out(stream.Signature(result_layout(config))),
-        })
+        } | members)
 
     def elaborate(self, platform):
         m = Module()
@@ -83,7 +96,6 @@ class TernaryEngine(wiring.Component):
             walker.word_valid.eq(self.i_words.valid),
             self.i_words.ready.eq(walker.word_ready),
             walker.room.eq(results.room),
-            results.reserve.eq(walker.operation.read),
         ]
 
         # An operation never waits once it is issued. `stages[k]` was issued k + 1 cycles ago.
@@ -110,6 +122,7 @@ class TernaryEngine(wiring.Component):
 
         delivered = Signal(data.ArrayLayout(config.accumulator_width, config.lanes),
                            reset_less=True)
+        lane_trits = []
         for lane in range(config.lanes):
             if lane % config.result_lanes == 0:
                 # Block RAMs lie in rows across the whole chip. What has no logic on its way to the
@@ -153,12 +166,33 @@ class TernaryEngine(wiring.Component):
             with m.If(control.release):
                 m.d.sync += held.eq(0)
             m.d.sync += delivered[lane].eq(ram.read_data)
+            lane_trits.append((lane_nonzero, lane_negative))
 
         m.d.comb += [
             results.banks.eq(delivered),
             results.valid.eq(stages[4].read),
             results.last.eq(stages[4].last),
         ]
+        if config.row_columns:
+            m.submodules.rows = rows = RowSums(config)
+            connect_stream(m, wiring.flipped(self.i_activations), rows.i_activations)
+            groups = ceil_log2(config.row_columns // config.lanes)
+            if groups:
+                group = self._copy(m, "group", {"group": stages[1].slot[:groups]}).group
+                m.d.comb += rows.group.eq(group)
+            for lane, (lane_nonzero, lane_negative) in enumerate(lane_trits):
+                m.d.comb += [rows.nonzero[lane].eq(lane_nonzero),
+                             rows.negative[lane].eq(lane_negative)]
+            m.d.comb += [
+                rows.operation.eq(stages[3].row),
+                results.row.eq(rows.o),
+                walker.rows_under_way.eq(Cat(rows.under_way,
+                                             [stage.row.last for stage in stages[:3]]).any()),
+                # Late, which the spare places of the queue allow; never both at once.
+                results.reserve.eq(issued.read | stages[0].row.result),
+            ]
+        else:
+            m.d.comb += results.reserve.eq(issued.read)
         return m
 
     def _copy(self, m, name, fields):

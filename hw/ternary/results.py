@@ -8,7 +8,7 @@ from amaranth.utils import ceil_log2
 from hw.config import EngineConfig
 from hw.ternary.block_ram import BlockRam
 
-__all__ = ["RESULT_DEPTH", "ResultQueue", "result_layout"]
+__all__ = ["RESULT_DEPTH", "ResultQueue", "result_layout", "row_result_layout"]
 
 #: Words of the queue. Room is known some cycles late: reads stop while the last ones are free.
 RESULT_DEPTH = 256
@@ -23,8 +23,19 @@ def result_layout(config: EngineConfig) -> data.StructLayout:
     })
 
 
+def row_result_layout(config: EngineConfig) -> data.StructLayout:
+    """Layout of a result of the walk by row, in a cycle with ``valid``."""
+    return data.StructLayout({
+        "total": signed(config.accumulator_width),
+        "valid": 1,
+        "last": 1,
+    })
+
+
 class ResultQueue(wiring.Component):
     """Joins the banks, of which all but one deliver zero, and queues what they deliver.
+
+    A result of the walk by row takes the place of what the banks deliver in the last level.
 
     The banks are joined by a registered tree of ORs of four inputs; there is no multiplexer. An
     operation that reads reserves its place when it is issued and arrives ``latency`` cycles later,
@@ -44,6 +55,8 @@ class ResultQueue(wiring.Component):
         What the lanes deliver.
     valid, last : In(1)
         ``banks`` holds a transfer; it is the product's last.
+    row : In of :func:`row_result_layout`
+        A result by row; only if there is that walk.
     o_results : Out(stream) of :func:`result_layout`
         Three cycles and the levels of the tree after ``valid``, at the earliest.
     """
@@ -57,12 +70,13 @@ class ResultQueue(wiring.Component):
 
     def __init__(self, config: EngineConfig):
         self.config = config
+        members = {"row": In(row_result_layout(config))} if config.row_columns else {}
         super().__init__({
             "reserve": In(1), "room": Out(1),
             "banks": In(config.lanes * config.accumulator_width),
             "valid": In(1), "last": In(1),
             "o_results": Out(stream.Signature(result_layout(config))),
-        })
+        } | members)
 
     def elaborate(self, platform):
         m = Module()
@@ -76,15 +90,20 @@ class ResultQueue(wiring.Component):
         while len(parts) > 1:
             joined: list[Value] = []
             for k in range(0, len(parts), 4):
-                part = Signal(width, name=f"joined_{level}_{k // 4}", reset_less=True)
                 value = parts[k]
                 for other in parts[k + 1:k + 4]:
                     value = value | other
+                joined.append(value)
+            if len(joined) == 1:
+                joined[0], valid, last = self._with_row(joined[0], valid, last)
+            for k, value in enumerate(joined):
+                joined[k] = part = Signal(width, name=f"joined_{level}_{k}", reset_less=True)
                 m.d.sync += part.eq(value)
-                joined.append(part)
             next_valid, next_last = Signal(name=f"valid_{level}"), Signal(name=f"last_{level}")
             m.d.sync += [next_valid.eq(valid), next_last.eq(last)]
             parts, valid, last, level = joined, next_valid, next_last, level + 1
+        if level == 0:
+            parts[0], valid, last = self._with_row(parts[0], valid, last)
 
         m.submodules.queue = queue = BlockRam(width=width + 1, depth=RESULT_DEPTH,
                                               target=config.target)
@@ -118,3 +137,10 @@ class ResultQueue(wiring.Component):
                 fetched.eq(fetched + (fetched != written)),
             ]
         return m
+
+    def _with_row(self, values, valid, last):
+        """Return the arguments, or a result by row where there is one."""
+        if not self.config.row_columns:
+            return values, valid, last
+        return (Mux(self.row.valid, self.row.total.as_unsigned(), values), valid | self.row.valid,
+                Mux(self.row.valid, self.row.last, last))

@@ -13,6 +13,7 @@ from hw.ternary.gearbox import Gearbox
 __all__ = ["UNITS"]
 
 _ENGINE = EngineConfig(target="ecp5")
+_BOTH_WALKS = EngineConfig(target="ecp5", row_columns=1024)
 #: All lanes leave at once, so there is no multiplexer: what the engine costs without its drain.
 _NO_DRAIN = EngineConfig(target="ecp5", result_lanes=64)
 # Wide multiplexers of LUTs are faster, but take twice the LUTs where tables are not that wide.
@@ -26,6 +27,10 @@ UNITS: dict[str, Unit] = {
     "engine": Unit(unit="ternary engine", format="5in8", build=partial(TernaryEngine, _ENGINE),
                    lanes=64, clock_mhz=170, bar="<= 44 LUT4-eq per lane at >= 150 MHz, 0 DSP",
                    synthesis=_SMALL, placement=_TIMING, floorplan=block_ram_site),
+    "engine-both-walks": Unit(unit="engine, both walks", format="5in8",
+                              build=partial(TernaryEngine, _BOTH_WALKS), lanes=64, clock_mhz=170,
+                              bar="<= 65 LUT4-eq per lane, 0 DSP", synthesis=_SMALL,
+                              placement=_TIMING, floorplan=block_ram_site),
     "engine-no-drain": Unit(unit="ternary engine, no drain multiplexer", format="5in8",
                             build=partial(TernaryEngine, _NO_DRAIN), lanes=64, clock_mhz=170,
                             bar="<= 36 LUT4-eq per lane",

@@ -6,22 +6,27 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
 from hw.config import EngineConfig
-from hw.ternary.tripler import Tripler
+from hw.ternary.gated import GatedAdder
 
-__all__ = ["Walker", "column_layout", "entry_layout", "job_layout", "operation_layout"]
+__all__ = ["Walker", "column_layout", "entry_layout", "job_layout", "operation_layout",
+           "row_operation_layout"]
 
 #: Entries that wait inside the engine, so that columns are asked for ahead of their use.
 ENTRY_DEPTH = 16
 
 
 def job_layout(config: EngineConfig) -> data.StructLayout:
-    """Layout of a job; :meth:`hw.config.EngineConfig.job` makes one."""
-    return data.StructLayout({
+    """Layout of a job: :meth:`hw.config.EngineConfig.job` and ``row_job`` make one.
+
+    ``by_row`` exists if the walk does.
+    """
+    fields = {
         "groups": bits_for(config.accumulator_depth),
         "tail": bits_for(config.lanes // config.result_lanes),
         "planes": bits_for(config.max_planes),
         "batch": bits_for(config.max_batch),
-    })
+    }
+    return data.StructLayout(fields | ({"by_row": 1} if config.row_columns else {}))
 
 
 def entry_layout(config: EngineConfig) -> data.StructLayout:
@@ -45,8 +50,9 @@ def operation_layout(config: EngineConfig) -> data.StructLayout:
     is set, adds or subtracts ``operand``, and stores the sum if ``write``. ``clear`` takes +1 for
     the trit of each lane. ``release`` clears the lane's register, which else adds to what was read.
     ``read`` delivers what was read as a result transfer, ``last`` the last one of the product.
+    ``row`` is for the walk by row, if there is one; ``slot`` is then the group.
     """
-    return data.StructLayout({
+    fields = {
         "slot": ceil_log2(config.accumulator_depth),
         "zero": config.lanes // config.result_lanes,
         "operand": signed(config.operand_width),
@@ -54,6 +60,23 @@ def operation_layout(config: EngineConfig) -> data.StructLayout:
         "clear": 1,
         "release": 1,
         "read": 1,
+        "last": 1,
+    }
+    rows = {"row": row_operation_layout(config)} if config.row_columns else {}
+    return data.StructLayout(fields | rows)
+
+
+def row_operation_layout(config: EngineConfig) -> data.StructLayout:
+    """Layout of what the walk by row does in one cycle.
+
+    With ``word``, the weight word of ``plane`` is added to the sum, with ``first`` to zero.
+    ``result`` delivers the sum, or zero if it is the ``last`` result transfer of the product.
+    """
+    return data.StructLayout({
+        "word": 1,
+        "first": 1,
+        "plane": range(config.max_planes),
+        "result": 1,
         "last": 1,
     })
 
@@ -67,12 +90,16 @@ class Walker(wiring.Component):
         multiply:  for column, for plane, for group, for vector
         read:      for vector, for group, for bank
 
+        by row:    for row, for plane, for group
+
     The vector is one of the batch. The next job and its entries are accepted while a job is walked.
     ``batch`` operands wait in a small memory, into which each goes back tripled in the last group
     of a plane.
 
     An operation may read the sum of the third one before it, no later one: two slots get a pause in
     each round; one slot uses the lane's register instead.
+
+    The walk by row is the second phase of the other alone, with rows for columns and one vector.
 
     Parameters
     ----------
@@ -88,6 +115,8 @@ class Walker(wiring.Component):
         The weight word is done with; may depend on ``word_valid``.
     room : In(1)
         The result queue takes another transfer.
+    rows_under_way : In(1)
+        Results of a product by row are yet to come: none by column may be read.
     operation : Out
         :func:`operation_layout`; without ``write`` and ``read``, it does nothing.
     """
@@ -98,6 +127,7 @@ class Walker(wiring.Component):
     word_valid: Signal
     word_ready: Signal
     room: Signal
+    rows_under_way: Signal
     operation: data.View
 
     def __init__(self, config: EngineConfig):
@@ -109,6 +139,7 @@ class Walker(wiring.Component):
             "word_valid": In(1),
             "word_ready": Out(1),
             "room": In(1),
+            "rows_under_way": In(1),
             "operation": Out(operation_layout(config)),
         })
 
@@ -177,6 +208,8 @@ class Walker(wiring.Component):
         # Loops of the walk. A counter holds the number, from 1, of the round after the present one,
         # and a flip-flop whether the present one is the last: that keeps comparisons off the paths.
         job = Signal(job_layout(config))
+        by_row, next_by_row = ((job.by_row, next_job.by_row) if config.row_columns
+                               else (Const(0), Const(0)))
         tail_is_one = Signal()
         vector = _Loop(m, "vector", config.max_batch, job.batch)
         group = _Loop(m, "group", config.accumulator_depth, job.groups)
@@ -224,28 +257,31 @@ class Walker(wiring.Component):
         with m.Elif(read & bank.last & group.last):
             m.d.sync += vector_slot.eq(next_slot)
 
-        m.d.comb += load.eq(idle & pending)
+        # Rows have but few results more once the room for them is gone, and each job one.
+        m.d.comb += load.eq(idle & pending & (~next_by_row | self.room))
         with m.If(load):
             m.d.sync += [
                 job.eq(next_job),
                 two_slots.eq(((next_job.groups == 1) & (next_job.batch == 2))
-                             | ((next_job.groups == 2) & (next_job.batch == 1))),
+                             | ((next_job.groups == 2) & (next_job.batch == 1) & ~next_by_row)),
                 tail_is_one.eq(next_job.tail == 1),
                 idle.eq(0),
-                clearing.eq(1),
+                clearing.eq(~next_by_row),
+                walking.eq(next_by_row),
             ]
             vector.begin(next_job.batch)
             group.begin(next_job.groups)
             plane.begin(next_job.planes)
         with m.If(clearing & round_last):
             m.d.sync += [clearing.eq(0), walking.eq(1)]
-        m.d.sync += multiplying.eq((walking | (clearing & round_last)) & ~end
-                                   & ~(step & round_last & two_slots))
+        m.d.sync += multiplying.eq(((walking | (clearing & round_last)) & ~end
+                                    & ~(step & round_last & two_slots) & ~(by_row & ~self.room))
+                                   | (load & next_by_row))
         # Together with the cycle of the list's end, settling makes the two that a sum needs.
         with m.If(end):
-            m.d.sync += [walking.eq(0), settling.eq(1)]
+            m.d.sync += [walking.eq(0), settling.eq(~by_row), idle.eq(by_row)]
             bank.begin(Mux(group.only, job.tail, banks))
-        with m.If(settling):
+        with m.If(settling & ~self.rows_under_way):
             m.d.sync += [settling.eq(0), reading.eq(1)]
         with m.If(read & self.operation.last):
             m.d.sync += [reading.eq(0), idle.eq(1)]
@@ -256,14 +292,16 @@ class Walker(wiring.Component):
         m.submodules.operands = operands = memory.Memory(
             shape=signed(config.operand_width), depth=2 ** len(address), init=[])
         operand_read, operand_write = operands.read_port(domain="comb"), operands.write_port()
-        m.submodules.tripler = tripler = Tripler(width=config.operand_width, target=config.target)
+        m.submodules.tripler = tripler = GatedAdder(width=config.operand_width,
+                                                    target=config.target)
         operand = Signal(signed(config.operand_width))
         m.d.comb += [
             operand_read.addr.eq(address),
             operand.eq(Mux(first, head, operand_read.data)),
             operand_write.addr.eq(address),
-            tripler.operand.eq(operand),
-            tripler.triple.eq(group.last),
+            tripler.base.eq(operand),
+            tripler.addend.eq(operand << 1),
+            tripler.gate.eq(group.last),
             operand_write.data.eq(tripler.total),
             operand_write.en.eq(multiply),
         ]
@@ -274,6 +312,7 @@ class Walker(wiring.Component):
             one_slot.eq(vector.only & group.only),
             others.eq(clearing | one_slot),
             self.operation.slot.eq(slot),
+            # By row nobody reads what the lanes write: the next product clears before it adds.
             self.operation.write.eq(step),
             self.operation.clear.eq(clearing),
             self.operation.release.eq(~(one_slot & walking)),
@@ -282,6 +321,15 @@ class Walker(wiring.Component):
             # Not `m.If`: Icarus never evaluates a process whose inputs keep their initial values.
             self.operation.operand.eq(Mux(multiply, operand, 0)),
         ]
+        if config.row_columns:
+            row = self.operation.row
+            m.d.comb += [
+                row.word.eq(multiply & by_row),
+                row.first.eq(first),
+                row.plane.eq(plane.after - 2),
+                row.result.eq(((multiply & group.last & plane.last) | end) & by_row),
+                row.last.eq(end & by_row),
+            ]
         for k in range(banks):
             m.d.comb += self.operation.zero[k].eq(Mux(reading, bank.after != k + 2, others))
         return m

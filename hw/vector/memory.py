@@ -33,9 +33,10 @@ def read_signature(config: CoreConfig) -> wiring.Signature:
 
 
 def write_signature(config: CoreConfig) -> wiring.Signature:
-    """Build the side of a writer: ``data`` is stored where ``enable`` is set."""
+    """Build the side of a writer: with ``enable``, the lanes of ``mask`` are stored."""
     return wiring.Signature({
-        "enable": Out(1), "address": Out(address_width(config)), "data": Out(word_layout(config))})
+        "enable": Out(1), "address": Out(address_width(config)), "data": Out(word_layout(config)),
+        "mask": Out(config.vector_lanes)})
 
 
 class VectorMemory(wiring.Component):
@@ -78,20 +79,22 @@ class VectorMemory(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         layout = word_layout(self.config)
-        enable, address = self._joined(self.writes)
+        _, address = self._joined(self.writes)
         word: Value = C(0)
+        mask: Value = C(0)
         for writer in self.writes:
             word |= Mux(writer.enable, writer.data.as_value(), 0)
+            mask |= Mux(writer.enable, writer.mask, 0)
         for port, readers in enumerate((self.reads_0, self.reads_1)):
             # Without no_rw_check Yosys would add logic that makes the undefined word an old one.
             words = memory.Memory(shape=layout, depth=self.depth, init=[],
                                   attrs={"no_rw_check": 1})
             m.submodules[f"words_{port}"] = words
-            write_port, read_port = words.write_port(), words.read_port()
+            write_port, read_port = words.write_port(granularity=1), words.read_port()
             read_enable, read_address = self._joined(readers)
             delivered = Signal(layout, name=f"delivered_{port}", reset_less=True)
             m.d.comb += [
-                write_port.en.eq(enable),
+                write_port.en.eq(mask),
                 write_port.addr.eq(address),
                 write_port.data.eq(word),
                 read_port.en.eq(read_enable),

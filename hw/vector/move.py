@@ -3,12 +3,14 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.memory.fetcher import vector_layout
 from hw.memory.port import write_layout
 from hw.ternary.results import result_layout
+from hw.ternary.walker import column_layout
 from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
 from hw.vector.scale import ScaleUnit
 
@@ -21,8 +23,12 @@ def scalar_layout() -> data.StructLayout:
 
 
 def drain_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a DRAIN: ``target`` is the address of a word."""
-    return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config)})
+    """Layout of a DRAIN: ``target`` is the address of a word.
+
+    ``relu`` makes zeros of negative numbers, ``by_row`` is for listed rows of the product.
+    """
+    return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config),
+                              "relu": 1, "by_row": 1})
 
 
 def move_layout(config: CoreConfig) -> data.StructLayout:
@@ -46,6 +52,8 @@ class Drain(wiring.Component):
     i_commands : In(stream) of :func:`drain_layout`
     i_results : In(stream) of :func:`hw.ternary.results.result_layout`
         The product; transfers are accepted from the cycle after the command, to the last one.
+    i_rows : In(stream) of :func:`hw.ternary.walker.column_layout`
+        Of a product by row: which element of the vector each result is.
     write : Out(:func:`hw.vector.memory.write_signature`)
     done : Out(1)
         For a cycle when the last word was written.
@@ -53,6 +61,7 @@ class Drain(wiring.Component):
 
     i_commands: stream.Interface
     i_results: stream.Interface
+    i_rows: stream.Interface
     write: wiring.PureInterface
     done: Signal
 
@@ -61,30 +70,59 @@ class Drain(wiring.Component):
         super().__init__({
             "i_commands": In(stream.Signature(drain_layout(config))),
             "i_results": In(stream.Signature(result_layout(config.engine))),
+            "i_rows": In(stream.Signature(column_layout(config.engine))),
             "write": Out(write_signature(config)),
             "done": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
+        lanes = self.config.vector_lanes
+        below = exact_log2(lanes)
         command = Signal(drain_layout(self.config), reset_less=True)
-        m.submodules.scale = scale = ScaleUnit(self.config)
-        scaled = scale.o
         taking = Signal()
+        draining = Signal()                     # the command is valid
+        # Registers of the scale unit only move while there is work.
+        scale = ScaleUnit(self.config)
+        m.submodules.scale = EnableInserter(draining)(scale)
+        scaled = scale.o
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
             scale.exponent.eq(command.scalar.exponent),
             scale.i.p.eq(self.i_results.p),
             scale.i.valid.eq(self.i_results.valid & taking),
-            self.i_results.ready.eq(taking),
-            scaled.ready.eq(1),
-            self.write.enable.eq(scaled.valid),
-            self.write.address.eq(command.target),
-            self.write.data.eq(scaled.p.word),
+            self.i_results.ready.eq(taking & scale.i.ready),
         ]
-        m.d.sync += self.done.eq(scaled.valid & scaled.p.last)
-        with m.If(scaled.valid):
-            m.d.sync += command.target.eq(command.target + 1)
+
+        # By row, a result goes to one lane of the word that its row lies in; the last transfer is
+        # only the end.
+        row = Signal(below, reset_less=True)
+        place = Signal.like(command.target)
+        known = Signal()                        # ... where the next result goes
+        by_row, relu = command.by_row, command.relu
+        end = by_row & scaled.p.last
+        m.d.comb += [
+            scaled.ready.eq(~by_row | scaled.p.last | known),
+            self.write.enable.eq(scaled.valid & scaled.ready & ~end),
+            self.write.address.eq(Mux(by_row, place, command.target)),
+            self.i_rows.ready.eq(draining & by_row & (~known | self.write.enable)),
+        ]
+        for lane in range(lanes):
+            number = Mux(by_row, scaled.p.word[0], scaled.p.word[lane])
+            m.d.comb += [
+                self.write.data[lane].eq(Mux(relu & number[-1], 0, number)),
+                self.write.mask[lane].eq(~by_row | (row == lane)),
+            ]
+        with m.If(self.i_rows.ready):
+            index = self.i_rows.p.index
+            m.d.sync += [
+                row.eq(index[:below]),
+                place.eq(command.target + (index >> below)),
+                known.eq(self.i_rows.valid),
+            ]
+        m.d.sync += self.done.eq(scaled.valid & scaled.ready & scaled.p.last)
+        with m.If(self.write.enable):
+            m.d.sync += command.target.eq(command.target + ~by_row)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
@@ -92,10 +130,11 @@ class Drain(wiring.Component):
                     m.d.sync += command.eq(self.i_commands.p)
                     m.next = "TAKE"
             with m.State("TAKE"):
-                m.d.comb += taking.eq(1)
-                with m.If(self.i_results.valid & self.i_results.p.last):
+                m.d.comb += [taking.eq(1), draining.eq(1)]
+                with m.If(self.i_results.valid & self.i_results.ready & self.i_results.p.last):
                     m.next = "WRITE"
             with m.State("WRITE"):
+                m.d.comb += draining.eq(1)
                 with m.If(self.done):
                     m.next = "IDLE"
         return m
@@ -170,6 +209,7 @@ class Mover(wiring.Component):
             # A word is written with its last part.
             self.write.address.eq(move.vector),
             self.write.data.eq(Cat(word, self.i_vector.p.data)[-parts * bits:]),
+            self.write.mask.eq(~0),
             self.read.address.eq(move.vector),
         ]
 

@@ -24,8 +24,10 @@ class Packer(wiring.Component):
     .. code-block:: text
 
         2**o_results.exponent, entries = sim.golden.model.quantize(v[a])
+        entries = 1 for each element that is not zero       with `nonzero`
 
-    The vector is read twice: for its largest magnitude a word a cycle, then an element a cycle.
+    The vector is read twice: for its largest magnitude a word a cycle, which ``nonzero`` does not
+    need; then a word for as many cycles as it has entries, and for one if it has none.
     :mod:`sim.golden.cycles` has the exact formula.
 
     Parameters
@@ -34,14 +36,16 @@ class Packer(wiring.Component):
 
     Members
     -------
-    i_commands : In(stream) of {sparse: 1, a, words}
-        One PACK: address of the first word, and the number of words, at least 1.
+    i_commands : In(stream) of {sparse: 1, nonzero: 1, a, words}
+        One PACK: address of the first word, and the number of words, at least 1. ``nonzero`` is
+        ``sparse`` too.
     o_entries : Out(stream) of :func:`hw.ternary.walker.entry_layout`
         An entry for each element, in ascending order; without those of code 0 if ``sparse``. The
         last one has ``end``, the number of elements as index, and value 0.
     o_results : Out(stream) of {exponent: signed(10), fault: 1}
         One for each command, after its last entry was accepted. ``fault``: an element is infinite
-        or NaN, and there are no entries. The next command is accepted after it was delivered.
+        or NaN, and there are no entries; never with ``nonzero``, whose exponent says nothing. The
+        next command is accepted after it was delivered.
     read : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` or ``reads_1``.
     """
@@ -56,7 +60,7 @@ class Packer(wiring.Component):
         address = address_width(config)
         super().__init__({
             "i_commands": In(stream.Signature(data.StructLayout(
-                {"sparse": 1, "a": address, "words": address + 1}))),
+                {"sparse": 1, "nonzero": 1, "a": address, "words": address + 1}))),
             "o_entries": Out(stream.Signature(entry_layout(config.engine))),
             "o_results": Out(stream.Signature(data.StructLayout(
                 {"exponent": signed(10), "fault": 1}))),
@@ -96,53 +100,86 @@ class Packer(wiring.Component):
             fault.eq(magnitude >= bf16.infinity),
         ]
 
-        # Second pass: the words go through a shift register, element by element. Memory keeps a
-        # word until the next one is asked for, so one can wait there.
-        word = Signal(lanes * bf16.width, reset_less=True)
-        held = Signal(range(lanes + 1))             # elements in the shift register
-        waiting = Signal(READ_LATENCY)              # a word is on its way, or waits in memory
-        ask, ending = Signal(), Signal()
-        index = Signal(config.engine.index_width, reset_less=True)
+        # Second pass. A code is zero up to half a unit, 2**(k - 1): the number whose exponent field
+        # is `least` and whose mantissa is 0, which is even. Subnormal numbers are zero too.
+        least = Signal(bf16.exponent_bits, reset_less=True)
+        normal = Signal()                       # every normal number has a code
+        m.d.sync += [
+            least.eq(Mux(normal, 1, top - _BITS)),
+            normal.eq(command.nonzero | (top <= _BITS)),
+        ]
+
+        def has_code(x):
+            fraction, exponent = x[:_BITS], x[_BITS:bf16.magnitude_width]
+            return Cat(fraction.any() | normal, exponent) >= Cat(C(1, 1), least)
+
+        # The words on their way: one that memory read, one that it delivers, which the next one
+        # displaces, and one that had to wait.
+        coming = Signal(2)
+        waits = Signal()
+        waiting = Signal(self.read.data.shape(), reset_less=True)
+        word = Signal.like(waiting)             # whose elements leave
+        pending = Signal(lanes + 1)             # elements that have not left; the end of the list
+        rest = Signal(lanes + 1)                # behind the first of them
+        base = Signal(config.engine.index_width, reset_less=True)   # index of its first element
+        ask, load, load_end = Signal(), Signal(), Signal()
+        free, ending = Signal(), Signal()
         entries = self.o_entries
-        enable, load = Signal(), Signal()
+        enable = Signal()
+        found = Mux(waits, waiting, self.read.data.as_value())
         m.d.comb += [
             enable.eq(entries.ready | ~entries.valid),
-            load.eq(waiting[-1] & ((held == 0) | ((held == 1) & enable))),
-            ask.eq((waiting == 0) | load),
+            rest.eq(Cat(pending[k] & pending[:k].any() for k in range(lanes + 1))),
+            free.eq((rest == 0) & (enable | (pending == 0))),
+            load.eq(free & (waits | coming[1])),
+            load_end.eq(free & ending & ~coming.any() & ~waits),
+            ask.eq(load | ~(coming.all() | (waits & coming.any()))),
         ]
-        with m.If(enable & (held != 0)):
-            m.d.sync += [
-                word.eq(word >> bf16.width),
-                held.eq(held - 1),
-                index.eq(index + 1),
-            ]
+        m.d.sync += [
+            coming.eq(Cat(self.read.enable & ~looking,
+                          coming[0] | (coming[1] & (waits | ~load)))),
+            waits.eq((waits & ~load) | (coming.all() & (waits | ~load))),
+        ]
+        with m.If(~waits | load):
+            m.d.sync += waiting.eq(self.read.data)
         with m.If(load):
             m.d.sync += [
-                word.eq(self.read.data),
-                held.eq(lanes),
+                word.eq(found),
+                pending.eq(Cat(~command.sparse | has_code(found.word_select(lane, bf16.width))
+                               for lane in range(lanes))),
             ]
-        m.d.sync += waiting.eq(Cat(ask & self.read.enable & ~looking,
-                                   waiting[0] | (waiting[-1] & ~load)))
+        with m.Elif(load_end):
+            m.d.sync += pending.eq(1 << lanes)
+        with m.Elif(enable):
+            m.d.sync += pending.eq(rest)
+        with m.If(load | load_end):
+            m.d.sync += base.eq(base + lanes)
+
+        lane = Signal(range(lanes))
+        for k in reversed(range(lanes)):
+            with m.If(pending[k]):
+                m.d.comb += lane.eq(k)
+        pipeline = Pipeline(m, enable=enable, valid=pending.any())
+        at = pipeline.step(index=(base + lane)[:len(base)], end=pending[-1],
+                           x=word.as_value().word_select(lane, bf16.width))
 
         # x / 2**k is the significand, shifted down by one place and by the distance of its exponent
         # from the top; rounded to nearest even.
-        pipeline = Pipeline(m, enable=enable, valid=(held != 0) | ending)
-        x = word[:bf16.width]
-        exponent = x[_BITS:bf16.magnitude_width]
-        at = pipeline.step(index=index, end=ending, sign=x[-1], distance=top - exponent,
-                           significand=Cat(x[:_BITS], C(1)), zero=~exponent.any() | ending)
+        exponent = at.x[_BITS:bf16.magnitude_width]
+        at = pipeline.step(index=at.index, end=at.end, sign=at.x[-1], distance=top - exponent,
+                           significand=Cat(at.x[:_BITS], C(1)), zero=~exponent.any() | at.end)
         shifted = Cat(C(0, _BITS), at.significand) >> at.distance[:3]
         at = pipeline.step(
             index=at.index, end=at.end, sign=at.sign, quotient=shifted[_BITS + 1:],
             up=shifted[_BITS] & (shifted[:_BITS].any() | shifted[_BITS + 1]),
             zero=at.zero | at.distance[3:].any())
         at = pipeline.step(index=at.index, end=at.end, sign=at.sign,
-                           code=Mux(at.zero, 0, at.quotient + at.up))
+                           code=Mux(at.zero, 0, at.quotient + at.up), one=command.nonzero & ~at.end)
         with m.If(enable):
             m.d.sync += [
-                entries.valid.eq(at.valid & (at.end | ~command.sparse | at.code.any())),
+                entries.valid.eq(at.valid),
                 entries.p.index.eq(at.index),
-                entries.p.value.eq(Mux(at.sign, -at.code, at.code)),
+                entries.p.value.eq(Mux(at.one, 1, Mux(at.sign, -at.code, at.code))),
                 entries.p.end.eq(at.end),
             ]
 
@@ -157,10 +194,12 @@ class Packer(wiring.Component):
                     command.eq(self.i_commands.p),
                     address.eq(self.i_commands.p.a),
                     left.eq(self.i_commands.p.words),
-                    index.eq(0),
+                    base.eq(-lanes),
                 ]
                 with m.If(self.i_commands.valid):
                     m.next = "LOOK"
+                    with m.If(self.i_commands.p.nonzero):
+                        m.next = "CODES"
             with m.State("LOOK"):
                 m.d.comb += [
                     looking.eq(1),
@@ -176,18 +215,21 @@ class Packer(wiring.Component):
                 with m.If(~flags.any()):
                     m.next = "CODES"
             with m.State("CODES"):
+                # `nonzero` comes at once: what was found of the vector before may still be there.
+                unable = fault & ~command.nonzero
                 m.d.sync += [
                     result.p.exponent.eq(Mux(zero, 0, top - _EXPONENT)),
-                    result.p.fault.eq(fault),
+                    result.p.fault.eq(unable),
                 ]
-                m.d.comb += self.read.enable.eq(ask & (left != 0) & ~fault)
-                with m.If(fault):
+                m.d.comb += [
+                    self.read.enable.eq(ask & (left != 0) & ~unable),
+                    ending.eq((left == 0) & ~unable),
+                ]
+                with m.If(unable):
                     m.d.sync += result.valid.eq(1)
                     m.next = "RESULT"
-                with m.Elif((left == 0) & (waiting == 0) & (held == 0)):
-                    m.d.comb += ending.eq(1)
-                    with m.If(enable):
-                        m.next = "END"
+                with m.Elif(load_end):
+                    m.next = "END"
             with m.State("END"):
                 with m.If(entries.valid & entries.ready & entries.p.end):
                     m.d.sync += result.valid.eq(1)

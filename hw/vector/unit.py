@@ -102,6 +102,7 @@ class VectorUnit(wiring.Component):
             self.read_1.enable.eq(read),
             self.read_1.address.eq(Mux(command.norm, address, command.b)),
             self.write.address.eq(command.target),
+            self.write.mask.eq(~0),
         ]
         with m.If(read):
             m.d.sync += [
@@ -111,7 +112,8 @@ class VectorUnit(wiring.Component):
             ]
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + 1)
-        self._lanes(m, command, valid, squares)
+        busy = Signal()
+        self._lanes(m, command, valid, squares, busy)
 
         magnitude = largest.largest
         bound = Signal(signed(10), reset_less=True)
@@ -124,7 +126,8 @@ class VectorUnit(wiring.Component):
         ]
 
         result = self.o_results
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
                 m.d.comb += [
                     self.i_commands.ready.eq(1),
@@ -182,7 +185,8 @@ class VectorUnit(wiring.Component):
                     m.next = "IDLE"
         return m
 
-    def _lanes(self, m, command, valid, squares):
+    def _lanes(self, m, command, valid, squares, busy):
+        """Join the lanes; their registers only move while there is work."""
         lanes = self.config.vector_lanes
         function = command.function
         subtract, add, multiply = (Signal(name=name) for name in ("subtract", "add", "multiply"))
@@ -193,13 +197,14 @@ class VectorUnit(wiring.Component):
         ]
         for first in range(0, lanes, 2):
             pair = range(first, min(first + 2, lanes))
-            m.submodules[f"functions_{first}"] = functions = FunctionLanes(
-                len(pair), target=self.config.engine.target)
+            functions = FunctionLanes(len(pair), target=self.config.engine.target)
+            m.submodules[f"functions_{first}"] = EnableInserter(busy)(functions)
             m.d.comb += functions.function.eq(function)
             for k, lane in enumerate(pair):
                 x, y = self.read_0.data[lane], self.read_1.data[lane]
-                m.submodules[f"adder_{lane}"] = adder = Bf16Adder()
-                m.submodules[f"lmul_{lane}"] = lmul = LMulLane()
+                adder, lmul = Bf16Adder(), LMulLane()
+                m.submodules[f"adder_{lane}"] = EnableInserter(busy)(adder)
+                m.submodules[f"lmul_{lane}"] = EnableInserter(busy)(lmul)
                 m.d.comb += [
                     functions.arguments[k].eq(x),
                     lmul.x.eq(x),

@@ -13,7 +13,7 @@ from cocotb.triggers import RisingEdge
 from hw.config import CoreConfig, EngineConfig
 from hw.core import Core
 from hw.formats.minifloat import bf16
-from hw.isa import FUNCTIONS, Fault, Function, Instruction, Opcode, encode
+from hw.isa import FUNCTIONS, GATED, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
 from sim.golden.cycles import instruction_cycles
 from sim.golden.largest import kept_count
@@ -25,7 +25,8 @@ from sim.streams import StreamSink, StreamSource, start
 CONFIGURATIONS = {
     "small": CoreConfig(
         engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=20, accumulator_depth=16,
-                            max_planes=3, max_batch=1, index_width=9, port_bytes=4),
+                            max_planes=3, max_batch=1, index_width=9, port_bytes=4,
+                            row_columns=64),
         vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
         address_width=16),
     # A word of the vector memory is one transfer, and a weight word is smaller than one.
@@ -214,10 +215,20 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
     def anywhere() -> int:
         return int(rng.choice(slots))
 
-    def pack(count):
-        function = int(rng.choice(FUNCTIONS[Opcode.PACK]))
+    def pack(count, function):
+        gate = {}
+        if function in GATED:
+            gate["b"] = anywhere() if rng.integers(2) else 0
+        if function == Function.TOP_K:
+            gate["constant"] = int(rng.choice([1, count // 2, count, count + 1]))
+        if function == Function.THRESHOLD:
+            gate["address"] = int(rng.choice([0, 1000, 2 ** 30 - 1]))
         writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=anywhere(),
-                   count=count)
+                   count=count, **gate)
+
+    def matrix(rows, columns):
+        count = int(rng.integers(1, config.engine.max_planes + 1))
+        return {"b": count, "address": writer.matrix(rows, columns, count)}
 
     for register in range(3, 16):
         writer.add(Opcode.PACK, function=Function.DENSE, target=register, a=anywhere(), count=lanes)
@@ -229,12 +240,13 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         if count % lanes or rng.integers(3) == 0:
             writer.add(Opcode.EMIT, **names)
         else:
-            writer.add(Opcode.DRAIN, target=anywhere(), **names)
+            function = int(rng.choice(FUNCTIONS[Opcode.DRAIN]))
+            writer.add(Opcode.DRAIN, function=function, target=anywhere(), **names)
 
     for _ in range(14):
         count = int(rng.choice(sizes))
         if rng.integers(4):
-            pack(count)
+            pack(count, int(rng.choice(FUNCTIONS[Opcode.PACK])))
             columns = count
         else:
             writer.add(Opcode.TOKEN)
@@ -242,9 +254,8 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         for _ in range(int(rng.integers(1, config.product_depth + 1))):
             rows = int(rng.choice([1, lanes, 2 * lanes, config.engine.lanes, room,
                                    config.engine.lanes + lanes + 1]))
-            count = int(rng.integers(1, config.engine.max_planes + 1))
-            writer.add(Opcode.MATMUL, a=rows, b=count, count=columns,
-                       address=writer.matrix(rows, columns, count))
+            writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, count=columns,
+                       **matrix(rows, columns))
             waiting.append(rows)
             function = int(rng.choice(FUNCTIONS[Opcode.VECTOR]))
             binary = function < Function.COPY
@@ -252,6 +263,17 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
                        b=anywhere() if binary else 0, count=int(rng.choice(sizes)))
         while waiting:
             take(waiting.popleft())
+        if config.engine.row_columns:
+            rows, columns = int(rng.choice(sizes)), int(rng.choice(sizes))
+            pack(columns, Function.DENSE)
+            pack(rows, int(rng.choice(FUNCTIONS[Opcode.PACK])))
+            if writer.program[-1].function == Function.DENSE:
+                columns = rows
+            # Rows are stored as the columns of the transposed matrix.
+            writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,
+                       **matrix(columns, rows))
+            writer.add(Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
+                       target=anywhere(), count=rows, constant=bf16.one)
         writer.add(Opcode.NORM, target=int(rng.integers(1, 3)), a=anywhere(), count=room)
         # What is stored is read again behind the fence.
         place = int(rng.integers(len(slots)))
@@ -305,11 +327,12 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
         add(Opcode.PACK, function=function, target=1, a=at[name], count=count)
 
     def multiply(rows: int, columns: int, count: int = 1) -> None:
-        add(Opcode.MATMUL, a=rows, b=count, count=columns,
+        add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
             address=writer.matrix(rows, columns, count))
 
     def drain(name: str, rows: int, fan: int, norm: int) -> None:
-        add(Opcode.DRAIN, target=at[name], a=norm, b=1, count=rows, constant=scale(fan))
+        add(Opcode.DRAIN, function=Function.COPY, target=at[name], a=norm, b=1, count=rows,
+            constant=scale(fan))
 
     def vector(function: Function, target: str, a: str, b: str = "", count: int = width) -> None:
         add(Opcode.VECTOR, function=function, target=at[target], a=at[a], b=at[b] if b else 0,
@@ -324,7 +347,8 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
     body = len(writer.program)
     add(Opcode.TOKEN)
     multiply(width, vocab, 2)
-    add(Opcode.DRAIN, target=at["x"], a=0, b=0, count=width, constant=bf16.one)
+    add(Opcode.DRAIN, function=Function.COPY, target=at["x"], a=0, b=0, count=width,
+        constant=bf16.one)
     for state in ("h0", "h1"):
         pack("x", width)
         for _ in range(3):
@@ -397,7 +421,8 @@ async def faults(dut, kind):
                                address=config.memory_bytes - 2 * lanes + config.port_bytes),
         "not_finite": Instruction(opcode=Opcode.PACK, function=Function.SPARSE, target=1,
                                   a=config.vector_depth - lanes, count=lanes),
-        "no_product": Instruction(opcode=Opcode.DRAIN, target=lanes, count=lanes),
+        "no_product": Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+                                  count=lanes),
     }[kind]
     at = body + 3
     program = [*writer.program[:at], wrong, *writer.program[at:]]
@@ -431,28 +456,31 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
     cases = []
     for words in (1, 2, 5):
         count = words * lanes
-        cases += [(Instruction(opcode=Opcode.VECTOR, function=function, target=0, a=0, count=count),
-                   [], []) for function in FUNCTIONS[Opcode.VECTOR]]
+        cases += [(Instruction(opcode=Opcode.VECTOR, function=function, target=lanes, a=lanes,
+                               count=count), [], []) for function in FUNCTIONS[Opcode.VECTOR]]
         cases += [
-            (Instruction(opcode=Opcode.NORM, target=1, count=count), [], []),
-            (Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=count),
-             [], []),
-            (Instruction(opcode=Opcode.LOAD, target=0, count=count), [], []),
-            (Instruction(opcode=Opcode.STORE, a=0, count=count), [], []),
+            (Instruction(opcode=Opcode.NORM, target=1, a=lanes, count=count), [], []),
+            (Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, a=lanes,
+                         count=count), [], []),
+            (Instruction(opcode=Opcode.LOAD, target=lanes, count=count), [], []),
+            (Instruction(opcode=Opcode.STORE, a=lanes, count=count), [], []),
         ]
+    # The first word of the vector memory is zero.
+    cases.append((Instruction(opcode=Opcode.PACK, function=Function.NONZERO, count=lanes), [], []))
     token = Instruction(opcode=Opcode.TOKEN)
     cases.append((token, [], []))
     # What a product takes is over when an instruction of this length is.
     wait = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
                        count=config.vector_depth // 2)
     for rows in (1, lanes, 3 * lanes, engine.lanes + lanes):
-        product = Instruction(opcode=Opcode.MATMUL, a=rows, b=1, count=8)
+        product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=1,
+                              count=8)
         take = Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one)
         cases.append((take, [token, product, wait], []))
         cases.append((product, [token], [wait, take]))
         if rows % lanes == 0:
-            cases.append((Instruction(opcode=Opcode.DRAIN, count=rows, constant=bf16.one),
-                          [token, product, wait], []))
+            cases.append((Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=lanes,
+                                      count=rows, constant=bf16.one), [token, product, wait], []))
     return cases
 
 
@@ -482,11 +510,13 @@ async def cycles(dut):
     def formula(instruction: Instruction) -> int:
         kept = 0
         if instruction.opcode is Opcode.EMIT:
-            program = [token, Instruction(opcode=Opcode.MATMUL, a=instruction.count, b=1, count=8),
-                       instruction, stop]
+            product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN,
+                                  a=instruction.count, b=1, count=8)
+            program = [token, product, instruction, stop]
             machine = Machine(config, b"".join(map(encode, program)), writer.contents())
             kept = kept_count(machine.run(1)[0].integers, config.best)
-        return instruction_cycles(config, instruction, kept=kept)
+        entries = [0] if instruction.function == Function.NONZERO else None
+        return instruction_cycles(config, instruction, kept=kept, entries=entries)
 
     token = Instruction(opcode=Opcode.TOKEN)
     wrong = []

@@ -1,5 +1,7 @@
 """The parts of the sequencer, each against its golden function."""
 
+from collections import deque
+
 import cocotb
 import numpy as np
 from amaranth import *
@@ -8,7 +10,7 @@ from cocotb.triggers import RisingEdge
 
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FIELDS, FUNCTIONS, USED, Fault, Function, Instruction, Opcode, encode
+from hw.isa import FIELDS, FUNCTIONS, GATED, USED, Fault, Function, Instruction, Opcode, encode
 from hw.sequencer.decoder import Decoder
 from hw.sequencer.list_memory import ListMemory
 from hw.sequencer.sequencer import Sequencer
@@ -21,7 +23,7 @@ from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
 CONFIGURATIONS = {
-    "sixteen": CoreConfig(engine=EngineConfig(lanes=16), list_depth=40),
+    "sixteen": CoreConfig(engine=EngineConfig(lanes=16, row_columns=64), list_depth=768),
     "one": CoreConfig(
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
@@ -138,21 +140,28 @@ async def lists(dut, stall):
     async def engine_takes(count):
         for _ in range(count):
             job = (await jobs.receive(1))[0]
-            taken.append((job.groups, job.tail, job.planes, job.batch))
+            taken.append(tuple(job[name] for name in job.shape().members))
             while True:
                 entry = (await walked.receive(1))[0]
                 taken.append("end" if entry.end else (entry.index, entry.value))
                 if entry.end:
                     break
 
-    sizes = [0, 1, depth, 0, 0, 3, *rng.integers(0, depth + 1, 20).tolist()]
-    uses = [1, 2, config.product_depth + 2, 0, 0, 0, *rng.integers(0, 4, 20).tolist()]
+    # Entries of each list: none, all, a tile and its neighbours, single ones as a token makes them,
+    # few in each tile, and any.
+    elements = np.arange(depth)
+    beyond = rng.integers(depth, 1 << engine.index_width, 2)
+    lists = [elements[:0], elements[:1], elements, elements[:0], elements[:0], elements[-1:],
+             *beyond[:, None], elements[:256], elements[-256:], elements[255:257],
+             elements[::max(1, depth // 5)],
+             *(np.flatnonzero(rng.random(depth) < share) for share in rng.random(14) ** 3)]
+    uses = [1, 2, config.product_depth + 2, 0, 0, 1, 2, 1, *rng.integers(0, 3, 18).tolist()]
     reader = cocotb.start_soon(engine_takes(sum(uses)))
-    for size, count in zip(sizes, uses, strict=True):
-        made = [{"index": int(rng.integers(1 << engine.index_width)),
-                 "value": int(rng.integers(-128, 128)), "end": 0} for _ in range(size)]
+    for indices, count in zip(lists, uses, strict=True):
+        made = [{"index": index, "value": int(rng.integers(-128, 128)), "end": 0}
+                for index in indices.tolist()]
         # The index of the end says nothing.
-        await entries.send([*made, end | {"index": size, "value": int(rng.integers(-1, 2))}])
+        await entries.send([*made, end | {"index": depth, "value": int(rng.integers(-1, 2))}])
         for _ in range(count):
             job = engine.job(int(rng.integers(1, engine.max_rows + 1)))
             await products_.send([job])
@@ -161,14 +170,16 @@ async def lists(dut, stall):
     await reader
     assert taken == expected
 
-    # A list alone: exact cycles.
-    jobs_taken = cocotb.start_soon(jobs.receive(1))
-    await entries.send([*[{"index": 1, "value": 1, "end": 0}] * depth, end])
-    await products_.send([engine.job(1)])
-    await walked.receive(depth + 1)
-    await jobs_taken
-    if stall == 0:
-        assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(depth)
+    # A list alone: exact cycles, with and without entries in its first tiles.
+    for indices in (elements, elements[-1:], elements[::max(1, depth // 5)], elements[:0]):
+        jobs_taken = cocotb.start_soon(jobs.receive(1))
+        await entries.send([*({"index": index, "value": 1, "end": 0}
+                              for index in indices.tolist()), end])
+        await products_.send([engine.job(1)])
+        await walked.receive(len(indices) + 1)
+        await jobs_taken
+        if stall == 0:
+            assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(len(indices))
 
 
 def expected_fault(config: CoreConfig, instruction: Instruction) -> Fault:
@@ -235,21 +246,27 @@ async def instructions(dut, stall):
             cases.append(random_instruction(rng, config, opcode))
     for opcode in FUNCTIONS:
         for function in range(256):
-            cases.append(Instruction(opcode=opcode, function=function, target=config.vector_lanes,
-                                     a=config.vector_lanes, b=0, count=config.vector_lanes)
-                         if opcode is Opcode.VECTOR else
-                         Instruction(opcode=opcode, function=function, target=1, a=0,
-                                     count=config.vector_lanes))
+            fields = {"target": 1, "b": 0}
+            if opcode is Opcode.MATMUL:
+                fields = {"b": 1}
+            elif opcode is not Opcode.PACK:
+                fields["target"] = config.vector_lanes
+            cases.append(Instruction(opcode=opcode, function=function, a=config.vector_lanes,
+                                     count=config.vector_lanes, **fields))
     for _ in range(60):
         # The last byte of the matrix is the memory's last one, or the next transfer's.
         rows, columns = (int(rng.integers(1, limit + 1))
                          for limit in (4 * engine.lanes, 40))
         matrix = {"a": rows, "b": int(rng.integers(1, engine.max_planes + 1)), "count": columns}
         size = columns * engine.column_bytes(rows, matrix["b"])
+        function = Function.BY_COLUMN
+        if engine.row_columns and rng.integers(2):
+            function, matrix["a"], matrix["count"] = Function.BY_ROW, columns, rows
         first = (config.memory_bytes - size) // config.port_bytes * config.port_bytes
         for address in (first, first + config.port_bytes):
             if 0 <= address < 2 ** 32:
-                cases.append(Instruction(opcode=Opcode.MATMUL, address=address, **matrix))
+                cases.append(Instruction(opcode=Opcode.MATMUL, function=function,
+                                         address=address, **matrix))
     seen = set()
     for instruction in cases:
         await source.send([int.from_bytes(encode(instruction), "little")])
@@ -279,8 +296,8 @@ class Units:
         self.rng = np.random.default_rng(9)
         self.log: list = []
         self.broken = False                     # the next vector to be packed is not finite
-        for name in ("vectors", "packs", "entries", "products", "drains", "choices", "scale",
-                     "moves", "faults"):
+        for name in ("vectors", "packs", "selections", "entries", "products", "drains", "choices",
+                     "scale", "moves", "faults"):
             cocotb.start_soon(self._serve(name))
 
     async def _serve(self, name: str) -> None:
@@ -301,12 +318,17 @@ class Units:
                     entry["answer"] = int(self.rng.integers(-133, 122))
                     await self.ends["i_packed_sequencer"].send(
                         [{"exponent": entry["answer"], "fault": self.broken}])
+                    if not self.broken:
+                        await self._pulse("listed")
                 case "drains" | "choices" | "moves":
-                    pulse = self.dut[{"drains": "drained", "choices": "chosen",
-                                      "moves": "moved"}[name] + "_sequencer"]
-                    pulse.value = 1
-                    await RisingEdge(self.dut.clk)
-                    pulse.value = 0
+                    await self._pulse({"drains": "drained", "choices": "chosen",
+                                       "moves": "moved"}[name])
+
+    async def _pulse(self, name: str) -> None:
+        pulse = self.dut[f"{name}_sequencer"]
+        pulse.value = 1
+        await RisingEdge(self.dut.clk)
+        pulse.value = 0
 
 
 def scalar(instruction: Instruction, registers: dict) -> tuple[int, int]:
@@ -323,6 +345,7 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
               log: list) -> None:
     """Compare the commands of a pass with the program, in its order."""
     lanes, rest = config.vector_lanes, iter(log)
+    walks: deque[bool] = deque()                # of products that were not taken: by row?
     for instruction in program:
         target, a, b = instruction.target, instruction.a, instruction.b
         words = instruction.count // lanes
@@ -339,19 +362,35 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
                 assert (name, found) == ("entries", {"index": token, "value": 1, "end": 0})
                 assert next(rest)[1]["end"] == 1
             case Opcode.PACK:
+                if instruction.function in GATED:
+                    assert (name, found) == ("selections", {
+                        "largest": instruction.function == Function.TOP_K, "norms": b // lanes,
+                        "keep": instruction.constant, "threshold": instruction.address})
+                    name, found = next(rest)
+                nonzero = instruction.function == Function.NONZERO
                 assert name == "packs"
-                assert (found["sparse"], found["a"], found["words"]) == (
-                    instruction.function == Function.SPARSE, a // lanes, words)
-                registers[target] = (bf16.one, found["answer"])
+                assert (found["sparse"], found["nonzero"], found["a"], found["words"]) == (
+                    instruction.function != Function.DENSE, nonzero, a // lanes, words)
+                if not nonzero:
+                    registers[target] = (bf16.one, found["answer"])
             case Opcode.MATMUL:
-                assert (name, found) == ("products", config.engine.job(a, planes=b))
+                by_row = instruction.function == Function.BY_ROW
+                job = (config.engine.row_job(instruction.count, planes=b) if by_row
+                       else config.engine.job(a, planes=b))
+                if by_row:                      # a walk by row has no last group
+                    job["tail"] = found["tail"]
+                assert (name, found) == ("products", job)
+                walks.append(by_row)
             case Opcode.DRAIN | Opcode.EMIT:
                 number, exponent = scalar(instruction, registers)
                 if instruction.opcode is Opcode.DRAIN:
-                    assert (name, found["target"]) == ("drains", target // lanes)
+                    assert (name, found["target"], found["by_row"], found["relu"]) == (
+                        "drains", target // lanes, walks.popleft(),
+                        instruction.function == Function.RELU)
                     factor = found["scalar"]
                 else:
                     assert (name, found) == ("choices", {"rows": instruction.count})
+                    assert not walks.popleft()
                     name, factor = next(rest)
                     assert name == "scale"
                 assert (factor["number"], factor["exponent"]) == (number, exponent)
@@ -372,7 +411,7 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
     lanes, engine = config.vector_lanes, config.engine
     program = [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=target, a=0,
                            count=lanes) for target in range(1, 16)]
-    rows: list[int] = []
+    rows: list[tuple[int, bool]] = []
 
     def vector():
         return int(rng.integers(0, config.vector_depth // lanes - 3)) * lanes
@@ -381,10 +420,11 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
         names = {name: int(rng.integers(16)) for name in "ab"}
         constant = (int(rng.integers(1 << 16)), 0x3F80,
                     int(rng.integers(0x3F00, 0x4100)))[rng.integers(3)]
-        count = rows.pop(0)
-        if count % lanes or count > config.vector_depth or rng.integers(2):
+        count, by_row = rows.pop(0)
+        if not by_row and (count % lanes or count > config.vector_depth or rng.integers(2)):
             return Instruction(opcode=Opcode.EMIT, count=count, constant=constant, **names)
-        return Instruction(opcode=Opcode.DRAIN, count=count, constant=constant, target=0, **names)
+        return Instruction(opcode=Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
+                           count=count, constant=constant, target=0, **names)
 
     for _ in range(25):
         count = int(rng.integers(1, 4)) * lanes
@@ -399,15 +439,20 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
             case Opcode.PACK | Opcode.NORM:
                 values = {"target": int(rng.integers(1, 16)), "a": vector()}
                 if opcode is Opcode.PACK:
-                    values["function"] = int(rng.choice([1, 2]))
+                    values |= {"function": int(rng.choice(FUNCTIONS[opcode])), "b": vector(),
+                               "constant": int(rng.integers(1 << 16)),
+                               "address": int(rng.integers(1 << 30))}
             case Opcode.VECTOR:
                 values = {"function": int(rng.choice(FUNCTIONS[opcode])), "target": vector(),
                           "a": vector(), "b": vector()}
             case Opcode.MATMUL:
                 if len(rows) == config.product_depth:
                     program.append(take())
-                rows.append((int(rng.integers(1, 200)), lanes)[rng.integers(2)])
-                values = {"a": rows[-1], "b": int(rng.integers(1, engine.max_planes + 1)),
+                by_row = bool(engine.row_columns and rng.integers(2))
+                some = lanes if by_row or rng.integers(2) else int(rng.integers(1, 200))
+                rows.append((some, by_row))
+                values = {"function": Function.BY_ROW if by_row else Function.BY_COLUMN,
+                          "a": rows[-1][0], "b": int(rng.integers(1, engine.max_planes + 1)),
                           "address": 64}
                 count = int(rng.integers(1, 9))
             case _:
@@ -458,7 +503,7 @@ async def dispatch(dut):
     cocotb.start_soon(ends["o_products_sequencer"].receive(1000))
     config, tokens = ends.config, ends["i_tokens_sequencer"]
     stop, list_of_token = Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.TOKEN)
-    product = Instruction(opcode=Opcode.MATMUL, a=200, b=5, count=30)
+    product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=200, b=5, count=30)
     products_ = [product] * config.product_depth
     for program in ([stop], [list_of_token, stop], [list_of_token] * 5 + [stop],
                     [list_of_token, *products_, list_of_token, stop]):
@@ -480,7 +525,8 @@ async def faults(dut, kind):
     lanes = config.vector_lanes
     pack = Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
     take = Instruction(opcode=Opcode.EMIT, count=lanes)
-    product = Instruction(opcode=Opcode.MATMUL, a=lanes + 1, b=1, count=1)
+    product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=lanes + 1, b=1,
+                          count=1)
     stop = Instruction(opcode=Opcode.STOP)
     units.broken = kind == "not_finite"
     first = config.program_depth - 3 if kind == "no_stop" else 5

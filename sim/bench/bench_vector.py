@@ -131,6 +131,7 @@ class Machine:
         shift = 16 * np.arange(self.lanes)
         for k, word in enumerate(words):
             self.dut.poke__enable.value = 1
+            self.dut.poke__mask.value = -1
             self.dut.poke__address.value = address + k
             self.dut.poke__data.value = sum(int(x) << int(s) for x, s in zip(word, shift,
                                                                             strict=True))
@@ -301,7 +302,7 @@ def packable(rng: np.random.Generator, shape: tuple, number: int) -> np.ndarray:
 @cocotb.test(timeout_time=2000, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def packs(dut, stall):
-    """Make lists of codes, dense and sparse, and refuse vectors that are not finite."""
+    """Make lists of all kinds, and refuse codes of vectors that are not finite."""
     machine = Machine(dut, stall=stall, seed=3)
     await machine.start()
     rng = machine.rng
@@ -319,12 +320,25 @@ async def packs(dut, stall):
         a = int(rng.integers(0, depth - words + 1))
         x = packable(rng, (words, machine.lanes), number)
         sparse = int(rng.integers(2))
+        nonzero = int(sparse and rng.integers(2))
+        if number % 3 == 2:         # words without an entry follow one another
+            x[rng.random(words) < rng.random()] = 0
         broken = number % 11 == 10
         if broken:
             x.reshape(-1)[rng.integers(x.size)] = rng.choice([0x7F80, 0xFF80, 0x7F81, 0xFFFF])
         await machine.poke(a, x)
         received.clear()
-        result, cycles = await machine.command("packer", sparse=sparse, words=words, a=a)
+        result, cycles = await machine.command("packer", sparse=sparse, nonzero=nonzero,
+                                               words=words, a=a)
+        if nonzero:
+            live = (x.reshape(-1) & 0x7F80) != 0
+            assert [(entry.index, entry.value, entry.end) for entry in received] == [
+                *((index, 1, 0) for index in np.flatnonzero(live)), (live.size, 0, 1)]
+            assert result.fault == 0
+            if stall == 0:
+                leaving = live.reshape(words, -1).sum(axis=1).tolist()
+                assert cycles == pack_cycles(machine.config, leaving, nonzero=True)
+            continue
         if broken:
             assert (result.fault, received) == (1, [])
             continue
@@ -335,7 +349,9 @@ async def packs(dut, stall):
         assert [(entry.index, entry.value, entry.end) for entry in received] == expected
         assert (result.fault, result.exponent) == (0, codes.exponents[0]), number
         if stall == 0:
-            assert cycles == pack_cycles(machine.config, words)
+            leaving = (codes.values[0] != 0).reshape(words, -1).sum(axis=1) if sparse else (
+                np.full(words, machine.lanes))
+            assert cycles == pack_cycles(machine.config, leaving.tolist())
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")

@@ -4,17 +4,22 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import Instruction, Opcode
+from hw.isa import Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
+from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
            "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
-           "engine_lane_words", "engine_period", "fetch_cycles", "frame_delivery_cycles",
-           "frame_send_cycles", "gearbox_cycles", "instruction_cycles", "list_cycles",
-           "load_cycles", "norm_cycles", "pack_cycles", "port_transfers", "product_cycles",
-           "store_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "engine_lane_words", "engine_period", "engine_row_cycles", "engine_row_period",
+           "engine_sequence", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
+           "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "norm_cycles",
+           "pack_cycles", "port_transfers", "product_cycles", "select_cycles", "store_cycles",
+           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -49,13 +54,76 @@ def engine_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int 
 
     The parameters are those of :func:`engine_period`; the engine is idle before.
     """
+    # The period includes the cycle of the first entry.
+    period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
+    return period + _result_latency(config)
+
+
+def _result_latency(config: EngineConfig) -> int:
+    """Cycles from the read of a result to its delivery: 8, and the levels of the OR tree."""
     levels, banks = 0, config.lanes // config.result_lanes
     while banks > 1:
         levels, banks = levels + 1, -(-banks // 4)
-    # The period includes the cycle of the first entry; a result leaves 8 cycles and the levels of
-    # the OR tree after it is read.
-    period = engine_period(config, rows=rows, columns=columns, planes=planes, batch=batch)
-    return period + 8 + levels
+    return 8 + levels
+
+
+def engine_row_period(config: EngineConfig, *, rows: int, columns: int, planes: int = 1) -> int:
+    """Cycles from one product by row to the next when equal products follow one another.
+
+    Parameters
+    ----------
+    rows : int
+        Listed rows. Of products without any, every second one takes a cycle more.
+    columns : int
+        Columns of the matrix.
+    planes : int
+        As in the job.
+    """
+    return rows * planes * config.groups(columns) + 2
+
+
+def engine_row_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1) -> int:
+    """Cycles from the first list entry accepted to the last result delivered, both included.
+
+    The parameters are those of :func:`engine_row_period`; the engine is idle before.
+    """
+    period = engine_row_period(config, rows=rows, columns=columns, planes=planes)
+    return 1 + period + _row_latency(config)
+
+
+def _row_latency(config: EngineConfig) -> int:
+    """Cycles from the end of a list of rows to the delivery of the last result."""
+    weights = 0 if config.max_planes == 1 else (config.max_planes + 1) // 2
+    joined = config.lanes > config.result_lanes
+    # The sums wait for the words' trits, the tree takes a level a cycle, the queue three.
+    return 10 + (config.lanes - 1).bit_length() + weights + joined
+
+
+def engine_sequence(config: EngineConfig, products: list[dict]) -> list[int]:
+    """Cycles from the first list entry accepted to the last result of each product delivered.
+
+    Both are included; the products follow one another, of both kinds in any order, and the engine
+    is idle before. Exact if no list is so short that the engine would wait for the next one: a
+    product of a few cycles may delay one behind it.
+
+    Parameters
+    ----------
+    products : list of dict
+        Arguments of :func:`engine_row_period` with ``by_row=True``, or of :func:`engine_period`.
+    """
+    delivered = []
+    end = rows_out = 0      # the last read or end of a list; the last cycle without reads for rows
+    for product in products:
+        shape = {name: value for name, value in product.items() if name != "by_row"}
+        if product.get("by_row"):
+            end += engine_row_period(config, **shape) + (end == 0)
+            delivered.append(end + _row_latency(config))
+            rows_out = delivered[-1] - 2 - (config.lanes > config.result_lanes)
+        else:
+            transfers = config.result_transfers(shape["rows"]) * shape.get("batch", 1)
+            end = max(end + engine_period(config, **shape), rows_out + transfers)
+            delivered.append(end + _result_latency(config))
+    return delivered
 
 
 def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
@@ -109,13 +177,56 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     return 2 * words + levels + max(levels, 2) + (width - 1) // 8 + 23
 
 
-def pack_cycles(config: CoreConfig, words: int) -> int:
+def pack_cycles(config: CoreConfig, entries: Sequence[float], *, nonzero: bool = False) -> int:
     """Cycles of the packer from a PACK accepted to its end delivered, both included.
 
-    Nothing takes longer than a cycle for each word, then for each element.
+    Parameters
+    ----------
+    config : CoreConfig
+    entries : sequence of numbers
+        Entries that leave of each word of the vector; all of a DENSE one. A word without one takes
+        a cycle too.
+    nonzero : bool
+        No largest magnitude is looked for.
     """
+    leaving = math.ceil(sum(max(1, count) for count in entries))
+    if nonzero:
+        return leaving + 11
     levels = (config.vector_lanes - 1).bit_length()
-    return words + words * config.vector_lanes + levels + 14
+    return len(entries) + leaving + levels + 15
+
+
+def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
+    """Cycles of the selector from the end of a list accepted to that of what is kept delivered.
+
+    Both are included. Each pass is a row of scores a cycle, 16 bins, and what is on its way.
+
+    Parameters
+    ----------
+    keys : int64 array, shape (entries,)
+        Scores of the list's entries; their magnitudes where norms are all one. Those with score 0
+        are not stored.
+    keep : int
+    lanes : int
+        As in :class:`hw.sparse.select.Selector`.
+    """
+    keys = keys[keys > 0]
+    if not len(keys):
+        return 25
+    bound, passes = select_bound(keys, keep)
+    reached = keys >= bound
+    rows = -(-len(keys) // lanes)
+    leaving = sum(max(1, int(reached[first:first + lanes].sum()))
+                  for first in range(0, len(keys), lanes))
+    return 28 + passes * (rows + 23) + leaving
+
+
+def threshold_cycles(entries: int) -> int:
+    """Cycles of the selector from the first of ``entries`` accepted to the end delivered.
+
+    Both are included; the end is one more entry.
+    """
+    return entries + 11
 
 
 def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
@@ -144,7 +255,10 @@ def decode_cycles(config: CoreConfig, instruction: Instruction) -> int:
     """Cycles of the decoder from an instruction accepted to its fields delivered, both included."""
     if instruction.opcode is not Opcode.MATMUL:
         return 5
-    factors = instruction.b, config.engine.groups(instruction.a), instruction.count
+    groups, walked = config.engine.groups(instruction.a), instruction.count
+    if instruction.function == Function.BY_ROW:
+        groups, walked = config.engine.groups(instruction.count), instruction.a
+    factors = instruction.b, groups, walked
     return 5 + sum(factor.bit_length() + 1 for factor in factors)
 
 
@@ -251,11 +365,12 @@ SCALAR_CYCLES = 21
 #: the unit has its command, and from its end to the next instruction. Behind STOP the next pass is
 #: begun and its first instruction decoded.
 INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TOKEN: 4,
-                      Opcode.PACK: 2, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
+                      Opcode.PACK: 4, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
                       Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2}
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
+                       entries: Sequence[float] | None = None,
                        following: Instruction | None = None) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
@@ -268,6 +383,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
     instruction : Instruction
     kept : int
         Of EMIT: how many integers were among the largest so far when they came.
+    entries : sequence of numbers, optional
+        Of PACK: entries that leave of each word; by default all.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
     """
@@ -280,7 +397,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
-            cycles += pack_cycles(config, words)
+            cycles += pack_cycles(config, entries or words * [config.vector_lanes],
+                                  nonzero=instruction.function == Function.NONZERO)
         case Opcode.DRAIN:
             cycles += drain_cycles(words)
         case Opcode.VECTOR:

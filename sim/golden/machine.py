@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.isa import (
+    ADDRESSED,
     FUNCTIONS,
+    GATED,
     INSTRUCTION_BYTES,
     REGISTERS,
-    USED,
     Fault,
     Function,
     Instruction,
@@ -35,6 +36,7 @@ from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
 from sim.golden.trits import combine_planes, unpack_words
+from sim.golden.wina import keep_above, keep_largest, scores
 
 __all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 
@@ -121,10 +123,22 @@ class _Register:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _List:
-    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN."""
+    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
+
+    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too.
+    """
 
     activations: NDArray[np.int8]
     columns: int
+    listed: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Product:
+    """A product that was not taken; by row, ``listed`` are the rows that it has."""
+
+    integers: NDArray[np.int32]
+    listed: NDArray[np.int64] | None = None
 
 
 _ONE = _Register(bf16.one, 0)
@@ -151,6 +165,8 @@ class Machine:
         What stopped the core, until :meth:`reset`.
     executed : int
         Instructions executed so far.
+    trits : int
+        Trits of matrices that were multiplied so far: those of listed columns.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -165,15 +181,17 @@ class Machine:
         # The first word is zero and stays it; all others must be written before they are read.
         self._written = np.zeros(config.vector_depth, bool)
         self._written[:config.vector_lanes] = True
-        self._matrices: dict[tuple[int, int, int, int], ExactProducts] = {}
+        self._matrices: dict[tuple[int, int, int, int, bool], ExactProducts] = {}
         self.executed = 0
+        self.trits = 0
         self.reset()
 
     def reset(self) -> None:
         """Start the core again: vector memory and memory stay as they are."""
         self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
         self._list: _List | None = None
-        self._products: deque[NDArray[np.int32]] = deque()
+        self._dense: NDArray[np.int8] | None = None         # of the newest DENSE list
+        self._products: deque[_Product] = deque()
         self.fault: MachineFault | None = None
 
     def run(self, token: int, start: int = 0) -> list[Emission]:
@@ -231,26 +249,32 @@ class Machine:
                 return Fault.VECTOR_ADDRESS
         if opcode is Opcode.PACK and count > config.list_depth:
             return Fault.VECTOR_ADDRESS
-        if opcode in (Opcode.PACK, Opcode.NORM) and not 0 < instruction.target < REGISTERS:
-            return Fault.REGISTER
+        if (opcode is Opcode.NORM or (opcode is Opcode.PACK
+                                      and instruction.function != Function.NONZERO)):
+            if not 0 < instruction.target < REGISTERS:
+                return Fault.REGISTER
         if opcode in (Opcode.DRAIN, Opcode.EMIT) and max(instruction.a, instruction.b) >= REGISTERS:
             return Fault.REGISTER
-        if "address" in USED[opcode] and (instruction.address % config.port_bytes
+        if opcode in ADDRESSED and (instruction.address % config.port_bytes
                                           or self._end(instruction) > config.memory_bytes):
             return Fault.MEMORY_ADDRESS
         if opcode is Opcode.MATMUL:
             engine = config.engine
-            if (not 0 < instruction.a <= engine.max_rows
-                    or not 0 < instruction.b <= engine.max_planes
-                    or not 0 < count <= engine.max_columns):
+            rows, columns = engine.max_rows, engine.max_columns
+            if instruction.function == Function.BY_ROW:
+                rows, columns = engine.max_columns, engine.row_columns
+            if (not 0 < instruction.a <= rows or not 0 < instruction.b <= engine.max_planes
+                    or not 0 < count <= columns):
                 return Fault.MATRIX
-        if opcode is Opcode.PACK:
+        if opcode is Opcode.PACK and instruction.function != Function.NONZERO:
             vector = self._view(instruction.a, count)
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
-        if opcode in (Opcode.DRAIN, Opcode.EMIT) and (not self._products
-                                                      or len(self._products[0]) != count):
-            return Fault.NO_PRODUCT
+        if opcode in (Opcode.DRAIN, Opcode.EMIT):
+            product = self._products[0] if self._products else None
+            if (product is None or len(product.integers) != count
+                    or (product.listed is not None and opcode is Opcode.EMIT)):
+                return Fault.NO_PRODUCT
         return Fault.NONE
 
     def _vectors_of(self, instruction: Instruction) -> list[int]:
@@ -259,8 +283,10 @@ class Machine:
         match instruction.opcode:
             case Opcode.LOAD | Opcode.DRAIN:
                 return [target]
-            case Opcode.STORE | Opcode.PACK | Opcode.NORM:
+            case Opcode.STORE | Opcode.NORM:
                 return [a]
+            case Opcode.PACK:
+                return [a, b] if instruction.function in GATED else [a]
             case Opcode.VECTOR:
                 return [target, a, b] if instruction.function in _BINARY else [target, a]
         return []
@@ -268,8 +294,11 @@ class Machine:
     def _end(self, instruction: Instruction) -> int:
         """Return the address behind the last byte that the instruction can reach."""
         if instruction.opcode is Opcode.MATMUL:
-            return instruction.address + instruction.count * self.config.engine.column_bytes(
-                instruction.a, instruction.b)
+            columns, rows = instruction.count, instruction.a
+            if instruction.function == Function.BY_ROW:
+                columns, rows = rows, columns
+            return instruction.address + columns * self.config.engine.column_bytes(
+                rows, instruction.b)
         return instruction.address + 2 * instruction.count
 
     # Instructions.
@@ -287,26 +316,66 @@ class Machine:
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
-                self._list = _List(activations, 0)
+                self._list = _List(activations, 0, np.array([token]))
             case Opcode.PACK:
-                codes = quantize(self._read(a, count))
-                self._list = _List(codes.values, count)
-                self.registers[target] = _Register(bf16.one, int(codes.exponents))
+                self._pack(instruction)
             case Opcode.MATMUL:
                 self._queue(instruction)
             case Opcode.DRAIN:
-                factor = self._scalar(instruction)
-                product = self._products.popleft()
-                self._write(target, scale(product[np.newaxis], np.array([factor.number], np.uint16),
-                                          np.array([factor.exponent], np.int32))[0])
+                self._drain(instruction)
             case Opcode.EMIT:
-                return self._best(self._scalar(instruction), self._products.popleft())
+                return self._best(self._scalar(instruction), self._products.popleft().integers)
             case Opcode.VECTOR:
                 self._vector(instruction)
             case Opcode.NORM:
                 vector = self._read(a, count)
                 self.registers[target] = _Register(int(_LMUL.inverse_norm(vector)), 0)
         return None
+
+    def _pack(self, instruction: Instruction) -> None:
+        vector = self._read(instruction.a, instruction.count)
+        function = instruction.function
+        if function == Function.NONZERO:
+            live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
+            self._list = _List(live.astype(np.int8), len(vector), np.flatnonzero(live))
+            return
+        codes = quantize(vector)
+        values = codes.values
+        if function in GATED:
+            norms = np.ones(len(values), np.uint16)
+            if instruction.b:
+                norms = self._read(instruction.b, len(values))
+            found = scores(values, norms)
+            if function == Function.THRESHOLD:
+                kept = keep_above(found, instruction.address)
+            elif not instruction.constant:
+                raise HazardError("Of a list, at least 1 entry must be kept, not 0")
+            else:
+                kept = keep_largest(found, min(instruction.constant, len(values)))
+            # An entry with score 0 is none.
+            values = np.where(kept & (found > 0), values, np.int8(0))
+        if function == Function.DENSE:
+            if any(product.listed is not None for product in self._products):
+                raise HazardError("A DENSE list is made while a product by row was not taken")
+            self._dense = values
+        listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
+        self._list = _List(values, len(values), listed)
+        self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
+
+    def _drain(self, instruction: Instruction) -> None:
+        factor = self._scalar(instruction)
+        product = self._products.popleft()
+        numbers = scale(product.integers[np.newaxis], np.array([factor.number], np.uint16),
+                        np.array([factor.exponent], np.int32))[0]
+        if instruction.function == Function.RELU:
+            numbers = _LMUL.relu(numbers)
+        if product.listed is not None:
+            listed = product.listed
+            self._check_target(instruction.target)
+            self.vectors[instruction.target + listed] = numbers[listed]
+            self._written[instruction.target + listed] = True
+        else:
+            self._write(instruction.target, numbers)
 
     def _vector(self, instruction: Instruction) -> None:
         target, count = instruction.target, instruction.count
@@ -322,9 +391,11 @@ class Machine:
 
     def _queue(self, instruction: Instruction) -> None:
         """Multiply at once: the list of now is the one that the engine will take."""
-        columns = instruction.count
         if self._list is None:
             raise HazardError("A matrix is multiplied, but there is no list")
+        by_row = instruction.function == Function.BY_ROW
+        # What the list names: columns, or rows.
+        columns = instruction.a if by_row else instruction.count
         if self._list.columns and self._list.columns != columns:
             raise HazardError(f"The matrix has {columns} columns, but the list was made of "
                               f"{self._list.columns} elements")
@@ -336,21 +407,32 @@ class Machine:
         if len(self._products) == self.config.product_depth:
             raise HazardError(f"More than {self.config.product_depth} products are not taken: "
                               f"the instruction would wait for one behind it")
+        self.trits += (len(self._list.listed) * instruction.b
+                       * (instruction.count if by_row else instruction.a))
+        listed = None
+        if by_row:
+            if self._dense is None or len(self._dense) != instruction.count:
+                raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
+                                  f"newest DENSE list has another number of elements")
+            listed, activations = self._list.listed, self._dense[np.newaxis]
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
-        self._products.append(((product + half) & (2 * half - 1)) - half)
+        self._products.append(_Product(((product + half) & (2 * half - 1)) - half, listed))
 
     def _matrix(self, instruction: Instruction) -> ExactProducts:
         """Unpack the matrix of a MATMUL, once."""
         rows, columns, planes = instruction.a, instruction.count, instruction.b
-        key = instruction.address, rows, columns, planes
+        by_row = instruction.function == Function.BY_ROW
+        key = instruction.address, rows, columns, planes, by_row
         if key not in self._matrices:
             engine = self.config.engine
+            if by_row:
+                rows, columns = columns, rows
             image = self._bytes(instruction).reshape(columns, planes, engine.groups(rows),
                                                      engine.word_bytes)
-            self._matrices[key] = ExactProducts({"": combine_planes(
-                unpack_words(image, rows, engine))})
+            weights = combine_planes(unpack_words(image, rows, engine))
+            self._matrices[key] = ExactProducts({"": weights.T if by_row else weights})
         return self._matrices[key]
 
     def _scalar(self, instruction: Instruction) -> _Register:
@@ -380,10 +462,13 @@ class Machine:
         return self._view(first, count)
 
     def _write(self, first: int, values: NDArray[np.uint16]) -> None:
-        if first < self.config.vector_lanes:
-            raise HazardError("The first word is written, but must stay zero")
+        self._check_target(first)
         self._view(first, len(values))[:] = values
         self._written[first:first + len(values)] = True
+
+    def _check_target(self, first: int) -> None:
+        if first < self.config.vector_lanes:
+            raise HazardError("The first word is written, but must stay zero")
 
     def _bytes(self, instruction: Instruction) -> NDArray[np.uint8]:
         end = self._end(instruction)

@@ -1,12 +1,9 @@
-# Ref: R. Zhu et al., "Scalable MatMul-free Language Modeling", 2024
-# Id: arXiv:2406.02528
+"""Language models on golden functions: docs/numerics.md, section 6.
 
-"""The MatMul-free language model on golden functions: docs/numerics.md, section 6.
-
-:class:`GoldenLM` is the network, written once: for one token or many documents at a time, with any
-arithmetic, and with the matrix products computed by whoever is asked to. An **arithmetic** is what
-the network does with numbers: :class:`Bf16Arithmetic` with L-Mul is the definition of what the
-hardware computes, :class:`FloatArithmetic` is what it approximates.
+:class:`GoldenLM` evaluates a :class:`sim.golden.network.Network`: for one token or many documents
+at a time, with any arithmetic, and with the matrix products computed by whoever is asked to. An
+**arithmetic** is what a network does with numbers: :class:`Bf16Arithmetic` with L-Mul is the
+definition of what the hardware computes, :class:`FloatArithmetic` is what it approximates.
 
 Vectors are rows: arrays of shape (tokens, elements). bf16 numbers are ``uint16`` bits.
 """
@@ -20,13 +17,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.formats.minifloat import bf16
+from hw.formats.minifloat import bf16, fp32
 from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.lmul import exact_product, lmul, lmul_dot
+from sim.golden.network import Kind, Network, Value
 
 __all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Codes", "ExactProducts",
-           "FloatArithmetic", "GoldenLM", "model_matrices", "quantize", "rsqrt_table", "scale",
-           "sigmoid_table", "silu_table"]
+           "FloatArithmetic", "GoldenLM", "Hidden", "Model", "lmul_factor", "model_matrices",
+           "quantize", "rsqrt_table", "scale", "sigmoid_table", "silu_table"]
 
 _SIGN = np.uint16(0x8000)
 _BLOCK = 1 << 15        # elements of a block whose temporaries fit a cache
@@ -122,6 +120,34 @@ def scale(accumulators: NDArray[np.int32], factors: NDArray[np.uint16],
     return scaled
 
 
+@functools.cache
+def _mean_gains(offset: int | None) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Magnitudes of the bf16 numbers from 1/4 to 4, and by what each multiplies under L-Mul.
+
+    That is ``lmul(x, factor) / x``, averaged over the mantissas of ``x``.
+    """
+    magnitudes = np.arange(bf16.one - 256, bf16.one + 256)
+    x = (bf16.one + np.arange(128)).astype(np.uint16)
+    products = lmul(bf16, x, magnitudes.astype(np.uint16)[:, np.newaxis], offset=offset)
+    return magnitudes, (to_float32(products).astype(np.float64) / to_float32(x)).mean(axis=1)
+
+
+def lmul_factor(values: NDArray, offset: int | None = None) -> NDArray[np.uint16]:
+    """Choose constants to multiply by with L-Mul: bf16 numbers that multiply by ``values``.
+
+    L-Mul by a constant is wrong by a gain that depends on both mantissas. Of the bf16 numbers this
+    takes the one whose gain, averaged over the other mantissa, is nearest; powers of two are exact.
+    """
+    magnitudes, gains = _mean_gains(offset)
+    significands, exponents = np.frexp(np.abs(np.asarray(values, np.float64)))
+    nearest = np.searchsorted((gains[1:] + gains[:-1]) / 2, 2 * significands)
+    found = magnitudes[nearest] + ((exponents - 1) << bf16.mantissa_bits)
+    if (found > bf16.largest_finite).any() or not np.isfinite(significands).all():
+        raise OverflowError("Factors must be finite bf16 numbers")
+    found = np.where((significands == 0) | (found < bf16.smallest_normal), 0, found)
+    return found.astype(np.uint16) | np.where(np.signbit(values), _SIGN, np.uint16(0))
+
+
 # Arithmetics: what the network does with numbers. The norm's factor sqrt(elements) is part of the
 # constants, so that their inverse norm is 1 / sqrt(sum of squares), and 0 for a zero vector.
 
@@ -129,7 +155,7 @@ Elementwise = Callable[[NDArray, NDArray], NDArray]
 
 
 class Bf16Arithmetic:
-    """bf16 vectors, int8 codes, exact integer products.
+    """bf16 vectors, int8 codes, exact integer products of matrices.
 
     Parameters
     ----------
@@ -138,12 +164,22 @@ class Bf16Arithmetic:
         Product of two bf16 arrays, element by element.
     square_sum : callable
         Sum of the squares of the last axis of a bf16 array, as bf16.
+    factor : callable
+        Constants of the model that vectors are multiplied by, as bf16.
+
+    Attributes
+    ----------
+    vectors, activations : str
+        Format of the elements of vectors, and of what a matrix is multiplied by.
     """
 
     codes = staticmethod(quantize)
+    vectors, activations = "bf16", "int8"
 
-    def __init__(self, name: str, multiply: Elementwise, square_sum: Callable[[NDArray], NDArray]):
+    def __init__(self, name: str, multiply: Elementwise, square_sum: Callable[[NDArray], NDArray],
+                 factor: Callable[[NDArray], NDArray]):
         self.name = name
+        self.factor = factor
         self.add: Elementwise = add
         self.subtract: Elementwise = subtract
         self.multiply = multiply
@@ -187,18 +223,49 @@ class Bf16Arithmetic:
         return np.where(x & _SIGN, np.uint16(0), x)
 
 
-class FloatArithmetic:
-    """float32 vectors that are never quantized, and true products: what bf16 and L-Mul approximate.
+def _quantize_float32(x: NDArray[np.float32]) -> Codes:
+    """Do as :func:`quantize` with float32 vectors."""
+    mantissas, exponents = np.frexp(np.abs(x).max(axis=-1))
+    if not np.isfinite(mantissas).all():
+        raise OverflowError("Activations must be finite, but a vector holds an infinity or a NaN")
+    exponents = np.where(mantissas == 0, 0, exponents - 7 + (mantissas > 127 / 128))
+    values = np.rint(np.ldexp(x, -exponents[..., np.newaxis])).astype(np.int8)
+    return Codes(values, exponents.astype(np.int32))
 
-    The methods are those of :class:`Bf16Arithmetic`.
+
+def _to_float32(values: NDArray) -> NDArray[np.float32]:
+    return values.astype(np.float32)
+
+
+def _lmul_float32(x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
+    """L-Mul of float32 bits, with the same offset of 1/16."""
+    return lmul(fp32, x.view(np.uint32), y.view(np.uint32)).view(np.float32)
+
+
+class FloatArithmetic:
+    """float32 vectors: what bf16 approximates. The methods are those of :class:`Bf16Arithmetic`.
+
+    Parameters
+    ----------
+    name : str
+    multiply : callable
+        Product of two float32 arrays, element by element.
+    factor : callable
+        Constants of the model that vectors are multiplied by, as float32.
+    quantized : bool
+        Vectors become int8 codes in front of a matrix; otherwise they are taken as they are.
     """
 
-    name = "float"
+    vectors = "float32"
 
-    def __init__(self):
+    def __init__(self, name: str, multiply: Elementwise = np.multiply,
+                 factor: Callable[[NDArray], NDArray] = _to_float32, *, quantized: bool):
+        self.name = name
+        self.factor = factor
         self.add: Elementwise = np.add
         self.subtract: Elementwise = np.subtract
-        self.multiply: Elementwise = np.multiply
+        self.multiply = multiply
+        self.activations = "int8" if quantized else "float32"
 
     def constant(self, value: float | NDArray) -> NDArray:
         """Round constants of the model."""
@@ -209,20 +276,22 @@ class FloatArithmetic:
         return integers * constant
 
     def codes(self, x: NDArray) -> Codes:
-        """Pass vectors on as they are."""
+        """Quantize vectors, or pass them on as they are."""
+        if self.activations == "int8":
+            return _quantize_float32(x)
         return Codes(x, np.zeros(x.shape[:-1], np.int32))
 
     def inverse_norm(self, x: NDArray) -> NDArray:
         """Compute the reciprocal Euclidean norm."""
-        norm = np.sqrt(np.square(x).sum(axis=-1))
+        squares = self.multiply(x, x)
+        norm = np.sqrt(squares.sum(axis=-1, dtype=np.float64)).astype(np.float32)
         return np.divide(1, norm, where=norm > 0, out=np.zeros_like(norm))
 
     def scale(self, product: NDArray, codes: Codes, constant: NDArray,
               inverse_norm: NDArray | None = None) -> NDArray:
         """Scale matrix products."""
-        if inverse_norm is None:
-            return product * constant
-        return product * (constant * inverse_norm)[..., np.newaxis]
+        factors = constant if inverse_norm is None else constant * inverse_norm
+        return product.astype(np.float32) * np.ldexp(factors, codes.exponents)[..., np.newaxis]
 
     logits = scale
 
@@ -247,50 +316,44 @@ def _exact_square_sum(x: NDArray[np.uint16]) -> NDArray[np.uint16]:
     return from_float(np.square(to_float32(x).astype(np.float64)).sum(axis=-1))
 
 
-_BF16_ARITHMETICS = (
-    Bf16Arithmetic("lmul", functools.partial(lmul, bf16), lambda x: lmul_dot(bf16, x, x)),
+_EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
+    Bf16Arithmetic("lmul", functools.partial(lmul, bf16), lambda x: lmul_dot(bf16, x, x),
+                   lmul_factor),
     Bf16Arithmetic("mitchell", functools.partial(lmul, bf16, offset=0),
-                   lambda x: lmul_dot(bf16, x, x, offset=0)),
-    Bf16Arithmetic("exact", functools.partial(exact_product, bf16), _exact_square_sum),
+                   lambda x: lmul_dot(bf16, x, x, offset=0),
+                   functools.partial(lmul_factor, offset=0)),
+    Bf16Arithmetic("exact", functools.partial(exact_product, bf16), _exact_square_sum,
+                   from_float),
+    FloatArithmetic("lmul_float32", _lmul_float32, lambda values: to_float32(lmul_factor(values)),
+                    quantized=True),
+    FloatArithmetic("exact_float32", quantized=True),
+    FloatArithmetic("float", quantized=False),
 )
 
 #: Every arithmetic by name. ``lmul`` is the definition of the model; the others are for comparison:
-#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16.
-ARITHMETICS: Mapping[str, Arithmetic] = {
-    **{arithmetic.name: arithmetic for arithmetic in _BF16_ARITHMETICS},
-    FloatArithmetic.name: FloatArithmetic()}
+#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16, the
+#: ``float32`` ones keep vectors in float32, and ``float`` does not quantize them either.
+ARITHMETICS: Mapping[str, Arithmetic] = {arithmetic.name: arithmetic
+                                         for arithmetic in _EVERY_ARITHMETIC}
 
 
 # The network.
 
 class Model(Protocol):
-    """What the golden model needs of a model file; ``host.model.TernaryLM`` is one."""
-
-    @property
-    def embedding(self) -> NDArray[np.int8]:
-        """Integers of the embedding and head, shape (vocabulary, width)."""
-
-    @property
-    def embedding_scale(self) -> float:
-        """Scale of the embedding."""
-
-    @property
-    def layers(self) -> Sequence[Any]:
-        """Matrices of each layer, as ``host.model.Layer``."""
+    """What the golden model needs of a model; ``host.model.LanguageModel`` is one."""
 
     @property
     def logit_scales(self) -> Mapping[str, float]:
         """Scale of the head for each arithmetic."""
 
+    def network(self) -> Network:
+        """Describe what a token goes through."""
 
-_MATRICES = ("forget", "candidate", "gate", "output", "ffn_gate", "ffn_up", "ffn_down")
 
-
-def model_matrices(model: Model) -> dict[str, NDArray[np.int8]]:
-    """Integers of every matrix of a model, by the name under which products are asked for."""
-    matrices = {f"blk.{index}.{field}": getattr(layer, field).trits
-                for index, layer in enumerate(model.layers) for field in _MATRICES}
-    return matrices | {"embedding": model.embedding}
+def model_matrices(model: Model) -> dict[str, NDArray[np.integer]]:
+    """Integers of every matrix that a model multiplies codes by, by its name."""
+    return {step.weights.name: step.weights.weights for step in model.network()
+            if step.kind in (Kind.LINEAR, Kind.HEAD)}
 
 
 class ExactProducts:
@@ -332,7 +395,7 @@ class Hidden:
 
 
 class GoldenLM:
-    """A ternary MatMul-free language model, run.
+    """A language model, run.
 
     Parameters
     ----------
@@ -340,26 +403,45 @@ class GoldenLM:
     arithmetic : Arithmetic
     products : callable
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
+    gates : mapping of label to callable, optional
+        What sets some of the codes of a list to zero: :class:`sim.golden.wina.Gate`. A list whose
+        :attr:`sim.golden.network.Value.label` is missing is not gated.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,
-                 products: Callable[[str, NDArray], NDArray]):
+                 products: Callable[[str, NDArray], NDArray],
+                 gates: Mapping[str, Callable[[NDArray], NDArray]] | None = None):
         self.arithmetic = arithmetic
         self.products = products
-        self.width = model.embedding.shape[1]
-        # The factor sqrt(elements) of each norm is part of the constant behind it.
-        self._root = root = math.sqrt(self.width)
-        constant = arithmetic.constant
-        self._embedding = arithmetic.embed(model.embedding, constant(model.embedding_scale))
-        self._constants = [
-            {field: constant(getattr(layer, field).scale * (1 if field == "ffn_down" else root))
-             for field in _MATRICES} for layer in model.layers]
-        self._biases = [constant(layer.forget_bias) for layer in model.layers]
+        self.gates = {} if gates is None else gates
+        *self._steps, self._head = model.network()
+        if self._head.kind is not Kind.HEAD:
+            raise ValueError(f"The last step of a network must be HEAD, "
+                             f"not {self._head.kind.name}")
+        self._constants = {step: self._constant(step) for step in self._steps
+                           if step.kind in (Kind.EMBEDDING, Kind.CONSTANT, Kind.LINEAR)}
         self._logit_scale = model.logit_scales.get(arithmetic.name)
+        # Vectors are dropped behind the step that reads them last.
+        self._dropped: dict[Value, list[Value]] = {step: [] for step in self._steps}
+        last = {operand: step for step in self._steps for operand in step.operands}
+        for operand, step in last.items():
+            if operand not in self._head.operands:
+                self._dropped[step].append(operand)
+
+    def _constant(self, step: Value) -> NDArray:
+        """Return numbers of the model that a step needs, as the arithmetic has them."""
+        ar = self.arithmetic
+        if step.constant is not None:
+            return (ar.factor if step.factor else ar.constant)(step.constant)
+        if step.kind is Kind.EMBEDDING:
+            return ar.embed(step.weights.weights.T, ar.constant(step.weights.scale))
+        return ar.constant(step.weights.scale * _root(step))
 
     def start(self, documents: int = 1) -> NDArray:
-        """State before the first token of each document, shape (layers, documents, width)."""
-        return np.zeros((len(self._constants), documents, self.width), self._embedding.dtype)
+        """State before the first token of each document, shape (layers, documents, elements)."""
+        states = [step.elements for step in self._steps if step.kind is Kind.RECURRENCE]
+        zero = self.arithmetic.constant(0.0)
+        return np.zeros((len(states), documents, states[0]), zero.dtype)
 
     def forward(self, tokens: NDArray[np.integer], state: NDArray) -> Hidden:
         """Read tokens.
@@ -370,7 +452,7 @@ class GoldenLM:
         Parameters
         ----------
         tokens : integer array, shape (documents, steps)
-        state : array, shape (layers, documents, width)
+        state : array, shape (layers, documents, elements)
             Of :meth:`start`; brought up to the last step.
 
         Returns
@@ -378,11 +460,42 @@ class GoldenLM:
         Hidden
             Of ``documents * steps`` tokens, document by document.
         """
-        x = self._embedding[tokens.reshape(-1)]
-        for index in range(len(self._constants)):
-            x = self._mix(index, x, state[index], tokens.shape)
-            x = self._feed_forward(index, x)
-        return Hidden(self.arithmetic.codes(x), self.arithmetic.inverse_norm(x))
+        values: dict[Value, Any] = {}
+        self.execute(self._steps, values, tokens, state)
+        codes, norm = (values[operand] for operand in self._head.operands)
+        assert isinstance(codes, Codes)
+        assert isinstance(norm, np.ndarray)
+        return Hidden(codes, norm)
+
+    def parts(self) -> dict[str, list[Value]]:
+        """Return the steps of each part of the model, in order, but for the last step of all."""
+        found: dict[str, list[Value]] = {}
+        for step in self._steps:
+            found.setdefault(step.part, []).append(step)
+        return found
+
+    def execute(self, steps: Sequence[Value], values: dict[Value, Any],
+                tokens: NDArray[np.integer], state: NDArray) -> None:
+        """Execute some steps.
+
+        Parameters
+        ----------
+        steps : sequence of Value
+        values : dict
+            What the steps before have computed; changed to what the steps after them read.
+        tokens : integer array, shape (documents, steps)
+        state : array, shape (layers, documents, elements)
+            Of the recurrences among ``steps``; brought up to the last step.
+        """
+        states = iter(state)
+        for step in steps:
+            if step.kind is Kind.RECURRENCE:
+                update, candidate = (values[operand] for operand in step.operands)
+                values[step] = self._recur(update, candidate, next(states), tokens.shape)
+            else:
+                values[step] = self._compute(step, values, tokens.reshape(-1))
+            for operand in self._dropped[step]:
+                del values[operand]
 
     def logits(self, hidden: Hidden, logit_scale: float | None = None) -> NDArray[np.floating]:
         """Logits of the token that follows, shape (tokens, vocabulary).
@@ -402,38 +515,45 @@ class GoldenLM:
         if logit_scale is None:
             raise ValueError(f"Model has no logit scale for arithmetic {self.arithmetic.name!r}; "
                              f"fit it with 'python -m host evaluate --fit'")
-        product = self.products("embedding", hidden.codes.values)
+        product = self.products(self._head.weights.name, hidden.codes.values)
         return self.arithmetic.logits(product, hidden.codes,
-                                      self.arithmetic.constant(logit_scale * self._root),
+                                      self.arithmetic.constant(logit_scale * _root(self._head)),
                                       hidden.inverse_norm)
 
-    def _linear(self, index, field, codes, inverse_norm=None):
-        product = self.products(f"blk.{index}.{field}", codes.values)
-        return self.arithmetic.scale(product, codes, self._constants[index][field], inverse_norm)
-
-    def _mix(self, index, x, state, shape):
-        """Token mixer: the MLGRU."""
+    def _compute(self, step: Value, values: Mapping[Value, Any],
+                 tokens: NDArray[np.integer]) -> NDArray | Codes:
+        """Execute a step that does not depend on the time; rows are tokens."""
         ar = self.arithmetic
-        codes, norm = ar.codes(x), ar.inverse_norm(x)
-        forget = ar.add(self._linear(index, "forget", codes, norm), self._biases[index])
-        update = ar.sigmoid_of_negative(forget).reshape(*shape, self.width)
-        candidate = ar.silu(self._linear(index, "candidate", codes, norm))
-        candidate = candidate.reshape(*shape, self.width)
-        gate = ar.silu(self._linear(index, "gate", codes, norm))
+        operands = [values[operand] for operand in step.operands]
+        match step.kind:
+            case Kind.EMBEDDING:
+                return self._constants[step][tokens]
+            case Kind.CONSTANT:
+                return self._constants[step]
+            case Kind.CODES:
+                codes = ar.codes(*operands)
+                if step.label not in self.gates:
+                    return codes
+                return Codes(self.gates[step.label](codes.values), codes.exponents)
+            case Kind.NORM:
+                return ar.inverse_norm(*operands)
+            case Kind.LINEAR:
+                codes, *norm = operands
+                product = self.products(step.weights.name, codes.values)
+                return ar.scale(product, codes, self._constants[step], *norm)
+        return getattr(ar, step.kind.name.lower())(*operands)
+
+    def _recur(self, update, candidate, state, shape):
+        update, candidate = (x.reshape(*shape, -1) for x in (update, candidate))
+        ar = self.arithmetic
         states = np.empty_like(candidate)
         for step in range(shape[1]):
             # The difference form: f * h + (1 - f) * c diverges under L-Mul's gain error.
             change = ar.multiply(update[:, step], ar.subtract(candidate[:, step], state))
             state[:] = states[:, step] = ar.add(state, change)
-        states = states.reshape(x.shape)
-        codes = ar.codes(ar.multiply(states, gate))
-        return ar.add(x, self._linear(index, "output", codes, ar.inverse_norm(states)))
+        return states.reshape(-1, states.shape[-1])
 
-    def _feed_forward(self, index, x):
-        """Channel mixer: a gated network whose ReLU makes most of the hidden vector zero."""
-        ar = self.arithmetic
-        codes, norm = ar.codes(x), ar.inverse_norm(x)
-        gate = ar.relu(self._linear(index, "ffn_gate", codes, norm))
-        up = self._linear(index, "ffn_up", codes, norm)
-        codes = ar.codes(ar.multiply(up, gate))
-        return ar.add(x, self._linear(index, "ffn_down", codes))
+
+def _root(step: Value) -> float:
+    """Return what a norm lacks to be that of the root mean square: part of the constant."""
+    return math.sqrt(step.operands[1].elements) if len(step.operands) > 1 else 1.0

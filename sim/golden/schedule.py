@@ -197,6 +197,7 @@ class _Walk:
                                                             self._instructions[1:]):
             self._dispatched.append(self.now)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
+                                        entries=self._entries(instruction),
                                         following=following)
             self._execution += cycles
             match instruction.opcode:
@@ -215,12 +216,13 @@ class _Walk:
                     opens, sparse = instruction.opcode, instruction.function == Function.SPARSE
                     self.now += cycles
                 case Opcode.MATMUL:
+                    queued = self.now + INSTRUCTION_CYCLES[Opcode.MATMUL]
                     self.now += cycles
                     columns = instruction.count
                     asked = opens is Opcode.TOKEN or sparse
                     if asked:
                         columns = 1 if opens is Opcode.TOKEN else round(self._density * columns)
-                    self._queue.append(_Product(instruction, self.now, columns=columns,
+                    self._queue.append(_Product(instruction, queued, columns=columns,
                                                 asked=asked))
                 case Opcode.DRAIN | Opcode.EMIT:
                     product = self._queue[0]
@@ -328,6 +330,14 @@ class _Walk:
             return 0
         best, count = self._config.best, instruction.count
         return round(best * (1 + math.log(count / best))) if count > best else count
+
+    def _entries(self, instruction: Instruction) -> list[float] | None:
+        """Expect so many cycles for each word of a SPARSE list, if zeros are anywhere."""
+        if instruction.opcode is not Opcode.PACK or instruction.function != Function.SPARSE:
+            return None
+        lanes = self._config.vector_lanes
+        each = lanes * self._density + (1 - self._density) ** lanes
+        return instruction.count // lanes * [each]
 
     def last_token(self, body: int) -> TokenCycles:
         """Sum up the last token; the one before it began the steady state."""

@@ -6,7 +6,7 @@ docs/numerics.md, section 3.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["row_bound", "ternary_product"]
+__all__ = ["row_bound", "row_product", "ternary_product"]
 
 
 def ternary_product(weights: ArrayLike, values: ArrayLike, *, accumulator_width: int,
@@ -42,6 +42,34 @@ def ternary_product(weights: ArrayLike, values: ArrayLike, *, accumulator_width:
     half = 1 << (accumulator_width - 1)
     # Sums of int64 wrap modulo 2**64, which changes nothing modulo 2**accumulator_width.
     return ((values.T @ weights[:, columns].T + half) & (2 * half - 1)) - half
+
+
+def row_product(weights: ArrayLike, activations: ArrayLike, *, accumulator_width: int,
+                indices: ArrayLike | None = None) -> NDArray[np.int64]:
+    """Product of listed rows of a matrix and an activation vector: the engine's walk by row.
+
+    Parameters
+    ----------
+    weights : array of int, shape (rows, columns)
+    activations : array of int, shape (columns,)
+    accumulator_width : int
+        As for :func:`ternary_product`.
+    indices : array of int, shape (listed rows,), optional
+        Listed rows, in any order, repeated or not; by default all in order.
+
+    Returns
+    -------
+    array of int64, shape (listed rows,)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit together.
+    """
+    weights = np.asarray(weights)
+    listed = weights if indices is None else weights[np.asarray(indices, dtype=np.intp)]
+    values = np.asarray(activations)[:, np.newaxis]
+    return ternary_product(listed, values, accumulator_width=accumulator_width)[0]
 
 
 def row_bound(weights: ArrayLike, activation_width: int = 8) -> int:

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from host.compile import compile_model
+from host.corpus import read_corpus
+from host.evaluate import evaluate
 from host.model import read_model
 from host.tokenizer import Tokenizer
 from hw.config import CoreConfig, EngineConfig
@@ -30,7 +32,9 @@ from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
 from tests.host.model_examples import tiny_model
 
-SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "models" / "tally-stories.gguf"
+CORPUS = ROOT.parent / "shared" / "data" / "corpus"
 CONFIG = CoreConfig(engine=EngineConfig(lanes=8, accumulator_depth=8, max_planes=3,
                                         accumulator_width=16, result_lanes=4, index_width=8),
                     vector_depth=256, program_depth=64, list_depth=64, product_depth=3, best=5,
@@ -56,11 +60,13 @@ def pack(a, count, target=1, function=Function.DENSE):
 
 
 def matmul(rows, columns, address, count=1):
-    return Instruction(opcode=Opcode.MATMUL, a=rows, b=count, count=columns, address=address)
+    return Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count,
+                       count=columns, address=address)
 
 
 def drain(target, count, a=0, b=0, constant=bf16.one):
-    return Instruction(opcode=Opcode.DRAIN, target=target, a=a, b=b, count=count, constant=constant)
+    return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=target, a=a, b=b,
+                       count=count, constant=constant)
 
 
 def emit(count, a=0, b=0, constant=bf16.one):
@@ -221,7 +227,8 @@ class TestInstructions:
 
 def matrix_program(**fields):
     return program(TOKEN, Instruction(opcode=Opcode.MATMUL,
-                                      **{"a": 8, "b": 1, "count": 8} | fields), STOP)
+                                      **{"function": Function.BY_COLUMN, "a": 8, "b": 1,
+                                         "count": 8} | fields), STOP)
 
 
 class TestFaults:
@@ -395,3 +402,25 @@ class TestModels:
                 tokens.append(int(emission.rows[0]))
             assert math.isfinite(emission.scale)
         np.testing.assert_array_equal(np.array(logits), golden_logits(model, tokens[:64]))
+
+    @pytest.mark.skipif(not CORPUS.is_dir(), reason=f"the held-out documents are in {CORPUS}")
+    def test_evaluation(self):
+        """Bits per byte: held-out documents as matrices side by side, and token by token."""
+        model = read_model(SHIPPED)
+        tokenizer, end = Tokenizer(model.vocabulary), model.vocabulary.end_of_document
+        texts = [text[:240] for text in read_corpus(CORPUS)["heldout"][:2]]
+        texts[1] = texts[1][:100]
+        documents = [tokenizer.encode(text) for text in texts]
+        image = compile_model(model, CoreConfig())
+        machine = Machine(CoreConfig(), image.program.encoded(), image.memory)
+        bits = 0.0
+        for document in documents:
+            logits, _ = machine_logits(image, machine, [end, *document])
+            np.testing.assert_array_equal(logits, golden_logits(model, [end, *document]))
+            for target, row in zip([*document, end], logits, strict=True):
+                bits -= (row[target] - row.max() - np.log(np.exp(row - row.max()).sum())) \
+                    / math.log(2)
+        byte_count = sum(len(text.encode()) for text in texts)
+        measured = evaluate(model, documents, byte_count, "lmul", workers=1)
+        assert measured.tokens == sum(map(len, documents)) + len(documents)
+        assert measured.bits_per_byte[0] == pytest.approx(bits / byte_count, rel=1e-6)

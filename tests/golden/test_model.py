@@ -1,6 +1,5 @@
 """The golden model against decimals, rationals, and networks written down a second time."""
 
-import dataclasses
 import decimal
 import math
 from decimal import Decimal
@@ -9,6 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from host.families.mmfreelm import Layer, TernaryLM
+from host.model import TernaryMatrix, to_bf16
 from hw.formats.minifloat import bf16
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
 from sim.golden.lmul import lmul, lmul_dot
@@ -16,6 +17,7 @@ from sim.golden.model import (
     ARITHMETICS,
     ExactProducts,
     GoldenLM,
+    lmul_factor,
     model_matrices,
     quantize,
     rsqrt_table,
@@ -23,6 +25,8 @@ from sim.golden.model import (
     sigmoid_table,
     silu_table,
 )
+from sim.golden.wina import Gate
+from tests.host.model_examples import tiny_vocabulary
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80
@@ -130,11 +134,65 @@ class TestQuantize:
         vector = from_float(np.array([127, 0.5, 1.5, 2.5, -0.5, -1.5, 62.5, 63.5], np.float32))
         assert quantize(vector[np.newaxis]).values.tolist() == [[127, 0, 2, 2, 0, -2, 62, 64]]
 
+    def test_float32_gives_the_same_codes(self):
+        """Vectors that bf16 holds: their codes, and their L-Mul products, are those of bf16."""
+        rng = np.random.default_rng(11)
+        vectors = rng.integers(0x2000, 0x6000, (500, 7)).astype(np.uint16)
+        vectors[:128, 0] = 0x6000 | np.arange(128)
+        vectors[-1] = 0
+        vectors ^= rng.integers(0, 2, vectors.shape).astype(np.uint16) << 15
+        arithmetic = ARITHMETICS["exact_float32"]
+        codes, same = quantize(vectors), arithmetic.codes(to_float32(vectors))
+        np.testing.assert_array_equal(same.values, codes.values)
+        np.testing.assert_array_equal(same.exponents, codes.exponents)
+        x, y = vectors[:, :3], vectors[:, 3:6]
+        np.testing.assert_array_equal(
+            ARITHMETICS["lmul_float32"].multiply(to_float32(x), to_float32(y)),
+            to_float32(lmul(bf16, x, y)))
+        for odd in (np.inf, -np.inf, np.nan):
+            with pytest.raises(OverflowError, match=r"^Activations must be finite, but a vector "
+                                                    r"holds an infinity or a NaN$"):
+                arithmetic.codes(np.array([[0, odd]], np.float32))
+
     def test_not_finite(self):
         for odd in (INFINITY, 0xFF80, NAN):
             with pytest.raises(OverflowError, match=r"^Activations must be finite, but a vector "
                                                     r"holds an infinity or a NaN$"):
                 quantize(np.array([[0, odd]], np.uint16))
+
+
+class TestFactor:
+    def test_powers_of_two_are_exact(self):
+        """Under the default offset and under none."""
+        every = np.arange(0x2000, 0x6000, dtype=np.uint16)
+        for offset in (None, 0):
+            for exponent in range(-20, 21):
+                [factor] = lmul_factor(np.array([2.0 ** exponent]), offset)
+                np.testing.assert_array_equal(lmul(bf16, every, factor, offset=offset),
+                                              every + np.int16(exponent * 128))
+
+    @pytest.mark.parametrize("offset", [None, 0])
+    def test_mean(self, offset):
+        """The mean gain over all mantissas is within half a step of bf16, as no other's is."""
+        rng = np.random.default_rng(12)
+        values = np.exp(rng.uniform(-5, 5, 300)) * rng.choice([-1, 1], 300)
+        x = np.arange(0x3F80, 0x4000, dtype=np.uint16)
+
+        def errors(factors):
+            products = to_float32(lmul(bf16, x, factors[:, np.newaxis], offset=offset))
+            return np.abs((products / to_float32(x)).mean(axis=1) / values - 1)
+
+        found = lmul_factor(values, offset)
+        assert errors(found).max() < 2 ** -8
+        for step in (-1, 1):
+            assert (errors(found) <= errors((found + np.int16(step)).astype(np.uint16))).all()
+
+    def test_range(self):
+        values = np.array([0, -0.0, 2.0 ** -127, -(2.0 ** -130)])
+        assert lmul_factor(values).tolist() == [0, 0x8000, 0, 0x8000]
+        for large in (8e38, np.inf, np.nan):
+            with pytest.raises(OverflowError, match=r"^Factors must be finite bf16 numbers$"):
+                lmul_factor(np.array([1, large]))
 
 
 def signed_digits(significand):
@@ -193,33 +251,7 @@ class TestExactProducts:
             activations.astype(np.int64) @ weights.T.astype(np.int64))
 
 
-@dataclasses.dataclass
-class Matrix:
-    trits: np.ndarray
-    scale: float
-
-
 FIELDS = ("forget", "candidate", "gate", "output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-@dataclasses.dataclass
-class Layer:
-    forget: Matrix
-    candidate: Matrix
-    gate: Matrix
-    output: Matrix
-    ffn_gate: Matrix
-    ffn_up: Matrix
-    ffn_down: Matrix
-    forget_bias: np.ndarray
-
-
-@dataclasses.dataclass
-class Model:
-    embedding: np.ndarray
-    embedding_scale: float
-    layers: tuple
-    logit_scales: dict
 
 
 def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
@@ -227,8 +259,8 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
     rng = np.random.default_rng(seed)
 
     def matrix(rows, columns):
-        return Matrix(rng.integers(-1, 2, (rows, columns)).astype(np.int8),
-                      float(to_float32(from_float(np.float32(rng.uniform(0.1, 0.4))))))
+        return TernaryMatrix(rng.integers(-1, 2, (rows, columns)).astype(np.int8),
+                             to_bf16(rng.uniform(0.1, 0.4)))
 
     shapes = {"ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
               "ffn_down": (width, ffn_width)}
@@ -236,8 +268,11 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
         Layer(**{field: matrix(*shapes.get(field, (width, width))) for field in FIELDS},
               forget_bias=to_float32(from_float(np.linspace(0, 4, width))))
         for _ in range(layers))
-    return Model(rng.integers(-13, 14, (vocab, width)).astype(np.int8), 0.09375, made,
-                 {"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625})
+    return TernaryLM(
+        name="random", embedding=rng.integers(-13, 14, (vocab, width)).astype(np.int8),
+        embedding_scale=0.09375, layers=made, vocabulary=tiny_vocabulary(),
+        logit_scales={"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625,
+                      "lmul_float32": 0.0390625, "exact_float32": 0.0390625})
 
 
 def golden(model, arithmetic="lmul"):
@@ -327,6 +362,36 @@ class TestGoldenLM:
             np.testing.assert_array_equal(to_float32(state[:, 0]),
                                           to_float32(np.array(reference.state, np.uint16)))
 
+    def test_gates_against_rationals(self):
+        """Each list has its own gate; the scales and norms are those of the ungated vectors."""
+        model = random_model()
+        lists = model.network().lists()
+        keep = {label: 3 + place % 8 for place, label in enumerate(lists)}
+
+        class GatedReference(Reference):
+            calls = 0
+
+            def quantize(self, x):
+                values, exponent = super().quantize(x)
+                label = [*keep, "head"][self.calls % (len(keep) + 1)]
+                self.calls += 1
+                if label == "head":
+                    return values, exponent
+                order = sorted(range(len(values)), key=lambda column: (-abs(values[column]),
+                                                                       column))
+                return [value if column in order[:keep[label]] else 0
+                        for column, value in enumerate(values)], exponent
+
+        lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), {
+            label: Gate(np.ones(lists[label][0].weights.shape[1], np.uint16), count)
+            for label, count in keep.items()})
+        reference, state = GatedReference(model), lm.start()
+        dense = golden(model)
+        for token in np.random.default_rng(7).integers(0, 30, 6).tolist():
+            logits = lm.logits(lm.forward(np.array([[token]]), state))
+            assert [Fraction(value) for value in logits[0].tolist()] == reference.token(token)
+        assert (logits != dense.logits(dense.forward(np.array([[token]]), dense.start()))).any()
+
     @pytest.mark.parametrize("arithmetic", ["lmul", "mitchell", "exact"])
     @pytest.mark.parametrize("division", [(1,) * 17, (5, 12), (16, 1)])
     def test_any_division_gives_the_same_bits(self, arithmetic, division):
@@ -354,10 +419,11 @@ class TestGoldenLM:
         hidden = lm.forward(np.arange(10).reshape(2, 5), lm.start(2))
         np.testing.assert_array_equal(lm.logits(hidden[3:7]), lm.logits(hidden)[3:7])
 
-    def test_float_against_the_textbook(self):
+    @pytest.mark.parametrize("arithmetic", ["float", "exact_float32"])
+    def test_float_against_the_textbook(self, arithmetic):
         """Float64, and the recurrence as the paper prints it."""
         model = random_model()
-        lm = golden(model, "float")
+        lm = golden(model, arithmetic)
         tokens = np.random.default_rng(9).integers(0, 30, (1, 15))
         logits = lm.logits(lm.forward(tokens, lm.start()))
 
@@ -367,23 +433,32 @@ class TestGoldenLM:
         def sigmoid(x):
             return 1 / (1 + np.exp(-x))
 
+        def codes(x):
+            if arithmetic == "float":
+                return x
+            unit = 2.0 ** np.ceil(np.log2(np.abs(x).max() / 127))
+            return np.rint(x / unit) * unit
+
         weights = [{field: getattr(layer, field).trits * getattr(layer, field).scale
                     for field in FIELDS} for layer in model.layers]
         states = [np.zeros(12) for _ in weights]
         for token, actual in zip(tokens[0], logits, strict=True):
             x = model.embedding[token] * model.embedding_scale
             for index, w in enumerate(weights):
-                u = norm(x)
+                # The norm's scalar is none of the codes' business.
+                u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
                 f = sigmoid(w["forget"] @ u + model.layers[index].forget_bias)
                 c = w["candidate"] @ u
                 c = c * sigmoid(c)
                 g = w["gate"] @ u
                 h = states[index] = f * states[index] + (1 - f) * c
-                x = x + w["output"] @ (norm(h) * g * sigmoid(g))
-                u = norm(x)
+                o = h * g * sigmoid(g)
+                x = x + w["output"] @ codes(o) / np.sqrt(np.mean(h * h))
+                u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
                 y = (w["ffn_up"] @ u) * np.maximum(w["ffn_gate"] @ u, 0)
-                x = x + w["ffn_down"] @ y
-            expected = model.embedding @ norm(x) * model.logit_scales["float"]
+                x = x + w["ffn_down"] @ codes(y)
+            u = codes(x) * np.abs(norm(x)).max() / np.abs(x).max()
+            expected = model.embedding @ u * model.logit_scales[arithmetic]
             np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
     def test_arithmetics_agree_roughly(self):
@@ -427,4 +502,4 @@ class TestGoldenLM:
         matrices = model_matrices(model)
         assert len(matrices) == 3 * 7 + 1
         assert matrices["blk.2.ffn_down"] is model.layers[2].ffn_down.trits
-        assert matrices["embedding"] is model.embedding
+        assert matrices["head"] is model.embedding

@@ -3,7 +3,7 @@ import pytest
 
 from hw.config import EngineConfig
 from sim.golden.cycles import engine_cycles, engine_lane_words, engine_period
-from sim.golden.ternary import row_bound, ternary_product
+from sim.golden.ternary import row_bound, row_product, ternary_product
 
 
 def wrap(value, width):
@@ -39,6 +39,27 @@ def test_row_bound_is_reached_and_exact():
     width = (39 * 128).bit_length() + 1
     values = -128 * np.sign(weights[1])[:, np.newaxis]
     assert ternary_product(weights, values, accumulator_width=width)[0, 1] == -39 * 128
+
+
+@pytest.mark.parametrize("accumulator_width", [12, 24])
+def test_rows_equal_python_integers(accumulator_width):
+    rng = np.random.default_rng(2)
+    weights = rng.integers(-364, 365, (7, 30))
+    activations = rng.integers(-128, 128, 30)
+    indices = [3, 0, 6, 3]
+    found = row_product(weights, activations, accumulator_width=accumulator_width, indices=indices)
+    assert found.tolist() == [
+        wrap(sum(int(weights[r, c]) * int(activations[c]) for c in range(30)), accumulator_width)
+        for r in indices]
+    every = row_product(weights, activations, accumulator_width=accumulator_width)
+    assert every[indices].tolist() == found.tolist()
+    assert row_product(weights, activations, accumulator_width=24, indices=[]).shape == (0,)
+
+
+def test_rows_need_an_activation_for_each_column():
+    with pytest.raises(ValueError, match=r"^Activations must have shape \(3, batch\), "
+                                         r"not \(4, 1\)$"):
+        row_product(np.ones((2, 3)), np.ones(4), accumulator_width=24)
 
 
 def test_activations_need_a_row_for_each_listed_column():

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from host.model import Layer, TernaryLM, TernaryMatrix, Vocabulary, to_bf16
+from host.families.mmfreelm import Layer, TernaryLM
+from host.model import TernaryMatrix, Vocabulary, to_bf16
 from host.tokenizer import byte_symbols
 
 

@@ -1,28 +1,47 @@
 """The command line on a tiny random model: what it prints, and one line for each mistake."""
 
+import dataclasses
 import hashlib
+import itertools
 import json
 import lzma
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import host.__main__ as cli
+import host.speed
+import sim.tables
+from host.compile import compile_model
 from host.device import GoldenDevice
 from host.evaluate import evaluate, fit_logit_scale
-from host.generate import Generator, Sampler
-from host.model import read_model, to_bf16, write_model
+from host.families.mmfreelm import write_model
+from host.generate import Generator, Sampler, TokenGenerator
+from host.image import read_image, write_image
+from host.model import read_model, to_bf16
+from host.token_device import GoldenTokenDevice, SimulatedTokenDevice
 from host.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
+
+SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.gguf"
     write_model(path, tiny_model())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def image_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("image") / "tiny.tally"
+    write_image(path, compile_model(tiny_model(layers=1), SMALL))
     return str(path)
 
 
@@ -54,8 +73,8 @@ def run(capsys, *arguments):
 
 class TestRun:
     def test_text_and_table(self, capsys, model_path):
-        status, out, err = run(capsys, "run", model_path, "the the", "--device", "golden",
-                               "--tokens", 5, "--seed", 3)
+        status, out, err = run(capsys, "run", model_path, "the the", "--device",
+                               "engine-golden", "--tokens", 5, "--seed", 3)
         assert (status, err) == (0, "")
         assert out.startswith("the the")
         model = read_model(model_path)
@@ -73,10 +92,11 @@ class TestRun:
                              ("Density of the FFN", r"[\d.]+% +derived")):
             assert re.search(f"{label} +{value}", out), label
 
-    def test_greedy_is_temperature_zero(self, capsys, model_path):
-        first = run(capsys, "run", model_path, "--device", "golden", "--tokens", 4, "--greedy")
+    @pytest.mark.parametrize("device", ["golden", "engine-golden"])
+    def test_greedy_is_temperature_zero(self, capsys, model_path, device):
+        first = run(capsys, "run", model_path, "--device", device, "--tokens", 4, "--greedy")
         second = run(capsys, "run", model_path, "--prompt", "Once upon a time", "--device",
-                     "golden", "--tokens", 4, "--temperature", 0)
+                     device, "--tokens", 4, "--temperature", 0)
         assert first[1].split("\n\n")[0] == second[1].split("\n\n")[0]
 
     def test_no_speed_without_equality(self, capsys, model_path, monkeypatch):
@@ -90,9 +110,9 @@ class TestRun:
             return results, cycles, transfers
 
         monkeypatch.setattr(GoldenDevice, "_product", wrong)
-        status, out, err = run(capsys, "run", model_path, "the", "--device", "golden")
+        status, out, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
         assert status == 1
-        assert re.fullmatch(r"python -m host run: Matrix embedding row 7 \(activation vector 0 of "
+        assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
                             r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
         assert out.strip() == "the"
 
@@ -101,7 +121,7 @@ class TestRun:
             raise KeyboardInterrupt
 
         monkeypatch.setattr(GoldenDevice, "_product", interrupt)
-        status, _, err = run(capsys, "run", model_path, "the", "--device", "golden")
+        status, _, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
         assert (status, err) == (130, "\nStopped.\n")
 
     @pytest.mark.parametrize(("arguments", "message"), [
@@ -127,8 +147,9 @@ class TestRun:
 
     def test_unknown_device(self, capsys, model_path):
         status, _, err = run(capsys, "run", model_path, "the", "--device", "fpga")
-        assert (status, err) == (1, "python -m host run: 'fpga' is not a device (try 'golden', "
-                                    "'sim', 'serial:PORT')\n")
+        assert (status, err) == (1, "python -m host run: 'fpga' is not a device (try 'sim', "
+                                    "'golden', 'core:PORT', 'engine', 'engine-golden', "
+                                    "'serial:PORT')\n")
 
     def test_not_a_model(self, capsys, tmp_path):
         path = tmp_path / "text.gguf"
@@ -137,6 +158,107 @@ class TestRun:
         assert status == 1
         assert err == (f"python -m host run: {path}: not a GGUF file: it must begin with b'GGUF', "
                        f"not b'hell'\n")
+
+
+class TestRunOnCore:
+    @pytest.mark.parametrize("device", ["golden", SIMULATED])
+    def test_image(self, capsys, image_path, device):
+        """The text of both devices is that of TokenGenerator; the simulated core is checked."""
+        status, out, err = run(capsys, "run", image_path, "the the", "--device", device,
+                               "--tokens", 3, "--seed", 3, "--top-k", 4)
+        assert (status, err) == (0, "")
+        image = read_image(image_path)
+        core = GoldenTokenDevice(SMALL)
+        core.load(image)
+        tokenizer = Tokenizer(image.vocabulary)
+        tokens = list(TokenGenerator(core, image).generate(
+            tokenizer.encode("the the"), 3, Sampler(top_k=4, seed=3)))
+        assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
+            tokenizer.decode(tokens).split())
+        rows = [("Tokens", r"3 +after 4 of the prompt"),
+                ("First token after", r"[\d.]+ s +measured")]
+        if device == "sim":
+            rows += [("Logits delivered", rf"{6 * SMALL.best} +all equal to the golden machine"),
+                     ("Cycles per token", r"[\d,]+ +simulated"),
+                     (r"\.\.\. by the formula", r"[\d,]+ +derived; [+-]0\.\d\d%"),
+                     ("Trits added per cycle", r"\d+\.\d +simulated, by 16 lanes"),
+                     ("Memory port, useful", r"\d+\.\d% +simulated"),
+                     ("Simulated cycles", r"[\d,]+ / s +measured")]
+        else:
+            rows.append(("Cycles per token", r"[\d,]+ +derived"))
+            assert "equal" not in out
+        for label, value in rows:
+            assert re.search(f"{label} +{value}", out), label
+
+    @pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
+    def test_no_speed_without_equality(self, capsys, image_path, monkeypatch):
+        """One wrong logit of the third pass: one line, no table."""
+        token = SimulatedTokenDevice._token
+        passes = itertools.count()
+
+        def wrong(self, *arguments):
+            result = token(self, *arguments)
+            if next(passes) == 2:
+                result.best[0].values[1] ^= 1
+            return result
+
+        monkeypatch.setattr(SimulatedTokenDevice, "_token", wrong)
+        status, out, err = run(capsys, "run", image_path, "the", "--tokens", 2)
+        assert status == 1
+        assert re.fullmatch(r"python -m host run: EMIT 0 of pass 2 \(token \d+\) must deliver row "
+                            r"(\d+) with -?\d+ in place 1, but the simulated core gave row \1 with "
+                            r"-?\d+\n", err)
+        assert "Cycles" not in out
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["--top-k", "6"], "Option --top-k must be from 1 to 5 on device 'golden', which delivers "
+                           "so many logits, not 6"),
+        (["--top-k", "0"], "Option --top-k must be from 1 to 5 on device 'golden', which delivers "
+                           "so many logits, not 0"),
+        (["--device", "engine"], "{path}: an image needs a core (try --device sim or golden or "
+                                  "core:PORT)"),
+    ])
+    def test_mistakes(self, capsys, image_path, arguments, message):
+        status, out, err = run(capsys, "run", image_path, "the", "--device", "golden", *arguments)
+        assert (status, out) == (1, "")
+        assert err == f"python -m host run: {message.format(path=image_path)}\n"
+
+    @pytest.mark.parametrize(("end", "wrong"), [(2000, "truncated: the header"),
+                                                (-3, "truncated: part head"),
+                                                (None, "damaged: part head")])
+    def test_damaged_image(self, capsys, image_path, tmp_path, end, wrong):
+        data = bytearray(Path(image_path).read_bytes())
+        data[-5] ^= 1
+        path = tmp_path / "damaged.tally"
+        path.write_bytes(data[:end])
+        status, out, err = run(capsys, "run", path, "the")
+        assert (status, out) == (1, "")
+        assert re.fullmatch(rf"python -m host run: {path}: {wrong} .*\n", err)
+
+    def test_no_vocabulary(self, capsys, tmp_path):
+        path = tmp_path / "mute.tally"
+        image = compile_model(tiny_model(layers=1), SMALL)
+        write_image(path, dataclasses.replace(image, vocabulary=None))
+        status, _, err = run(capsys, "run", path, "the")
+        assert (status, err) == (1, f"python -m host run: {path}: no vocabulary in it; give the "
+                                    f"model that it was made of\n")
+
+
+@pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
+def test_speed(capsys, image_path, monkeypatch, tmp_path):
+    monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(host.speed, "time_fresh_demo", lambda: 61.25)
+    status, out, err = run(capsys, "speed", image_path, "--tokens", 2, "--record")
+    assert (status, err) == (0, "")
+    assert re.search(r"Cycles per token +[\d,]+ +simulated; [\d,]+ to [\d,]+", out)
+    token = json.loads((tmp_path / "token.json").read_text())["rows"][0]
+    assert (token["model"], token["port_bytes"], token["lanes"]) == ("tiny", 4, 16)
+    assert token["least"] <= token["cycles"] <= token["most"]
+    assert token["formula_cycles"] == pytest.approx(token["cycles"], rel=0.01)
+    assert 0.5 < token["port_utilization"] < 1
+    simulator = json.loads((tmp_path / "simulator.json").read_text())["rows"][0]
+    assert simulator["seconds_to_first_token"] == 61.2
+    assert simulator["cycles_per_second"] > 1000
 
 
 class TestGenerate:
@@ -215,7 +337,8 @@ class TestEvaluate:
             assert bits == pytest.approx(slow_bits(model, documents, arithmetic, scale) / 500,
                                          rel=1e-5)
         assert (result.documents, result.tokens, result.bytes) == (5, 156, 500)
-        assert result.live.sum(axis=1).tolist() == [156]
+        assert {label: live.sum() for label, live in result.live.items()} == dict.fromkeys(
+            ("blk.0.mix_in", "blk.0.mix_out", "blk.0.ffn_in", "blk.0.ffn_hidden"), 156)
 
     def test_workers_share_the_documents(self):
         model = tiny_model(layers=1)
@@ -224,15 +347,17 @@ class TestEvaluate:
         one = evaluate(model, documents, 100, "lmul", workers=1)
         two = evaluate(model, documents, 100, "lmul", workers=2, report=reported.append)
         assert two.bits_per_byte == pytest.approx(one.bits_per_byte, rel=1e-9)
-        np.testing.assert_array_equal(two.live, one.live)
+        for name, live in one.live.items():
+            np.testing.assert_array_equal(two.live[name], live)
 
     def test_density(self):
         model = tiny_model(layers=2)
         result = evaluate(model, [[4, 5, 6]], 3, "lmul", workers=1)
         elements = model.ffn_width
-        result.live[:] = 0
-        result.live[0, [0, 10, elements]] = (98, 1, 1)
-        result.live[1, 128] = 100
+        for label in result.hidden:
+            result.live[label][:] = 0
+        result.live["blk.0.ffn_hidden"][[0, 10, elements]] = (98, 1, 1)
+        result.live["blk.1.ffn_hidden"][128] = 100
         assert result.layer_density(0) == pytest.approx(
             {"density": (10 + elements) / 100 / elements, "density_p99": 10 / elements,
              "density_max": 1.0})
@@ -276,6 +401,7 @@ class TestEvaluate:
         rows = record["rows"]
         assert [row["arithmetic"] for row in rows[:2]] == ["golden", "exact"]
         assert len(rows) == 2 + 2 * 2
+        assert (rows[0]["vectors"], rows[0]["activations"]) == ("bf16", "int8")
         assert rows[0]["text"] == "held-out"
         assert rows[2]["layer"] == 0
         model = read_model(fitted)
@@ -287,7 +413,7 @@ class TestEvaluate:
         ([], "evaluate: the following arguments are required: --corpus"),
         (["--corpus", "x", "--arithmetic", "fp8"],
          "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
-         "'exact', 'float', 'all')"),
+         "'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
         (["--corpus", "x", "--save", "y"],
          "evaluate: Option --save must come with --fit, which finds what there is to save"),
         (["--corpus", "x", "--documents", "0"],

@@ -10,11 +10,13 @@ import pytest
 import host.__main__ as cli
 from host.compile import CompileError, compile_model, losses
 from host.device import DeviceError
+from host.families.mmfreelm import TernaryLM, write_model
 from host.image import listing, read_image
-from host.model import read_model, write_model
+from host.model import read_model
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import Function, Opcode
+from hw.isa import REGISTERS, Function, Opcode
 from sim.golden.bf16 import to_float32
+from sim.golden.network import Matrix, Network
 from sim.golden.schedule import token_cycles
 from sim.golden.trits import combine_planes, unpack_words
 from tests.host.model_examples import tiny_model
@@ -161,7 +163,14 @@ class TestErrors:
 
     def test_vector_memory(self, model):
         self.refused(model, "Vectors must fit 1024 elements of vector memory, but the model needs "
-                            "2824", vector_depth=1024)
+                            "2312", vector_depth=1024)
+
+    def test_states(self):
+        """State that the fields of an instruction cannot reach."""
+        layer = tiny_model(layers=1).layers[0]
+        large = dataclasses.replace(tiny_model(layers=1), layers=(layer,) * 256)
+        self.refused(large, "Vectors must fit 16384 elements of vector memory, but the model needs "
+                            "at least 65800")
 
     def test_program(self, model):
         self.refused(model, "Program must have at most 64 instructions, not 83", program_depth=64)
@@ -183,10 +192,47 @@ class TestErrors:
                             "not 259", engine=EngineConfig(index_width=8))
 
     def test_accumulator(self, model):
-        with pytest.raises(DeviceError, match=r"^Matrix embedding row \d+ could reach \d+, which "
+        """The embedding fits, since a token is one column; the head is the widest matrix."""
+        with pytest.raises(DeviceError, match=r"^Matrix head row \d+ could reach \d+, which "
                                               r"must be below 2\*\*16 for accumulators of 17 "
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
+
+    def other_network(self, describe):
+        """Make the tiny model with a network that ``describe`` appends to its embedding."""
+        class Other(TernaryLM):
+            def network(self):
+                network = Network()
+                network.part = "blk.0"
+                describe(network, network.embed(Matrix("embedding", self.embedding.T, 1.0), "x"),
+                         self.embedding)
+                return network
+
+        model = tiny_model(layers=1)
+        return Other(**{field.name: getattr(model, field.name)
+                        for field in dataclasses.fields(model)})
+
+    def test_list_is_gone(self):
+        """Codes that are used after the next ones were made."""
+        def describe(network, x, weights):
+            first, norm = network.codes("first", x), network.norm(x)
+            network.codes("second", x)
+            network.head("head", weights, first, norm)
+
+        self.refused(self.other_network(describe),
+                     "Network must multiply head by first before it makes the next codes")
+
+    def test_norms(self):
+        """More norms than there are registers for."""
+        def describe(network, x, weights):
+            norms = [network.norm(x) for _ in range(REGISTERS - 1)]
+            codes = network.codes("list", x)
+            for number, norm in enumerate(norms):
+                network.linear(Matrix(f"w{number}", np.eye(256, dtype=np.int8), 1.0), codes, norm)
+            network.head("head", weights, codes, norms[0])
+
+        self.refused(self.other_network(describe),
+                     "blk.0: at most 14 norms can wait to be used, but 1 / |x| is one more")
 
     def test_width(self, model):
         self.refused(model, "Model tiny must have a width that is a multiple of 512 for this "
@@ -226,7 +272,7 @@ class TestCommandLine:
                             refresh=0.01)
         for label, value in (
                 ("Instructions", r"83 +1 KB; 76 for a token"),
-                ("Vector memory", r"2,824 +elements of 16,384"),
+                ("Vector memory", r"2,312 +elements of 16,384"),
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
                 (r"\.\.\. the engine alone", rf"{cost.engine:,.0f} +derived"),

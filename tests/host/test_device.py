@@ -151,8 +151,8 @@ class TestChecked:
 class TestErrors:
     @pytest.mark.parametrize("name", ["fpga", "", "serial", "serial:", "sim:x", "Golden"])
     def test_unknown_device(self, name):
-        with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'golden', 'sim', "
-                                              rf"'serial:PORT'\)$"):
+        with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'sim', 'golden', "
+                                              rf"'engine', 'engine-golden', 'serial:PORT'\)$"):
             open_device(name)
 
     def test_overflow(self):
@@ -163,6 +163,13 @@ class TestErrors:
                                               r"below 2\*\*18 for accumulators of 19 bits$"):
             pack_matrix("m", weights, EngineConfig(accumulator_width=19, max_planes=5))
         pack_matrix("m", weights, config)
+
+    def test_token(self):
+        """One column with activation 1 fits where the sum of a row would not."""
+        weights = np.full((2, 60000), 364)
+        with pytest.raises(DeviceError, match=r"could reach"):
+            pack_matrix("m", weights, EngineConfig())
+        assert pack_matrix("m", weights, EngineConfig(), token=True).planes == 6
 
     def test_overflow_bound_is_tight(self):
         """2**17 itself does not fit 18 bits; one less column does, and the extreme is exact."""

@@ -53,13 +53,14 @@ def test_round_trip(path, image, config):
     assert again.program == image.program
     assert again.parts == image.parts
     assert again.memory == image.memory
+    assert again.vocabulary == image.vocabulary
 
 
 def test_listing(image):
     lines = listing(image.program).split("\n")
     assert len(lines) == len(image.program.instructions) + 1
     assert lines[image.program.body] == "body:"
-    assert re.fullmatch(r" {4}0  VECTOR   COPY target=264 a=0 b=0 count=8 +; new sequence: "
+    assert re.fullmatch(r" {4}0  VECTOR   COPY target=8 a=0 b=0 count=8 +; new sequence: "
                         r"state 0\.\. = 0", lines[0])
     assert re.fullmatch(r" +\d+  STOP +; head: the token is done", lines[-1])
 
@@ -72,7 +73,7 @@ class TestErrors:
     def test_no_image(self, tmp_path, text):
         path = tmp_path / "x.tally"
         path.write_bytes(text)
-        refused(path, rf"not an image: it must begin with b'TALLY\x00\x01\n', not {text[:8]!r}")
+        refused(path, rf"not an image: it must begin with b'TALLY\x00\x02\n', not {text[:8]!r}")
 
     def test_no_header(self, path):
         path.write_bytes(path.read_bytes()[:12])

@@ -7,7 +7,8 @@ import gguf
 import numpy as np
 import pytest
 
-from host.model import ModelFileError, is_bf16, read_model, to_bf16, write_model
+from host.families.mmfreelm import write_model
+from host.model import ModelFileError, is_bf16, read_model, to_bf16
 from tests.host.model_examples import tiny_model
 
 TQ1_0, TQ2_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("TQ1_0", "TQ2_0", "F32"))
@@ -231,7 +232,7 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 
 @pytest.mark.parametrize(("keys", "expected"), [
     ({"general.architecture": "llama"},
-     "key general.architecture must be 'mmfreelm', not 'llama'"),
+     "key general.architecture must be 'hgrn_bit' or 'mmfreelm', not 'llama'"),
     ({"mmfreelm.block_count": None},
      "key mmfreelm.block_count must be a positive integer, not None"),
     ({"mmfreelm.block_count": integer(0)},

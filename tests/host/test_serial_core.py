@@ -3,7 +3,6 @@
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 import serial
 
@@ -13,11 +12,11 @@ from host.image import ImageError, read_image, write_image
 from host.link import StalledError
 from host.serial_core import SerialCore
 from host.serial_device import SerialDevice
+from host.token_device import CheckedTokens, open_token_device
 from hw.boards import CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
 from hw.link.protocol import Command
-from sim.golden.machine import Machine
 from sim.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
 from tests.host.model_examples import tiny_model
@@ -55,32 +54,23 @@ def loaded(port, image):
     core.close()
 
 
-def golden(image):
-    return Machine(image.config, image.program.encoded(), image.memory)
-
-
 def check_sequences(core, image):
-    """Two sequences, integer by integer."""
-    machine = golden(image)
+    """Two sequences, each token equal to the golden machine's."""
+    checked = CheckedTokens(core, image)
     for token, new in ((5, True), (258, False), (0, False), (17, True), (5, False)):
-        found = core.token(token, new=new)
-        expected = machine.run(token, 0 if new else image.program.body)
-        for actual, wanted in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(actual.rows, wanted.rows)
-            np.testing.assert_array_equal(actual.values, wanted.values)
-            assert (actual.number, actual.exponent) == (wanted.number, wanted.exponent)
-            assert actual.scale == wanted.scale
+        result = checked.token(token, new=new)
+        assert result.cycles > 1000
+    assert checked.checked == 5 * CONFIG.best * len(image.program.heads)
 
 
 def test_tokens_equal_golden(loaded, image):
     check_sequences(loaded, image)
-    assert loaded.status()["cycles"] > 1000
     assert loaded.link.repetitions == 0
 
 
 def test_info(loaded):
     info = loaded.info()
-    assert (info["board"], info["memory_bytes"]) == ("simulated", 16384)
+    assert (info["board"], info["clock_hz"]) == ("simulated", 4_000_000)
     assert info["configuration"] == dataclasses.asdict(CONFIG)
     assert info["fingerprint"] == f"{CONFIG.fingerprint():08x}"
 
@@ -98,7 +88,7 @@ def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fau
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
     monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
     core = SerialCore(port, config=CONFIG, timeout=4.0)
-    core._image = image         # the device has it
+    core._image, core._moved = image, loaded._moved         # the device has it
     FaultyPort.faults[:] = ["none", fault, "none", fault]
     check_sequences(core, image)
     assert (core.link.repetitions >= 2) == (fault in SPOILED)
@@ -126,7 +116,7 @@ def test_verify_names_the_part(loaded, image):
 
 @pytest.mark.parametrize("token", [-1, 259])
 def test_token_out_of_vocabulary(loaded, image, token):
-    with pytest.raises(DeviceError, match=rf"^Token must be from 0 to 258, as tiny has, "
+    with pytest.raises(DeviceError, match=rf"^Token must be from 0 to 258, as tiny has them, "
                                           rf"not {token}$"):
         loaded.token(token)
     check_sequences(loaded, image)
@@ -178,25 +168,26 @@ def test_pass_that_was_left_alone(loaded, port, image):
     """What another program has begun ends with the reset of the next one."""
     loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
     other = SerialCore(port, timeout=PATIENCE)
-    other._image = image
+    other._image, other._moved = image, loaded._moved
     check_sequences(other, image)
     other.close()
 
 
-def test_image_of_another_configuration(loaded, port, image):
+def test_image_of_another_configuration(loaded, image):
     other = compile_model(tiny_model(width=16, ffn_width=32, layers=2), dataclasses.replace(
         CONFIG, engine=dataclasses.replace(CONFIG.engine, packing="1in2"), best=4))
-    message = (f"The image of tiny was made for another core than that on {port}: packing must be "
-               f"'5in8', not '1in2'; best must be 5, not 4")
-    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+    message = ("Image of tiny: made for another configuration: packing '1in2' (the device has "
+               "'5in8'), best 4 (the device has 5)")
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
         loaded.load(other)
+    loaded.load(image)
     check_sequences(loaded, image)
 
 
 def test_image_too_large(loaded, port, image):
     large = dataclasses.replace(image, memory=bytes(16392))
-    message = (f"The image of tiny must have at most 16,384 bytes of memory for the core on "
-               f"{port}, not 16,392")
+    message = (f"Image of tiny must have at most 16384 bytes of memory for the core on {port}, "
+               f"not 16392")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         loaded.load(large)
     long = with_program(image, lambda program: program.extend(program * 2))
@@ -222,7 +213,7 @@ def test_broken_image_never_reaches_the_core(loaded, image, tmp_path, damage, me
 
 def test_no_image(port):
     core = SerialCore(port, timeout=PATIENCE)
-    for call in (lambda: core.token(1), core.verify):
+    for call in (lambda: core.token(1, new=True), core.verify):
         with pytest.raises(DeviceError, match=f"^The core on {port} must be given an image first$"):
             call()
     core.close()
@@ -235,6 +226,12 @@ def test_other_configuration_names_the_fields(port):
                f"16, not 8; best must be 9, not 5")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         SerialCore(port, config=expected, timeout=PATIENCE)
+
+
+def test_device_by_its_name(port):
+    device = open_token_device(f"core:{port}", CONFIG)
+    assert device.config == CONFIG
+    device.close()
 
 
 def test_engine_is_no_core(port):

@@ -9,8 +9,8 @@ from host.generate import Generator, Sampler
 from host.simulated_device import SimulatedDevice
 from hw.config import EngineConfig
 from sim.golden.cycles import port_transfers
+from sim.library import SimulatorStopped
 from sim.tools import ToolMissing, missing_tools
-from sim.verilated import CoreStopped
 from tests.host.model_examples import tiny_model
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
@@ -19,7 +19,7 @@ needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 @pytest.fixture(scope="module")
 def device():
-    device = open_device("sim")
+    device = open_device("engine")
     yield device
     device.close()
 
@@ -81,7 +81,7 @@ class TestErrors:
     @needs_simulator
     def test_stopped(self, device, monkeypatch):
         def stop(handle, columns, values):
-            raise CoreStopped("The simulated core moved nothing for 9 cycles")
+            raise SimulatorStopped("The simulated core moved nothing for 9 cycles")
 
         driver = Driver(device)
         driver.load("w", np.ones((4, 4), np.int8))

@@ -7,13 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
+import sim.library
 import sim.verilated
 from hw.config import EngineConfig
 from hw.ternary.core import TernaryCore
 from sim.golden.cycles import core_cycles, engine_period, port_transfers
 from sim.golden.trits import pack_words, planes
+from sim.library import SimulatorStopped
 from sim.tools import ToolMissing, missing_tools
-from sim.verilated import CoreStopped, SimulatedProduct, VerilatedCore
+from sim.verilated import DESIGN, SimulatedProduct, VerilatedCore
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
@@ -117,8 +119,9 @@ def test_no_progress_is_an_error(monkeypatch):
     config = EngineConfig()
     with VerilatedCore(config, latency=10_000) as core:
         handle = core.load(64, np.zeros((1, 1, 1, 13), dtype=np.uint8))
-        with pytest.raises(CoreStopped, match=r"^The simulated core moved nothing for 100 cycles, "
-                           r"\d+ cycles after the start of a run$"):
+        message = (r"^The simulated core moved nothing for 100 cycles, \d+ cycles after the start "
+                   r"of a run$")
+        with pytest.raises(SimulatorStopped, match=message):
             core.product(handle, np.array([0]), np.ones((1, 1), dtype=np.int8))
 
 
@@ -140,7 +143,7 @@ def test_port_too_wide_for_the_list():
 
 def test_missing_tool(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sim.verilated, "missing_tools", lambda *names: ["perl is not installed"])
+    monkeypatch.setattr(sim.library, "missing_tools", lambda *names: ["perl is not installed"])
     with pytest.raises(ToolMissing, match=r"^perl is not installed$"):
         VerilatedCore(EngineConfig())
 
@@ -149,7 +152,7 @@ def test_a_step_that_stops_names_its_first_error(tmp_path):
     command = ["python3", "-c", "print('fine'); print('%Error: this is wrong'); exit(1)"]
     with pytest.raises(RuntimeError, match=r"^python3 stopped while building the simulator: "
                        r"%Error: this is wrong$"):
-        sim.verilated._run(command, tmp_path)
+        sim.library._run(command, tmp_path, "python3")
 
 
 @needs_simulator
@@ -157,12 +160,12 @@ def test_build_reports_progress_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = EngineConfig(lanes=4, result_lanes=2, accumulator_depth=8, max_batch=2, port_bytes=1)
     steps = []
-    library = sim.verilated.build_library(config, lambda done, what: steps.append((done, what)))
+    library = sim.library.build_library(DESIGN, config, lambda *step: steps.append(step))
     assert [path.name for path in (tmp_path / "tally").iterdir()] == [library.name]
     assert steps[0] == (0.0, "writing Verilog")
     assert steps[-1] == (1.0, "ready")
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     steps.clear()
-    config = dataclasses.replace(config, target="ecp5")         # simulated as the same library
-    assert sim.verilated.build_library(config, lambda *step: steps.append(step)) == library
-    assert steps == []
+    with VerilatedCore(dataclasses.replace(config, target="ecp5"),      # the same library
+                       progress=lambda *step: steps.append(step)):
+        assert steps == []

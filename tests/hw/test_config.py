@@ -37,12 +37,17 @@ class TestErrors:
                                              rf"two, not 48$"):
             CoreConfig(**{name: 48})
 
-    @pytest.mark.parametrize(("name", "limit"), [("vector_depth", 65536), ("list_depth", 65535),
+    @pytest.mark.parametrize(("name", "limit"), [("vector_depth", 65536), ("list_depth", 65280),
                                                  ("address_width", 32)])
     def test_limit(self, name, limit):
         with pytest.raises(ValueError, match=rf"^Configuration field {name} must be at most "
                                              rf"{limit}, not {limit + 8}$"):
             CoreConfig(**{name: limit + 8})
+
+    def test_tiles(self):
+        with pytest.raises(ValueError, match=r"^List depth \(300\) must be a multiple of 256, or "
+                                             r"less than that$"):
+            CoreConfig(list_depth=300)
 
     def test_vector_words(self):
         with pytest.raises(ValueError, match=r"^Vector depth \(1020\) must be a multiple of the "

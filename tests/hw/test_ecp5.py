@@ -9,17 +9,18 @@ import pytest
 from amaranth.back import rtlil
 
 from hw.common.tool import ToolFailed, run_tool
-from hw.ternary.carry import ADD_OR_SUBTRACT, ADD_TWICE, CARRY_IN
+from hw.ternary.carry import ADD_GATED, ADD_OR_SUBTRACT, ADD_TRIT, CARRY_IN, CARRY_IN_BOTH
+from hw.ternary.gated import GatedAdder
 from hw.ternary.lanes import LaneAdder
-from hw.ternary.tripler import Tripler
+from hw.ternary.row_tree import TritAdder
 
 MODELS = pathlib.Path(__file__).parents[2] / "sim" / "models" / "ecp5.v"
 
 VENDOR = "read_verilog +/ecp5/ccu2c_sim.vh +/ecp5/common_sim.vh"
 
 #: Every way in which the engine sets up a carry cell: two bits, carry-in and a bit, a bit alone.
-INITS = [(ADD_OR_SUBTRACT, ADD_OR_SUBTRACT), (CARRY_IN, ADD_OR_SUBTRACT), (ADD_TWICE, ADD_TWICE),
-         (ADD_TWICE, 0)]
+INITS = [(ADD_OR_SUBTRACT, ADD_OR_SUBTRACT), (CARRY_IN, ADD_OR_SUBTRACT), (ADD_GATED, ADD_GATED),
+         (ADD_GATED, 0), (CARRY_IN_BOTH, ADD_TRIT), (ADD_TRIT, ADD_TRIT), (ADD_TRIT, 0)]
 
 
 def run_yosys(folder, script):
@@ -45,8 +46,9 @@ def write_both(folder, component, width):
         (folder / f"{name}.il").write_text(text)
 
 
-@pytest.mark.parametrize(("component", "width"), [(LaneAdder, 1), (LaneAdder, 4), (LaneAdder, 24),
-                                                  (LaneAdder, 28), (Tripler, 8), (Tripler, 17)])
+@pytest.mark.parametrize(("component", "width"), [
+    (LaneAdder, 1), (LaneAdder, 4), (LaneAdder, 24), (LaneAdder, 28), (GatedAdder, 8),
+    (GatedAdder, 17), (TritAdder, 1), (TritAdder, 9), (TritAdder, 10)])
 def test_carry_cells_equal_plain_adder(component, width, tmp_path):
     write_both(tmp_path, component, width)
     prove(tmp_path, f"{VENDOR}; read_rtlil gold.il; read_rtlil gate.il")

@@ -1,0 +1,359 @@
+"""Experiments on activation sparsity: ``python -m host.compress --help``.
+
+Each command writes one file of docs/results.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
+from host.compress.gates import METHODS, Gates, fingerprint, list_rows
+from host.compress.rotation import (
+    MATRICES,
+    Llama,
+    LlamaFileError,
+    fold_gains,
+    forward,
+    linear_products,
+    read_llama2c,
+    rotate,
+)
+from host.corpus import read_corpus
+from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
+from host.model import LanguageModel, read_model
+from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from sim.tables import RESULTS, write_record
+
+_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
+
+_SPARSITIES = (0.25, 0.40, 0.50, 0.65)
+_CALIBRATION_DOCUMENTS, _CALIBRATION_TOKENS = 8, 256
+_PARTS = 4      # that the documents are measured in
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(),
+            "numpy": importlib.metadata.version("numpy")}
+
+
+def _command() -> str:
+    words = [word for word in sys.argv[1:] if word != "--keep"]
+    return " ".join(["python -m host.compress", *words])
+
+
+def _texts(model: LanguageModel, corpus: Path,
+           documents: int | None) -> tuple[Tokenizer | FileTokenizer, list[str]]:
+    return open_tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
+
+
+# density
+
+def _density(options: argparse.Namespace) -> int:
+    """Measure which share of each list's columns is live, layer by layer."""
+    model = read_model(options.model)
+    tokenizer, documents = _texts(model, options.corpus, options.documents)
+    measurement = evaluate(model, [tokenizer.encode(text) for text in documents],
+                           sum(len(text.encode()) for text in documents), "lmul",
+                           workers=options.workers)
+    rows = []
+    for label in measurement.live:
+        part, _, name = label.rpartition(".")
+        shares = measurement.list_density(label)
+        rows.append({"list": name, "layer": int(part.rpartition(".")[2]),
+                     "density_mean": round(shares["density"], 5),
+                     "density_p99": round(shares["density_p99"], 5),
+                     "density_max": round(shares["density_max"], 5)})
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    write_record("twell", command=_command(), versions=_versions(),
+                 configuration={"model": model.name, "documents": measurement.documents,
+                                "tokens": measurement.tokens, "bytes": measurement.bytes},
+                 rows=rows)
+    return 0
+
+
+# wina
+
+def _read_share(model: LanguageModel, measurement: Measurement) -> float:
+    """Share of the layers' trits whose column is listed: what a token reads on average."""
+    read, trits = 0.0, 0
+    for label, matrices in model.network().lists().items():
+        rows, counts = list_rows(matrices), measurement.live[label]
+        trits += rows * (len(counts) - 1)
+        read += rows * float(counts @ np.arange(len(counts))) / measurement.tokens
+    return read / trits
+
+
+def _points(model: LanguageModel, tokens: np.ndarray,
+            workers: int) -> list[tuple[dict[str, object], GateMap]]:
+    """List what to measure: a row's first fields, and its gates."""
+    calibrated: dict[tuple[str, str], list[Gates]] = {}
+    for allocation in ALLOCATIONS:
+        for method in METHODS:
+            print(f"Calibrating {method}, {allocation}", flush=True)
+            calibrated[allocation, method] = calibrate(
+                model, tokens, _SPARSITIES, method=method, allocation=allocation, workers=workers)
+    points: list[tuple[dict[str, object], GateMap]] = [({"method": "none", "sparsity": 0.0}, {})]
+    points += [({"method": method, "sparsity": gates.sparsity, "allocation": allocation,
+                 "mode": "top-k", "dropped": round(gates.dropped(model), 4)}, gates.of(model))
+               for (allocation, method), found in calibrated.items() for gates in found]
+    points += [({"method": method, "sparsity": gates.sparsity, "allocation": "greedy",
+                 "mode": "threshold", "dropped": round(gates.dropped(model), 4)},
+                gates.of(model, "threshold"))
+               for method in METHODS for gates in calibrated["greedy", method]
+               if gates.sparsity == 0.5]
+    return points
+
+
+def _wina(options: argparse.Namespace) -> int:
+    """Measure bits per byte with the lists gated, by WINA and by TEAL."""
+    model = read_model(options.model)
+    tokenizer, documents = _texts(model, options.corpus, options.documents)
+    calibration = calibration_tokens(model, tokenizer, read_corpus(options.corpus)["calibration"],
+                                     _CALIBRATION_DOCUMENTS, _CALIBRATION_TOKENS)
+    workers = options.workers or min(4, os.cpu_count() or 1)
+    # Every point in parts of equal length: that keeps all workers busy to the end.
+    encoded = sorted(((tokenizer.encode(text), len(text.encode())) for text in documents),
+                     key=lambda document: len(document[0]), reverse=True)
+    parts = [part for first in range(_PARTS) if (part := encoded[first::_PARTS])]
+    configuration = {"model": fingerprint(model), "documents": len(documents),
+                     "bytes": sum(size for _, size in encoded),
+                     "calibration": {"documents": calibration.shape[0],
+                                     "tokens_per_document": calibration.shape[1]}}
+    rows = _kept_rows(configuration) if options.keep else []
+    points = _points(model, calibration, workers)[len(rows):]
+    context = multiprocessing.get_context("spawn")
+    with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
+            workers, mp_context=context) as pool:
+        futures = [[pool.submit(evaluate, model, [tokens for tokens, _ in part],
+                                sum(size for _, size in part), "lmul", gates=gates, workers=1)
+                    for part in parts] for _, gates in points]
+        for (fields, _), measured in zip(points, futures, strict=True):
+            rows.append({"model": model.name, **fields,
+                         **_joined(model, [part.result() for part in measured], rows)})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+            write_record("wina", command=_command(), versions=_versions(),
+                         configuration=configuration, rows=rows)
+    return 0
+
+
+def _kept_rows(configuration: dict[str, object]) -> list[dict[str, object]]:
+    """Rows that an interrupted run has left, in the order of its points."""
+    record = json.loads((RESULTS / "wina.json").read_text(encoding="utf-8"))
+    if record["configuration"] != configuration:
+        raise SystemExit(f"docs/results/wina.json cannot be continued: its configuration is "
+                         f"{record['configuration']}, not {configuration}")
+    return record["rows"]
+
+
+def _joined(model: LanguageModel, parts: Sequence[Measurement],
+            rows: Sequence[dict[str, object]]) -> dict[str, float]:
+    """Figures of one point from those of its parts; the first of ``rows`` has no gate."""
+    size = sum(part.bytes for part in parts)
+    bits = sum(part.bits_per_byte[0] * part.bytes for part in parts) / size
+    tokens = sum(part.tokens for part in parts)
+    read = sum(_read_share(model, part) * part.tokens for part in parts) / tokens
+    dense = rows[0]["bits_per_byte"] if rows else bits
+    assert isinstance(dense, float)
+    return {"trits_read": round(read, 4), "bits_per_byte": round(bits, 5),
+            "loss_percent": round(100 * (bits / dense - 1), 3)}
+
+
+# rotation
+
+#: Text that a Llama-like model reads: sampled from the model itself, which it predicts best.
+_SAMPLES, _SAMPLE_TOKENS = 4, 160
+
+_TRANSFORMS = {"float": fold_gains, "ternary": lambda model: _ternary(fold_gains(model)),
+               "float, rotated": rotate}
+
+
+def _ternary(model: Llama) -> Llama:
+    """Round each matrix to trits times the mean of its magnitudes."""
+    def rounded(weights: NDArray) -> NDArray:
+        scale = np.abs(weights).mean()
+        return scale * np.clip(np.rint(weights / scale), -1, 1)
+
+    return dataclasses.replace(model, layers=tuple(
+        dataclasses.replace(layer, **{name: rounded(getattr(layer, name))
+                                      for names in MATRICES.values() for name in names})
+        for layer in model.layers))
+
+
+def _sample(model: Llama, seed: int) -> NDArray[np.int64]:
+    """Text that a model writes; token 1 begins it."""
+    rng = np.random.default_rng(seed)
+    tokens = [1]
+    while len(tokens) < _SAMPLE_TOKENS:
+        logits = forward(model, np.array(tokens))[-1]
+        shares = np.exp(logits - logits.max())
+        tokens.append(int(rng.choice(len(shares), p=shares / shares.sum())))
+    return np.array(tokens)
+
+
+def _keep_float(x: NDArray, norms: NDArray | float, keep: int) -> NDArray:
+    """Keep the ``keep`` largest ``|x| * norm`` of each row."""
+    found = np.abs(x) * norms
+    least = np.partition(found, found.shape[1] - keep, axis=1)[:, found.shape[1] - keep]
+    return np.where(found >= least[:, np.newaxis], x, 0.0)
+
+
+def _log_softmax(logits: NDArray) -> NDArray:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+class _RotationText:
+    """A model reading a text, and what gates do to it.
+
+    Parameters
+    ----------
+    model : Llama
+    texts : sequence of token arrays
+    """
+
+    def __init__(self, model: Llama, texts: Sequence[NDArray[np.int64]]):
+        self._model, self._texts = model, texts
+        inputs: dict[tuple[int, str], list[NDArray]] = {}
+
+        def record(layer: int, name: str, x: NDArray) -> NDArray:
+            inputs.setdefault((layer, name), []).append(x)
+            return x
+
+        self._dense = [_log_softmax(forward(model, text, record)) for text in texts]
+        self._inputs = {key: np.concatenate(found) for key, found in inputs.items()}
+
+    def _stacked(self, layer: int, names: Sequence[str]) -> NDArray:
+        return np.concatenate([getattr(self._model.layers[layer], name) for name in names])
+
+    def spread(self, names: Sequence[str]) -> float:
+        """Coefficient of variation of the column norms, in the mean of the layers."""
+        norms = [np.linalg.norm(self._stacked(layer, names), axis=0)
+                 for layer in range(len(self._model.layers))]
+        return float(np.mean([array.std() / array.mean() for array in norms]))
+
+    def error(self, method: str, sparsity: float, name: str, names: Sequence[str]) -> float:
+        """Relative error of the product of the matrices ``names`` behind a gate for them."""
+        errors = []
+        for layer in range(len(self._model.layers)):
+            matrix, x = self._stacked(layer, names), self._inputs[layer, name]
+            norms = np.linalg.norm(matrix, axis=0) if method == "wina" else 1.0
+            gated = _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
+            errors.append(np.linalg.norm((x - gated) @ matrix.T) / np.linalg.norm(x @ matrix.T))
+        return float(np.mean(errors))
+
+    def divergence(self, method: str, sparsity: float) -> float:
+        """Kullback-Leibler divergence from the model without gates, in bits a token."""
+        def gate(layer: int, name: str, x: NDArray) -> NDArray:
+            norms = (np.linalg.norm(self._stacked(layer, MATRICES[name]), axis=0)
+                     if method == "wina" else 1.0)
+            return _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
+
+        total = 0.0
+        for text, dense in zip(self._texts, self._dense, strict=True):
+            gated = _log_softmax(forward(self._model, text, gate))
+            total += float((np.exp(dense) * (dense - gated)).sum())
+        return total / math.log(2) / sum(map(len, self._texts))
+
+
+def _rotation(options: argparse.Namespace) -> int:
+    """Measure WINA against TEAL on float weights, rotated ones and ternary ones."""
+    try:
+        model = read_llama2c(options.model)
+    except LlamaFileError as error:
+        print(f"python -m host.compress rotation: {error}", file=sys.stderr)
+        return 1
+    texts = [_sample(model, seed) for seed in range(_SAMPLES)]
+    rows = []
+    for weights, transform in _TRANSFORMS.items():
+        changed = transform(model)
+        text = _RotationText(changed, texts)
+        for sparsity in _SPARSITIES:
+            for method in METHODS:
+                share = linear_products(changed, dict.fromkeys(MATRICES, 1 - sparsity))
+                rows.append({
+                    "model": options.model.stem, "weights": weights, "method": method,
+                    "sparsity": sparsity,
+                    "spread_key": round(text.spread(["key"]), 4),
+                    "spread_gate": round(text.spread(["gate"]), 4),
+                    "error_key": round(text.error(method, sparsity, "mix_in", ["key"]), 4),
+                    "error_gate": round(text.error(method, sparsity, "ffn_in", ["gate"]), 4),
+                    "error_mix_in": round(text.error(method, sparsity, "mix_in",
+                                                     MATRICES["mix_in"]), 4),
+                    "error_ffn_in": round(text.error(method, sparsity, "ffn_in",
+                                                     MATRICES["ffn_in"]), 4),
+                    "divergence": round(text.divergence(method, sparsity), 5),
+                    "products": round(share / linear_products(model), 4)})
+                print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    write_record("wina_rotation", command=_command(), versions=_versions(),
+                 configuration={"model": options.model.stem, "samples": _SAMPLES,
+                                "tokens_per_sample": _SAMPLE_TOKENS}, rows=rows)
+    return 0
+
+
+# l1
+
+def _l1(options: argparse.Namespace) -> int:
+    """Put the reports of trainings with and without the L1 term side by side."""
+    rows = []
+    for path in options.reports:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for row in report["rows"]:
+            rows.append({"l1": report["settings"]["l1"], "arithmetic": row["arithmetic"],
+                         "bits_per_byte": round(row["bits_per_byte"], 5),
+                         "density_mean": round(float(np.mean(row["density"])), 5),
+                         "density_least": round(min(row["density"]), 5),
+                         "density_most": round(max(row["density"]), 5)})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    settings = {key: value for key, value in report["settings"].items()
+                if isinstance(value, int | float) and key not in ("l1", "smoke")}
+    write_record("l1", command=_command(), versions=_versions(), configuration=settings, rows=rows)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m host.compress",
+                                     description="Measure activation sparsity; write docs/results.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, function in (("density", _density), ("wina", _wina)):
+        command = commands.add_parser(name, help=str(function.__doc__).rstrip("."),
+                                      description=function.__doc__)
+        command.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                             help="directory with splits.tsv")
+        command.add_argument("--model", type=Path, default=_MODEL, metavar="MODEL.gguf")
+        command.add_argument("--documents", type=int, metavar="N",
+                             help="only the first N held-out documents")
+        command.add_argument("--workers", type=int, metavar="N",
+                             help="processes (default: one for each CPU, at most 4)")
+        command.set_defaults(function=function)
+    command.add_argument("--keep", action="store_true",
+                         help="go on behind the rows that an interrupted run has left")
+    command = commands.add_parser("rotation", help=str(_rotation.__doc__).rstrip("."),
+                                  description=_rotation.__doc__)
+    command.add_argument("model", type=Path, metavar="MODEL.bin", help="a model of llama2.c")
+    command.set_defaults(function=_rotation)
+    command = commands.add_parser("l1", help=str(_l1.__doc__).rstrip("."),
+                                  description=_l1.__doc__)
+    command.add_argument("reports", type=Path, nargs="+", metavar="REPORT.json",
+                         help="of python -m host.train --report")
+    command.set_defaults(function=_l1)
+    options = parser.parse_args(arguments)
+    return options.function(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The gate file: how many entries each list of a model may keep, and where that came from.
+
+JSON, with the fields of :class:`Gates`. The column norms are not in it, since they follow from the
+model: for ``wina`` :func:`sim.golden.wina.column_norms` of the matrices that a list drives, for
+``teal`` 1. A file is good for one model only, which ``fingerprint`` tells.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.evaluate import GateMap
+from host.model import LanguageModel
+from sim.golden.network import Matrix
+from sim.golden.wina import Gate, column_norms
+
+__all__ = ["METHODS", "MODES", "GateFileError", "Gates", "ListGate", "fingerprint", "list_columns",
+           "list_norms", "list_rows", "read_gates", "write_gates"]
+
+#: ``wina`` weighs an activation with the norm of its column, ``teal`` does not.
+METHODS = ("wina", "teal")
+
+#: Keep a fixed number of activations, or those above a fixed score.
+MODES = ("top-k", "threshold")
+
+_FORMAT = "tally-gates 1"
+
+
+class GateFileError(ValueError):
+    """A gate file cannot be used; the message is one line that names file, place and reason."""
+
+
+def list_columns(matrices: Sequence[Matrix]) -> int:
+    """Columns that the list of some matrices chooses from."""
+    return matrices[0].weights.shape[1]
+
+
+def list_rows(matrices: Sequence[Matrix]) -> int:
+    """Rows of all matrices that a list drives: what one entry costs."""
+    return sum(len(matrix.weights) for matrix in matrices)
+
+
+def list_norms(matrices: Sequence[Matrix], method: str) -> NDArray[np.uint16]:
+    """Column norms of a list; there is one list, so one gate, for all matrices that it drives."""
+    if method == "teal":
+        return np.ones(list_columns(matrices), np.uint16)
+    return column_norms([matrix.weights for matrix in matrices],
+                        [matrix.scale for matrix in matrices])
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """16 hexadecimal digits that differ between models whose layers have other weights."""
+    digest = hashlib.sha256()
+    for matrices in model.network().lists().values():
+        for matrix in matrices:
+            digest.update(np.array(matrix.weights.shape, "<u4").tobytes())
+            digest.update(np.ascontiguousarray(matrix.weights).tobytes())
+    return digest.hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True)
+class ListGate:
+    """Gate of one list, without its norms.
+
+    Attributes
+    ----------
+    list : str
+        Its label, a key of :meth:`sim.golden.network.Network.lists`.
+    columns : int
+    keep : int
+        Largest number of entries: K.
+    threshold : int
+        Score that an entry must exceed, for ``keep`` entries in the mean of the calibration text.
+    """
+
+    list: str
+    columns: int
+    keep: int
+    threshold: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Gates:
+    """Gates of all lists of a model.
+
+    Attributes
+    ----------
+    model, fingerprint : str
+        Name and :func:`fingerprint` of the model.
+    method : str
+        One of :data:`METHODS`.
+    allocation : str
+        How the sparsity was shared out between the lists of a layer: ``greedy`` or ``uniform``.
+    sparsity : float
+        Share of the layers' trits that no list may reach, as asked for.
+    lists : tuple of ListGate
+        In the order of the model.
+    provenance : dict
+        Command, calibration text and versions.
+    """
+
+    model: str
+    fingerprint: str
+    method: str
+    allocation: str
+    sparsity: float
+    lists: tuple[ListGate, ...]
+    provenance: dict[str, Any]
+
+    def of(self, model: LanguageModel, mode: str = "top-k") -> GateMap:
+        """Gates of ``model`` by the lists' labels.
+
+        Raises
+        ------
+        GateFileError
+            If they were calibrated for another model, or name a list that it does not have.
+        """
+        actual = fingerprint(model)
+        if actual != self.fingerprint:
+            raise GateFileError(f"Gates were calibrated for model {self.model} with the "
+                                f"fingerprint {self.fingerprint}, but model {model.name} has "
+                                f"{actual}; calibrate again")
+        lists = model.network().lists()
+        for gate in self.lists:
+            if gate.list not in lists or gate.columns != list_columns(lists[gate.list]):
+                raise GateFileError(f"Gates name a list {gate.list} of {gate.columns} columns, "
+                                    f"which model {model.name} does not have; calibrate again")
+        return {gate.list: Gate(list_norms(lists[gate.list], self.method), gate.keep,
+                                gate.threshold if mode == "threshold" else None)
+                for gate in self.lists}
+
+    def dropped(self, model: LanguageModel) -> float:
+        """Share of the layers' trits that no list may reach: what :attr:`sparsity` came to."""
+        lists = model.network().lists()
+        rows = {gate.list: list_rows(lists[gate.list]) for gate in self.lists}
+        return 1 - (sum(rows[gate.list] * gate.keep for gate in self.lists)
+                    / sum(rows[gate.list] * gate.columns for gate in self.lists))
+
+
+def write_gates(path: str | os.PathLike, gates: Gates) -> None:
+    """Write a gate file."""
+    fields = {"format": _FORMAT, **dataclasses.asdict(gates)}
+    lists = ",\n".join("  " + json.dumps(gate) for gate in fields.pop("lists"))
+    head = json.dumps(fields, indent=1).removesuffix("\n}")
+    Path(path).write_text(f'{head},\n "lists": [\n{lists}\n ]\n}}\n', encoding="utf-8")
+
+
+def _checked(path: Path, fields: dict[str, Any], name: str, kind: type) -> Any:
+    value = fields.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise GateFileError(f"{path}: field {name!r} must be of type {kind.__name__}, "
+                            f"not {value!r}"[:300])
+    return value
+
+
+def read_gates(path: str | os.PathLike) -> Gates:
+    """Read and check a gate file.
+
+    Raises
+    ------
+    GateFileError
+        If it cannot be opened, is no gate file, or a field is missing or out of range.
+    """
+    path = Path(path)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GateFileError(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise GateFileError(f"{path}: not a gate file: {error}") from None
+    if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
+        raise GateFileError(f"{path}: not a gate file: field 'format' must be {_FORMAT!r}")
+    lists = []
+    for entry in _checked(path, fields, "lists", list):
+        if not isinstance(entry, dict):
+            raise GateFileError(f"{path}: field 'lists' must hold objects, not {entry!r}"[:300])
+        gate = ListGate(list=_checked(path, entry, "list", str),
+                        **{name: _checked(path, entry, name, int)
+                           for name in ("columns", "keep", "threshold")})
+        place = f"{path}: list {gate.list}"
+        if not 1 <= gate.keep <= gate.columns:
+            raise GateFileError(f"{place} must keep 1 to {gate.columns} entries, not {gate.keep}")
+        if gate.threshold < 0:
+            raise GateFileError(f"{place} must have a threshold of at least 0, "
+                                f"not {gate.threshold}")
+        lists.append(gate)
+    method = _checked(path, fields, "method", str)
+    if method not in METHODS:
+        raise GateFileError(f"{path}: field 'method' must be {' or '.join(METHODS)}, "
+                            f"not {method!r}")
+    return Gates(
+        model=_checked(path, fields, "model", str),
+        fingerprint=_checked(path, fields, "fingerprint", str), method=method,
+        allocation=_checked(path, fields, "allocation", str),
+        sparsity=_checked(path, fields, "sparsity", float), lists=tuple(lists),
+        provenance=_checked(path, fields, "provenance", dict))

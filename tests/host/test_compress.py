@@ -1,0 +1,462 @@
+"""Gates: the file, the calibration, and what the command lines say."""
+
+import dataclasses
+import hashlib
+import json
+import lzma
+import re
+
+import numpy as np
+import pytest
+
+import host.__main__ as cli
+import host.compress.__main__ as experiments
+from host.compress.calibrate import calibrate, calibration_tokens
+from host.compress.gates import (
+    GateFileError,
+    fingerprint,
+    list_norms,
+    read_gates,
+    write_gates,
+)
+from host.corpus import read_corpus
+from host.evaluate import evaluate
+from host.families.mmfreelm import write_model
+from host.model import LanguageModel, read_model
+from host.tokenizer import Tokenizer
+from sim.golden.bf16 import to_float32
+from sim.golden.model import (
+    ARITHMETICS,
+    ExactProducts,
+    GoldenLM,
+    model_matrices,
+    quantize,
+)
+from sim.golden.network import Matrix, Network
+from sim.golden.wina import Gate
+from tests.host.model_examples import tiny_model, tiny_vocabulary
+from tests.host.test_rotation import random_llama, write_llama2c
+
+NAMES = ("mix_in", "mix_out", "ffn_in", "ffn_hidden")
+TOKENS = np.random.default_rng(11).integers(0, 259, (2, 6))
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TwoLists(LanguageModel):
+    """One layer, whose two matrices in front have a list each."""
+
+    matrices: dict[str, Matrix]
+    width, ffn_width, vocab, layer_count = 32, 24, 40, 1
+
+    def network(self):
+        n, matrices = Network(), self.matrices
+        n.part = "embedding"
+        x = n.embed(matrices["embedding"], "x")
+        n.part = "blk.0"
+        norm = n.norm(x)
+        update = n.sigmoid_of_negative(n.linear(matrices["forget"], n.codes("mix_in", x), norm))
+        gained = n.multiply(x, n.constant("gains", np.linspace(0.5, 2, 32), factor=True))
+        candidate = n.linear(matrices["candidate"], n.codes("mix_in2", gained), norm)
+        state = n.recur(update, candidate)
+        x = n.add(x, n.linear(matrices["ffn_down"], n.codes("ffn_hidden", state)), "x")
+        n.part = "head"
+        n.head("head", matrices["embedding"].weights.T, n.codes("head_in", x), n.norm(x))
+        return n
+
+
+def two_lists():
+    rng = np.random.default_rng(15)
+
+    def matrix(name, rows, columns):
+        return Matrix(f"blk.0.{name}", rng.integers(-1, 2, (rows, columns), np.int8), 0.25)
+
+    return TwoLists(name="two lists", logit_scales={"lmul": 0.015625}, vocabulary=tiny_vocabulary(),
+                    matrices={"embedding": matrix("embedding", 32, 40),
+                              "forget": matrix("forget", 24, 32),
+                              "candidate": matrix("candidate", 24, 32),
+                              "ffn_down": matrix("ffn_down", 32, 24)})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory, model):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_model(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Documents of which three are held out; some digests make calibration text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [f"the story number {n}, " + "the end " * 9 for n in range(300)]
+    documents = [document.strip() for document in documents]
+    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
+    with lzma.open(folder / "tales.txt.xz", "wt") as file:
+        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
+    (folder / "splits.tsv").write_text("\n".join(
+        ["text\tdocument\tpart\tsha256"]
+        + [f"tales\t{n}\t{'heldout' if n < 3 else 'train'}\t{digest}"
+           for n, digest in enumerate(digests)]) + "\n")
+    return folder
+
+
+class TestCalibrate:
+    def test_uniform(self, model):
+        gates, = calibrate(model, TOKENS, [0.25], allocation="uniform", workers=1)
+        assert [gate.list for gate in gates.lists] == [
+            f"blk.{layer}.{name}" for layer in range(2) for name in NAMES]
+        assert {gate.columns: gate.keep for gate in gates.lists} == {256: 192, 512: 384}
+        assert gates.dropped(model) == 0.25
+        assert gates.fingerprint == fingerprint(model)
+
+    @pytest.mark.parametrize("method", ["wina", "teal"])
+    def test_greedy_takes_the_cheapest_step(self, model, method):
+        """Written again without laziness, for one layer."""
+        one = dataclasses.replace(model, layers=model.layers[:1])
+        found = calibrate(one, TOKENS, [0.03, 0.08], method=method, workers=1)
+        trits = 256 * (3 + 1 + 2 * 2 + 2) * 256
+        lists = one.network().lists()
+        rows = dict(zip(lists, (768, 256, 1024, 256), strict=True))
+        columns = dict(zip(lists, (256, 256, 256, 512), strict=True))
+
+        def output(keep):
+            return layer_output(one, {name: Gate(list_norms(lists[name], method), keep[name])
+                                      for name in lists})
+
+        steps = dict.fromkeys(lists, 0)
+
+        def keep(more=None):
+            return {name: columns[name]
+                    - round((steps[name] + (name == more)) * 0.01 * trits / rows[name])
+                    for name in lists}
+
+        def left():
+            return sum(count * rows[name] for name, count in keep().items())
+
+        dense = layer_output(one, {})
+        for gates, sparsity in zip(found, [0.03, 0.08], strict=True):
+            while trits - left() < sparsity * trits:
+                errors = {name: np.linalg.norm(output(keep(name)) - dense, axis=1).mean()
+                          for name in lists}
+                steps[min(errors, key=errors.get)] += 1
+            assert {gate.list: gate.keep for gate in gates.lists} == keep()
+            assert sparsity <= gates.dropped(one) < sparsity + 0.011
+
+    def test_thresholds_keep_as_many_in_the_mean(self, model):
+        gates, = calibrate(model, TOKENS, [0.5], allocation="uniform", workers=1)
+        codes = record_codes(model, TOKENS)
+        for gate in gates.lists:
+            norms = list_norms(model.network().lists()[gate.list], "wina").tolist()
+            found = sorted(value * value * norm
+                           for row in codes[gate.list].tolist()
+                           for value, norm in zip(row, norms, strict=True))
+            above = [score for score in found if score > gate.threshold]
+            assert len(above) <= gate.keep * TOKENS.size
+            assert len([score for score in found if score >= gate.threshold]) > (
+                gate.keep * TOKENS.size) or gate.threshold == 0
+
+    def test_processes_find_the_same(self, model):
+        one = calibrate(model, TOKENS, [0.1], workers=1)
+        done = []
+        two = calibrate(model, TOKENS, [0.1], workers=2, report=lambda: done.append(1))
+        assert one == two
+        assert len(done) == 2
+
+    @pytest.mark.parametrize(("sparsities", "message"), [
+        ([0.2, -0.1], "Sparsity must be 0 to 0.9965, where one entry is left in each list, "
+                      "not -0.1"),
+        ([0.999], "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 0.999"),
+        ([0.3, 0.2], "Sparsities must ascend, not be [0.3, 0.2]"),
+    ])
+    def test_mistakes(self, model, sparsities, message):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+            calibrate(model, TOKENS, sparsities)
+
+    def test_no_text(self, model):
+        with pytest.raises(ValueError, match=r"^Calibration text must not be empty$"):
+            calibrate(model, np.zeros((0, 5), int), [0.5])
+        message = "Calibration needs 2 documents of 9 tokens, but the text has 1"
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            calibration_tokens(model, Tokenizer(model.vocabulary),
+                               ["short", "long enough", "tiny"], 2, 9)
+
+
+def record_codes(model, tokens):
+    """Codes of each list."""
+    found = {}
+
+    def recorder(label):
+        def record(codes):
+            found[label] = codes
+            return codes
+        return record
+
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
+                  {label: recorder(label) for label in model.network().lists()})
+    lm.forward(tokens, lm.start(len(tokens)))
+    return found
+
+
+def layer_output(model, gates):
+    """Residual stream behind the only layer of a model."""
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), gates)
+    parts, values = lm.parts(), {}
+    for part in ("embedding", "blk.0"):
+        lm.execute(parts[part], values, TOKENS, lm.start(len(TOKENS)))
+    return to_float32(values[parts["blk.0"][-1]])
+
+
+class TestEvaluate:
+    DOCUMENTS = ([4, 9, 4, 77, 200], [5] * 12)
+
+    def test_gates_that_keep_all_change_nothing(self, model):
+        lists = model.network().lists()
+        gates = {label: Gate(list_norms(lists[label], "wina"), lists[label][0].weights.shape[1])
+                 for label in lists}
+        dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
+        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates, workers=1)
+        assert gated.bits_per_byte == dense.bits_per_byte
+        for label in lists:
+            np.testing.assert_array_equal(gated.live[label], dense.live[label])
+
+    def test_lists_have_no_more_than_they_may(self, model):
+        gates, = calibrate(model, TOKENS, [0.5], workers=1)
+        dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
+        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates.of(model), workers=2)
+        assert gated.bits_per_byte != dense.bits_per_byte
+        for gate in gates.lists:
+            live = gated.live[gate.list]
+            assert live.sum() == gated.tokens
+            assert np.flatnonzero(live).max() <= gate.keep
+
+    def test_another_family(self):
+        """A vector with gains of its own in front of a matrix has a list and a gate of its own."""
+        model = two_lists()
+        gates, = calibrate(model, TOKENS % 40, [0.3], workers=1)
+        assert [(gate.list, gate.columns) for gate in gates.lists] == [
+            ("blk.0.mix_in", 32), ("blk.0.mix_in2", 32), ("blk.0.ffn_hidden", 24)]
+        gated = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", gates=gates.of(model),
+                         workers=1)
+        dense = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", workers=1)
+        assert gated.bits_per_byte != dense.bits_per_byte
+        assert gated.hidden == ("blk.0.ffn_hidden",)
+        for gate in gates.lists:
+            assert np.flatnonzero(gated.live[gate.list]).max() <= gate.keep
+
+    def test_density_of_every_list(self, model):
+        measured = evaluate(model, [self.DOCUMENTS[0]], 30, "lmul", workers=1)
+        codes = record_codes(model, np.array([[0, *self.DOCUMENTS[0]]]))
+        for label, values in codes.items():
+            assert measured.list_density(label)["density"] == pytest.approx(np.mean(values != 0))
+
+    def test_no_codes(self, model):
+        gates = {"blk.0.mix_in": Gate(np.ones(256, np.uint16), 5)}
+        with pytest.raises(ValueError, match=r"^Arithmetic 'float' has no int8 codes to gate$"):
+            evaluate(model, self.DOCUMENTS, 30, "float", gates=gates)
+
+
+class TestFile:
+    def test_round_trip(self, model, tmp_path):
+        gates, = calibrate(model, TOKENS, [0.1], provenance={"command": "x"}, workers=1)
+        write_gates(tmp_path / "gates.json", gates)
+        assert read_gates(tmp_path / "gates.json") == gates
+        assert gates.provenance == {"command": "x", "documents": 2, "tokens_per_document": 6}
+
+    @pytest.mark.parametrize(("change", "message"), [
+        ({"format": "other"}, "not a gate file: field 'format' must be 'tally-gates 1'"),
+        ({"method": "magic"}, "field 'method' must be wina or teal, not 'magic'"),
+        ({"sparsity": "half"}, "field 'sparsity' must be of type float, not 'half'"),
+        ({"lists": [3]}, "field 'lists' must hold objects, not 3"),
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "threshold": 0}]},
+         "field 'keep' must be of type int, not None"),
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "keep": 10, "threshold": 0}]},
+         "list blk.2.mix_in must keep 1 to 9 entries, not 10"),
+        ({"lists": [{"list": "blk.2.mix_in", "columns": 9, "keep": 1, "threshold": -1}]},
+         "list blk.2.mix_in must have a threshold of at least 0, not -1"),
+    ])
+    def test_malformed(self, model, tmp_path, change, message):
+        path = tmp_path / "gates.json"
+        write_gates(path, calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)[0])
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        with pytest.raises(GateFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
+            read_gates(path)
+
+    def test_unreadable(self, tmp_path):
+        with pytest.raises(GateFileError, match=r"nothing: No such file or directory$"):
+            read_gates(tmp_path / "nothing")
+        (tmp_path / "text").write_text("hello")
+        with pytest.raises(GateFileError, match="text: not a gate file: Expecting value"):
+            read_gates(tmp_path / "text")
+
+    def test_another_model(self, model):
+        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        other = tiny_model(seed=6)
+        message = (f"Gates were calibrated for model tiny with the fingerprint "
+                   f"{fingerprint(model)}, but model tiny has {fingerprint(other)}; "
+                   f"calibrate again")
+        with pytest.raises(GateFileError, match=f"^{message}$"):
+            gates.of(other)
+
+    def test_another_list(self, model):
+        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        for change in ({"list": "blk.7.mix_in"}, {"columns": 300}):
+            wrong = dataclasses.replace(gates.lists[0], **change)
+            message = (f"Gates name a list {wrong.list} of {wrong.columns} columns, which model "
+                       f"tiny does not have; calibrate again")
+            with pytest.raises(GateFileError, match=f"^{message}$"):
+                dataclasses.replace(gates, lists=(wrong,)).of(model)
+
+
+def run(capsys, *arguments):
+    """Exit status and what was printed."""
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+class TestCommandLine:
+    def test_calibrate_and_evaluate(self, capsys, model, model_path, corpus, tmp_path):
+        path = tmp_path / "gates.json"
+        status, out, err = run(capsys, "calibrate", model_path, "--corpus", corpus, "--documents",
+                               1, "--tokens", 8, "--sparsity", 0.2, "--method", "teal", "--output",
+                               path, "--workers", 1)
+        assert (status, err) == (0, "")
+        assert "Columns that each list of tiny keeps: teal, 2" in out
+        gates = read_gates(path)
+        assert gates.method == "teal"
+        assert gates.provenance["text"] == "calibration"
+        # The file holds the same trits, so that it fits the model it was written from.
+        tokenizer = Tokenizer(read_model(model_path).vocabulary)
+        documents = [tokenizer.encode(text) for text in read_corpus(corpus)["heldout"]]
+        size = sum(len(text.encode()) for text in read_corpus(corpus)["heldout"])
+        for mode in ("top-k", "threshold"):
+            status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate",
+                                   path, "--gate-mode", mode, "--workers", 1)
+            assert (status, err) == (0, "")
+            assert out.startswith(f"Gated, so not exact: teal, {mode}, 2")
+            expected = evaluate(model, documents, size, "lmul", gates=gates.of(model, mode),
+                                workers=1)
+            assert re.search(rf"lmul +{expected.bits_per_byte[0]:.4f} ", out)
+
+    def test_mistakes(self, capsys, model_path, corpus, tmp_path):
+        path = tmp_path / "gates.json"
+        common = ("calibrate", model_path, "--corpus", corpus, "--output", path)
+        for extra, message in (
+                (("--transform",), f"{model_path}: --transform needs float or integer masters, but "
+                                   f"this model is ternary, and rotated it would not be"),
+                (("--tokens", 5000), "Calibration needs 8 documents of 5000 tokens, but the text "
+                                     "has 0"),
+                (("--documents", 1, "--tokens", 8, "--sparsity", 1),
+                 "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 1.0")):
+            assert run(capsys, *common, *extra) == (1, "", f"python -m host calibrate: {message}\n")
+        assert not path.exists()
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path) == (
+            1, "", f"python -m host evaluate: {path}: No such file or directory\n")
+        run(capsys, *common, "--documents", 1, "--tokens", 8, "--allocation", "uniform")
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path,
+                   "--arithmetic", "float") == (
+            1, "", "python -m host evaluate: Arithmetic 'float' has no int8 codes that --gate "
+                   "could act on\n")
+
+
+class TestExperiments:
+    @pytest.fixture
+    def kept(self, monkeypatch):
+        """Collect what a command records."""
+        records = {}
+        monkeypatch.setattr(experiments, "write_record",
+                            lambda name, **record: records.update({name: record}))
+        return records
+
+    def test_density(self, kept, model, model_path, corpus):
+        assert experiments.main(["density", "--model", str(model_path), "--corpus", str(corpus),
+                                 "--documents", "2", "--workers", "1"]) == 0
+        rows = kept["twell"]["rows"]
+        assert [(row["layer"], row["list"]) for row in rows] == [
+            (layer, name) for layer in range(2) for name in NAMES]
+        codes = record_codes(model, np.array([[0, *Tokenizer(model.vocabulary).encode(
+            read_corpus(corpus)["heldout"][0])]]))
+        densities = [np.mean(codes[f"blk.0.{name}"] != 0) for name in ("mix_in", "mix_out")]
+        for name, expected in zip(("mix_in", "mix_out"), densities, strict=True):
+            row = next(row for row in rows if row["list"] == name)
+            assert row["density_mean"] == pytest.approx(expected, abs=0.01)
+            assert row["density_mean"] <= row["density_p99"] <= row["density_max"]
+
+    def test_wina(self, kept, monkeypatch, model_path, corpus):
+        monkeypatch.setattr(experiments, "_SPARSITIES", (0.1, 0.5))
+        monkeypatch.setattr(experiments, "_CALIBRATION_DOCUMENTS", 1)
+        monkeypatch.setattr(experiments, "_CALIBRATION_TOKENS", 8)
+        assert experiments.main(["wina", "--model", str(model_path), "--corpus", str(corpus),
+                                 "--documents", "2", "--workers", "2"]) == 0
+        rows = kept["wina"]["rows"]
+        assert [(row["method"], row["sparsity"], row.get("allocation"), row.get("mode"))
+                for row in rows] == [
+            ("none", 0.0, None, None),
+            *((method, sparsity, allocation, "top-k") for allocation in ("greedy", "uniform")
+              for method in ("wina", "teal") for sparsity in (0.1, 0.5)),
+            ("wina", 0.5, "greedy", "threshold"), ("teal", 0.5, "greedy", "threshold")]
+        model = read_model(model_path)
+        tokenizer = Tokenizer(model.vocabulary)
+        texts = read_corpus(corpus)["heldout"][:2]
+        whole = evaluate(model, [tokenizer.encode(text) for text in texts],
+                         sum(len(text.encode()) for text in texts), "lmul", workers=1)
+        assert rows[0]["bits_per_byte"] == pytest.approx(whole.bits_per_byte[0], abs=1e-5)
+        assert rows[0]["loss_percent"] == 0
+        for row in rows[1:]:
+            assert row["trits_read"] <= 1 - row["dropped"] + 1e-4 or row["mode"] == "threshold"
+
+
+    def test_rotation(self, kept, monkeypatch, tmp_path):
+        model = random_llama()
+        write_llama2c(tmp_path / "small.bin", model, tied=True)
+        monkeypatch.setattr(experiments, "_SAMPLE_TOKENS", 12)
+        assert experiments.main(["rotation", str(tmp_path / "small.bin")]) == 0
+        rows = kept["wina_rotation"]["rows"]
+        assert len(rows) == 3 * 4 * 2
+        for wina, teal in zip(rows[::2], rows[1::2], strict=True):
+            assert (wina["method"], teal["method"]) == ("wina", "teal")
+            assert wina["products"] == teal["products"]
+        rotated = [row for row in rows if row["weights"] == "float, rotated"]
+        layer = 32 * 32 * 2 + 2 * 8 * 32 + 3 * 44 * 32
+        for wina, teal in zip(rotated[::2], rotated[1::2], strict=True):
+            assert wina["error_key"] == 0 < teal["error_key"]    # of rank 8, and 11 are kept
+            assert wina["error_gate"] < teal["error_gate"]
+            assert wina["products"] == pytest.approx(
+                1 - wina["sparsity"] + 5 * 32 * 32 / (3 * layer), abs=1e-4)
+        ternary = [row for row in rows if row["weights"] == "ternary"]
+        assert all(row["spread_key"] < first["spread_key"] for row, first
+                   in zip(ternary, rows, strict=False))
+
+    def test_rotation_of_no_model(self, capsys, tmp_path):
+        assert experiments.main(["rotation", str(tmp_path / "none.bin")]) == 1
+        assert capsys.readouterr().err == (f"python -m host.compress rotation: {tmp_path}/none.bin:"
+                                           f" No such file or directory\n")
+
+    def test_l1(self, kept, tmp_path):
+        for l1, bits in ((0.0, 1.5), (0.1, 1.6)):
+            (tmp_path / f"{l1}.json").write_text(json.dumps({
+                "settings": {"l1": l1, "seed": 1, "corpus": "here"},
+                "rows": [{"arithmetic": "quantized", "bits_per_byte": bits,
+                          "density": [0.1, 0.3]}]}))
+        assert experiments.main(["l1", str(tmp_path / "0.0.json"), str(tmp_path / "0.1.json")]) == 0
+        assert kept["l1"]["rows"] == [
+            {"l1": l1, "arithmetic": "quantized", "bits_per_byte": bits, "density_mean": 0.2,
+             "density_least": 0.1, "density_most": 0.3} for l1, bits in ((0.0, 1.5), (0.1, 1.6))]
+        assert kept["l1"]["configuration"] == {"seed": 1}
+
+
+def test_gated_codes_keep_the_scale(model):
+    """A gate never changes the exponent, also where it drops the largest element."""
+    x = np.full((1, 256), 0x3F80, np.uint16)
+    codes = quantize(x)
+    assert codes.values.max() == 64
+    norms = np.zeros(256, np.uint16)
+    norms[5] = 1
+    gated = Gate(norms, 1)(codes.values)
+    assert np.flatnonzero(gated).tolist() == [5]
+    assert gated[0, 5] == 64
