@@ -6,6 +6,7 @@ Bytes go in and out without a serial line, which takes 40 cycles for each; bench
 import struct
 
 import cocotb
+from cocotb.triggers import ClockCycles
 
 from hw.boards import CoreBoard
 from hw.boards.system import LinkedDevice, description
@@ -238,10 +239,13 @@ async def wrong_requests_and_a_reset_leave_nothing(dut):
             (Command.PROGRAM, bytes(17), Status.WRONG_LENGTH),
             (Command.READ, bytes(3), Status.WRONG_LENGTH),
             (Command.READ, bytes(4 * (limit + 1)), Status.WRONG_LENGTH),
-            (Command.RESULTS, b"\x01\x00", Status.STALLED),
-            (Command.TOKEN, struct.pack("<BH", 11, 0), Status.DONE),
-            (Command.RESET, b"", Status.DONE)):
+            (Command.RESULTS, b"\x01\x00", Status.STALLED), (Command.RESET, b"", Status.DONE)):
         assert (await host.request(command, payload))[0] == status, command
+    # While it reads its first matrix, and with results in the queue.
+    for cycles in (0, 2000):
+        await host.done(Command.TOKEN, struct.pack("<BH", 11, 0))
+        await ClockCycles(dut.clk, cycles + 1)
+        await host.done(Command.RESET)
     assert await read(host, 200, 8) == model.contents[200:208]
     await model.token(host, 10, new=True)
     await model.token(host, 12)
