@@ -59,7 +59,8 @@ _RESOURCES = {
 }
 
 # Parts of the board's system, by the path of their modules.
-_LINK = {"link": ("receiver", "target", "transmitter", "entries", "answers", "queue")}
+_LINK = {"link": ("receiver", "target", "transmitter", "entries", "program", "tokens", "answers",
+                  "queue")}
 _ENGINE_PARTS = {"engine": ("core.engine",), "gearbox": ("core.gearbox",), "lmul": ("lmul",),
                  **_LINK}
 _CORE_PARTS = {

@@ -8,7 +8,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.boards import Board, CoreBoard, EngineBoard
-from hw.common.stream import StreamQueue, connect_stream
+from hw.common.stream import StreamBuffer, StreamQueue, connect_stream
 from hw.core import Core
 from hw.formats.minifloat import bf16
 from hw.link.answers import Answers
@@ -140,10 +140,14 @@ class LinkedDevice(wiring.Component):
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
+        # The link may lie at the other end of the chip.
+        program = StreamBuffer(core.i_program.payload.shape())
+        tokens = StreamBuffer(core.i_tokens.payload.shape())
         target = self._target(m, CoreTransfers(config), {
-            "program": core.i_program, "tokens": core.i_tokens, "writes": shared.i_writes,
+            "program": program.i, "tokens": tokens.i, "writes": shared.i_writes,
             "reads": shared.i_reads, "data": shared.o_data, "results": queue.o})
-        for producer, consumer in ((core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
+        for producer, consumer in ((program.o, core.i_program), (tokens.o, core.i_tokens),
+                                   (core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
                                    (core.o_faults, answers.i_faults), (answers.o, queue.i)):
             connect_stream(m, producer, consumer)
         wiring.connect(m, core.memory, shared.core)
@@ -151,12 +155,15 @@ class LinkedDevice(wiring.Component):
         # Reads that a reset cuts off must not be answered behind it.
         reset = ResetInserter(target.reset_device)
         for name, unit in (("core", core), ("shared", shared), ("memory", memory),
-                           ("answers", answers), ("queue", queue)):
+                           ("program", program), ("tokens", tokens), ("answers", answers),
+                           ("queue", queue)):
             m.submodules[name] = reset(unit)
+        working = Signal()
+        m.d.sync += working.eq(tokens.o.valid | ~core.i_tokens.ready)
         m.d.comb += [
-            target.busy.eq(~core.i_tokens.ready),
-            target.begins.eq(core.i_tokens.valid & core.i_tokens.ready),
-            target.works.eq(target.busy),
+            target.busy.eq(tokens.o.valid | working),
+            target.begins.eq(tokens.o.valid & core.i_tokens.ready),
+            target.works.eq(~core.i_tokens.ready),
         ]
         return target
 

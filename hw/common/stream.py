@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.common.check import positive_int
 
-__all__ = ["StreamQueue", "connect_stream"]
+__all__ = ["StreamBuffer", "StreamQueue", "connect_stream"]
 
 
 def connect_stream(m, producer, consumer):
@@ -62,4 +62,35 @@ class StreamQueue(wiring.Component):
             self.o.valid.eq(queue.r_rdy),
             queue.r_en.eq(self.o.ready),
         ]
+        return m
+
+
+class StreamBuffer(wiring.Component):
+    """A place between two streams that are far apart: a transfer every two cycles.
+
+    Parameters
+    ----------
+    shape : layout
+        Of the payload.
+
+    Members
+    -------
+    i : In(stream)
+    o : Out(stream)
+        Each depends on registers only.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, shape: data.StructLayout):
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.i.ready.eq(~self.o.valid)
+        with m.If(~self.o.valid):
+            m.d.sync += [self.o.valid.eq(self.i.valid), self.o.payload.eq(self.i.payload)]
+        with m.Elif(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
         return m

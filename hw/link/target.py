@@ -155,6 +155,8 @@ class LinkTarget(wiring.Component):
         counted = [code for code in pulling if code not in pushing]
         asking = [code for code in pulling if code in pushing]
         closing = [code for code, exchange in pushing.items() if exchange.closes]
+        starting = [code for code, exchange in pushing.items() if exchange.starts]
+        idle = [code for code, exchange in pushing.items() if exchange.idle]
 
         description: memory.Memory
         m.submodules.description = description = memory.Memory(
@@ -162,7 +164,9 @@ class LinkTarget(wiring.Component):
         description_read = description.read_port()
 
         sequence = Signal(8)
-        command = Signal(8)
+        # The command, one flag for each: nothing behind it has to decode it again.
+        is_ = {code: Signal(name=f"is_{code.name.lower()}")
+               for code in (*_PLAIN, *self.exchanges)}
         status = Signal(8)
         answered = Signal()             # the transmitter holds the reply to `sequence`
         repeated = Signal()
@@ -174,7 +178,14 @@ class LinkTarget(wiring.Component):
         position = Signal(range(len(self.description) + 1))
 
         def is_one_of(codes) -> Value:
-            return Cat(command == code for code in codes).any()
+            return Cat(is_[code] for code in codes).any()
+
+        def chosen(values: dict[Command, Value]) -> Value:
+            """Return the value of the present command, 0 if it has none."""
+            result: Value = C(0)
+            for code, value in values.items():
+                result |= Mux(is_[code], value, 0)
+            return result
 
         counters = [Signal(32, name=name) for name in COUNTERS]
         cycles, executed, bad_frames, framing_errors = counters
@@ -199,53 +210,46 @@ class LinkTarget(wiring.Component):
         collected_bytes = Signal(range(longest + 1))
         needed = Signal(range(longest + 1))
         spare = Signal(range(longest + 1))      # bytes of padding in the final transfer
-        with m.Switch(command):
-            for code, size in sizes.items():
-                with m.Case(code):
-                    m.d.comb += needed.eq(size)
+        m.d.comb += needed.eq(chosen({code: C(size) for code, size in sizes.items()}))
         for code, exchange in pushing.items():
             payload = getattr(self, f"o_{exchange.into}").p
             m.d.comb += _unpack(exchange.payload, collected[8 * (longest - sizes[code]):], payload)
             if exchange.closes:
-                m.d.comb += [payload.last.eq((command == code) & ended), payload.spare.eq(spare)]
+                m.d.comb += [payload.last.eq(is_[code] & ended), payload.spare.eq(spare)]
 
         # Transfers that the reply has room for, and that are still wanted.
         limits = {code: self.payload_bytes // transfer_bytes(exchange.data)
                   for code, exchange in pulling.items()}
         room = Signal(range(max(limits.values()) + 1))
         left = Signal.like(room)
-        with m.Switch(command):
-            for code, limit in limits.items():
-                with m.Case(code):
-                    m.d.comb += room.eq(limit)
+        m.d.comb += room.eq(chosen({code: C(limit) for code, limit in limits.items()}))
         count = collected[8 * (longest - COUNT_BYTES):]
 
+        # What is emitted is loaded as long as it may come: whether it has, is known late.
         outputs = {code: _pack(exchange.data, getattr(self, f"i_{exchange.out_of}").p)
                    for code, exchange in pulling.items()}
         outputs[Command.STATUS] = Cat(counters)
         emitted = Signal(max(len(value) for value in outputs.values()))
         emitted_bytes = Signal(range(len(emitted) // 8 + 1))
-
-        def emit(code: Command):
-            """Send the bytes of ``outputs[code]`` as data."""
-            m.d.sync += [emitted.eq(outputs[code]), emitted_bytes.eq(len(outputs[code]) // 8)]
-            m.next = "EMIT"
+        load = [emitted.eq(chosen(outputs)),
+                emitted_bytes.eq(chosen({code: C(len(value) // 8)
+                                         for code, value in outputs.items()}))]
 
         def pull(codes: list[Command]):
             """Take a transfer of the command's stream and send it; it may end the wait."""
             m.d.comb += executing.eq(1)
-            with m.Switch(command):
-                for code in codes:
-                    with m.Case(code):
-                        source = getattr(self, f"i_{pulling[code].out_of}")
-                        m.d.comb += [source.ready.eq(1), progress.eq(source.valid)]
-                        with m.If(progress):
-                            m.d.sync += left.eq(left - 1)
-                            if code in counted:
-                                with m.If(source.p.last):
-                                    m.d.sync += left.eq(0)
-                            emit(code)
-            with m.If(~progress & expired):
+            m.d.sync += load
+            sources = {code: getattr(self, f"i_{pulling[code].out_of}") for code in codes}
+            m.d.comb += progress.eq(chosen({code: source.valid
+                                            for code, source in sources.items()}))
+            m.d.comb += [source.ready.eq(is_[code]) for code, source in sources.items()]
+            with m.If(progress):
+                m.d.sync += left.eq(left - 1)
+                with m.If(chosen({code: source.p.last for code, source in sources.items()
+                                  if code in counted})):
+                    m.d.sync += left.eq(0)
+                m.next = "EMIT"
+            with m.Elif(expired):
                 finish(Status.STALLED)
 
         def finish(code: Status):
@@ -272,7 +276,8 @@ class LinkTarget(wiring.Component):
                     m.next = "COMMAND"
             with m.State("COMMAND"):
                 with m.If(self.i.valid):
-                    m.d.sync += [command.eq(self.i.p.data), collected_bytes.eq(0), spare.eq(0)]
+                    m.d.sync += [flag.eq(self.i.p.data == code) for code, flag in is_.items()]
+                    m.d.sync += [collected_bytes.eq(0), spare.eq(0)]
                     m.next = "BEGIN"
                     with m.If(repeated & (self.i.p.data != Command.HELLO)):
                         m.next = "REPEAT"
@@ -285,30 +290,27 @@ class LinkTarget(wiring.Component):
                 m.d.sync += left.eq(room)
                 with m.If(self.o.ready):
                     m.d.sync += [answered.eq(1), executed.eq(executed + 1)]
-                    with m.Switch(command):
-                        with m.Case(*_PLAIN):
-                            with m.If(~ended):
-                                finish(Status.WRONG_LENGTH)
-                            with m.Elif(command == Command.HELLO):
-                                m.next = "DESCRIBE"
-                            with m.Elif(command == Command.STATUS):
-                                emit(Command.STATUS)
-                            with m.Else():
-                                m.d.sync += [self.reset_device.eq(1), timing.eq(0),
-                                             cycles.eq(0)]
-                                finish(Status.DONE)
-                        for code, exchange in self.exchanges.items():
-                            with m.Case(code):
-                                m.next = "COLLECT"
-                                if exchange.starts:
-                                    m.d.sync += timing.eq(timing & self.busy)
-                                if exchange.idle:
-                                    with m.If(self.busy):
-                                        finish(Status.BUSY)
-                                with m.If(ended):
-                                    finish(Status.WRONG_LENGTH)
-                        with m.Default():
-                            finish(Status.UNKNOWN_COMMAND)
+                    with m.If(is_one_of(_PLAIN)):
+                        with m.If(~ended):
+                            finish(Status.WRONG_LENGTH)
+                        with m.Elif(is_[Command.HELLO]):
+                            m.next = "DESCRIBE"
+                        with m.Elif(is_[Command.STATUS]):
+                            m.d.sync += load
+                            m.next = "EMIT"
+                        with m.Else():
+                            m.d.sync += [self.reset_device.eq(1), timing.eq(0), cycles.eq(0)]
+                            finish(Status.DONE)
+                    with m.Elif(is_one_of(self.exchanges)):
+                        m.next = "COLLECT"
+                        with m.If(is_one_of(starting)):
+                            m.d.sync += timing.eq(timing & self.busy)
+                        with m.If(is_one_of(idle) & self.busy):
+                            finish(Status.BUSY)
+                        with m.If(ended):
+                            finish(Status.WRONG_LENGTH)
+                    with m.Else():
+                        finish(Status.UNKNOWN_COMMAND)
             with m.State("COLLECT"):
                 with m.If(self.i.valid):
                     m.d.sync += [collected.eq(Cat(collected[8:], self.i.p.data)),
@@ -333,11 +335,12 @@ class LinkTarget(wiring.Component):
                         m.next = "PUSH"
             with m.State("PUSH"):
                 m.d.comb += executing.eq(1)
-                with m.Switch(command):
-                    for code, exchange in pushing.items():
-                        with m.Case(code):
-                            target = getattr(self, f"o_{exchange.into}")
-                            m.d.comb += [target.valid.eq(1), progress.eq(target.ready)]
+                m.d.comb += progress.eq(chosen({
+                    code: getattr(self, f"o_{exchange.into}").ready
+                    for code, exchange in pushing.items()}))
+                for into in {exchange.into for exchange in pushing.values()}:
+                    m.d.comb += getattr(self, f"o_{into}").valid.eq(is_one_of(
+                        code for code, exchange in pushing.items() if exchange.into == into))
                 with m.If(progress):
                     m.next = "COLLECT"
                     with m.If(is_one_of(asking)):
@@ -365,8 +368,7 @@ class LinkTarget(wiring.Component):
                     with m.If(emitted_bytes == 1):
                         with m.If(is_one_of(counted)):
                             m.next = "RESULT"
-                        with m.Elif((command == Command.HELLO)
-                                    & (position != len(self.description))):
+                        with m.Elif(is_[Command.HELLO] & (position != len(self.description))):
                             m.next = "DESCRIBE"
                         with m.Elif(~is_one_of(asking) | ended):
                             m.d.sync += position.eq(0)

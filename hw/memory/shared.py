@@ -24,8 +24,7 @@ class SharedPort(wiring.Component):
     """The memory port of a core, and between its bursts single transfers of the host.
 
     The core goes first. A transfer that the host reads is looked up when no read of the core is
-    under way, and the core waits until it has come. The core's transfers pass without a delay, the
-    host's reads take one cycle more than the memory.
+    under way, and the core waits until it has come. The core's transfers pass without a delay.
 
     Parameters
     ----------
@@ -98,17 +97,18 @@ class SharedPort(wiring.Component):
         m.d.comb += [
             memory.reads.p.eq(core.reads.p),
             core.data.p.eq(memory.data.p),
-            self.o_data.p.eq(memory.data.p),
         ]
-        with m.FSM():
+        with m.If(self.o_data.ready):
+            m.d.sync += self.o_data.valid.eq(0)
+        with m.FSM() as fsm:
             with m.State("CORE"):
                 m.d.comb += [
                     core.data.valid.eq(memory.data.valid),
-                    memory.data.ready.eq(core.data.ready),
                     memory.reads.valid.eq(core.reads.valid),
                     core.reads.ready.eq(memory.reads.ready),
                 ]
-                with m.If(self.i_reads.valid & ~core.reads.valid & (awaited == 0)):
+                with m.If(self.i_reads.valid & ~self.o_data.valid & ~core.reads.valid
+                          & (awaited == 0)):
                     m.next = "READ"
             with m.State("READ"):
                 m.d.comb += [
@@ -120,10 +120,10 @@ class SharedPort(wiring.Component):
                 with m.If(self.i_reads.ready):
                     m.next = "DATA"
             with m.State("DATA"):
-                m.d.comb += [
-                    self.o_data.valid.eq(memory.data.valid),
-                    memory.data.ready.eq(self.o_data.ready),
-                ]
-                with m.If(self.o_data.valid & self.o_data.ready):
+                m.d.sync += self.o_data.p.eq(memory.data.p)
+                with m.If(memory.data.valid):
+                    m.d.sync += self.o_data.valid.eq(1)
                     m.next = "CORE"
+        # Never waits for the host, and not at all if the core does not let it wait.
+        m.d.comb += memory.data.ready.eq(core.data.ready | ~fsm.ongoing("CORE"))
         return m
