@@ -43,7 +43,13 @@ from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write
 from host.families.mmfreelm import TernaryLM, write_model
 from host.generate import Generator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
-from host.model import LanguageModel, ModelFileError, read_model
+from host.model import (
+    LanguageModel,
+    ModelFileError,
+    TokenizerFile,
+    Vocabulary,
+    read_model,
+)
 from host.token_device import (
     LATENCY,
     REFRESH,
@@ -389,22 +395,22 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path) -> tuple[Image, Tokenizer | FileTokenizer]:
+def _image(path: Path) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
     """Read an image, or compile a model for the default configuration."""
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        return image, Tokenizer(image.vocabulary)
+        return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    return compile_model(model, CoreConfig()), tokenizer
+    return compile_model(model, CoreConfig()), tokenizer, model.vocabulary
 
 
 def _run_core(console: Console, options: argparse.Namespace) -> int:
     """Whole tokens on a device."""
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
-    image, tokenizer = _image(path)
+    image, tokenizer, words = _image(path)
     most = image.config.best
     if options.top_k is not None and not 1 <= options.top_k <= most:
         raise UserError(f"Option --top-k must be from 1 to {most} on device {options.device!r}, "
@@ -420,7 +426,7 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     with contextlib.closing(device):
         # The golden machine has nothing beside it.
         checked = None if options.device == "golden" else CheckedTokens(device, image)
-        generator = TokenGenerator(checked or device, image)
+        generator = TokenGenerator(checked or device, image, words)
         sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k or most,
                           options.seed)
         written, first = _write_text(
@@ -687,7 +693,7 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _ = _image(options.model)
+    image, _, _ = _image(options.model)
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
