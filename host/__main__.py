@@ -463,8 +463,7 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
         table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
                       f"{device.evidence}, by {config.engine.lanes} lanes")
         table.add_row("Memory port, useful", f"{share:.1%}",
-                      f"{device.evidence}, of {config.port_bytes} bytes a cycle; "
-                      f"{REFRESH:.0%} refresh not counted")
+                      f"{device.evidence}, refresh not counted")
     table.add_row("Bytes moved per token",
                   _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
     table.add_row("Image on the device", _size(len(image.memory)), "derived")
