@@ -41,6 +41,7 @@ from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
+from host.fit import Shape, fit, largest, write_fits
 from host.generate import Generator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
@@ -58,6 +59,7 @@ from host.token_device import (
     open_token_device,
 )
 from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from hw.boards import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
@@ -66,8 +68,9 @@ from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
 DEFAULT_PROMPT = "Once upon a time"
 
-#: Devices that compute whole tokens.
+#: Devices that compute whole tokens; and how the name of one on a board begins.
 CORES = ("sim", "golden")
+BOARD_CORE = "core:"
 
 #: Parts of the corpus by the name that users give them.
 TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
@@ -141,8 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--prompt", help="beginning of the text, instead of the argument")
     run.add_argument("--device", default="sim", metavar="DEVICE",
                      help="sim: the core's RTL, compiled by Verilator (default); golden: the "
-                          "golden machine; engine, engine-golden: the engine alone; serial:PORT: "
-                          "the engine on a board")
+                          "golden machine; core:PORT: a board with a core; engine, engine-golden: "
+                          "the engine alone; serial:PORT: the engine on a board")
     run.add_argument("--tokens", type=_integer(1), default=32, help="tokens to write (default: 32)")
     run.add_argument("--temperature", type=_temperature, default=0.7,
                      help="0 always takes the likeliest token (default: 0.7)")
@@ -220,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
                           help="read only columns of ffn_down whose activation is not zero")
+    compiler.add_argument("--board", help="compile for this board's core (default: for one without "
+                                          "a board)")
     compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                           dest="fields", help="change a field of the core's configuration")
     compiler.add_argument("--latency", type=_integer(0), default=20, metavar="CYCLES",
@@ -229,6 +234,21 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
                           help="of the columns that --sparse reads (default: 1)")
     compiler.set_defaults(function=_compile)
+
+    fitter = commands.add_parser(
+        "fit", help="find the models that fit a board",
+        description="Find the largest models that fit a board with a core, and what a token of "
+                    "each costs: for each width the most layers, or those that are given.")
+    fitter.add_argument("board", metavar="BOARD", help="a board of 'python -m hw.build list'")
+    fitter.add_argument("--width", type=_integer(1), nargs="+", default=[64, 128, 192],
+                        help="(default: 64 128 192)")
+    fitter.add_argument("--ffn-width", type=_integer(1), metavar="WIDTH",
+                        help="(default: twice the width)")
+    fitter.add_argument("--vocab", type=_integer(1), default=512, metavar="TOKENS",
+                        help="(default: 512)")
+    fitter.add_argument("--layers", type=_integer(1), help="(default: as many as fit)")
+    fitter.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    fitter.set_defaults(function=_fit)
 
     speed = commands.add_parser(
         "speed", help="measure cycles of a token and the simulator's speed",
@@ -292,7 +312,8 @@ def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
-    return (_run_core if options.device in CORES else _run_engine)(console, options)
+    is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
+    return (_run_core if is_core else _run_engine)(console, options)
 
 
 def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokenizer,
@@ -320,7 +341,8 @@ def _run_engine(console: Console, options: argparse.Namespace) -> int:
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
     if path.is_file() and is_image(path):
-        raise UserError(f"{path}: an image needs a core (try --device {' or '.join(CORES)})")
+        cores = " or ".join([*CORES, f"{BOARD_CORE}PORT"])
+        raise UserError(f"{path}: an image needs a core (try --device {cores})")
     model, tokenizer = _read(path)
     with _progress(console) as bar:
         device = open_device(options.device, bar("Opening the device"))
@@ -395,32 +417,40 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
-    """Read an image, or compile a model for the default configuration."""
+def _image(path: Path, config: CoreConfig,
+           ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
+    """Read an image, or compile a model for a configuration."""
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
         return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    return compile_model(model, CoreConfig()), tokenizer, model.vocabulary
+    return compile_model(model, config), tokenizer, model.vocabulary
 
 
 def _run_core(console: Console, options: argparse.Namespace) -> int:
     """Whole tokens on a device."""
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
-    image, tokenizer, words = _image(path)
-    most = image.config.best
-    if options.top_k is not None and not 1 <= options.top_k <= most:
-        raise UserError(f"Option --top-k must be from 1 to {most} on device {options.device!r}, "
-                        f"which delivers so many logits, not {options.top_k}")
+    device: TokenDevice | None = None
     with _progress(console) as bar:
-        device = open_token_device(options.device, image.config, bar("Opening the device"))
         try:
+            if options.device.startswith(BOARD_CORE):
+                # What a model becomes depends on the board's core.
+                device = open_token_device(options.device)
+            image, tokenizer, words = _image(path, device.config if device else CoreConfig())
+            most = image.config.best
+            if options.top_k is not None and not 1 <= options.top_k <= most:
+                raise UserError(f"Option --top-k must be from 1 to {most} on device "
+                                f"{options.device!r}, which delivers so many logits, "
+                                f"not {options.top_k}")
+            device = device or open_token_device(options.device, image.config,
+                                                 bar("Opening the device"))
             device.load(image, bar("Loading the model"))
         except BaseException:
-            device.close()
+            if device is not None:
+                device.close()
             raise
     loaded = time.perf_counter()
     with contextlib.closing(device):
@@ -620,10 +650,18 @@ def _kept(model: LanguageModel, gates: Gates) -> Table:
 
 # compile
 
-def _core_config(fields: Sequence[str]) -> CoreConfig:
-    """Change fields of the default configuration; each has the form ``name=value``."""
-    engine, core = dataclasses.asdict(EngineConfig()), dataclasses.asdict(CoreConfig())
-    del core["engine"]
+def _core_board(name: str) -> CoreBoard:
+    cores = {board.name: board for board in BOARDS.values() if isinstance(board, CoreBoard)}
+    if name not in cores:
+        raise UserError(f"{name!r} is not a board with a core "
+                        f"(try {', '.join(map(repr, cores))})")
+    return cores[name]
+
+
+def _core_config(base: CoreConfig, fields: Sequence[str]) -> CoreConfig:
+    """Change fields of a configuration; each has the form ``name=value``."""
+    core = dataclasses.asdict(base)
+    engine = core.pop("engine")
     for text in fields:
         name, _, value = text.partition("=")
         part = next((part for part in (engine, core) if name in part), None)
@@ -641,7 +679,8 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
     model = read_model(options.model)
-    image = compile_model(model, _core_config(options.fields), sparse=options.sparse)
+    base = _core_board(options.board).config if options.board else CoreConfig()
+    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse)
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
@@ -687,12 +726,39 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
     return table
 
 
+# fit
+
+def _fit(console: Console, options: argparse.Namespace) -> int:
+    board = _core_board(options.board)
+    fits = []
+    for width in options.width:
+        shape = Shape(width=width, layers=options.layers or 1, vocab=options.vocab,
+                      ffn_width=options.ffn_width or 2 * width)
+        fits.append(fit(board, shape) if options.layers else largest(board, shape))
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"Models in the {board.config.memory_bytes:,} bytes of board {board.name}",
+                  caption_justify="left",
+                  caption=f"cycles and tokens per second: derived, at {board.clock_hz / 1e6:g} MHz")
+    for column in ("width", "layers", "FFN", "tokens", "trits", "bytes", "left", "cycles",
+                   "binds", "tokens/s"):
+        table.add_column(column, justify="right")
+    for found in fits:
+        shape = found.shape
+        table.add_row(*(f"{value:,}" for value in (
+            shape.width, shape.layers, shape.ffn_width, shape.vocab, found.trits, found.bytes,
+            found.left)), f"{found.cycles:,.0f}", found.limit, f"{found.tokens_per_second:,.0f}")
+    console.print(table)
+    if options.json:
+        write_fits(options.json, " ".join(["python -m host", *sys.argv[1:]]), board, fits)
+    return 0
+
+
 # speed
 
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _, _ = _image(options.model)
+    image, _, _ = _image(options.model, CoreConfig())
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))

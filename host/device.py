@@ -453,5 +453,5 @@ def open_device(name: str, report: Callable[[float, str], None] | None = None) -
     if kind == "serial" and port:
         from host.serial_device import SerialDevice
         return SerialDevice(port)
-    raise DeviceError(f"{name!r} is not a device (try 'sim', 'golden', 'engine', 'engine-golden', "
-                      f"'serial:PORT')")
+    raise DeviceError(f"{name!r} is not a device (try 'sim', 'golden', 'core:PORT', 'engine', "
+                      f"'engine-golden', 'serial:PORT')")

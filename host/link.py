@@ -10,7 +10,7 @@ from cobs import cobs
 from host.device import DeviceError
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, Command, Status
 
-__all__ = ["BytePort", "Link", "NoReplyError", "StalledError"]
+__all__ = ["BusyError", "BytePort", "Link", "NoReplyError", "StalledError"]
 
 _PROBLEMS = {
     Status.UNKNOWN_COMMAND: "it does not know the command",
@@ -23,7 +23,11 @@ class NoReplyError(DeviceError):
 
 
 class StalledError(DeviceError):
-    """The device's engine took or gave nothing for the time of its watchdog."""
+    """Engine or core took or gave nothing for the time of the device's watchdog."""
+
+
+class BusyError(DeviceError):
+    """The core is in a pass, or a fault has stopped it."""
 
 
 class BytePort(Protocol):
@@ -58,6 +62,8 @@ class Link:
         Seconds until a request fails.
     attempts : int
         Times that it is sent in these.
+    device : str
+        What is behind the link, for messages.
     advice : str
         How an error message about silence ends.
 
@@ -70,11 +76,12 @@ class Link:
     """
 
     def __init__(self, port: BytePort, name: str, *, timeout: float = 2.0, attempts: int = 4,
-                 advice: str = "check that the bitstream is loaded"):
+                 device: str = "engine", advice: str = "check that the bitstream is loaded"):
         self._port = port
         self._name = name
         self._timeout = timeout
         self._attempts = attempts
+        self._device = device
         self._advice = advice
         # Any start will do: HELLO is always executed. The time keeps two sessions apart.
         self._sequence = time.monotonic_ns() & 0xff
@@ -90,7 +97,9 @@ class Link:
         NoReplyError
             If no reply came in time.
         StalledError
-            If the engine stalled.
+            If the device stalled.
+        BusyError
+            If the core has something else to do.
         DeviceError
             If the device refused the command.
         """
@@ -109,8 +118,12 @@ class Link:
     def _data(self, command: Command, reply: bytes) -> bytes:
         status = reply[-1]
         if status == Status.STALLED:
-            raise StalledError(f"The engine behind {self._name} stalled in {command.name}; check "
-                               f"that its bitstream was built from this version of the project")
+            raise StalledError(f"The {self._device} behind {self._name} stalled in {command.name}; "
+                               f"check that its bitstream was built from this version of the "
+                               f"project")
+        if status == Status.BUSY:
+            raise BusyError(f"The core behind {self._name} refused {command.name}: a pass is under "
+                            f"way, or a fault has stopped it")
         if status != Status.DONE:
             problem = _PROBLEMS.get(Status(status)) if status in list(Status) else None
             raise DeviceError(f"The device on {self._name} refused {command.name}: "

@@ -1,27 +1,15 @@
 """A board on a serial port: the engine and the L-Mul unit behind the link."""
 
-import dataclasses
-import json
 from typing import Any
 
 import numpy as np
-import serial
 from numpy.typing import NDArray
 
 from host.device import Device, DeviceError
-from host.link import Link, StalledError
-from hw.boards import BOARDS
-from hw.common.check import one_of
+from host.link import StalledError
+from host.serial_board import SerialBoard, packed
 from hw.config import EngineConfig
-from hw.link.protocol import (
-    COUNT_BYTES,
-    COUNTERS,
-    PROTOCOL_VERSION,
-    Command,
-    Fields,
-    Transfers,
-    transfer_bytes,
-)
+from hw.link.protocol import COUNT_BYTES, Command, EngineTransfers, transfer_bytes
 
 __all__ = ["SerialDevice"]
 
@@ -39,11 +27,11 @@ class SerialDevice(Device):
     port : str
         Serial port, such as ``/dev/ttyUSB0``.
     board : str, optional
-        Name of the board whose bitstream is expected; its baud rate is used.
+        Name of the board whose bitstream is expected.
     config : EngineConfig, optional
         The engine that is expected. Without it, the device's own description is believed.
     baud : int, optional
-        Bits per second, instead of the board's.
+        Bits per second. Without it, that of the board, or those of all boards with an engine.
     timeout : float
         Seconds until a request fails.
 
@@ -63,47 +51,27 @@ class SerialDevice(Device):
 
     def __init__(self, port: str, *, board: str | None = None, config: EngineConfig | None = None,
                  baud: int | None = None, timeout: float = 2.0):
-        self._name = port
-        if board is not None:
-            one_of("Board", board, BOARDS)
-            baud = baud or BOARDS[board].baud
-        try:
-            self._port = serial.Serial(port, baud or 1_000_000)
-        except (serial.SerialException, OSError, ValueError) as problem:
-            raise DeviceError(f"Serial port {port} cannot be opened: {problem}") from problem
-        expected = f"'{board}'" if board else "a board of 'python -m hw.build list'"
-        self.link = Link(self._port, port, timeout=timeout,
-                         advice=f"check that the bitstream for {expected} is loaded")
-        try:
-            self._port.reset_input_buffer()
-            facts = self._hello()
-            actual = EngineConfig(**facts["engine"])
-            if config is not None:
-                self._compare(config, actual, facts["board"])
-            self.link.request(Command.RESET)
-        except BaseException:
-            self._port.close()
-            raise
-        super().__init__(actual)
-        self._facts = facts
-        self._transfers = Transfers(actual, _OPERAND_WIDTH)
-        self._payload_bytes: int = facts["payload_bytes"]
-        self._entry_queue: int = facts["entry_queue"]
+        self._board = SerialBoard(port, "engine", config=config, board=board, baud=baud,
+                                  timeout=timeout)
+        self.link = self._board.link
+        super().__init__(EngineConfig(**self._board.facts["engine"]))
+        self._transfers = EngineTransfers(self.config, _OPERAND_WIDTH)
+        self._exchanges = self._transfers.exchanges
+        self._entry_queue: int = self._board.facts["entry_queue"]
         self._stored: list[NDArray[np.uint8]] = []
 
     def info(self) -> dict[str, Any]:
         """Facts of every device, and the board's name and clock."""
-        return super().info() | {name: self._facts[name] for name in ("board", "clock_hz")}
+        return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
 
     def status(self) -> dict[str, int]:
         """Return the device's counters, :data:`hw.link.protocol.COUNTERS`."""
-        values = np.frombuffer(self.link.request(Command.STATUS), "<u4").tolist()
-        return dict(zip(COUNTERS, values, strict=True))
+        return self._board.status()
 
     def lmul(self, x: NDArray[np.uint16], y: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """L-Mul products of bf16 numbers, given and returned as bits."""
         x, y = np.broadcast_arrays(x, y)
-        pairs = _packed(self._transfers.pair, x=x.ravel(), y=y.ravel())
+        pairs = packed(self._transfers.pair, x=x.ravel(), y=y.ravel())
         products = b"".join(self._send(Command.LMUL, pairs))
         return np.frombuffer(products, "<u2").astype(np.uint16).reshape(x.shape)
 
@@ -111,31 +79,7 @@ class SerialDevice(Device):
         """Close the port; the images are forgotten."""
         super().close()
         self._stored.clear()
-        self._port.close()
-
-    def _hello(self) -> dict[str, Any]:
-        """Return what the device says of itself."""
-        data = self.link.request(Command.HELLO)
-        try:
-            facts = json.loads(data)
-            version = facts["protocol"]
-        except (ValueError, TypeError, KeyError) as problem:
-            raise DeviceError(f"The device on {self._name} does not describe itself as a board of "
-                              f"this project") from problem
-        if version != PROTOCOL_VERSION:
-            raise DeviceError(f"The device on {self._name} must speak protocol version "
-                              f"{PROTOCOL_VERSION}, not {version}; build its bitstream again")
-        return facts
-
-    def _compare(self, expected: EngineConfig, actual: EngineConfig, board: str) -> None:
-        """Refuse another engine than the expected one, naming the fields that differ."""
-        wanted, found = dataclasses.asdict(expected), dataclasses.asdict(actual)
-        differing = [name for name in wanted if name != "target" and wanted[name] != found[name]]
-        if differing:
-            listed = "; ".join(f"{name} must be {wanted[name]!r}, not {found[name]!r}"
-                               for name in differing)
-            raise DeviceError(f"The engine of board '{board}' on {self._name} has another "
-                              f"configuration: {listed}")
+        self._board.close()
 
     def _load(self, handle: int, name: str, rows: int, image: NDArray[np.uint8]) -> None:
         self._stored.append(image)
@@ -147,7 +91,7 @@ class SerialDevice(Device):
         job = self.config.job(rows, planes=plane_count, batch=batch)
         weights = self._stored[handle][columns]
         try:
-            self._send(Command.JOB, _packed(self._transfers.job, **job))
+            self._send(Command.JOB, packed(self._transfers.job, **job))
             self._stream_columns(columns, values, weights.reshape(len(columns), -1))
             results = self._results(rows, job["groups"], job["tail"], batch)
         except StalledError:
@@ -160,13 +104,13 @@ class SerialDevice(Device):
                         weights: NDArray[np.uint8]) -> None:
         """Send list and weights in turns: never more entries than the device's queue holds."""
         batch = values.shape[1]
-        entries = _packed(self._transfers.entry, index=np.repeat(columns, batch),
-                          value=values.ravel(), end=np.zeros(values.size, np.uint8))
-        entries += _packed(self._transfers.entry, index=0, value=0, end=1)
+        entries = packed(self._transfers.entry, index=np.repeat(columns, batch),
+                         value=values.ravel(), end=np.zeros(values.size, np.uint8))
+        entries += packed(self._transfers.entry, index=0, value=0, end=1)
         entry_bytes = transfer_bytes(self._transfers.entry)
         column_bytes = weights.shape[1]
         stream = weights.tobytes()
-        whole = self._payload_bytes // self.config.port_bytes * self.config.port_bytes
+        whole = self._board.payload_bytes // self.config.port_bytes * self.config.port_bytes
         listed = sent = 0           # bytes of the list, and of the weights, that the device has
         while sent < len(stream):
             # The entries of a column leave the queue when its weights have come.
@@ -190,12 +134,12 @@ class SerialDevice(Device):
         left = batch * ((groups - 1) * (config.lanes // config.result_lanes) + tail)
         data = b""
         while left:
-            count = min(left, self._payload_bytes // size)
+            count = min(left, self._board.payload_bytes // size)
             data += self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
             left -= count
         transfers = np.frombuffer(data, np.uint8).reshape(-1, size)
         if transfers[:-1, -1].any() or not transfers[-1, -1]:
-            raise DeviceError(f"The engine behind {self._name} must end its results after "
+            raise DeviceError(f"The engine behind {self._board.name} must end its results after "
                               f"{len(transfers)} transfers")
         width = size // config.result_lanes
         values = transfers[:, :-1].reshape(batch, -1, width)
@@ -205,21 +149,4 @@ class SerialDevice(Device):
         return (wide.view("<i4")[..., 0] >> 8 * (4 - width))[:, :rows].astype(np.int32)
 
     def _send(self, command: Command, data: bytes) -> list[bytes]:
-        """Send transfers in as few frames as possible; return the data of the replies."""
-        size = _sizes(self._transfers)[command]
-        whole = self._payload_bytes // size * size
-        return [self.link.request(command, data[start:start + whole])
-                for start in range(0, len(data), whole)]
-
-
-def _sizes(transfers: Transfers) -> dict[Command, int]:
-    return {Command.JOB: transfer_bytes(transfers.job),
-            Command.ENTRIES: transfer_bytes(transfers.entry),
-            Command.LMUL: transfer_bytes(transfers.pair)}
-
-
-def _packed(fields: Fields, **values: NDArray[np.integer] | int) -> bytes:
-    """Pack transfers: each field's low bytes, little endian."""
-    columns = [np.atleast_1d(values[name]).astype("<i8").view(np.uint8).reshape(-1, 8)[:, :size]
-               for name, size in fields]
-    return np.concatenate(columns, axis=1).tobytes()
+        return self._board.send(command, self._exchanges[command], data)

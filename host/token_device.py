@@ -317,14 +317,16 @@ class CheckedTokens:
                 f"2**{actual.exponent}")
 
 
-def open_token_device(name: str, config: CoreConfig, report: Report | None = None) -> TokenDevice:
+def open_token_device(name: str, config: CoreConfig | None = None,
+                      report: Report | None = None) -> TokenDevice:
     """Open a device by the name that users give it.
 
     Parameters
     ----------
     name : str
-        ``sim`` or ``golden``.
-    config : CoreConfig
+        ``sim``, ``golden``, or ``core:PORT``.
+    config : CoreConfig, optional
+        That of a board's core is known by itself, and must be this one.
     report : callable, optional
         Called with the share that is done (0 to 1) and what is under way, if opening takes long.
 
@@ -333,6 +335,11 @@ def open_token_device(name: str, config: CoreConfig, report: Report | None = Non
     DeviceError
         If it cannot be opened.
     """
+    # Imported where it is asked for: nothing else needs a serial port.
+    kind, _, port = name.partition(":")
+    if kind == "core" and port:
+        from host.serial_core import SerialCore
+        return SerialCore(port, config=config)
     if name == "golden":
-        return GoldenTokenDevice(config)
-    return SimulatedTokenDevice(config, report)
+        return GoldenTokenDevice(config or CoreConfig())
+    return SimulatedTokenDevice(config or CoreConfig(), report)

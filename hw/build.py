@@ -6,7 +6,7 @@
     python -m hw.build BOARD [--seed N] [--no-pnr] [--record] [--lanes N ...]
     python -m hw.build verilog --unit core [--lanes N ...] --output FILE
 
-Every field of the engine's configuration is an option, for boards as well.
+Every field of the configuration is an option, for boards as well.
 """
 
 import argparse
@@ -24,10 +24,10 @@ import time
 from amaranth.back import verilog
 from amaranth.lib import wiring
 
-from hw.boards import BOARDS, Board
+from hw.boards import BOARDS, Board, CoreBoard, EngineBoard
 from hw.boards.top import BoardTop, load_platform
 from hw.common.tool import ToolFailed, run_tool
-from hw.config import EngineConfig
+from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import FORMATS
 from hw.lmul.lmul import LMul
 from hw.ternary.core import TernaryCore
@@ -59,11 +59,23 @@ _RESOURCES = {
 }
 
 # Parts of the board's system, by the path of their modules.
-_PARTS = {
-    "engine": ("core.engine",),
-    "gearbox": ("core.gearbox",),
-    "lmul": ("lmul",),
-    "link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter", "uart_transmitter"),
+_LINK = {"link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter",
+                  "uart_transmitter", "entries", "answers", "queue")}
+_ENGINE_PARTS = {"engine": ("core.engine",), "gearbox": ("core.gearbox",), "lmul": ("lmul",),
+                 **_LINK}
+_CORE_PARTS = {
+    "engine": ("core.ternary.engine",),
+    "gearbox": ("core.ternary.gearbox",),
+    "sequencer": ("core.sequencer", "core.fetching"),
+    "lists": ("core.list", "core.packer", "core.asked", "core.rows"),
+    "selector": ("core.selector",),
+    "vector unit": ("core.vector",),
+    "vector memory": ("core.vectors", "core.mover"),
+    "scale": ("core.drain",),
+    "top k": ("core.top_k",),
+    "fetcher": ("core.fetcher",),
+    "memory": ("memory", "shared"),
+    **_LINK,
 }
 
 _RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"
@@ -101,13 +113,13 @@ def _area(cells: collections.Counter) -> dict[str, int]:
             for column, kinds in AREA.items()}
 
 
-def _area_by_part(cells: dict[str, dict]) -> list[dict]:
+def _area_by_part(cells: dict[str, dict], parts: dict[str, tuple[str, ...]]) -> list[dict]:
     """Add up the cells of each part of the flat design, by the path in the cell's name."""
-    found: dict[str, collections.Counter] = {part: collections.Counter() for part in _PARTS}
+    found: dict[str, collections.Counter] = {part: collections.Counter() for part in parts}
     found["other"] = collections.Counter()
     for name, cell in cells.items():
         path = name.removeprefix("system.")
-        part = next((part for part, prefixes in _PARTS.items()
+        part = next((part for part, prefixes in parts.items()
                      if path.startswith(tuple(f"{prefix}." for prefix in prefixes))), "other")
         found[part][cell["type"]] += 1
     return [{"part": part, **_area(counts)} for part, counts in found.items()]
@@ -143,13 +155,13 @@ def _versions(tools: list[str], folder: pathlib.Path) -> dict[str, str]:
     return versions
 
 
-def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = True,
-          say=lambda text: None) -> dict:
+def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1,
+          route: bool = True, say=lambda text: None) -> dict:
     """Build a board's bitstream and report on it.
 
     Parameters
     ----------
-    board : Board
+    board : EngineBoard or CoreBoard
     folder : path
         Where all files go.
     seed : int
@@ -163,7 +175,8 @@ def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = Tr
     -------
     dict
         ``board``, ``device``, ``configuration``, the columns of :data:`AREA`, ``parts`` with the
-        same by part, ``requested_mhz``, ``versions``, and if routed ``fmax_mhz``, ``meets_clock``,
+        same by part, ``requested_mhz``, ``versions``; of a core ``memory_bytes`` and
+        ``weight_trits``, as many as fill it; and if routed ``fmax_mhz``, ``meets_clock``,
         ``bitstream`` (its path) and ``bitstream_sha256``.
 
     Raises
@@ -197,7 +210,8 @@ def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = Tr
     synthesis, place_and_route, pack = commands
     say(f"{board.name}: synthesis")
     run_tool(commands[synthesis], folder)
-    parts = _area_by_part(json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"])
+    cells = json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"]
+    parts = _area_by_part(cells, _CORE_PARTS if isinstance(board, CoreBoard) else _ENGINE_PARTS)
     tools = [synthesis, place_and_route] if route else [synthesis]
     report: dict = {
         "board": board.name, "device": platform.device,
@@ -206,6 +220,10 @@ def build(board: Board, folder: pathlib.Path, *, seed: int = 1, route: bool = Tr
         **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
         "versions": _versions(tools, folder),
     }
+    if isinstance(board, CoreBoard):
+        engine = board.config.engine
+        report |= {"memory_bytes": board.config.memory_bytes,
+                   "weight_trits": board.config.memory_bytes // engine.word_bytes * engine.lanes}
     if route:
         say(f"{board.name}: place and route")
         _place_and_route(board, commands[place_and_route], folder)
@@ -228,8 +246,16 @@ def _print_report(report: dict) -> None:
     print(f"{'part':16}" + "".join(f"{column:>10}" for column in AREA))
     for row in [*report["parts"], {"part": "whole board", **report}]:
         print(f"{row['part']:16}" + "".join(f"{row[column]:10,}" for column in AREA))
-    configuration = ", ".join(f"{name} {value}" for name, value in report["configuration"].items())
-    print(f"engine:    {configuration}")
+    configuration = dict(report["configuration"])
+    engine = configuration.pop("engine", None)
+    for what, fields in (("core", configuration), ("engine", engine)) if engine else (
+            ("engine", configuration),):
+        listed = ", ".join(f"{name} {value}" for name, value in fields.items())
+        print(f"{f'{what}:':10} {listed}")
+    if "memory_bytes" in report:
+        print(f"model:     {report['memory_bytes']:,} bytes of memory, full with "
+              f"{report['weight_trits']:,} trits; 'python -m host fit {report['board']}' says "
+              f"which shapes fit")
     if "fmax_mhz" in report:
         verdict = "met" if report["meets_clock"] else "NOT MET"
         print(f"clock:     {report['fmax_mhz']} MHz achieved, {report['requested_mhz']:g} MHz "
@@ -255,13 +281,31 @@ def _record(report: dict) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
+def _engine(config: EngineConfig | CoreConfig) -> EngineConfig:
+    return config.engine if isinstance(config, CoreConfig) else config
+
+
+def _changed(board: EngineBoard | CoreBoard, engine: dict, core: dict) -> EngineBoard | CoreBoard:
+    """Return the board with other fields of its configuration."""
+    if isinstance(board, CoreBoard):
+        changed = dataclasses.replace(board.config.engine, **engine)
+        return dataclasses.replace(board, config=dataclasses.replace(board.config, engine=changed,
+                                                                     **core))
+    if core:
+        raise ValueError(f"Board {board.name} has an engine and no core: there is no "
+                         f"{', '.join(core)} to be set")
+    return dataclasses.replace(board, config=dataclasses.replace(board.config, **engine))
+
+
 def _list_boards() -> None:
     print(f"{'board':12} {'clock':>8} {'baud':>10}  engine")
     for board in BOARDS.values():
-        config = board.config
+        core = board.config if isinstance(board.config, CoreConfig) else None
+        engine = _engine(board.config)
+        whole = f"; a whole core, {core.memory_bytes // 1024} KiB of memory" if core else ""
         print(f"{board.name:12} {board.clock_hz / 1e6:4g} MHz {board.baud:10,}  "
-              f"{config.lanes} lanes, {config.packing}, accumulators "
-              f"{config.accumulator_depth} x {config.accumulator_width} bits")
+              f"{engine.lanes} lanes, {engine.packing}, accumulators "
+              f"{engine.accumulator_depth} x {engine.accumulator_width} bits{whole}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -277,17 +321,21 @@ def _parser() -> argparse.ArgumentParser:
                         help="keep the report in docs/results/boards.json")
     parser.add_argument("--unit", choices=UNITS, default="core", help="what to write as Verilog")
     parser.add_argument("--format", choices=FORMATS, default="bf16", help="format of unit lmul")
-    fields = parser.add_argument_group("configuration of the engine")
-    for field in dataclasses.fields(EngineConfig):
-        fields.add_argument(f"--{field.name.replace('_', '-')}", type=field.type,
-                            metavar=field.name.rsplit("_", 1)[-1].upper(),
-                            help=f"default: {field.default}, or the board's")
+    for what, names in (("engine", EngineConfig), ("core, for a board with one", CoreConfig)):
+        fields = parser.add_argument_group(f"configuration of the {what}")
+        for field in dataclasses.fields(names):
+            if field.name != "engine":
+                fields.add_argument(f"--{field.name.replace('_', '-')}", type=field.type,
+                                    metavar=field.name.rsplit("_", 1)[-1].upper(),
+                                    help=f"default: {field.default}, or the board's")
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(EngineConfig)
-             if getattr(options, field.name) is not None}
+    given, given_core = (
+        {field.name: getattr(options, field.name) for field in dataclasses.fields(names)
+         if field.name != "engine" and getattr(options, field.name) is not None}
+        for names in (EngineConfig, CoreConfig))
     if options.what == "list":
         _list_boards()
         return 0
@@ -300,9 +348,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.what not in BOARDS:
         tried = ", ".join(f"'{name}'" for name in BOARDS)
         raise ValueError(f"'{options.what}' is not a board (try {tried})")
-    board = BOARDS[options.what]
-    board = dataclasses.replace(board, config=dataclasses.replace(board.config, **given))
-    if options.record and (given or options.no_pnr):
+    board = _changed(BOARDS[options.what], given, given_core)
+    if options.record and (given or given_core or options.no_pnr):
         raise ValueError("Option --record keeps routed builds of a board's own configuration only")
     started = time.monotonic()
 

@@ -173,10 +173,13 @@ def tool_versions() -> dict[str, str]:
 
 def _all_units() -> dict[str, Unit]:
     from hw.lmul.units import UNITS as lmul_units
+    from hw.memory.units import UNITS as memory_units
+    from hw.sequencer.units import UNITS as sequencer_units
     from hw.sparse.units import UNITS as sparse_units
     from hw.ternary.units import UNITS as ternary_units
     from hw.vector.units import UNITS as vector_units
-    return {**ternary_units, **lmul_units, **vector_units, **sparse_units}
+    return {**ternary_units, **lmul_units, **vector_units, **memory_units, **sequencer_units,
+            **sparse_units}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,14 +10,15 @@ from collections.abc import Iterator
 
 from amaranth.back import verilog
 
-from hw.boards import Board
+from hw.boards import CoreBoard, EngineBoard
 from hw.boards.system import BoardSystem
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
 __all__ = ["build_board", "serial_port"]
 
 
-def build_board(board: Board, work_dir: pathlib.Path, *, watchdog_cycles: int) -> pathlib.Path:
+def build_board(board: EngineBoard | CoreBoard, work_dir: pathlib.Path, *,
+                watchdog_cycles: int) -> pathlib.Path:
     """Compile what is between the pins of ``board`` and return the program for :func:`serial_port`.
 
     Raises

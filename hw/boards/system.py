@@ -7,14 +7,18 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.boards import Board
-from hw.common.stream import connect_stream
+from hw.boards import Board, CoreBoard, EngineBoard
+from hw.common.stream import StreamQueue, connect_stream
+from hw.core import Core
 from hw.formats.minifloat import bf16
+from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, Transfers
+from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, CoreTransfers, EngineTransfers
 from hw.link.target import LinkTarget
 from hw.link.uart import UartReceiver, UartTransmitter
 from hw.lmul.lmul import LMul
+from hw.memory.port import BlockRamMemory
+from hw.memory.shared import SharedPort
 from hw.ternary.core import TernaryCore
 
 __all__ = ["BoardSystem", "description"]
@@ -22,26 +26,37 @@ __all__ = ["BoardSystem", "description"]
 
 def description(board: Board) -> bytes:
     """Return the data of ``HELLO``: what a driver must know of the device, as JSON in ASCII."""
-    return json.dumps({
+    facts = {
         "protocol": PROTOCOL_VERSION,
         "board": board.name,
         "clock_hz": board.clock_hz,
         "payload_bytes": board.payload_bytes,
-        "entry_queue": board.entry_queue,
-        "lmul": bf16.name,
-        "engine": dataclasses.asdict(board.config),
-    }, separators=(",", ":")).encode("ascii")
+    }
+    if isinstance(board, CoreBoard):
+        facts |= {
+            "fingerprint": f"{board.config.fingerprint():08x}",
+            "memory_bytes": board.config.memory_bytes,
+            "core": dataclasses.asdict(board.config),
+        }
+    elif isinstance(board, EngineBoard):
+        facts |= {
+            "entry_queue": board.entry_queue,
+            "lmul": bf16.name,
+            "engine": dataclasses.asdict(board.config),
+        }
+    return json.dumps(facts, separators=(",", ":")).encode("ascii")
 
 
 class BoardSystem(wiring.Component):
-    """Serial line, ternary engine and bf16 L-Mul unit.
+    """Serial line, and behind the link either ternary engine and bf16 L-Mul unit, or a core.
 
     Parameters
     ----------
-    board : Board
+    board : EngineBoard or CoreBoard
     watchdog_cycles : int
-        Cycles after which a request that waits for the engine ends with an error. The longest wait
-        in a correct sequence is for the engine to clear its accumulators, or to end a product.
+        Cycles after which a request that waits for the device ends with an error. The longest wait
+        in a correct sequence is for the engine to clear its accumulators, or to end a product; for
+        a core to end a pass.
 
     Members
     -------
@@ -54,49 +69,28 @@ class BoardSystem(wiring.Component):
     rx: Signal
     tx: Signal
 
-    def __init__(self, board: Board, *, watchdog_cycles: int = 1 << 16):
+    def __init__(self, board: EngineBoard | CoreBoard, *, watchdog_cycles: int | None = None):
         self.board = board
-        self.watchdog_cycles = watchdog_cycles
+        self.watchdog_cycles = watchdog_cycles or (
+            1 << (24 if isinstance(board, CoreBoard) else 16))
         super().__init__({"rx": In(1), "tx": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
         board = self.board
-        core = TernaryCore(board.config)
-        lmul = LMul(bf16)
-        transfers = Transfers(board.config, bf16.width)
+        target = (self._core(m, board) if isinstance(board, CoreBoard)
+                  else self._engine(m, board))
         content_bytes = board.payload_bytes + HEADER_BYTES
-
         m.submodules.uart_receiver = uart_receiver = UartReceiver(divisor=board.divisor)
         m.submodules.frame_receiver = frame_receiver = FrameReceiver(content_bytes=content_bytes)
-        m.submodules.target = target = LinkTarget(
-            transfers=transfers, description=description(board), payload_bytes=board.payload_bytes,
-            entry_queue=board.entry_queue, watchdog_cycles=self.watchdog_cycles,
-            shapes={
-                "o_jobs": core.i_jobs.payload.shape(),
-                "o_entries": core.i_entries.payload.shape(),
-                "o_port": core.i_port.payload.shape(),
-                "o_pairs": lmul.i.payload.shape(),
-                "i_results": core.o_results.payload.shape(),
-                "i_products": lmul.o.payload.shape(),
-            })
         m.submodules.frame_transmitter = frame_transmitter = FrameTransmitter(
             content_bytes=content_bytes)
         m.submodules.uart_transmitter = uart_transmitter = UartTransmitter(divisor=board.divisor)
-        m.submodules.core = ResetInserter(target.reset_engine)(core)
-        m.submodules.lmul = ResetInserter(target.reset_engine)(lmul)
-
         for producer, consumer in (
                 (uart_receiver.o, frame_receiver.i),
                 (frame_receiver.o, target.i),
                 (target.o, frame_transmitter.i),
-                (frame_transmitter.o, uart_transmitter.i),
-                (target.o_jobs, core.i_jobs),
-                (target.o_entries, core.i_entries),
-                (target.o_port, core.i_port),
-                (core.o_results, target.i_results),
-                (target.o_pairs, lmul.i),
-                (lmul.o, target.i_products)):
+                (frame_transmitter.o, uart_transmitter.i)):
             connect_stream(m, producer, consumer)
         m.d.comb += [
             uart_receiver.rx.eq(self.rx),
@@ -104,7 +98,70 @@ class BoardSystem(wiring.Component):
             target.framing_error.eq(uart_receiver.error),
             target.bad_frame.eq(frame_receiver.bad_frame),
             frame_transmitter.repeat.eq(target.repeat),
+        ]
+        return m
+
+    def _target(self, m, transfers, ends):
+        """Join a target with the ends of the device's streams, by the names of the exchanges."""
+        m.submodules.target = target = LinkTarget(
+            exchanges=transfers.exchanges,
+            shapes={name: end.payload.shape() for name, end in ends.items()},
+            description=description(self.board), payload_bytes=self.board.payload_bytes,
+            watchdog_cycles=self.watchdog_cycles)
+        for name, end in ends.items():
+            if f"o_{name}" in target.signature.members:
+                connect_stream(m, getattr(target, f"o_{name}"), end)
+            else:
+                connect_stream(m, end, getattr(target, f"i_{name}"))
+        return target
+
+    def _engine(self, m, board: EngineBoard):
+        core = TernaryCore(board.config)
+        lmul = LMul(bf16)
+        # The host sends entries ahead of their weights.
+        entries = StreamQueue(core.i_entries.payload.shape(), depth=board.entry_queue)
+        target = self._target(m, EngineTransfers(board.config, bf16.width), {
+            "jobs": core.i_jobs, "entries": entries.i, "port": core.i_port, "pairs": lmul.i,
+            "results": core.o_results, "products": lmul.o})
+        connect_stream(m, entries.o, core.i_entries)
+        reset = ResetInserter(target.reset_device)
+        m.submodules.core = reset(core)
+        m.submodules.lmul = reset(lmul)
+        m.submodules.entries = reset(entries)
+        m.d.comb += [
+            target.begins.eq(core.i_entries.valid & core.i_entries.ready),
+            target.works.eq(core.o_results.valid & core.o_results.ready),
             # The host knows the order of the columns: it made the list.
             core.o_columns.ready.eq(1),
         ]
-        return m
+        return target
+
+    def _core(self, m, board: CoreBoard):
+        config = board.config
+        port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
+        core = Core(config)
+        shared = SharedPort(**port, reads_ahead=config.queue_words)
+        memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
+                                target=config.engine.target)
+        answers = Answers(config)
+        # They do not wait for the host, so a pass takes as long as it takes.
+        queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
+        target = self._target(m, CoreTransfers(config), {
+            "program": core.i_program, "tokens": core.i_tokens, "writes": shared.i_writes,
+            "reads": shared.i_reads, "data": shared.o_data, "results": queue.o})
+        for producer, consumer in ((core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
+                                   (core.o_faults, answers.i_faults), (answers.o, queue.i)):
+            connect_stream(m, producer, consumer)
+        wiring.connect(m, core.memory, shared.core)
+        wiring.connect(m, shared.memory, memory.port)
+        # Reads that a reset cuts off must not be answered behind it.
+        reset = ResetInserter(target.reset_device)
+        for name, unit in (("core", core), ("shared", shared), ("memory", memory),
+                           ("answers", answers), ("queue", queue)):
+            m.submodules[name] = reset(unit)
+        m.d.comb += [
+            target.busy.eq(~core.i_tokens.ready),
+            target.begins.eq(core.i_tokens.valid & core.i_tokens.ready),
+            target.works.eq(target.busy),
+        ]
+        return target

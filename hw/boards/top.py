@@ -6,7 +6,7 @@ from typing import Any
 from amaranth import *
 from amaranth.lib import io
 
-from hw.boards import Board
+from hw.boards import Board, CoreBoard, EngineBoard
 from hw.boards.system import BoardSystem
 
 __all__ = ["BoardTop", "load_platform"]
@@ -23,10 +23,10 @@ class BoardTop(Elaboratable):
 
     Parameters
     ----------
-    board : Board
+    board : EngineBoard or CoreBoard
     """
 
-    def __init__(self, board: Board):
+    def __init__(self, board: EngineBoard | CoreBoard):
         self.board = board
         self.system = BoardSystem(board)
 

@@ -1,8 +1,12 @@
 """Joining streams: Amaranth 0.5 compares widths only, so a payload's layout is compared here."""
 
-from amaranth.lib import wiring
+from amaranth.hdl import Module
+from amaranth.lib import data, fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
 
-__all__ = ["connect_stream"]
+from hw.common.check import positive_int
+
+__all__ = ["StreamQueue", "connect_stream"]
 
 
 def connect_stream(m, producer, consumer):
@@ -17,3 +21,45 @@ def connect_stream(m, producer, consumer):
     if given != wanted:
         raise TypeError(f"Stream payload shape must be {wanted!r}, not {given!r}")
     wiring.connect(m, producer, consumer)
+
+
+class StreamQueue(wiring.Component):
+    """A queue between two streams, in block RAM.
+
+    Parameters
+    ----------
+    shape : layout
+        Of the payload.
+    depth : int
+
+    Members
+    -------
+    i : In(stream)
+    o : Out(stream)
+
+    Raises
+    ------
+    ValueError
+        If ``depth`` is not a positive integer.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, shape: data.StructLayout, *, depth: int):
+        self.depth = positive_int("Queue depth", depth)
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=self.i.payload.shape().size,
+                                                           depth=self.depth)
+        m.d.comb += [
+            queue.w_data.eq(self.i.payload),
+            queue.w_en.eq(self.i.valid),
+            self.i.ready.eq(queue.w_rdy),
+            self.o.payload.eq(queue.r_data),
+            self.o.valid.eq(queue.r_rdy),
+            queue.r_en.eq(self.o.ready),
+        ]
+        return m

@@ -14,16 +14,19 @@ request nor a lost reply does harm. ``HELLO`` is always executed: it changes not
 session.
 
 A payload is a sequence of *transfers* of one stream; a transfer is its fields in order, each in
-whole bytes, little endian, results sign-extended. :class:`Transfers` lists the fields.
+whole bytes, little endian, results sign-extended. :class:`EngineTransfers` and
+:class:`CoreTransfers` list the fields, and what each command does with them.
 """
 
 import dataclasses
 import enum
 
-from hw.config import EngineConfig
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import FIELDS, INSTRUCTION_BYTES
 
-__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION", "Command",
-           "Fields", "Status", "Transfers", "encoded_bytes", "transfer_bytes"]
+__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION",
+           "Answer", "Command", "CoreTransfers", "EngineTransfers", "Exchange",
+           "Fields", "Status", "encoded_bytes", "transfer_bytes"]
 
 #: First entry of the device's self-description; a driver refuses another one.
 PROTOCOL_VERSION = 1
@@ -38,12 +41,14 @@ HEADER_BYTES = 2
 COUNT_BYTES = 2
 
 
+
 class Command(enum.IntEnum):
-    """What a request asks for."""
+    """What a request asks for. HELLO, RESET and STATUS are those of every device."""
 
     #: No payload; the data is the device's self-description, JSON in ASCII.
     HELLO = 1
-    #: No payload; engine, queues and cycle counter start anew.
+    #: No payload; engine or core, queues and cycle counter start anew. Memories keep what they
+    #: hold.
     RESET = 2
     #: Jobs for the engine.
     JOB = 3
@@ -55,11 +60,32 @@ class Command(enum.IntEnum):
     #: the device pads it if the payload ends inside it.
     WEIGHTS_LAST = 6
     #: The payload is a number of transfers; the data is that many results, fewer after ``last``.
+    #: Those of a core are the largest integers of an EMIT and its scalar, or a fault.
     RESULTS = 7
     #: Pairs of operands; the data is their L-Mul products.
     LMUL = 8
     #: No payload; the data is :data:`COUNTERS`.
     STATUS = 9
+    #: Instructions, each with its index in the program.
+    PROGRAM = 10
+    #: Transfers of the memory port, each with its address, to be written.
+    WRITE = 11
+    #: Addresses; the data is the transfer that the memory has at each.
+    READ = 12
+    #: One token with the instruction to start at: a pass over the program begins.
+    TOKEN = 13
+
+
+class Answer(enum.IntEnum):
+    """What a core's result is."""
+
+    #: ``index`` is the row of one of the largest integers, ``value`` the integer.
+    BEST = 0
+    #: ``index`` is the bf16 number of an EMIT's scalar, ``value`` its exponent of two.
+    SCALE = 1
+    #: ``index`` is that of the instruction that stopped the core, ``value`` a
+    #: :class:`hw.isa.Fault`.
+    FAULT = 2
 
 
 class Status(enum.IntEnum):
@@ -70,13 +96,15 @@ class Status(enum.IntEnum):
     UNKNOWN_COMMAND = 1
     #: The payload ends inside a transfer, or a command without payload has one.
     WRONG_LENGTH = 2
-    #: The engine took or gave nothing for the watchdog's time; only ``RESET`` helps.
+    #: Engine or core took or gave nothing for the watchdog's time; only ``RESET`` helps.
     STALLED = 3
+    #: A pass is under way, or a fault has stopped the core; after a fault only ``RESET`` helps.
+    BUSY = 4
 
 
 #: Counters in the data of ``STATUS``, 4 bytes each: cycles from the first entry that the engine
-#: took to the latest result that it gave, for the latest ``JOB``; commands executed; bad frames;
-#: UART bytes without a stop bit.
+#: took to the latest result that it gave, for the latest ``JOB``, or from the latest ``TOKEN`` to
+#: the end of its pass; commands executed; bad frames; UART bytes without a stop bit.
 COUNTERS = ("cycles", "executed", "bad_frames", "framing_errors")
 
 #: Name and bytes of each field of a transfer, in order. A field of several values (``results``)
@@ -93,9 +121,40 @@ def transfer_bytes(fields: Fields) -> int:
     return sum(size for _, size in fields)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """What a command moves between the link and the streams of a device.
+
+    With ``into`` alone the payload is pushed into a stream. With ``out_of`` beside it, each of its
+    transfers is answered by one from there. With ``out_of`` alone the payload is the number of
+    transfers that are wanted, and one with ``last`` is the final one.
+
+    Attributes
+    ----------
+    into, out_of : str
+        Streams of the device; empty for none.
+    payload, data : Fields
+        Of their transfers.
+    closes : bool
+        The final transfer carries ``last``, and is padded if the payload ends inside it.
+    starts : bool
+        The cycle counter starts anew.
+    idle : bool
+        Refused with :attr:`Status.BUSY` while the device is busy.
+    """
+
+    into: str = ""
+    payload: Fields = ()
+    out_of: str = ""
+    data: Fields = ()
+    closes: bool = False
+    starts: bool = False
+    idle: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
-class Transfers:
-    """Fields of the transfers of every stream that the link reaches.
+class EngineTransfers:
+    """Transfers of the streams of engine and L-Mul unit.
 
     Attributes
     ----------
@@ -138,6 +197,69 @@ class Transfers:
     def product(self) -> Fields:
         """One L-Mul product."""
         return (("product", _whole_bytes(self.operand_width)),)
+
+    @property
+    def exchanges(self) -> dict[Command, Exchange]:
+        """What each command moves."""
+        return {
+            Command.JOB: Exchange(into="jobs", payload=self.job, starts=True),
+            Command.ENTRIES: Exchange(into="entries", payload=self.entry),
+            Command.WEIGHTS: Exchange(into="port", payload=self.weights),
+            Command.WEIGHTS_LAST: Exchange(into="port", payload=self.weights, closes=True),
+            Command.RESULTS: Exchange(out_of="results", data=self.result),
+            Command.LMUL: Exchange(into="pairs", payload=self.pair, out_of="products",
+                                   data=self.product),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CoreTransfers:
+    """Transfers of the streams of a core and its memory.
+
+    Attributes
+    ----------
+    config : CoreConfig
+    """
+
+    config: CoreConfig
+
+    @property
+    def instruction(self) -> Fields:
+        """One instruction on its way into the program."""
+        return (("index", 2), ("instruction", INSTRUCTION_BYTES))
+
+    @property
+    def address(self) -> Fields:
+        """Where one transfer of the memory port lies."""
+        return (("address", _whole_bytes(FIELDS["address"])),)
+
+    @property
+    def transfer(self) -> Fields:
+        """One transfer of the memory port."""
+        return (("data", self.config.port_bytes),)
+
+    @property
+    def token(self) -> Fields:
+        """What begins a pass."""
+        return (("token", _whole_bytes(self.config.engine.index_width)), ("start", 2))
+
+    @property
+    def result(self) -> Fields:
+        """One :class:`Answer`; ``last`` with all but BEST."""
+        value = _whole_bytes(self.config.engine.accumulator_width)
+        return (("kind", 1), ("index", 2), ("value", value), ("last", 1))
+
+    @property
+    def exchanges(self) -> dict[Command, Exchange]:
+        """What each command moves."""
+        return {
+            Command.PROGRAM: Exchange(into="program", payload=self.instruction, idle=True),
+            Command.WRITE: Exchange(into="writes", payload=self.address + self.transfer, idle=True),
+            Command.READ: Exchange(into="reads", payload=self.address, out_of="data",
+                                   data=self.transfer, idle=True),
+            Command.TOKEN: Exchange(into="tokens", payload=self.token, starts=True, idle=True),
+            Command.RESULTS: Exchange(out_of="results", data=self.result),
+        }
 
 
 def encoded_bytes(content_bytes: int) -> int:

@@ -2,7 +2,6 @@
 
 from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from hw.common.check import positive_int
@@ -11,16 +10,15 @@ from hw.link.protocol import (
     COUNT_BYTES,
     COUNTERS,
     Command,
+    Exchange,
     Fields,
     Status,
-    Transfers,
     transfer_bytes,
 )
 
 __all__ = ["LinkTarget"]
 
-#: Commands that push transfers into a stream, and those that have no payload.
-_PUSHING = (Command.JOB, Command.ENTRIES, Command.WEIGHTS, Command.WEIGHTS_LAST, Command.LMUL)
+#: Commands of every device; they have no payload.
 _PLAIN = (Command.HELLO, Command.RESET, Command.STATUS)
 
 
@@ -65,7 +63,7 @@ def _check_widths(fields: Fields, layout: data.StructLayout) -> None:
 
 
 class LinkTarget(wiring.Component):
-    """Requests in, replies out, and between them the streams of the engine and of the L-Mul unit.
+    """Requests in, replies out, and between them the streams of a device.
 
     A request is executed as its bytes come from the frame buffer, so only whole, verified frames
     reach the streams. A transfer that is not accepted, or does not come, within ``watchdog_cycles``
@@ -74,16 +72,14 @@ class LinkTarget(wiring.Component):
 
     Parameters
     ----------
-    transfers : Transfers
-        Fields of the transfers.
+    exchanges : dict of Command to Exchange
+        What each command moves, beside those of every device.
     shapes : dict of str to layout
-        Payload of each stream to the engine and the L-Mul unit, by the member's name.
+        Payload of each stream of the device, by the name in the exchanges.
     description : bytes
         Data of ``HELLO``.
     payload_bytes : int
         Longest payload of a request and longest data of a reply.
-    entry_queue : int
-        Entries that the engine may be given before their weights.
     watchdog_cycles : int
         Cycles without progress after which a request ends.
 
@@ -97,12 +93,14 @@ class LinkTarget(wiring.Component):
         Asks the frame transmitter for the latest reply again.
     bad_frame, framing_error : In(1)
         Events to count.
-    reset_engine : Out(1)
-        High for one cycle: the engine and the L-Mul unit start anew.
-    o_jobs, o_entries, o_port, o_pairs : Out(stream)
-        To the engine and to the L-Mul unit.
-    i_results, i_products : In(stream)
-        From them.
+    reset_device : Out(1)
+        High for one cycle, from a register: the device starts anew.
+    busy : In(1)
+        The device works on its own.
+    begins, works : In(1)
+        For the counter of cycles: the first one counts, and the latest one in which it ``works``.
+    o_NAME, i_NAME : Out(stream), In(stream)
+        To the device and from it, for each NAME of the exchanges.
 
     Raises
     ------
@@ -116,59 +114,52 @@ class LinkTarget(wiring.Component):
     repeat: Signal
     bad_frame: Signal
     framing_error: Signal
-    reset_engine: Signal
-    o_jobs: stream.Interface
-    o_entries: stream.Interface
-    o_port: stream.Interface
-    o_pairs: stream.Interface
-    i_results: stream.Interface
-    i_products: stream.Interface
+    reset_device: Signal
+    busy: Signal
+    begins: Signal
+    works: Signal
 
-    def __init__(self, *, transfers: Transfers, shapes: dict[str, data.StructLayout],
-                 description: bytes, payload_bytes: int, entry_queue: int,
-                 watchdog_cycles: int):
-        self.transfers = transfers
+    def __init__(self, *, exchanges: dict[Command, Exchange], shapes: dict[str, data.StructLayout],
+                 description: bytes, payload_bytes: int, watchdog_cycles: int):
+        self.exchanges = exchanges
         self.payload_bytes = positive_int("Payload bytes", payload_bytes)
-        self.entry_queue = positive_int("Entry queue", entry_queue)
         self.watchdog_cycles = positive_int("Watchdog cycles", watchdog_cycles)
         if len(description) > payload_bytes:
             raise ValueError(f"Description must have at most {payload_bytes} bytes, "
                              f"not {len(description)}")
         self.description = description
-        for name, fields in (("o_jobs", transfers.job), ("o_entries", transfers.entry),
-                             ("o_port", transfers.weights), ("o_pairs", transfers.pair),
-                             ("i_results", transfers.result), ("i_products", transfers.product)):
-            _check_widths(fields, shapes[name])
+        members = {}
+        for exchange in exchanges.values():
+            for flow, prefix, name, fields in ((Out, "o", exchange.into, exchange.payload),
+                                               (In, "i", exchange.out_of, exchange.data)):
+                if name:
+                    _check_widths(fields, shapes[name])
+                    members[f"{prefix}_{name}"] = flow(stream.Signature(shapes[name]))
         super().__init__({
             "i": In(FrameSignature),
             "o": Out(FrameSignature),
             "repeat": Out(1),
             "bad_frame": In(1),
             "framing_error": In(1),
-            "reset_engine": Out(1),
-            **{name: Out(stream.Signature(shapes[name]))
-               for name in ("o_jobs", "o_entries", "o_port", "o_pairs")},
-            **{name: In(stream.Signature(shapes[name])) for name in ("i_results", "i_products")},
+            "reset_device": Out(1),
+            "busy": In(1),
+            "begins": In(1),
+            "works": In(1),
+            **members,
         })
 
     def elaborate(self, platform):
         m = Module()
-        transfers = self.transfers
+        pushing = {code: exchange for code, exchange in self.exchanges.items() if exchange.into}
+        pulling = {code: exchange for code, exchange in self.exchanges.items() if exchange.out_of}
+        counted = [code for code in pulling if code not in pushing]
+        asking = [code for code in pulling if code in pushing]
+        closing = [code for code, exchange in pushing.items() if exchange.closes]
 
         description: memory.Memory
         m.submodules.description = description = memory.Memory(
             shape=8, depth=len(self.description), init=self.description)
         description_read = description.read_port()
-        entry_shape = self.o_entries.payload.shape()
-        queue = SyncFIFOBuffered(width=entry_shape.size, depth=self.entry_queue)
-        m.submodules.queue = ResetInserter(self.reset_engine)(queue)
-        entry = Signal(entry_shape)
-        m.d.comb += [
-            queue.w_data.eq(entry),
-            self.o_entries.payload.eq(queue.r_data),
-            self.o_entries.valid.eq(queue.r_rdy),
-            queue.r_en.eq(self.o_entries.ready),
-        ]
 
         sequence = Signal(8)
         command = Signal(8)
@@ -176,11 +167,14 @@ class LinkTarget(wiring.Component):
         answered = Signal()             # the transmitter holds the reply to `sequence`
         repeated = Signal()
         ended = Signal()                # the request's last byte has been taken
-        executing = Signal()            # in a state that waits for the engine
+        executing = Signal()            # in a state that waits for the device
         progress = Signal()
         expired = Signal()
         silence = Signal(range(self.watchdog_cycles))
         position = Signal(range(len(self.description) + 1))
+
+        def is_one_of(codes) -> Value:
+            return Cat(command == code for code in codes).any()
 
         counters = [Signal(32, name=name) for name in COUNTERS]
         cycles, executed, bad_frames, framing_errors = counters
@@ -192,41 +186,43 @@ class LinkTarget(wiring.Component):
             m.d.sync += framing_errors.eq(framing_errors + 1)
         with m.If(timing):
             m.d.sync += clock.eq(clock + 1)
-        with m.Elif(self.o_entries.valid & self.o_entries.ready):
+        with m.Elif(self.begins):
             m.d.sync += [timing.eq(1), clock.eq(2)]     # of the next cycle, from 1
-        with m.If(self.i_results.valid & self.i_results.ready):
+        with m.If(self.works):
             m.d.sync += cycles.eq(clock)
 
         # Bytes enter at the top: a transfer of n bytes ends in the upper n.
-        pushing = {
-            Command.JOB: (transfers.job, self.o_jobs.payload),
-            Command.ENTRIES: (transfers.entry, entry),
-            Command.WEIGHTS: (transfers.weights, self.o_port.payload),
-            Command.LMUL: (transfers.pair, self.o_pairs.payload),
-        }
-        sizes = {code: transfer_bytes(fields) for code, (fields, _) in pushing.items()}
-        sizes[Command.WEIGHTS_LAST] = sizes[Command.WEIGHTS]
-        sizes[Command.RESULTS] = COUNT_BYTES
+        sizes = {code: transfer_bytes(exchange.payload) for code, exchange in pushing.items()}
+        sizes |= dict.fromkeys(counted, COUNT_BYTES)
         longest = max(sizes.values())
         collected = Signal(8 * longest)
         collected_bytes = Signal(range(longest + 1))
         needed = Signal(range(longest + 1))
-        spare = Signal(range(longest + 1))      # bytes of padding in the port's last transfer
+        spare = Signal(range(longest + 1))      # bytes of padding in the final transfer
         with m.Switch(command):
             for code, size in sizes.items():
                 with m.Case(code):
                     m.d.comb += needed.eq(size)
-        for code, (fields, payload) in pushing.items():
-            m.d.comb += _unpack(fields, collected[8 * (longest - sizes[code]):], payload)
-        count = collected[8 * (longest - COUNT_BYTES):]
-        count_limit = self.payload_bytes // transfer_bytes(transfers.result)
-        results_left = Signal(range(count_limit + 1))
+        for code, exchange in pushing.items():
+            payload = getattr(self, f"o_{exchange.into}").p
+            m.d.comb += _unpack(exchange.payload, collected[8 * (longest - sizes[code]):], payload)
+            if exchange.closes:
+                m.d.comb += [payload.last.eq((command == code) & ended), payload.spare.eq(spare)]
 
-        outputs = {
-            Command.RESULTS: _pack(transfers.result, self.i_results.payload),
-            Command.LMUL: _pack(transfers.product, self.i_products.payload),
-            Command.STATUS: Cat(counters),
-        }
+        # Transfers that the reply has room for, and that are still wanted.
+        limits = {code: self.payload_bytes // transfer_bytes(exchange.data)
+                  for code, exchange in pulling.items()}
+        room = Signal(range(max(limits.values()) + 1))
+        left = Signal.like(room)
+        with m.Switch(command):
+            for code, limit in limits.items():
+                with m.Case(code):
+                    m.d.comb += room.eq(limit)
+        count = collected[8 * (longest - COUNT_BYTES):]
+
+        outputs = {code: _pack(exchange.data, getattr(self, f"i_{exchange.out_of}").p)
+                   for code, exchange in pulling.items()}
+        outputs[Command.STATUS] = Cat(counters)
         emitted = Signal(max(len(value) for value in outputs.values()))
         emitted_bytes = Signal(range(len(emitted) // 8 + 1))
 
@@ -235,10 +231,28 @@ class LinkTarget(wiring.Component):
             m.d.sync += [emitted.eq(outputs[code]), emitted_bytes.eq(len(outputs[code]) // 8)]
             m.next = "EMIT"
 
+        def pull(codes: list[Command]):
+            """Take a transfer of the command's stream and send it; it may end the wait."""
+            m.d.comb += executing.eq(1)
+            with m.Switch(command):
+                for code in codes:
+                    with m.Case(code):
+                        source = getattr(self, f"i_{pulling[code].out_of}")
+                        m.d.comb += [source.ready.eq(1), progress.eq(source.valid)]
+                        with m.If(progress):
+                            m.d.sync += left.eq(left - 1)
+                            if code in counted:
+                                with m.If(source.p.last):
+                                    m.d.sync += left.eq(0)
+                            emit(code)
+            with m.If(~progress & expired):
+                finish(Status.STALLED)
+
         def finish(code: Status):
             m.d.sync += status.eq(code)
             m.next = "FINISH"
 
+        m.d.sync += self.reset_device.eq(0)
         with m.If(~executing | progress):
             m.d.sync += silence.eq(0)
         with m.Else():
@@ -246,8 +260,6 @@ class LinkTarget(wiring.Component):
         m.d.comb += [
             expired.eq(silence == self.watchdog_cycles - 1),
             description_read.addr.eq(position),
-            self.o_port.p.last.eq((command == Command.WEIGHTS_LAST) & ended),
-            self.o_port.p.spare.eq(spare),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += ended.eq(self.i.p.last)
@@ -270,6 +282,7 @@ class LinkTarget(wiring.Component):
                     m.next = "SEQUENCE"
             with m.State("BEGIN"):
                 m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(sequence)]
+                m.d.sync += left.eq(room)
                 with m.If(self.o.ready):
                     m.d.sync += [answered.eq(1), executed.eq(executed + 1)]
                     with m.Switch(command):
@@ -281,14 +294,19 @@ class LinkTarget(wiring.Component):
                             with m.Elif(command == Command.STATUS):
                                 emit(Command.STATUS)
                             with m.Else():
-                                m.d.comb += self.reset_engine.eq(1)
-                                m.d.sync += [timing.eq(0), cycles.eq(0)]
+                                m.d.sync += [self.reset_device.eq(1), timing.eq(0),
+                                             cycles.eq(0)]
                                 finish(Status.DONE)
-                        with m.Case(*sizes):
-                            with m.If(ended):
-                                finish(Status.WRONG_LENGTH)
-                            with m.Else():
+                        for code, exchange in self.exchanges.items():
+                            with m.Case(code):
                                 m.next = "COLLECT"
+                                if exchange.starts:
+                                    m.d.sync += timing.eq(timing & self.busy)
+                                if exchange.idle:
+                                    with m.If(self.busy):
+                                        finish(Status.BUSY)
+                                with m.If(ended):
+                                    finish(Status.WRONG_LENGTH)
                         with m.Default():
                             finish(Status.UNKNOWN_COMMAND)
             with m.State("COLLECT"):
@@ -298,72 +316,59 @@ class LinkTarget(wiring.Component):
                     with m.If(collected_bytes + 1 == needed):
                         m.d.sync += collected_bytes.eq(0)
                         m.next = "PUSH"
-                        with m.If(command == Command.RESULTS):
+                        with m.If(is_one_of(counted)):
                             m.next = "COUNT"
+                        with m.Elif(is_one_of(asking) & (left == 0)):
+                            finish(Status.WRONG_LENGTH)
                     with m.Elif(self.i.p.last):
                         finish(Status.WRONG_LENGTH)
-                        with m.If(command == Command.WEIGHTS_LAST):
-                            m.next = "PAD"
-            with m.State("PAD"):
-                m.d.sync += [collected.eq(collected >> 8), spare.eq(spare + 1),
-                             collected_bytes.eq(collected_bytes + 1)]
-                with m.If(collected_bytes + 1 == needed):
-                    m.next = "PUSH"
+                        if closing:
+                            with m.If(is_one_of(closing)):
+                                m.next = "PAD"
+            if closing:
+                with m.State("PAD"):
+                    m.d.sync += [collected.eq(collected >> 8), spare.eq(spare + 1),
+                                 collected_bytes.eq(collected_bytes + 1)]
+                    with m.If(collected_bytes + 1 == needed):
+                        m.next = "PUSH"
             with m.State("PUSH"):
                 m.d.comb += executing.eq(1)
                 with m.Switch(command):
-                    with m.Case(Command.JOB):
-                        m.d.comb += [self.o_jobs.valid.eq(1), progress.eq(self.o_jobs.ready)]
-                        m.d.sync += timing.eq(0)
-                    with m.Case(Command.ENTRIES):
-                        m.d.comb += [queue.w_en.eq(1), progress.eq(queue.w_rdy)]
-                    with m.Case(Command.WEIGHTS, Command.WEIGHTS_LAST):
-                        m.d.comb += [self.o_port.valid.eq(1), progress.eq(self.o_port.ready)]
-                    with m.Case(Command.LMUL):
-                        m.d.comb += [self.o_pairs.valid.eq(1), progress.eq(self.o_pairs.ready)]
+                    for code, exchange in pushing.items():
+                        with m.Case(code):
+                            target = getattr(self, f"o_{exchange.into}")
+                            m.d.comb += [target.valid.eq(1), progress.eq(target.ready)]
                 with m.If(progress):
                     m.next = "COLLECT"
-                    with m.If(command == Command.LMUL):
-                        m.next = "PRODUCT"
+                    with m.If(is_one_of(asking)):
+                        m.next = "ANSWER"
                     with m.Elif(ended):
                         finish(Status.DONE)
                 with m.Elif(expired):
                     finish(Status.STALLED)
-            with m.State("PRODUCT"):
-                m.d.comb += [executing.eq(1), self.i_products.ready.eq(1),
-                             progress.eq(self.i_products.valid)]
-                with m.If(progress):
-                    emit(Command.LMUL)
-                with m.Elif(expired):
-                    finish(Status.STALLED)
+            with m.State("ANSWER"):
+                pull(asking)
             with m.State("COUNT"):
-                m.d.sync += results_left.eq(Mux(count > count_limit, count_limit, count))
+                m.d.sync += left.eq(Mux(count > room, room, count))
                 m.next = "RESULT"
                 with m.If(~ended):
                     finish(Status.WRONG_LENGTH)
             with m.State("RESULT"):
-                with m.If(results_left == 0):
+                with m.If(left == 0):
                     finish(Status.DONE)
                 with m.Else():
-                    m.d.comb += [executing.eq(1), self.i_results.ready.eq(1),
-                                 progress.eq(self.i_results.valid)]
-                    with m.If(progress):
-                        m.d.sync += results_left.eq(
-                            Mux(self.i_results.p.last, 0, results_left - 1))
-                        emit(Command.RESULTS)
-                    with m.Elif(expired):
-                        finish(Status.STALLED)
+                    pull(counted)
             with m.State("EMIT"):
                 m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(emitted[:8])]
                 with m.If(self.o.ready):
                     m.d.sync += [emitted.eq(emitted >> 8), emitted_bytes.eq(emitted_bytes - 1)]
                     with m.If(emitted_bytes == 1):
-                        with m.If(command == Command.RESULTS):
+                        with m.If(is_one_of(counted)):
                             m.next = "RESULT"
                         with m.Elif((command == Command.HELLO)
                                     & (position != len(self.description))):
                             m.next = "DESCRIBE"
-                        with m.Elif((command != Command.LMUL) | ended):
+                        with m.Elif(~is_one_of(asking) | ended):
                             m.d.sync += position.eq(0)
                             finish(Status.DONE)
                         with m.Else():

@@ -5,13 +5,17 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
-from hw.common.check import positive_int
+from hw.common.check import one_of, positive_int
+from hw.config import TARGETS
 
 __all__ = ["BURST_TRANSFERS", "BlockRamMemory", "check_port_bytes", "port_signature", "read_layout",
            "transfer_layout", "write_layout"]
 
 #: Transfers of the longest burst.
 BURST_TRANSFERS = 256
+
+# Bits of a block of ECP5 that is read and written in powers of two.
+_BLOCK_BITS = 2 ** 14
 
 
 def read_layout(address_width: int) -> data.StructLayout:
@@ -66,6 +70,8 @@ class BlockRamMemory(wiring.Component):
         Bytes of a transfer, a power of two.
     depth : int
         Transfers, a power of two.
+    target : str
+        One of :data:`hw.config.TARGETS`.
 
     Members
     -------
@@ -79,7 +85,8 @@ class BlockRamMemory(wiring.Component):
 
     port: wiring.PureInterface
 
-    def __init__(self, *, address_width: int, port_bytes: int, depth: int):
+    def __init__(self, *, address_width: int, port_bytes: int, depth: int, target: str):
+        self.target = one_of("Target", target, TARGETS)
         self.port_bytes = check_port_bytes(port_bytes)
         self.depth = positive_int("Memory depth", depth)
         if depth & (depth - 1):
@@ -93,18 +100,13 @@ class BlockRamMemory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # Without no_rw_check Yosys would add logic for reads and writes of one row in one cycle.
-        m.submodules.rows = rows = memory.Memory(shape=8 * self.port_bytes, depth=self.depth,
-                                                 init=[], attrs={"no_rw_check": 1})
-        read_port, write_port = rows.read_port(), rows.write_port()
         below, width = exact_log2(self.port_bytes), exact_log2(self.depth)
         reads, answers, writes = self.port.reads, self.port.data, self.port.writes
-        m.d.comb += [
-            writes.ready.eq(1),
-            write_port.en.eq(writes.valid),
-            write_port.addr.eq(writes.p.address[below:below + width]),
-            write_port.data.eq(writes.p.data),
-        ]
+        # A write takes a cycle on its way, as a read does to its row: the RAM is large and far.
+        written = Signal(writes.p.shape(), reset_less=True)
+        write = Signal()
+        m.d.comb += writes.ready.eq(1)
+        m.d.sync += [written.eq(writes.p), write.eq(writes.valid)]
 
         row = Signal(width)
         left = Signal.like(reads.p.transfers)   # transfers of the burst that are not looked up
@@ -114,11 +116,27 @@ class BlockRamMemory(wiring.Component):
             output.eq(~answers.valid | answers.ready),
             lookup.eq(~found | output),
             reads.ready.eq((left == 0) | (lookup & (left == 1))),
-            read_port.en.eq(lookup),
-            read_port.addr.eq(row),
         ]
+        # ECP5: slices that fill a block. Whole rows would go into fewer blocks, with their parity
+        # bits, and a multiplexer behind them.
+        bits = 8 * self.port_bytes
+        part = min(bits, max(1, _BLOCK_BITS // self.depth)) if self.target == "ecp5" else bits
+        found_row = Signal(bits)
+        for low in range(0, bits, part):
+            # Without no_rw_check Yosys would add logic for reads and writes of one row in a cycle.
+            m.submodules[f"bits_{low}"] = rows = memory.Memory(
+                shape=part, depth=self.depth, init=[], attrs={"no_rw_check": 1})
+            read_port, write_port = rows.read_port(), rows.write_port()
+            m.d.comb += [
+                write_port.en.eq(write),
+                write_port.addr.eq(written.address[below:below + width]),
+                write_port.data.eq(written.data[low:low + part]),
+                read_port.en.eq(lookup),
+                read_port.addr.eq(row),
+                found_row[low:low + part].eq(read_port.data),
+            ]
         with m.If(output):
-            m.d.sync += [answers.valid.eq(found), answers.p.data.eq(read_port.data)]
+            m.d.sync += [answers.valid.eq(found), answers.p.data.eq(found_row)]
         with m.If(lookup):
             m.d.sync += found.eq(left != 0)
             with m.If(left != 0):

@@ -27,7 +27,7 @@ class TopK(wiring.Component):
 
         o_best = integers[rows], rows = sim.golden.largest.largest_rows(integers, best)
 
-    A transfer takes a cycle, and one more for each of its integers that is among the largest so
+    A transfer takes a cycle, and two more for each of its integers that is among the largest so
     far. :func:`sim.golden.cycles.top_k_cycles` has the exact formula.
 
     Parameters
@@ -62,53 +62,79 @@ class TopK(wiring.Component):
         best, lanes = self.config.best, self.config.vector_lanes
         width = self.config.engine.accumulator_width
 
-        # Largest first. One bit more than an integer has: a free place is below all of them.
-        free = -(1 << width)
-        values = [Signal(signed(width + 1), name=f"value_{k}", init=free) for k in range(best)]
+        # Largest first, as unsigned numbers with a one on top, so that 0 is a free place below all
+        # integers. They are kept inverted: a comparison is the carry of an addition, and in carry
+        # cells an inverter would cost a LUT for each bit.
+        inverted = [Signal(width + 1, name=f"inverted_{k}", init=-1) for k in range(best)]
         rows = [Signal(FIELDS["count"], name=f"row_{k}", reset_less=True) for k in range(best)]
+        filled = Signal(range(best + 1))
 
-        # An integer is found in one cycle and put into its place in the next. Those that are
-        # looked at meanwhile have to exceed it, and the last place that it leaves.
-        found = Signal()
-        found_value = Signal(signed(width + 1), reset_less=True)
-        found_row = Signal(FIELDS["count"], reset_less=True)
+        def unsigned_(value: Value) -> Value:
+            return Cat(value[:-1], ~value[-1], C(1))
 
+        def exceeds(value: Value, inverted_: Value) -> Value:
+            return (value + inverted_)[-1]
+
+        # Candidates exceed the last place. The first of them is found in one cycle; in the next it
+        # is put into its place, and the others have to exceed the place that is the last one then:
+        # the one found, or the last but one.
         transfer = Signal(self.i_results.p.shape(), reset_less=True)
-        waiting = Signal(lanes)                     # lanes that were not found yet
+        candidates = Signal(lanes)
+        found = Signal()
+        found_value = Signal(width + 1, reset_less=True)
+        found_inverted = Signal(width + 1, reset_less=True)
+        found_row = Signal(FIELDS["count"], reset_less=True)
         left = Signal(FIELDS["count"], reset_less=True)     # rows behind those accepted
         row = Signal(FIELDS["count"], reset_less=True)      # of the transfer's first lane
-        candidates = Signal(lanes)
-        for lane in range(lanes):
-            value = transfer.values[lane]
-            exceeds = value > values[-1]
-            if best > 1:
-                exceeds = Mux(found, (value > found_value) | (value > values[-2]), exceeds)
-            else:
-                exceeds = Mux(found, value > found_value, exceeds)
-            m.d.comb += candidates[lane].eq(waiting[lane] & exceeds)
-        m.d.sync += found.eq(candidates.any())
-        for lane in reversed(range(lanes)):
-            with m.If(candidates[lane]):
-                m.d.sync += [found_value.eq(transfer.values[lane]), found_row.eq(row + lane)]
+        accept = Signal()
+        still = Signal(lanes)
+        held = [unsigned_(value) for value in transfer.values]
+        for lane, value in enumerate(held):
+            last_but_one = exceeds(value, inverted[-2]) if best > 1 else C(0)
+            m.d.comb += still[lane].eq(exceeds(value, found_inverted) | last_but_one)
         first = candidates & (~candidates + 1)[:lanes]
-        m.d.sync += waiting.eq(waiting & ~first)
+        chosen = Signal(width + 1)
+        m.d.comb += chosen.eq(held[-1])
+        for lane in reversed(range(lanes - 1)):
+            with m.If(candidates[lane]):
+                m.d.comb += chosen.eq(held[lane])
+        m.d.sync += found.eq(candidates.any() & ~found)
+        with m.If(accept):
+            m.d.sync += candidates.eq(Cat(
+                (left > lane) & exceeds(unsigned_(value), inverted[-1])
+                for lane, value in enumerate(self.i_results.p.values)))
+        with m.Elif(found):
+            m.d.sync += candidates.eq(candidates & still)
+        with m.Else():
+            m.d.sync += [
+                candidates.eq(candidates & ~first),
+                found_value.eq(chosen),
+                found_inverted.eq(~chosen),
+            ]
+            for lane in reversed(range(lanes)):
+                with m.If(candidates[lane]):
+                    m.d.sync += found_row.eq(row + lane)
 
         above = Signal(best)
-        m.d.comb += [above[k].eq(found & (found_value > values[k])) for k in range(best)]
+        m.d.comb += [above[k].eq(found & exceeds(found_value, inverted[k])) for k in range(best)]
+        clear = Signal()
         for k in range(best):
-            with m.If(above[k]):
-                if k == 0:
-                    m.d.sync += [values[k].eq(found_value), rows[k].eq(found_row)]
-                else:
-                    m.d.sync += [values[k].eq(Mux(above[k - 1], values[k - 1], found_value)),
-                                 rows[k].eq(Mux(above[k - 1], rows[k - 1], found_row))]
+            with m.If(clear):
+                m.d.sync += inverted[k].eq(~0)
+            with m.Elif(above[k]):
+                moved = above[k - 1] if k else C(0)
+                m.d.sync += [inverted[k].eq(Mux(moved, inverted[k - 1], found_inverted)),
+                             rows[k].eq(Mux(moved, rows[k - 1], found_row))]
+        with m.If(found & (filled != best)):
+            m.d.sync += filled.eq(filled + 1)
 
-        # A free place has other bits on top than the sign of an integer.
-        alone = values[1][-1] != values[1][-2] if best > 1 else C(1)
+        position = Signal(range(best))
+        largest = Signal(width + 1)
         m.d.comb += [
-            self.o_best.p.index.eq(rows[0]),
-            self.o_best.p.value.eq(values[0]),
-            self.o_best.p.last.eq(alone),
+            largest.eq(Array(inverted)[position]),
+            self.o_best.p.index.eq(Array(rows)[position]),
+            self.o_best.p.value.eq(Cat(~largest[:-2], largest[-2])),
+            self.o_best.p.last.eq(position == filled - 1),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -121,24 +147,25 @@ class TopK(wiring.Component):
                 with m.If(self.i_commands.valid):
                     m.next = "TAKE"
             with m.State("TAKE"):
-                m.d.comb += self.i_results.ready.eq(~candidates.any() & ~transfer.last)
-                with m.If(self.i_results.valid & self.i_results.ready):
+                settled = ~candidates.any() & ~found
+                m.d.comb += [
+                    self.i_results.ready.eq(settled & ~transfer.last),
+                    accept.eq(self.i_results.valid & self.i_results.ready),
+                ]
+                with m.If(accept):
                     m.d.sync += [
                         transfer.eq(self.i_results.p),
-                        waiting.eq(Cat(left > lane for lane in range(lanes))),
                         left.eq(left - lanes),
                         row.eq(row + lanes),
                     ]
-                with m.If(transfer.last & ~candidates.any()):
-                    m.d.sync += waiting.eq(0)
+                with m.If(transfer.last & settled):
                     m.next = "DELIVER"
             with m.State("DELIVER"):
                 m.d.comb += self.o_best.valid.eq(1)
                 with m.If(self.o_best.ready):
-                    for k in range(best):
-                        m.d.sync += values[k].eq(values[k + 1] if k + 1 < best else free)
-                        if k + 1 < best:
-                            m.d.sync += rows[k].eq(rows[k + 1])
-                    with m.If(alone):
+                    m.d.sync += position.eq(position + 1)
+                    with m.If(self.o_best.p.last):
+                        m.d.sync += [position.eq(0), filled.eq(0)]
+                        m.d.comb += clear.eq(1)
                         m.next = "IDLE"
         return m

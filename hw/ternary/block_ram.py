@@ -10,6 +10,8 @@ from hw.config import TARGETS
 
 __all__ = ["BlockRam"]
 
+# LUT RAM has 16 words: two of them and a multiplexer.
+_LUT_DEPTH = 32
 # Geometry of PDPW16KD: 512 words of four 9-bit bytes, each byte with its write enable.
 _CELL_DEPTH = 512
 _CELL_WIDTH = 36
@@ -21,7 +23,8 @@ class BlockRam(wiring.Component):
 
     A word that is read in the cycle in which it is written comes out undefined: the parent makes
     sure that nobody looks at it. With target ``ecp5`` the blocks are instantiated and the second
-    cycle of the read is the output register inside the block.
+    cycle of the read is the output register inside the block; but up to a depth of 32 it is no
+    block, which would be nearly empty, but LUT RAM and registers.
 
     Parameters
     ----------
@@ -85,14 +88,17 @@ class BlockRam(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        attributes: dict = {"no_rw_check": 1}
         if self.target == "ecp5":
-            self._cells(m)
-            return m
+            if self.depth > _LUT_DEPTH:
+                self._cells(m)
+                return m
+            attributes["ram_style"] = "distributed"
         # An asynchronous port and a register: only so does no_rw_check reach the read port that
         # Yosys makes of the two, and keep it from adding logic that makes the undefined word an old
         # one.
         m.submodules.words = words = memory.Memory(shape=self.width, depth=self.depth, init=[],
-                                                   attrs={"no_rw_check": 1})
+                                                   attrs=attributes)
         read_port = words.read_port(domain="comb")
         write_port = words.write_port(granularity=self.width // self.fields)
         looked_up = Signal(self.width, reset_less=True)

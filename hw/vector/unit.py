@@ -157,13 +157,14 @@ class VectorUnit(wiring.Component):
                     m.d.sync += result.valid.eq(1)
                     m.next = "RESULT"
             with m.State("LARGEST"):
-                # The vector again, from its start. The bound is ready one cycle after the largest
-                # magnitude, long before the first square needs it.
+                # The vector again, once the first pass has left the lanes. The bound is ready a
+                # cycle after the largest magnitude, long before the first square needs it.
                 m.d.sync += [
                     address.eq(command.a),
                     left.eq(command.words),
                 ]
-                with m.If(~Cat(valid[1:READ_LATENCY + largest.latency - 1]).any()):
+                stage = READ_LATENCY + max(WIDE_LATENCY, largest.latency - 1)
+                with m.If(~Cat(valid[1:stage]).any()):
                     m.d.sync += second.eq(1)
                     m.next = "READ"
             with m.State("SQUARES"):

@@ -6,7 +6,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
-from hw.boards import Board
+from hw.boards import EngineBoard
 from hw.boards.system import BoardSystem, description
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
@@ -17,10 +17,11 @@ from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
 from sim.streams import CLOCK_NS, start
 
-BOARD = Board(name="bench", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=320,
-              entry_queue=16, config=EngineConfig(
-                  lanes=4, accumulator_width=20, accumulator_depth=4, max_planes=2, max_batch=2,
-                  index_width=6, packing="1in2", port_bytes=2, result_lanes=2))
+BOARD = EngineBoard(
+    name="bench", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=320,
+    entry_queue=16, config=EngineConfig(
+        lanes=4, accumulator_width=20, accumulator_depth=4, max_planes=2, max_batch=2,
+        index_width=6, packing="1in2", port_bytes=2, result_lanes=2))
 WATCHDOG_CYCLES = 2000
 BIT_NS = BOARD.divisor * CLOCK_NS
 

@@ -15,6 +15,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.memory.axi4 import Axi4Master, axi4_signature
 from hw.memory.fetcher import Fetcher, Kind, burst_transfers
 from hw.memory.port import BlockRamMemory, port_signature, read_layout
+from hw.memory.shared import SharedPort
 from sim.golden import cycles
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.streams import StreamSink, StreamSource, start
@@ -24,6 +25,10 @@ MEMORY_BYTES = 2 ** ADDRESS_WIDTH
 RAM_BYTES = 8
 #: Bytes of the two AXI4 ports: a page is more than the longest burst, and less.
 WIDTHS = (8, 64)
+#: Bytes of the port that is shared; it is one of AXI4 too.
+SHARED_BYTES = 16
+#: Transfers that the bench reads at once there.
+READS_AHEAD = 4096
 
 
 def _core(*, queue_words: int, **engine) -> CoreConfig:
@@ -54,6 +59,16 @@ class Bench(wiring.Component):
                                                    data_width=8 * width)),
                 f"failed_{width}": Out(1),
             }
+        self._shared = SharedPort(address_width=ADDRESS_WIDTH, port_bytes=SHARED_BYTES,
+                                  reads_ahead=READS_AHEAD)
+        members |= {
+            "port_shared": In(port_signature(address_width=ADDRESS_WIDTH,
+                                             port_bytes=SHARED_BYTES)),
+            f"bus_{SHARED_BYTES}": Out(axi4_signature(address_width=ADDRESS_WIDTH,
+                                                      data_width=8 * SHARED_BYTES)),
+            **{f"{name}_shared": self._shared.signature.members[name]
+               for name in ("i_writes", "i_reads", "o_data")},
+        }
         self._fetchers = {name: Fetcher(config) for name, config in FETCHERS.items()}
         for name, fetcher in self._fetchers.items():
             members |= {f"{port}_{name}": member
@@ -64,7 +79,8 @@ class Bench(wiring.Component):
         """Put the units side by side."""
         m = Module()
         m.submodules.ram = ram = BlockRamMemory(address_width=ADDRESS_WIDTH, port_bytes=RAM_BYTES,
-                                                depth=MEMORY_BYTES // RAM_BYTES // 8)
+                                                depth=MEMORY_BYTES // RAM_BYTES // 8,
+                                                target="ecp5")
         wiring.connect(m, wiring.flipped(self.port_ram), ram.port)
         for width in WIDTHS:
             master = Axi4Master(address_width=ADDRESS_WIDTH, port_bytes=width)
@@ -72,6 +88,15 @@ class Bench(wiring.Component):
             wiring.connect(m, wiring.flipped(getattr(self, f"port_axi{width}")), master.port)
             wiring.connect(m, master.bus, wiring.flipped(getattr(self, f"bus_{width}")))
             m.d.comb += getattr(self, f"failed_{width}").eq(master.failed)
+        m.submodules.shared = shared = self._shared
+        m.submodules.behind = behind = Axi4Master(address_width=ADDRESS_WIDTH,
+                                                  port_bytes=SHARED_BYTES)
+        wiring.connect(m, wiring.flipped(self.port_shared), shared.core)
+        wiring.connect(m, shared.memory, behind.port)
+        wiring.connect(m, behind.bus, wiring.flipped(getattr(self, f"bus_{SHARED_BYTES}")))
+        connect_stream(m, wiring.flipped(self.i_writes_shared), shared.i_writes)
+        connect_stream(m, wiring.flipped(self.i_reads_shared), shared.i_reads)
+        connect_stream(m, shared.o_data, wiring.flipped(self.o_data_shared))
         for name, fetcher in self._fetchers.items():
             m.submodules[f"fetcher_{name}"] = fetcher
             for port in fetcher.signature.members:
@@ -351,6 +376,45 @@ async def axi4_flags_errors(dut):
                 await ClockCycles(dut.clk, 2)
                 assert dut[f"failed_{width}"].value == failed, (width, operation)
             memory.stop()
+
+
+# A port that core and host share.
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.4])
+async def shared_port_serves_core_and_host(dut, stall):
+    """Bursts of the core, and between them transfers of the host in another half of the memory."""
+    await begin(dut)
+    memory = Axi4Memory(dut, SHARED_BYTES, stall=stall, seed=5)
+    half = MEMORY_BYTES // 2
+    port = Port(dut, "port_shared", SHARED_BYTES, half, stall=stall, seed=6)
+    memory.memory[:] = port.rng.randbytes(MEMORY_BYTES)
+    port.memory[:] = memory.memory[:half]
+    expected = bytearray(memory.memory[half:])
+    rng = random.Random(7)
+    spec = SharedPort(address_width=ADDRESS_WIDTH, port_bytes=SHARED_BYTES, reads_ahead=1)
+    writes = StreamSource(dut, "i_writes_shared", spec.i_writes.payload.shape(), stall=stall,
+                          seed=8)
+    reads = StreamSource(dut, "i_reads_shared", spec.i_reads.payload.shape(), stall=stall, seed=9)
+    data = StreamSink(dut, "o_data_shared", spec.o_data.payload.shape(), stall=stall, seed=10)
+    exercise = cocotb.start_soon(port.exercise(12))
+    served = 0
+    while not exercise.done():
+        place = SHARED_BYTES * rng.randrange(half // SHARED_BYTES)
+        text = rng.randbytes(SHARED_BYTES)
+        expected[place:place + SHARED_BYTES] = text
+        await writes.send([{"address": half + place, "data": int.from_bytes(text, "little")}])
+        if rng.random() < 0.5:
+            place = SHARED_BYTES * rng.randrange(half // SHARED_BYTES)
+        await reads.send([{"address": half + place}])
+        found = (await data.receive(1))[0].data.to_bytes(SHARED_BYTES, "little")
+        assert found == expected[place:place + SHARED_BYTES]
+        served += 1
+        await ClockCycles(dut.clk, rng.choice((1, 1, 10, 60)))
+    assert served > 8
+    await ClockCycles(dut.clk, 200)
+    assert memory.memory == port.memory + expected
+    memory.stop()
 
 
 # Fetching.

@@ -27,6 +27,9 @@ CONFIGURATIONS = {
     # An odd number of lanes, so that a table serves one of them; the widest accumulator.
     "three": CoreConfig(engine=EngineConfig(lanes=9, result_lanes=3, accumulator_width=32,
                                             target="ecp5"), vector_depth=3 * 96),
+    # The trees over the lanes are shorter than the lanes.
+    "two": CoreConfig(engine=EngineConfig(lanes=8, result_lanes=2, port_bytes=4),
+                      vector_depth=512),
 }
 
 ADDER_LATENCY = 10

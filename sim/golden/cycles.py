@@ -173,7 +173,8 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     """
     levels = (config.vector_lanes - 1).bit_length()
     width = 24 + (config.vector_depth - 1).bit_length()
-    return 2 * words + 2 * levels + (width - 1) // 8 + 23
+    # The first pass leaves the lanes no sooner than a tree of two levels.
+    return 2 * words + levels + max(levels, 2) + (width - 1) // 8 + 23
 
 
 def pack_cycles(config: CoreConfig, entries: Sequence[float], *, nonzero: bool = False) -> int:
@@ -239,7 +240,7 @@ def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
     kept : int
         As :func:`sim.golden.largest.kept_count` counts.
     """
-    return config.engine.result_transfers(rows) + kept + min(config.best, rows) + 2
+    return config.engine.result_transfers(rows) + 2 * kept + min(config.best, rows) + 2
 
 
 def list_cycles(entries: int) -> int:

@@ -148,7 +148,8 @@ class TestRun:
     def test_unknown_device(self, capsys, model_path):
         status, _, err = run(capsys, "run", model_path, "the", "--device", "fpga")
         assert (status, err) == (1, "python -m host run: 'fpga' is not a device (try 'sim', "
-                                    "'golden', 'engine', 'engine-golden', 'serial:PORT')\n")
+                                    "'golden', 'core:PORT', 'engine', 'engine-golden', "
+                                    "'serial:PORT')\n")
 
     def test_not_a_model(self, capsys, tmp_path):
         path = tmp_path / "text.gguf"
@@ -214,7 +215,8 @@ class TestRunOnCore:
                            "so many logits, not 6"),
         (["--top-k", "0"], "Option --top-k must be from 1 to 5 on device 'golden', which delivers "
                            "so many logits, not 0"),
-        (["--device", "engine"], "{path}: an image needs a core (try --device sim or golden)"),
+        (["--device", "engine"], "{path}: an image needs a core (try --device sim or golden or "
+                                  "core:PORT)"),
     ])
     def test_mistakes(self, capsys, image_path, arguments, message):
         status, out, err = run(capsys, "run", image_path, "the", "--device", "golden", *arguments)

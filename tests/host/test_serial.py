@@ -16,7 +16,7 @@ from cobs import cobs
 from host.device import DeviceError, Driver, GoldenDevice
 from host.link import NoReplyError, StalledError
 from host.serial_device import SerialDevice
-from hw.boards import Board
+from hw.boards import EngineBoard
 from hw.config import EngineConfig
 from hw.link.protocol import Command
 from sim.serial_pins import build_board, serial_port
@@ -24,8 +24,8 @@ from sim.tools import ToolMissing
 
 CONFIG = EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=3,
                       max_batch=4, index_width=10, port_bytes=4, result_lanes=4)
-BOARD = Board(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=400,
-              entry_queue=32, config=CONFIG)
+BOARD = EngineBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000,
+                    payload_bytes=400, entry_queue=32, config=CONFIG)
 # Seconds for a simulation on a busy machine; a test that waits for silence chooses less.
 PATIENCE = 60.0
 
@@ -124,7 +124,7 @@ HARMLESS = ["garbage before", "garbage without zero before", "twice"]
 @pytest.fixture
 def faulty(port, monkeypatch):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
-    monkeypatch.setattr("host.serial_device.serial.Serial", FaultyPort)
+    monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
     device = SerialDevice(port, config=CONFIG, timeout=4.0)
     yield device
     device.close()
@@ -209,7 +209,8 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    with pytest.raises(ValueError, match=r"^Board must be one of 'ulx3s', 'icebreaker', not 'x'$"):
+    message = r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"
+    with pytest.raises(ValueError, match=message):
         SerialDevice("/dev/nothing", board="x")
 
 

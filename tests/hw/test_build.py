@@ -21,8 +21,7 @@ def test_every_board_elaborates(name):
     board = BOARDS[name]
     plan = load_platform(board).build(BoardTop(board), do_build=False)
     assert "top.il" in plan.files
-    assert f"nextpnr-{'ecp5' if name == 'ulx3s' else 'ice40'}".replace("-", "_").upper() in \
-        plan.files["build_top.sh"]
+    assert f"NEXTPNR_{'ICE40' if name == 'icebreaker' else 'ECP5'}" in plan.files["build_top.sh"]
 
 
 def test_list(capsys):
@@ -34,7 +33,8 @@ def test_list(capsys):
 
 def test_unknown_board(capsys):
     assert main(["ulx4s"]) == 2
-    assert capsys.readouterr().err == "'ulx4s' is not a board (try 'ulx3s', 'icebreaker')\n"
+    assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-core', "
+                                       "'icebreaker')\n")
 
 
 def test_wrong_configuration(capsys):
@@ -122,6 +122,41 @@ def test_report(tools, tmp_path, capsys):
     assert report["versions"]["nextpnr-ice40"] == "nextpnr-0.9"
     assert report["bitstream_sha256"] == hashlib.sha256(b"bits").hexdigest()
     assert "31.5 MHz achieved, 12 MHz requested: met" in capsys.readouterr().out
+
+
+def test_report_of_a_core(tools, tmp_path, capsys, monkeypatch):
+    def run_tool(command, folder):
+        if command[-1] == "--version":
+            return "nextpnr-ecp5 (Version nextpnr-0.9)\n"
+        if command[0] == "yosys":
+            cells = {"system.core.ternary.engine.a_LUT4_Z": "LUT4", "system.core.list.b": "DP16KD",
+                     "system.core.vector.c": "CCU2C", "system.shared.d": "TRELLIS_FF",
+                     "system.queue.queue.e": "LUT4", "system.pll": "EHXPLLL"}
+            netlist = {"modules": {"top": {"cells": {name: {"type": cell}
+                                                     for name, cell in cells.items()}}}}
+            (folder / "top.json").write_text(json.dumps(netlist))
+        return ""
+
+    monkeypatch.setattr("hw.build.run_tool", run_tool)
+    assert main(["ulx3s-core", "--no-pnr", "--lanes", "32", "--address-width", "17",
+                 "--output", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    parts = {part["part"]: part for part in report["parts"]}
+    assert parts["engine"]["lut4"] == parts["lists"]["block_ram"] == parts["link"]["lut4"] == 1
+    assert parts["vector unit"]["carry"] == parts["memory"]["ff"] == 1
+    assert (report["memory_bytes"], report["weight_trits"]) == (131072, 131072 // 7 * 32)
+    assert report["configuration"]["engine"]["lanes"] == 32
+    printed = capsys.readouterr().out
+    assert re.search(r"^core: +vector_depth 4096, .*address_width 17$", printed, re.MULTILINE)
+    assert re.search(r"^engine: +lanes 32, ", printed, re.MULTILINE)
+    assert ("model:     131,072 bytes of memory, full with 599,168 trits; 'python -m host fit "
+            "ulx3s-core' says which shapes fit\n") in printed
+
+
+def test_engine_has_no_core(capsys):
+    assert main(["icebreaker", "--list-depth", "8", "--best", "4"]) == 2
+    assert capsys.readouterr().err == ("Board icebreaker has an engine and no core: there is no "
+                                       "list_depth, best to be set\n")
 
 
 def test_clock_that_is_not_met(tools, tmp_path, capsys):

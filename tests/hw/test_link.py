@@ -6,11 +6,12 @@ import pytest
 from amaranth.hdl import Shape
 from amaranth.lib import data
 
-from hw.boards import BOARDS
+from hw.boards import BOARDS, EngineBoard
 from hw.boards.system import description
-from hw.config import EngineConfig
+from hw.common.stream import StreamQueue
+from hw.config import CoreConfig, EngineConfig
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import Transfers, encoded_bytes, transfer_bytes
+from hw.link.protocol import CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
 from hw.link.target import LinkTarget
 from hw.link.uart import UartReceiver, UartTransmitter
 from hw.ternary.core import TernaryCore
@@ -38,7 +39,7 @@ def test_encoded_bytes_bounds_every_frame(size):
 
 
 def test_transfers_of_the_default_configuration():
-    transfers = Transfers(EngineConfig(), 16)
+    transfers = EngineTransfers(EngineConfig(), 16)
     assert transfers.entry == (("index", 2), ("value", 1), ("end", 1))
     assert transfer_bytes(transfers.job) == 6
     assert transfer_bytes(transfers.weights) == 8
@@ -47,40 +48,55 @@ def test_transfers_of_the_default_configuration():
     assert transfer_bytes(transfers.product) == 2
 
 
-@pytest.mark.parametrize("board", BOARDS.values(), ids=list(BOARDS))
+def test_transfers_of_a_core():
+    transfers = CoreTransfers(CoreConfig())
+    assert transfer_bytes(transfers.instruction) == 18
+    assert transfers.token == (("token", 2), ("start", 2))
+    assert transfer_bytes(transfers.address + transfers.transfer) == 12
+    assert transfers.result == (("kind", 1), ("index", 2), ("value", 3), ("last", 1))
+
+
+ENGINE_BOARDS = [board for board in BOARDS.values() if isinstance(board, EngineBoard)]
+
+
+@pytest.mark.parametrize("board", ENGINE_BOARDS, ids=[board.name for board in ENGINE_BOARDS])
 def test_largest_job_of_a_board_fits_its_transfer(board):
     core = TernaryCore(board.config)
-    sizes = dict(Transfers(board.config, 16).job)
+    sizes = dict(EngineTransfers(board.config, 16).job)
     for name, field in core.i_jobs.payload.shape():
         assert Shape.cast(field.shape).width <= 8 * sizes[name]
 
 
-def link_target(**changes):
+def link_target(transfers=None, **changes):
     core = TernaryCore(EngineConfig())
-    shapes = {"o_jobs": core.i_jobs, "o_entries": core.i_entries, "o_port": core.i_port,
-              "i_results": core.o_results}
+    shapes = {"jobs": core.i_jobs, "entries": core.i_entries, "port": core.i_port,
+              "results": core.o_results}
     parameters = {
-        "transfers": Transfers(EngineConfig(), 16), "description": b"{}", "payload_bytes": 64,
-        "entry_queue": 16, "watchdog_cycles": 100,
+        "exchanges": (transfers or EngineTransfers(EngineConfig(), 16)).exchanges,
+        "description": b"{}", "payload_bytes": 64, "watchdog_cycles": 100,
         "shapes": {name: interface.payload.shape() for name, interface in shapes.items()} | {
-            "o_pairs": data.StructLayout({"x": 16, "y": 16}),
-            "i_products": data.StructLayout({"product": 16})}}
+            "pairs": data.StructLayout({"x": 16, "y": 16}),
+            "products": data.StructLayout({"product": 16})}}
     return LinkTarget(**parameters | changes)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"transfers": Transfers(EngineConfig(index_width=8), 16)},
+    ({"transfers": EngineTransfers(EngineConfig(index_width=8), 16)},
      "Field index must have at most 8 bits on the link, not 16"),
-    ({"transfers": Transfers(EngineConfig(accumulator_width=20, result_lanes=4), 8)},
+    ({"transfers": EngineTransfers(EngineConfig(accumulator_width=20, result_lanes=4), 8)},
      "Field x must have at most 8 bits on the link, not 16"),
     ({"description": bytes(65)}, "Description must have at most 64 bytes, not 65"),
     ({"payload_bytes": 0}, "Payload bytes must be a positive integer, not 0"),
-    ({"entry_queue": 0}, "Entry queue must be a positive integer, not 0"),
     ({"watchdog_cycles": 0}, "Watchdog cycles must be a positive integer, not 0"),
 ])
 def test_target_parameters(changes, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         link_target(**changes)
+
+
+def test_queue_depth():
+    with pytest.raises(ValueError, match=r"^Queue depth must be a positive integer, not 0$"):
+        StreamQueue(data.StructLayout({"x": 1}), depth=0)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), [

@@ -20,7 +20,8 @@ from sim.golden.fetch import fetched_bytes, fetched_transfers
 @pytest.mark.parametrize("stall", [0.0, 0.5])
 def test_block_ram_returns_what_was_written_in_order(port_bytes, stall):
     rng = random.Random(3)
-    dut = BlockRamMemory(address_width=12, port_bytes=port_bytes, depth=64)
+    dut = BlockRamMemory(address_width=12, port_bytes=port_bytes, depth=64,
+                         target="generic")
     rows = [rng.getrandbits(8 * port_bytes) for _ in range(64)]
     bursts = [(rng.randrange(32), rng.choice((1, 1, 2, 30))) for _ in range(20)]
     expected = [rows[row + k] for row, count in bursts for k in range(count)]
@@ -159,10 +160,12 @@ def test_four_reads_fit_the_queue_and_none_exceeds_a_burst():
     ({"depth": 48}, "Memory depth must be a power of two, not 48"),
     ({"address_width": 0}, "Address width must be a positive integer, not 0"),
     ({"address_width": 8}, "Address width must reach 512 bytes, not 8"),
+    ({"target": "asic"}, "Target must be one of 'generic', 'ecp5', not 'asic'"),
 ])
 def test_block_ram_parameters_are_checked(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        BlockRamMemory(**{"address_width": 9, "port_bytes": 8, "depth": 64} | arguments)
+        BlockRamMemory(**{"address_width": 9, "port_bytes": 8, "depth": 64,
+                          "target": "generic"} | arguments)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -1,0 +1,68 @@
+"""What a core delivers, as one stream for the link."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.config import CoreConfig
+from hw.isa import FIELDS
+from hw.link.protocol import Answer
+from hw.sequencer.sequencer import fault_layout
+from hw.sequencer.top_k import best_layout
+from hw.vector.move import scalar_layout
+
+__all__ = ["Answers", "answer_layout"]
+
+
+def answer_layout(config: CoreConfig) -> data.StructLayout:
+    """Layout of a :class:`hw.link.protocol.Answer`."""
+    width = max(config.engine.accumulator_width, len(Signal(scalar_layout()).exponent))
+    return data.StructLayout({"kind": range(len(Answer)), "index": FIELDS["count"],
+                              "value": signed(width), "last": 1})
+
+
+class Answers(wiring.Component):
+    """Joins the largest integers, the scale behind them, and the fault.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_best, i_scale, i_faults : In(stream)
+        ``o_best``, ``o_scale`` and ``o_faults`` of the core, which delivers from one at a time.
+    o : Out(stream) of :func:`answer_layout`
+    """
+
+    i_best: stream.Interface
+    i_scale: stream.Interface
+    i_faults: stream.Interface
+    o: stream.Interface
+
+    def __init__(self, config: CoreConfig):
+        super().__init__({
+            "i_best": In(stream.Signature(best_layout(config))),
+            "i_scale": In(stream.Signature(scalar_layout())),
+            "i_faults": In(stream.Signature(fault_layout(config))),
+            "o": Out(stream.Signature(answer_layout(config))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        best, scale, fault = self.i_best, self.i_scale, self.i_faults
+        m.d.comb += [
+            self.o.valid.eq(best.valid | scale.valid | fault.valid),
+            best.ready.eq(self.o.ready),
+            scale.ready.eq(self.o.ready),
+            fault.ready.eq(self.o.ready),
+            self.o.p.last.eq(~best.valid),
+        ]
+        for source, kind, index, value in (
+                (best, Answer.BEST, best.p.index, best.p.value),
+                (scale, Answer.SCALE, scale.p.number, scale.p.exponent),
+                (fault, Answer.FAULT, fault.p.instruction, fault.p.fault)):
+            with m.If(source.valid):
+                m.d.comb += [self.o.p.kind.eq(kind), self.o.p.index.eq(index),
+                             self.o.p.value.eq(value)]
+        return m

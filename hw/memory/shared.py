@@ -1,0 +1,129 @@
+"""A memory that the core uses and the host fills."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.common.check import positive_int
+from hw.memory.port import BURST_TRANSFERS, port_signature, transfer_layout
+
+__all__ = ["SharedPort", "address_layout", "placed_layout"]
+
+
+def address_layout(address_width: int) -> data.StructLayout:
+    """Layout of the address of a transfer that the host wants to have."""
+    return data.StructLayout({"address": address_width})
+
+
+def placed_layout(address_width: int, port_bytes: int) -> data.StructLayout:
+    """Layout of a transfer that the host writes, with its address."""
+    return data.StructLayout({"address": address_width, "data": 8 * port_bytes})
+
+
+class SharedPort(wiring.Component):
+    """The memory port of a core, and between its bursts single transfers of the host.
+
+    The core goes first. A transfer that the host reads is looked up when no read of the core is
+    under way, and the core waits until it has come. The core's transfers pass without a delay, the
+    host's reads take one cycle more than the memory.
+
+    Parameters
+    ----------
+    address_width : int
+        Bits of an address.
+    port_bytes : int
+        Bytes of a transfer.
+    reads_ahead : int
+        Transfers that the core asks for before the first of them has come, at most.
+
+    Members
+    -------
+    core : In of :func:`hw.memory.port.port_signature`
+    memory : Out of :func:`hw.memory.port.port_signature`
+    i_writes : In(stream) of :func:`placed_layout`
+    i_reads : In(stream) of :func:`address_layout`
+    o_data : Out(stream) of :func:`hw.memory.port.transfer_layout`
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not a positive integer.
+    """
+
+    core: wiring.PureInterface
+    memory: wiring.PureInterface
+    i_writes: stream.Interface
+    i_reads: stream.Interface
+    o_data: stream.Interface
+
+    def __init__(self, *, address_width: int, port_bytes: int, reads_ahead: int):
+        self.reads_ahead = positive_int("Count of transfers read ahead", reads_ahead)
+        port = port_signature(address_width=address_width, port_bytes=port_bytes)
+        super().__init__({
+            "core": In(port), "memory": Out(port),
+            "i_writes": In(stream.Signature(placed_layout(address_width, port_bytes))),
+            "i_reads": In(stream.Signature(address_layout(address_width))),
+            "o_data": Out(stream.Signature(transfer_layout(port_bytes))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        core, memory = self.core, self.memory
+
+        # A burst that has begun goes on: the host's transfer waits for its end. So does the core
+        # for a transfer that is being offered.
+        inside, held, grant = Signal(), Signal(), Signal()
+        m.d.comb += [
+            grant.eq(held | ~(core.writes.valid | inside)),
+            memory.writes.valid.eq(Mux(grant, self.i_writes.valid, core.writes.valid)),
+            memory.writes.p.eq(core.writes.p),
+            core.writes.ready.eq(memory.writes.ready & ~grant),
+            self.i_writes.ready.eq(memory.writes.ready & grant),
+        ]
+        with m.If(grant):
+            m.d.comb += [
+                memory.writes.p.address.eq(self.i_writes.p.address),
+                memory.writes.p.data.eq(self.i_writes.p.data),
+                memory.writes.p.last.eq(1),
+            ]
+        m.d.sync += held.eq(grant & self.i_writes.valid & ~self.i_writes.ready)
+        with m.If(core.writes.valid & core.writes.ready):
+            m.d.sync += inside.eq(~core.writes.p.last)
+
+        # Transfers that the core has asked for and not got.
+        awaited = Signal(range(self.reads_ahead + BURST_TRANSFERS + 1))
+        sent = core.reads.valid & core.reads.ready
+        come = core.data.valid & core.data.ready
+        m.d.sync += awaited.eq(awaited + Mux(sent, core.reads.p.transfers, 0) - come)
+        m.d.comb += [
+            memory.reads.p.eq(core.reads.p),
+            core.data.p.eq(memory.data.p),
+            self.o_data.p.eq(memory.data.p),
+        ]
+        with m.FSM():
+            with m.State("CORE"):
+                m.d.comb += [
+                    core.data.valid.eq(memory.data.valid),
+                    memory.data.ready.eq(core.data.ready),
+                    memory.reads.valid.eq(core.reads.valid),
+                    core.reads.ready.eq(memory.reads.ready),
+                ]
+                with m.If(self.i_reads.valid & ~core.reads.valid & (awaited == 0)):
+                    m.next = "READ"
+            with m.State("READ"):
+                m.d.comb += [
+                    memory.reads.valid.eq(self.i_reads.valid),
+                    memory.reads.p.address.eq(self.i_reads.p.address),
+                    memory.reads.p.transfers.eq(1),
+                    self.i_reads.ready.eq(memory.reads.ready),
+                ]
+                with m.If(self.i_reads.ready):
+                    m.next = "DATA"
+            with m.State("DATA"):
+                m.d.comb += [
+                    self.o_data.valid.eq(memory.data.valid),
+                    memory.data.ready.eq(self.o_data.ready),
+                ]
+                with m.If(self.o_data.valid & self.o_data.ready):
+                    m.next = "CORE"
+        return m

@@ -1,0 +1,215 @@
+"""A core between a board's serial pins, against the protocol and the golden machine."""
+
+import struct
+
+import cocotb
+
+from hw.boards import CoreBoard
+from hw.boards.system import BoardSystem, description
+from hw.config import CoreConfig, EngineConfig
+from hw.formats.minifloat import bf16
+from hw.isa import Fault, Function, Instruction, Opcode, encode
+from hw.link.protocol import Answer, Command, Status
+from sim.bench.bench_board import Host, begin
+from sim.bench.bench_core import Writer
+from sim.golden.cycles import dispatch_cycles
+from sim.golden.frames import encode_frame
+from sim.golden.machine import Emission, Machine, MachineFault
+
+CONFIG = CoreConfig(
+    engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=4, max_planes=2,
+                        max_batch=1, index_width=6, port_bytes=8, result_lanes=4),
+    vector_depth=128, program_depth=32, list_depth=16, queue_words=16, best=3, address_width=12)
+#: A pass with more results than the queue holds stays under way until they are asked for.
+BOARD = CoreBoard(name="bench", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=480,
+                  answer_queue=2, config=CONFIG)
+WATCHDOG_CYCLES = 4000
+VOCABULARY = 20
+WIDTH = 16
+
+DUTS = {"small": lambda: BoardSystem(BOARD, watchdog_cycles=WATCHDOG_CYCLES)}
+
+
+class Model:
+    """A program with a state that it stores, and two heads; the golden machine runs beside it.
+
+    Parameters
+    ----------
+    wrong : Instruction, optional
+        In front of the heads.
+    """
+
+    def __init__(self, wrong: Instruction | None = None):
+        writer = Writer(CONFIG, 31)
+        lanes = CONFIG.vector_lanes
+        state, x = lanes, lanes + WIDTH
+        self.stored = writer.place(bytes(2 * WIDTH))
+        for done in range(0, WIDTH, lanes):
+            writer.add(Opcode.VECTOR, function=Function.COPY, target=state + done, a=0, count=lanes)
+        self.body = len(writer.program)
+        writer.add(Opcode.TOKEN)
+        writer.add(Opcode.MATMUL, a=WIDTH, b=2, count=VOCABULARY,
+                   address=writer.matrix(WIDTH, VOCABULARY, 2))
+        writer.add(Opcode.DRAIN, target=x, count=WIDTH, constant=bf16.one)
+        writer.add(Opcode.VECTOR, function=Function.ADD, target=state, a=state, b=x, count=WIDTH)
+        writer.add(Opcode.STORE, a=state, count=WIDTH, address=self.stored)
+        writer.add(Opcode.NORM, target=2, a=state, count=WIDTH)
+        writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=state, count=WIDTH)
+        if wrong is not None:
+            writer.program.append(wrong)
+        for rows in (VOCABULARY - 7, 7):
+            writer.add(Opcode.MATMUL, a=rows, b=1, count=WIDTH,
+                       address=writer.matrix(rows, WIDTH, 1))
+            writer.add(Opcode.EMIT, a=1, b=2, count=rows, constant=0x3E93)
+        writer.add(Opcode.STOP)
+        self.program = writer.program
+        self.contents = writer.contents()
+        self.machine = Machine(CONFIG, b"".join(map(encode, self.program)), self.contents)
+
+    async def load(self, host: Host) -> None:
+        """Reset the core, fill the memory and write the program."""
+        await host.done(Command.RESET)
+        port = CONFIG.port_bytes
+        transfers = [struct.pack("<I", place) + self.contents[place:place + port]
+                     for place in range(0, len(self.contents), port)]
+        for first in range(0, len(transfers), 40):
+            await host.done(Command.WRITE, b"".join(transfers[first:first + 40]))
+        await host.done(Command.PROGRAM, b"".join(
+            struct.pack("<H", k) + encode(instruction)
+            for k, instruction in enumerate(self.program)))
+
+    async def token(self, host: Host, token: int, *, new: bool = False) -> None:
+        """Send a token; compare what is emitted and the counter of cycles."""
+        start = 0 if new else self.body
+        await host.done(Command.TOKEN, struct.pack("<BH", token, start))
+        for expected in self.machine.run(token, start):
+            compare(await host.done(Command.RESULTS, struct.pack("<H", 60)), expected)
+
+
+def answers(data: bytes) -> list[tuple[int, int, int, int]]:
+    """Return the fields kind, index, value and last of each result."""
+    assert len(data) % 7 == 0
+    return [(kind, index, int.from_bytes(value, "little", signed=True), last)
+            for kind, index, value, last in struct.iter_unpack("<BH3sB", data)]
+
+
+def compare(data: bytes, expected: Emission) -> None:
+    """Compare the results of one EMIT."""
+    assert answers(data) == [
+        *((Answer.BEST, row, value, 0) for row, value in zip(
+            expected.rows.tolist(), expected.values.tolist(), strict=True)),
+        (Answer.SCALE, expected.number, expected.exponent, 1)]
+
+
+async def read(host: Host, address: int, size: int) -> bytes:
+    """Read memory back."""
+    return await host.done(Command.READ, b"".join(
+        struct.pack("<I", place) for place in range(address, address + size, CONFIG.port_bytes)))
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def tokens_equal_golden(dut):
+    """Two sequences; after them the memory holds what the program stored, and all else."""
+    host = await begin(dut)
+    assert await host.done(Command.HELLO) == description(BOARD)
+    model = Model()
+    await model.load(host)
+    for token, new in ((3, True), (VOCABULARY - 1, False), (0, False), (7, True)):
+        await model.token(host, token, new=new)
+    size = len(model.contents) // CONFIG.port_bytes * CONFIG.port_bytes
+    assert await read(host, 0, size) == model.machine.memory[:size].tobytes()
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def cycles_are_those_of_the_pass(dut):
+    """Count the cycles from a token accepted to the last one of its pass."""
+    host = await begin(dut)
+    for program in ([Instruction(opcode=Opcode.STOP)],
+                    [Instruction(opcode=Opcode.TOKEN), Instruction(opcode=Opcode.STOP)]):
+        await host.done(Command.RESET)
+        await host.done(Command.PROGRAM, b"".join(
+            struct.pack("<H", k) + encode(instruction) for k, instruction in enumerate(program)))
+        for _ in range(2):
+            await host.done(Command.TOKEN, struct.pack("<BH", 1, 0))
+        # The first of them is that of the token.
+        assert (await host.counters())["cycles"] == dispatch_cycles(CONFIG, program)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def busy_core_refuses(dut):
+    """While a pass is under way nothing is written, read or begun, and its results are right.
+
+    They are asked for in parts. A token's frame that is repeated begins no second pass.
+    """
+    host = await begin(dut)
+    model = Model()
+    await model.load(host)
+    frame = encode_frame(bytes([200, Command.TOKEN]) + struct.pack("<BH", 4, 0))
+    for _ in range(2):
+        await host.send(frame)
+        assert await host.reply() == bytes([200, Status.DONE])
+    for command, payload in (
+            (Command.TOKEN, struct.pack("<BH", 5, 0)), (Command.READ, bytes(4)),
+            (Command.WRITE, bytes(12)), (Command.PROGRAM, bytes(18))):
+        assert await host.request(command, payload) == (Status.BUSY, b"")
+    running = (await host.counters())["cycles"]
+    assert (await host.counters())["cycles"] > running
+    for expected in model.machine.run(4):
+        data = [await host.done(Command.RESULTS, struct.pack("<H", 1)) for _ in range(4)]
+        assert [len(part) for part in data] == [7] * 4
+        compare(b"".join(data), expected)
+    assert await host.done(Command.RESULTS, struct.pack("<H", 0)) == b""
+    cycles = (await host.counters())["cycles"]
+    assert (await host.counters())["cycles"] == cycles > running
+    await model.token(host, 9)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def fault_stops_until_reset(dut):
+    """Tell a fault once; then the core is busy until a reset, and right after it."""
+    host = await begin(dut)
+    wrong = Instruction(opcode=Opcode.VECTOR, function=0xFF, target=4, a=4, count=4)
+    model = Model(wrong)
+    await model.load(host)
+    try:
+        model.machine.run(8)
+        raise AssertionError("the golden machine found no fault")
+    except MachineFault as found:
+        expected = (Answer.FAULT, found.instruction, Fault.FUNCTION, 1)
+    await host.done(Command.TOKEN, struct.pack("<BH", 8, 0))
+    assert answers(await host.done(Command.RESULTS, struct.pack("<H", 9))) == [expected]
+    assert await host.request(Command.TOKEN, struct.pack("<BH", 8, 0)) == (Status.BUSY, b"")
+    assert (await host.request(Command.RESULTS, struct.pack("<H", 9)))[0] == Status.STALLED
+    await host.done(Command.RESET)
+    # Memories keep what they hold: only the instruction changes.
+    right = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=4, a=4, count=4)
+    where = model.program.index(wrong)
+    await host.done(Command.PROGRAM, struct.pack("<H", where) + encode(right))
+    model.program[where] = right
+    model.machine = Machine(CONFIG, b"".join(map(encode, model.program)), model.contents)
+    await model.token(host, 8, new=True)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def wrong_requests_and_a_reset_leave_nothing(dut):
+    """Commands of the other system, wrong lengths, more than a reply holds, a pass cut off."""
+    host = await begin(dut)
+    model = Model()
+    await model.load(host)
+    limit = BOARD.payload_bytes // CONFIG.port_bytes
+    for command, payload, status in (
+            (Command.JOB, bytes(6), Status.UNKNOWN_COMMAND),
+            (Command.LMUL, bytes(4), Status.UNKNOWN_COMMAND),
+            (Command.TOKEN, b"", Status.WRONG_LENGTH),
+            (Command.TOKEN, b"\x01\x00", Status.WRONG_LENGTH),
+            (Command.WRITE, bytes(11), Status.WRONG_LENGTH),
+            (Command.PROGRAM, bytes(17), Status.WRONG_LENGTH),
+            (Command.READ, bytes(3), Status.WRONG_LENGTH),
+            (Command.READ, bytes(4 * (limit + 1)), Status.WRONG_LENGTH),
+            (Command.RESULTS, b"\x01\x00", Status.STALLED),
+            (Command.TOKEN, struct.pack("<BH", 11, 0), Status.DONE),
+            (Command.RESET, b"", Status.DONE)):
+        assert (await host.request(command, payload))[0] == status, command
+    assert await read(host, 200, 8) == model.contents[200:208]
+    await model.token(host, 10, new=True)
+    await model.token(host, 12)

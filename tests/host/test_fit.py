@@ -1,0 +1,70 @@
+"""Shapes that fit a board with a core."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+import host.__main__ as cli
+from host.device import DeviceError
+from host.fit import Shape, fit, largest
+from hw.boards import BOARDS, CoreBoard
+
+BOARD = BOARDS["ulx3s-core"]
+assert isinstance(BOARD, CoreBoard)
+SHAPE = Shape(width=128, layers=1, ffn_width=256, vocab=512)
+
+
+def test_one_shape():
+    found = fit(BOARD, SHAPE)
+    matrices = 4 * 128 * 128 + 3 * 128 * 256
+    assert found.trits == matrices + 2 * 3 * 512 * 128
+    # Whole words of 13 bytes for 64 rows each, a vector of biases, every part in whole transfers.
+    bytes_ = 13 * (matrices + 6 * 512 * 128) // 64 + 2 * 128
+    assert bytes_ <= found.bytes < bytes_ + 10 * 16
+    assert found.bytes + found.left == 2 ** 18
+    assert found.cycles > found.trits / 64 * 0.5
+    assert found.tokens_per_second == pytest.approx(BOARD.clock_hz / found.cycles)
+
+
+def test_largest_has_no_room_for_a_layer_more():
+    found = largest(BOARD, SHAPE)
+    assert found.shape.layers > 2
+    with pytest.raises(DeviceError, match=r"^Image must have at most 262144 bytes "):
+        fit(BOARD, dataclasses.replace(found.shape, layers=found.shape.layers + 1))
+
+
+def test_nothing_fits():
+    with pytest.raises(DeviceError, match=r"^Image must have at most 262144 bytes "):
+        largest(BOARD, dataclasses.replace(SHAPE, width=256, ffn_width=512))
+
+
+def run(capsys, *arguments):
+    status = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_command(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "140")
+    path = tmp_path / "fit.json"
+    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 128, "--layers", 2,
+                           "--json", path)
+    assert (status, err) == (0, "")
+    record = json.loads(path.read_text())
+    assert [(row["width"], row["ffn_width"], row["layers"]) for row in record["rows"]] == [
+        (64, 128, 2), (128, 256, 2)]
+    row = record["rows"][1]
+    assert re.search(rf"128 +2 +256 +512 +{row['trits']:,} +{row['bytes']:,} +"
+                     rf"{row['bytes_left']:,} +{row['cycles']:,} ", out)
+
+
+def test_mistakes(capsys):
+    assert run(capsys, "fit", "ulx3s") == (
+        1, "", "python -m host fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
+    assert run(capsys, "compile", "--board", "x") == (
+        1, "", "python -m host compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
+    status, _, err = run(capsys, "compile", "--board", "ulx3s-core")
+    assert status == 1
+    assert err.startswith("python -m host compile: ")

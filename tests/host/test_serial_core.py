@@ -1,0 +1,240 @@
+# A core behind the simulated UART pins of its board: tokens of a small model, and what goes wrong.
+
+import dataclasses
+import re
+
+import pytest
+import serial
+
+from host.compile import compile_model
+from host.device import DeviceError
+from host.image import ImageError, read_image, write_image
+from host.link import StalledError
+from host.serial_core import SerialCore
+from host.serial_device import SerialDevice
+from host.token_device import CheckedTokens, open_token_device
+from hw.boards import CoreBoard
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
+from hw.link.protocol import Command
+from sim.serial_pins import build_board, serial_port
+from sim.tools import ToolMissing
+from tests.host.model_examples import tiny_model
+from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
+
+CONFIG = CoreConfig(
+    engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,
+                        max_batch=1, index_width=9, port_bytes=8, result_lanes=4),
+    vector_depth=512, program_depth=128, list_depth=64, queue_words=64, best=5, address_width=14)
+BOARD = CoreBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return compile_model(tiny_model(width=16, ffn_width=32, layers=2), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory):
+    try:
+        program = build_board(BOARD, tmp_path_factory.mktemp("board"), watchdog_cycles=20_000)
+    except ToolMissing as problem:
+        pytest.skip(str(problem))
+    with serial_port(program, BOARD.divisor) as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def loaded(port, image):
+    """Return a core that has the image; the tests that spoil it load it again."""
+    core = SerialCore(port, config=CONFIG, timeout=PATIENCE)
+    core.load(image)
+    core.verify()
+    yield core
+    core.close()
+
+
+def check_sequences(core, image):
+    """Two sequences, each token equal to the golden machine's."""
+    checked = CheckedTokens(core, image)
+    for token, new in ((5, True), (258, False), (0, False), (17, True), (5, False)):
+        result = checked.token(token, new=new)
+        assert result.cycles > 1000
+    assert checked.checked == 5 * CONFIG.best * len(image.program.heads)
+
+
+def test_tokens_equal_golden(loaded, image):
+    check_sequences(loaded, image)
+    assert loaded.link.repetitions == 0
+
+
+def test_info(loaded):
+    info = loaded.info()
+    assert (info["board"], info["clock_hz"]) == ("simulated", 4_000_000)
+    assert info["configuration"] == dataclasses.asdict(CONFIG)
+    assert info["fingerprint"] == f"{CONFIG.fingerprint():08x}"
+
+
+def test_memory_is_read_back(loaded, image):
+    assert loaded.read(64, 1000) == image.memory[64:1064]
+    for address, size in ((4, 8), (0, 12), (16384, 8), (-8, 8)):
+        with pytest.raises(ValueError, match=r"^Memory must be read in multiples of 8 bytes below "
+                                             r"16,384, not "):
+            loaded.read(address, size)
+
+
+@pytest.mark.parametrize("fault", [*SPOILED, *HARMLESS])
+def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fault):
+    monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
+    monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
+    core = SerialCore(port, config=CONFIG, timeout=4.0)
+    core._image, core._moved = image, loaded._moved         # the device has it
+    FaultyPort.faults[:] = ["none", fault, "none", fault]
+    check_sequences(core, image)
+    assert (core.link.repetitions >= 2) == (fault in SPOILED)
+    core.close()
+
+
+def test_garbage_between_tokens(loaded, port, image):
+    with serial.Serial(port) as raw:
+        raw.write(b"\x00garbage\x00\x01\x02\xff" + bytes(range(1, 200)))
+    check_sequences(loaded, image)
+
+
+def test_verify_names_the_part(loaded, image):
+    part = image.parts[3]
+    where = part.address + 1
+    other = bytearray(image.memory)
+    other[where] ^= 0x10
+    loaded._image = dataclasses.replace(image, memory=bytes(other))
+    message = (f"must hold {other[where]:#04x} at address {where:#x} ({part.name}), "
+               f"not {image.memory[where]:#04x}")
+    with pytest.raises(DeviceError, match=re.escape(message)):
+        loaded.verify()
+    loaded._image = image
+
+
+@pytest.mark.parametrize("token", [-1, 259])
+def test_token_out_of_vocabulary(loaded, image, token):
+    with pytest.raises(DeviceError, match=rf"^Token must be from 0 to 258, as tiny has them, "
+                                          rf"not {token}$"):
+        loaded.token(token)
+    check_sequences(loaded, image)
+
+
+def with_program(image, change):
+    instructions = list(image.program.instructions)
+    change(instructions)
+    return dataclasses.replace(image, program=dataclasses.replace(
+        image.program, instructions=tuple(instructions)))
+
+
+def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
+    where = image.program.body + 4
+    wrong = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=6, a=4, count=4)
+    loaded.load(with_program(image, lambda program: program.__setitem__(where, wrong)))
+    message = (f"The core on {port} stopped at instruction {where} (VECTOR   COPY target=6 a=4 b=0 "
+               f"count=4): a vector is empty, not aligned to the vector lanes, ends beyond the "
+               f"vector memory, or is longer than the list that it becomes")
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+            loaded.token(3, new=True)
+    loaded.load(image)
+    check_sequences(loaded, image)
+
+
+def test_program_without_stop(loaded, port, image):
+    loaded.load(with_program(image, lambda program: program.pop()))
+    index = len(image.program.instructions) - 1
+    # The results come first; the fault is what the next token finds.
+    loaded.token(3, new=True)
+    with pytest.raises(DeviceError, match=f"^The core on {port} stopped at instruction {index} "):
+        loaded.token(3)
+    loaded.load(image)
+    check_sequences(loaded, image)
+
+
+def test_no_results_stall_and_the_next_token_is_right(loaded, port, image, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded, "_send", lambda *arguments: [])
+        message = (f"The core behind {port} stalled in RESULTS; check that its bitstream was built "
+                   f"from this version of the project")
+        with pytest.raises(StalledError, match=f"^{re.escape(message)}$"):
+            loaded.token(4, new=True)
+    check_sequences(loaded, image)
+
+
+def test_pass_that_was_left_alone(loaded, port, image):
+    """What another program has begun ends with the reset of the next one."""
+    loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
+    other = SerialCore(port, timeout=PATIENCE)
+    other._image, other._moved = image, loaded._moved
+    check_sequences(other, image)
+    other.close()
+
+
+def test_image_of_another_configuration(loaded, image):
+    other = compile_model(tiny_model(width=16, ffn_width=32, layers=2), dataclasses.replace(
+        CONFIG, engine=dataclasses.replace(CONFIG.engine, packing="1in2"), best=4))
+    message = ("Image of tiny: made for another configuration: packing '1in2' (the device has "
+               "'5in8'), best 4 (the device has 5)")
+    with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
+        loaded.load(other)
+    loaded.load(image)
+    check_sequences(loaded, image)
+
+
+def test_image_too_large(loaded, port, image):
+    large = dataclasses.replace(image, memory=bytes(16392))
+    message = (f"Image of tiny must have at most 16384 bytes of memory for the core on {port}, "
+               f"not 16392")
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        loaded.load(large)
+    long = with_program(image, lambda program: program.extend(program * 2))
+    with pytest.raises(DeviceError, match=r"must have at most 128 instructions for the core on "):
+        loaded.load(long)
+    check_sequences(loaded, image)
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda data: data[:-9], "truncated: part head ends at byte"),
+    (lambda data: data[:-20] + b"x" + data[-19:], "damaged: part head must have the CRC-32"),
+    (lambda data: data[:30], "truncated: the header ends at byte"),
+])
+def test_broken_image_never_reaches_the_core(loaded, image, tmp_path, damage, message):
+    path = tmp_path / "tiny.tally"
+    write_image(path, image)
+    assert len(path.read_bytes()) > len(image.program.instructions) * INSTRUCTION_BYTES
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ImageError, match=f"^{re.escape(f'{path}: {message}')}"):
+        loaded.load(read_image(path, loaded.config))
+    check_sequences(loaded, image)
+
+
+def test_no_image(port):
+    core = SerialCore(port, timeout=PATIENCE)
+    for call in (lambda: core.token(1, new=True), core.verify):
+        with pytest.raises(DeviceError, match=f"^The core on {port} must be given an image first$"):
+            call()
+    core.close()
+
+
+def test_other_configuration_names_the_fields(port):
+    expected = dataclasses.replace(CONFIG, best=9, engine=dataclasses.replace(
+        CONFIG.engine, lanes=16, target="ecp5"))
+    message = (f"The core of board 'simulated' on {port} has another configuration: lanes must be "
+               f"16, not 8; best must be 9, not 5")
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        SerialCore(port, config=expected, timeout=PATIENCE)
+
+
+def test_device_by_its_name(port):
+    device = open_token_device(f"core:{port}", CONFIG)
+    assert device.config == CONFIG
+    device.close()
+
+
+def test_engine_is_no_core(port):
+    message = f"Board 'simulated' on {port} must hold a ternary engine, not a core"
+    with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        SerialDevice(port, timeout=PATIENCE)
