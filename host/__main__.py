@@ -127,6 +127,20 @@ def _arithmetics(text: str) -> list[str]:
     return names
 
 
+def _add_gate(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--gate", type=Path, metavar="FILE",
+                         help=f"keep only some entries {what}, as 'python -m host calibrate' has "
+                              f"found: not exact")
+    command.add_argument("--gate-mode", choices=MODES, default=MODES[0],
+                         help=f"keep a fixed number of activations, or those above a fixed score "
+                              f"(default: {MODES[0]})")
+
+
+def _gates(options: argparse.Namespace, model: LanguageModel) -> GateMap | None:
+    """Read the gate file that was asked for."""
+    return read_gates(options.gate).of(model, options.gate_mode) if options.gate else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m host", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -154,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
                           "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    run.add_argument("--dense", action="store_true",
+                     help="leave out nothing that is zero: the same text in more cycles")
+    _add_gate(run, "of a core's lists")
     run.set_defaults(function=_run)
 
     measure = commands.add_parser(
@@ -170,11 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
     measure.add_argument("--documents", type=_integer(1), metavar="N",
                          help="only the first N documents")
-    measure.add_argument("--gate", type=Path, metavar="FILE",
-                         help="gate the lists as 'python -m host calibrate' has found")
-    measure.add_argument("--gate-mode", choices=MODES, default=MODES[0],
-                         help="keep a fixed number of activations, or those above a fixed score "
-                              f"(default: {MODES[0]})")
+    _add_gate(measure, "of the lists")
     measure.add_argument("--fit", action="store_true",
                          help="first fit each arithmetic's logit scale on the calibration text")
     measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
@@ -222,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
-                          help="read only columns of ffn_down whose activation is not zero")
+                          help="leave out what is zero where that pays; rows of an up projection, "
+                               "too, if the engine has row_columns")
+    _add_gate(compiler, "of the lists")
     compiler.add_argument("--board", help="compile for this board's core (default: for one without "
                                           "a board)")
     compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
@@ -260,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--record", action="store_true",
                        help="write docs/results/token.json and simulator.json; times the demo on a "
                             "fresh clone as well")
-    speed.set_defaults(function=_speed)
+    speed.set_defaults(function=_speed, dense=True, gate=None)
 
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
@@ -417,16 +432,20 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path, config: CoreConfig,
+def _image(path: Path, config: CoreConfig, options: argparse.Namespace,
            ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
-    """Read an image, or compile a model for a configuration."""
+    """Read an image, or compile a model for a configuration, as the options say."""
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
+        if options.dense or options.gate:
+            raise UserError(f"{path}: an image is as it was compiled; options --dense and --gate "
+                            f"need the model that it was made of")
         return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    return compile_model(model, config), tokenizer, model.vocabulary
+    image = compile_model(model, config, sparse=not options.dense, gates=_gates(options, model))
+    return image, tokenizer, model.vocabulary
 
 
 def _run_core(console: Console, options: argparse.Namespace) -> int:
@@ -434,12 +453,15 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
     device: TokenDevice | None = None
+    if options.gate:
+        console.print("Gated lists: the text is not that of the whole model.", style="dim")
     with _progress(console) as bar:
         try:
             if options.device.startswith(BOARD_CORE):
                 # What a model becomes depends on the board's core.
                 device = open_token_device(options.device)
-            image, tokenizer, words = _image(path, device.config if device else CoreConfig())
+            image, tokenizer, words = _image(path, device.config if device else CoreConfig(),
+                                             options)
             most = image.config.best
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "
@@ -484,16 +506,27 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
     cycles = total.cycles / total.tokens
     table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
     if checked:
-        cost = token_cycles(config, image.program.instructions, image.program.body,
-                            latency=LATENCY, refresh=REFRESH)
-        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
-                      f"derived; {cost.cycles / cycles - 1:+.2%}")
-        trits = checked.machine.trits / total.tokens
+        machine = checked.machine
+        if not machine.skipped:
+            cost = token_cycles(config, image.program.instructions, image.program.body,
+                                latency=LATENCY, refresh=REFRESH)
+            table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                          f"derived; {cost.cycles / cycles - 1:+.2%}")
+        trits = machine.trits / total.tokens
         share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
         table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
                       f"{device.evidence}, by {config.engine.lanes} lanes")
         table.add_row("Memory port, useful", f"{share:.1%}",
                       f"{device.evidence}, refresh not counted")
+        if machine.skipped:
+            table.add_row("Weights not read",
+                          f"{machine.skipped / (machine.trits + machine.skipped):.1%}",
+                          "derived: columns and rows that no list names; --dense reads them")
+            saved = BITS_PER_TRIT / 8 * machine.skipped / total.tokens
+            table.add_row("... bytes saved per token", _size(saved), "derived: 1.6 bits a trit")
+        if machine.rows[1]:
+            table.add_row("Live rows of the FFN", f"{machine.rows[0] / machine.rows[1]:.1%}",
+                          "derived: gate not zero")
     table.add_row("Bytes moved per token",
                   _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
     table.add_row("Image on the device", _size(len(image.memory)), "derived")
@@ -680,7 +713,8 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
     model = read_model(options.model)
     base = _core_board(options.board).config if options.board else CoreConfig()
-    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse)
+    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse,
+                          gates=_gates(options, model))
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
@@ -758,7 +792,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _, _ = _image(options.model, CoreConfig())
+    image, _, _ = _image(options.model, CoreConfig(), options)
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
