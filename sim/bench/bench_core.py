@@ -435,6 +435,7 @@ async def faults(dut, kind):
     with pytest.raises(MachineFault) as found:
         driver.machine.run(7)
     assert (fault.fault, fault.instruction) == (found.value.fault, found.value.instruction)
+    assert dut.executing.value.to_unsigned() == fault.instruction
     for _ in range(200):
         await RisingEdge(dut.clk)
         assert not dut.o_faults__valid.value
