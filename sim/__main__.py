@@ -78,16 +78,16 @@ def _faults(units: list[str]) -> int:
                   flush=True)
             rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
     # Rows of units that were not broken stay as they were; a fault that is gone takes its row along.
-    known = {(fault.unit, fault.fault): None for fault in FAULTS}
+    known: dict[tuple[str, str], dict] = {(fault.unit, fault.fault): {} for fault in FAULTS}
     if (RESULTS / "faults.json").exists():
         record = json.loads((RESULTS / "faults.json").read_text())
         known |= {(row["unit"], row["fault"]): row for row in record["rows"]
                   if (row["unit"], row["fault"]) in known}
-    known |= {(str(row["unit"]), str(row["fault"])): row for row in rows}
+    known |= {(row["unit"], row["fault"]): row for row in rows}
     versions = _versions() | {"icarus": icarus_version()}
     write_record("faults", command="python -m sim faults", versions=versions,
                  configuration={"simulator": _FAULT_SIMULATOR},
-                 rows=[row for row in known.values() if row is not None])
+                 rows=[row for row in known.values() if row])
     return int(missed > 0)
 
 
