@@ -77,7 +77,7 @@ def _faults(units: list[str]) -> int:
             print(f"{fault.unit:12} {fault.fault:60} {result.caught_by or 'NOT CAUGHT'}",
                   flush=True)
             rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
-    # Rows of units that were not broken stay as they were; a fault that is gone takes its row along.
+    # Rows of other units stay as they were; a fault that is gone takes its row along.
     known: dict[tuple[str, str], dict] = {(fault.unit, fault.fault): {} for fault in FAULTS}
     if (RESULTS / "faults.json").exists():
         record = json.loads((RESULTS / "faults.json").read_text())
