@@ -275,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("--record", action="store_true",
                        help="write docs/results/token.json and simulator.json; times the demo on a "
                             "fresh clone as well")
-    speed.set_defaults(function=_speed, dense=True, gate=None)
+    speed.set_defaults(function=_speed)
 
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
@@ -432,19 +432,20 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path, config: CoreConfig, options: argparse.Namespace,
+def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None,
            ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
-    """Read an image, or compile a model for a configuration, as the options say."""
+    """Read an image, or compile a model: dense, or as the options of ``run`` say."""
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        if options.dense or options.gate:
+        if options and (options.dense or options.gate):
             raise UserError(f"{path}: an image is as it was compiled; options --dense and --gate "
                             f"need the model that it was made of")
         return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    image = compile_model(model, config, sparse=not options.dense, gates=_gates(options, model))
+    image = compile_model(model, config, sparse=bool(options and not options.dense),
+                          gates=_gates(options, model) if options else None)
     return image, tokenizer, model.vocabulary
 
 
@@ -792,7 +793,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _, _ = _image(options.model, CoreConfig(), options)
+    image, _, _ = _image(options.model, CoreConfig())
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
