@@ -59,8 +59,7 @@ _RESOURCES = {
 }
 
 # Parts of the board's system, by the path of their modules.
-_LINK = {"link": ("uart_receiver", "frame_receiver", "target", "frame_transmitter",
-                  "uart_transmitter", "entries", "answers", "queue")}
+_LINK = {"link": ("receiver", "target", "transmitter", "entries", "answers", "queue")}
 _ENGINE_PARTS = {"engine": ("core.engine",), "gearbox": ("core.gearbox",), "lmul": ("lmul",),
                  **_LINK}
 _CORE_PARTS = {
@@ -118,7 +117,7 @@ def _area_by_part(cells: dict[str, dict], parts: dict[str, tuple[str, ...]]) -> 
     found: dict[str, collections.Counter] = {part: collections.Counter() for part in parts}
     found["other"] = collections.Counter()
     for name, cell in cells.items():
-        path = name.removeprefix("system.")
+        path = name.removeprefix("system.").removeprefix("device.")
         part = next((part for part, prefixes in parts.items()
                      if path.startswith(tuple(f"{prefix}." for prefix in prefixes))), "other")
         found[part][cell["type"]] += 1

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from amaranth import *
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.boards import Board, CoreBoard, EngineBoard
@@ -15,13 +15,13 @@ from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, CoreTransfers, EngineTransfers
 from hw.link.target import LinkTarget
-from hw.link.uart import UartReceiver, UartTransmitter
+from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from hw.lmul.lmul import LMul
 from hw.memory.port import BlockRamMemory
 from hw.memory.shared import SharedPort
 from hw.ternary.core import TernaryCore
 
-__all__ = ["BoardSystem", "description"]
+__all__ = ["BoardSystem", "LinkedDevice", "description"]
 
 
 def description(board: Board) -> bytes:
@@ -47,33 +47,34 @@ def description(board: Board) -> bytes:
     return json.dumps(facts, separators=(",", ":")).encode("ascii")
 
 
-class BoardSystem(wiring.Component):
-    """Serial line, and behind the link either ternary engine and bf16 L-Mul unit, or a core.
+class LinkedDevice(wiring.Component):
+    """Frames, and behind the link either ternary engine and bf16 L-Mul unit, or a core.
 
     Parameters
     ----------
     board : EngineBoard or CoreBoard
-    watchdog_cycles : int
+    watchdog_cycles : int, optional
         Cycles after which a request that waits for the device ends with an error. The longest wait
         in a correct sequence is for the engine to clear its accumulators, or to end a product; for
         a core to end a pass.
 
     Members
     -------
-    rx : In(1)
-        Serial line from the host.
-    tx : Out(1)
-        Serial line to the host.
+    i, o : In(stream), Out(stream) of {data: 8}
+        Bytes from and to the host.
+    framing_error : In(1)
+        A byte was lost on the line.
     """
 
-    rx: Signal
-    tx: Signal
+    i: stream.Interface
+    o: stream.Interface
+    framing_error: Signal
 
     def __init__(self, board: EngineBoard | CoreBoard, *, watchdog_cycles: int | None = None):
         self.board = board
         self.watchdog_cycles = watchdog_cycles or (
             1 << (24 if isinstance(board, CoreBoard) else 16))
-        super().__init__({"rx": In(1), "tx": Out(1)})
+        super().__init__({"i": In(ByteSignature), "o": Out(ByteSignature), "framing_error": In(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -81,23 +82,16 @@ class BoardSystem(wiring.Component):
         target = (self._core(m, board) if isinstance(board, CoreBoard)
                   else self._engine(m, board))
         content_bytes = board.payload_bytes + HEADER_BYTES
-        m.submodules.uart_receiver = uart_receiver = UartReceiver(divisor=board.divisor)
-        m.submodules.frame_receiver = frame_receiver = FrameReceiver(content_bytes=content_bytes)
-        m.submodules.frame_transmitter = frame_transmitter = FrameTransmitter(
-            content_bytes=content_bytes)
-        m.submodules.uart_transmitter = uart_transmitter = UartTransmitter(divisor=board.divisor)
-        for producer, consumer in (
-                (uart_receiver.o, frame_receiver.i),
-                (frame_receiver.o, target.i),
-                (target.o, frame_transmitter.i),
-                (frame_transmitter.o, uart_transmitter.i)):
+        m.submodules.receiver = receiver = FrameReceiver(content_bytes=content_bytes)
+        m.submodules.transmitter = transmitter = FrameTransmitter(content_bytes=content_bytes)
+        for producer, consumer in ((wiring.flipped(self.i), receiver.i), (receiver.o, target.i),
+                                   (target.o, transmitter.i),
+                                   (transmitter.o, wiring.flipped(self.o))):
             connect_stream(m, producer, consumer)
         m.d.comb += [
-            uart_receiver.rx.eq(self.rx),
-            self.tx.eq(uart_transmitter.tx),
-            target.framing_error.eq(uart_receiver.error),
-            target.bad_frame.eq(frame_receiver.bad_frame),
-            frame_transmitter.repeat.eq(target.repeat),
+            target.framing_error.eq(self.framing_error),
+            target.bad_frame.eq(receiver.bad_frame),
+            transmitter.repeat.eq(target.repeat),
         ]
         return m
 
@@ -165,3 +159,42 @@ class BoardSystem(wiring.Component):
             target.works.eq(target.busy),
         ]
         return target
+
+
+class BoardSystem(wiring.Component):
+    """Serial line, and the device behind it.
+
+    Parameters
+    ----------
+    board, watchdog_cycles
+        As of :class:`LinkedDevice`.
+
+    Members
+    -------
+    rx : In(1)
+        Serial line from the host.
+    tx : Out(1)
+        Serial line to the host.
+    """
+
+    rx: Signal
+    tx: Signal
+
+    def __init__(self, board: EngineBoard | CoreBoard, *, watchdog_cycles: int | None = None):
+        self.divisor = board.divisor
+        self.device = LinkedDevice(board, watchdog_cycles=watchdog_cycles)
+        super().__init__({"rx": In(1), "tx": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.device = device = self.device
+        m.submodules.receiver = receiver = UartReceiver(divisor=self.divisor)
+        m.submodules.transmitter = transmitter = UartTransmitter(divisor=self.divisor)
+        connect_stream(m, receiver.o, device.i)
+        connect_stream(m, device.o, transmitter.i)
+        m.d.comb += [
+            receiver.rx.eq(self.rx),
+            self.tx.eq(transmitter.tx),
+            device.framing_error.eq(receiver.error),
+        ]
+        return m

@@ -28,34 +28,17 @@ BIT_NS = BOARD.divisor * CLOCK_NS
 DUTS = {"small": lambda: BoardSystem(BOARD, watchdog_cycles=WATCHDOG_CYCLES)}
 
 
-class Host:
-    """A host that sends frames and takes replies, without retries."""
+class Requests:
+    """Requests and replies over a line that a subclass has; no retries."""
 
     def __init__(self, dut):
         self._dut = dut
         self._sequence = 0
         self._received = bytearray()
-        cocotb.start_soon(self._listen())
 
-    async def send(self, data: bytes, *, stop: int = 1) -> None:
-        """Send bytes, with this stop bit."""
-        for byte in data:
-            for bit in (0, *((byte >> k) & 1 for k in range(8)), stop):
-                self._dut.rx.value = bit
-                await Timer(BIT_NS, unit="ns")
-        self._dut.rx.value = 1
-
-    async def _listen(self) -> None:
-        while True:
-            while self._dut.tx.value:
-                await RisingEdge(self._dut.clk)
-            await Timer(BIT_NS + BIT_NS // 2, unit="ns")
-            byte = 0
-            for k in range(8):
-                byte |= int(self._dut.tx.value) << k
-                await Timer(BIT_NS, unit="ns")
-            assert self._dut.tx.value == 1, "no stop bit"
-            self._received.append(byte)
+    async def send(self, data: bytes) -> None:
+        """Send bytes."""
+        raise NotImplementedError
 
     async def reply(self) -> bytes:
         """Wait for one frame and return its content."""
@@ -87,6 +70,34 @@ class Host:
         """Return the device's counters."""
         return dict(zip(COUNTERS, struct.unpack("<4I", await self.done(Command.STATUS)),
                         strict=True))
+
+
+class Host(Requests):
+    """A host on the serial line."""
+
+    def __init__(self, dut):
+        super().__init__(dut)
+        cocotb.start_soon(self._listen())
+
+    async def send(self, data: bytes, *, stop: int = 1) -> None:
+        """Send bytes, with this stop bit."""
+        for byte in data:
+            for bit in (0, *((byte >> k) & 1 for k in range(8)), stop):
+                self._dut.rx.value = bit
+                await Timer(BIT_NS, unit="ns")
+        self._dut.rx.value = 1
+
+    async def _listen(self) -> None:
+        while True:
+            while self._dut.tx.value:
+                await RisingEdge(self._dut.clk)
+            await Timer(BIT_NS + BIT_NS // 2, unit="ns")
+            byte = 0
+            for k in range(8):
+                byte |= int(self._dut.tx.value) << k
+                await Timer(BIT_NS, unit="ns")
+            assert self._dut.tx.value == 1, "no stop bit"
+            self._received.append(byte)
 
     async def quiet(self) -> None:
         """Assert that nothing comes for the time of a short reply."""

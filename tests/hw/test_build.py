@@ -95,8 +95,9 @@ def tools(monkeypatch):
         if command[-1] == "--version":
             return f"{command[0]} (Version nextpnr-0.9)\n"
         if command[0] == "yosys":
-            cells = {"system.core.engine.a_SB_LUT4_O": "SB_LUT4", "system.lmul.b": "SB_DFFESR",
-                     "system.target.c": "SB_RAM40_4KNR", "cd_sync.d": "SB_CARRY"}
+            cells = {"system.device.core.engine.a_SB_LUT4_O": "SB_LUT4",
+                     "system.device.lmul.b": "SB_DFFESR",
+                     "system.device.target.c": "SB_RAM40_4KNR", "cd_sync.d": "SB_CARRY"}
             netlist = {"modules": {"top": {"cells": {name: {"type": cell}
                                                      for name, cell in cells.items()}}}}
             (folder / "top.json").write_text(json.dumps(netlist))
@@ -129,9 +130,10 @@ def test_report_of_a_core(tools, tmp_path, capsys, monkeypatch):
         if command[-1] == "--version":
             return "nextpnr-ecp5 (Version nextpnr-0.9)\n"
         if command[0] == "yosys":
-            cells = {"system.core.ternary.engine.a_LUT4_Z": "LUT4", "system.core.list.b": "DP16KD",
-                     "system.core.vector.c": "CCU2C", "system.shared.d": "TRELLIS_FF",
-                     "system.queue.queue.e": "LUT4", "system.pll": "EHXPLLL"}
+            cells = {"system.device.core.ternary.engine.a_LUT4_Z": "LUT4",
+                     "system.device.core.list.b": "DP16KD",
+                     "system.device.core.vector.c": "CCU2C", "system.device.shared.d": "TRELLIS_FF",
+                     "system.device.queue.queue.e": "LUT4", "system.pll": "EHXPLLL"}
             netlist = {"modules": {"top": {"cells": {name: {"type": cell}
                                                      for name, cell in cells.items()}}}}
             (folder / "top.json").write_text(json.dumps(netlist))
