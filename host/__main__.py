@@ -44,7 +44,13 @@ from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
 from host.generate import Generator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
-from host.model import LanguageModel, ModelFileError, read_model
+from host.model import (
+    LanguageModel,
+    ModelFileError,
+    TokenizerFile,
+    Vocabulary,
+    read_model,
+)
 from host.token_device import (
     LATENCY,
     REFRESH,
@@ -121,6 +127,20 @@ def _arithmetics(text: str) -> list[str]:
     return names
 
 
+def _add_gate(command: argparse.ArgumentParser, what: str) -> None:
+    command.add_argument("--gate", type=Path, metavar="FILE",
+                         help=f"keep only some entries {what}, as 'python -m host calibrate' has "
+                              f"found: not exact")
+    command.add_argument("--gate-mode", choices=MODES, default=MODES[0],
+                         help=f"keep a fixed number of activations, or those above a fixed score "
+                              f"(default: {MODES[0]})")
+
+
+def _gates(options: argparse.Namespace, model: LanguageModel) -> GateMap | None:
+    """Read the gate file that was asked for."""
+    return read_gates(options.gate).of(model, options.gate_mode) if options.gate else None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m host", description=__doc__.split(": ", 1)[1])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -148,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
                           "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    run.add_argument("--dense", action="store_true",
+                     help="leave out nothing that is zero: the same text in more cycles")
+    _add_gate(run, "of a core's lists")
     run.set_defaults(function=_run)
 
     measure = commands.add_parser(
@@ -164,11 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
     measure.add_argument("--documents", type=_integer(1), metavar="N",
                          help="only the first N documents")
-    measure.add_argument("--gate", type=Path, metavar="FILE",
-                         help="gate the lists as 'python -m host calibrate' has found")
-    measure.add_argument("--gate-mode", choices=MODES, default=MODES[0],
-                         help="keep a fixed number of activations, or those above a fixed score "
-                              f"(default: {MODES[0]})")
+    _add_gate(measure, "of the lists")
     measure.add_argument("--fit", action="store_true",
                          help="first fit each arithmetic's logit scale on the calibration text")
     measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
@@ -216,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--output", type=Path, metavar="FILE", help="write the image")
     compiler.add_argument("--listing", action="store_true", help="print the program")
     compiler.add_argument("--sparse", action="store_true",
-                          help="read only columns of ffn_down whose activation is not zero")
+                          help="leave out what is zero where that pays; rows of an up projection, "
+                               "too, if the engine has row_columns")
+    _add_gate(compiler, "of the lists")
     compiler.add_argument("--board", help="compile for this board's core (default: for one without "
                                           "a board)")
     compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
@@ -411,15 +432,21 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path, config: CoreConfig) -> tuple[Image, Tokenizer | FileTokenizer]:
-    """Read an image, or compile a model for a configuration."""
+def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None,
+           ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
+    """Read an image, or compile a model: dense, or as the options of ``run`` say."""
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        return image, Tokenizer(image.vocabulary)
+        if options and (options.dense or options.gate):
+            raise UserError(f"{path}: an image is as it was compiled; options --dense and --gate "
+                            f"need the model that it was made of")
+        return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    return compile_model(model, config), tokenizer
+    image = compile_model(model, config, sparse=bool(options and not options.dense),
+                          gates=_gates(options, model) if options else None)
+    return image, tokenizer, model.vocabulary
 
 
 def _run_core(console: Console, options: argparse.Namespace) -> int:
@@ -427,12 +454,15 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
     device: TokenDevice | None = None
+    if options.gate:
+        console.print("Gated lists: the text is not that of the whole model.", style="dim")
     with _progress(console) as bar:
         try:
             if options.device.startswith(BOARD_CORE):
                 # What a model becomes depends on the board's core.
                 device = open_token_device(options.device)
-            image, tokenizer = _image(path, device.config if device else CoreConfig())
+            image, tokenizer, words = _image(path, device.config if device else CoreConfig(),
+                                             options)
             most = image.config.best
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "
@@ -449,7 +479,7 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     with contextlib.closing(device):
         # The golden machine has nothing beside it.
         checked = None if options.device == "golden" else CheckedTokens(device, image)
-        generator = TokenGenerator(checked or device, image)
+        generator = TokenGenerator(checked or device, image, words)
         sampler = Sampler(0.0 if options.greedy else options.temperature, options.top_k or most,
                           options.seed)
         written, first = _write_text(
@@ -477,17 +507,27 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
     cycles = total.cycles / total.tokens
     table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
     if checked:
-        cost = token_cycles(config, image.program.instructions, image.program.body,
-                            latency=LATENCY, refresh=REFRESH)
-        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
-                      f"derived; {cost.cycles / cycles - 1:+.2%}")
-        trits = checked.machine.trits / total.tokens
+        machine = checked.machine
+        if not machine.skipped:
+            cost = token_cycles(config, image.program.instructions, image.program.body,
+                                latency=LATENCY, refresh=REFRESH)
+            table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                          f"derived; {cost.cycles / cycles - 1:+.2%}")
+        trits = machine.trits / total.tokens
         share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
         table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
                       f"{device.evidence}, by {config.engine.lanes} lanes")
         table.add_row("Memory port, useful", f"{share:.1%}",
-                      f"{device.evidence}, of {config.port_bytes} bytes a cycle; "
-                      f"{REFRESH:.0%} refresh not counted")
+                      f"{device.evidence}, refresh not counted")
+        if machine.skipped:
+            table.add_row("Weights not read",
+                          f"{machine.skipped / (machine.trits + machine.skipped):.1%}",
+                          "derived: columns and rows that no list names; --dense reads them")
+            saved = BITS_PER_TRIT / 8 * machine.skipped / total.tokens
+            table.add_row("... bytes saved per token", _size(saved), "derived: 1.6 bits a trit")
+        if machine.rows[1]:
+            table.add_row("Live rows of the FFN", f"{machine.rows[0] / machine.rows[1]:.1%}",
+                          "derived: gate not zero")
     table.add_row("Bytes moved per token",
                   _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
     table.add_row("Image on the device", _size(len(image.memory)), "derived")
@@ -674,7 +714,8 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
     model = read_model(options.model)
     base = _core_board(options.board).config if options.board else CoreConfig()
-    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse)
+    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse,
+                          gates=_gates(options, model))
     if options.listing:
         print(listing(image.program))
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
@@ -752,7 +793,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _ = _image(options.model, CoreConfig())
+    image, _, _ = _image(options.model, CoreConfig())
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))

@@ -12,6 +12,12 @@ network's order: before the first product is queued, behind it, or behind a drai
 **Vector memory.** Its first word is zero from power-up on and never written. From it, a new
 sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
 been read for the last time; a step may write its result over an operand that nobody reads again.
+
+**Sparsity.** A list that leaves out what is zero changes no result. In a gated network, a row of
+the up projection counts only where its gate is not zero: it is walked by row, for a list of the
+gates that are alive, and drained into a place of its own, which holds finite numbers from the
+clearing on; so what is not drained is multiplied by a zero. Only lists of a gate file lose
+something.
 """
 
 import dataclasses
@@ -23,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.device import DeviceError, pack_matrix
+from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
 from hw.config import CoreConfig
@@ -31,6 +38,7 @@ from sim.golden.bf16 import from_float
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
+from sim.golden.trits import pack_words, planes
 
 __all__ = ["CompileError", "compile_model", "losses"]
 
@@ -65,11 +73,14 @@ class _Action:
         Of a step with a matrix.
     queued : bool
         The product is queued; otherwise it is taken, or there is none.
+    live : Value, optional
+        Of a product by row: the vector whose elements that are not zero are its rows.
     """
 
     step: Value
     product: _Product | None = None
     queued: bool = False
+    live: Value | None = None
 
 
 def _bf16(value: float) -> int:
@@ -94,6 +105,14 @@ class _Memory:
                                 rows * packed.columns * packed.planes)
             products.append(_Product(part, address, first, rows, packed.columns, packed.planes))
         return products
+
+    def rows(self, name: str, weights: NDArray[np.integer]) -> list[_Product]:
+        """Pack a matrix to be walked by row: its rows are stored as columns are."""
+        engine = self._config.engine
+        packed = pack_matrix(name, weights, engine)     # which proves that no sum overflows
+        image = pack_words(planes(weights.T, packed.planes), engine)
+        address = self._add(name, "trits", image.tobytes(), weights.size * packed.planes)
+        return [_Product(name, address, 0, packed.rows, packed.columns, packed.planes)]
 
     def vector(self, name: str, values: NDArray[np.uint16]) -> int:
         """Place a vector of bf16 numbers; return its address."""
@@ -160,10 +179,16 @@ _FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
 class _Compiler:
     """Writes the program of one model."""
 
-    def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool):
+    def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool,
+                 gates: GateMap | None):
         self._model = model
         self._config = config
         self._sparse = sparse
+        self._gates = dict(gates or {})
+        self._norms: dict[bytes, int] = {}
+        self._fused: dict[Value, Value] = {}    # linear step to the ReLU of it
+        self._live: dict[Value, Value] = {}     # linear step by row to the gate of its rows
+        self._rows = 0                          # place of the results by row
         self._memory = _Memory(config)
         self._vectors = _Vectors(config)
         self._products: dict[Value, list[_Product]] = {}
@@ -176,6 +201,7 @@ class _Compiler:
 
     def compile(self) -> Image:
         steps = self._model.network().steps
+        self._find(steps)
         for step in steps:
             self._place(step)
         states = [step for step in steps if step.kind is Kind.RECURRENCE]
@@ -183,6 +209,10 @@ class _Compiler:
         first = self._vectors.take("states", size) if size else 0
         self._where = "new sequence"
         self._clear(first, size)
+        if self._live:
+            count = max(step.elements for step in self._live)
+            self._rows = self._vectors.take("rows", count)
+            self._clear(self._rows, count, "rows")
         for step in states:
             self._places[step], first = first, first + step.elements
         body = len(self._instructions)
@@ -209,9 +239,34 @@ class _Compiler:
                      tuple(self._memory.parts), self._memory.bytes(),
                      words if isinstance(words, Vocabulary) else None)
 
+    def _find(self, steps: Sequence[Value]) -> None:
+        """Find what a drain does beside scaling, and what is walked by row."""
+        readers: dict[Value, list[Value]] = {}
+        for step in steps:
+            for operand in step.operands:
+                readers.setdefault(operand, []).append(step)
+        for step in steps:
+            if step.kind is Kind.RELU and step.operands[0].kind is Kind.LINEAR and (
+                    len(readers[step.operands[0]]) == 1):
+                self._fused[step.operands[0]] = step
+        engine = self._config.engine
+        for step in steps:
+            if step.kind is not Kind.LINEAR or not self._sparse or len(readers[step]) != 1:
+                continue
+            product, = readers[step]
+            codes = step.operands[0]
+            for live in product.operands:
+                if (product.kind is Kind.MULTIPLY and live in self._fused.values()
+                        and live.operands[0].operands[0] is codes
+                        and codes.label not in self._gates
+                        and codes.elements <= engine.row_columns):
+                    self._live[step] = live
+
     def _place(self, step: Value) -> None:
         """Put what a step needs of the model into the memory."""
-        if step.matrix is not None:
+        if step in self._live:
+            self._products[step] = self._memory.rows(step.weights.name, step.weights.weights)
+        elif step.matrix is not None:
             self._products[step] = self._memory.matrix(step.matrix.name, step.matrix.weights,
                                                        token=step.kind is Kind.EMBEDDING)
         elif step.constant is not None:
@@ -238,12 +293,14 @@ class _Compiler:
         behind it.
         """
         source, *others = phase
-        products = [(step, product) for step in phase for product in self._products.get(step, ())]
+        products = [(step, product) for step in phase for product in self._products.get(step, ())
+                    if step not in self._live]
         for step, _ in products:
             if step is not source and step.operands[0] is not source:
                 raise CompileError(f"Network must multiply {step.weights.name} by "
                                    f"{step.operands[0].name} before it makes the next codes")
-        missing = {step for step, _ in products}
+        by_row = [step for step in phase if step in self._live]
+        missing = {step for step, _ in products} | {*by_row}
         waiting = [step for step in others if step not in missing]
 
         def ready() -> Iterator[_Action]:
@@ -272,6 +329,13 @@ class _Compiler:
             if product is self._products[step][-1]:
                 missing.remove(step)
                 yield from ready()
+        # Their list replaces that of the columns, whose products have all been queued.
+        for step in by_row:
+            product, = self._products[step]
+            yield _Action(step, product, queued=True, live=self._live[step])
+            yield _Action(step, product)
+            missing.remove(step)
+            yield from ready()
 
     # Instructions.
 
@@ -281,14 +345,21 @@ class _Compiler:
         if product is not None and action.queued:
             if step.kind is Kind.EMBEDDING and product is self._products[step][0]:
                 self._emit(Opcode.TOKEN, "the list is the token's column")
-            self._emit(Opcode.MATMUL, product.name, function=Function.BY_COLUMN, a=product.rows,
+            function = Function.BY_COLUMN
+            if action.live is not None:
+                function = Function.BY_ROW
+                self._check_list(action.live.elements)
+                self._emit(Opcode.PACK, f"rows of {step.name}: {action.live.name} is not zero",
+                           function=Function.NONZERO, a=self._places[action.live],
+                           count=action.live.elements)
+            self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
                        b=product.planes, count=product.columns, address=product.address)
         elif product is not None:
             self._take(step, product)
         else:
             self._compute(step, dying)
         for operand in dying:
-            if operand.kind in VECTORS:
+            if operand.kind in VECTORS and operand in self._places and operand not in self._live:
                 self._vectors.free(self._places.pop(operand), operand.elements)
             self._registers.pop(operand, None)
 
@@ -306,10 +377,15 @@ class _Compiler:
         if step.kind is Kind.HEAD:
             self._emit(Opcode.EMIT, f"the largest of {product.name}", **scaled)
             return
-        if step not in self._places:
-            self._places[step] = self._vectors.take(step.name, step.elements)
-        self._emit(Opcode.DRAIN, f"{step.name} = {product.name}", function=Function.COPY,
-                   target=self._places[step] + product.first, **scaled)
+        drained = self._fused.get(step, step)
+        if step in self._live:
+            self._places[step] = self._rows
+        elif drained not in self._places:
+            self._places[drained] = self._vectors.take(drained.name, step.elements)
+        relu = drained is not step
+        self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{product.name}",
+                   function=Function.RELU if relu else Function.COPY,
+                   target=self._places[drained] + product.first, **scaled)
 
     def _compute(self, step: Value, dying: set[Value]) -> None:
         """Write the instructions of a step without a matrix."""
@@ -331,6 +407,8 @@ class _Compiler:
                            address=self._addresses[step])
             case Kind.RECURRENCE:
                 self._recur(step, dying)
+            case Kind.RELU if step in self._fused.values():
+                pass                            # its product was drained that way
             case _:
                 self._places[step] = self._target(step, dying)
                 note = step.formula if step.name == step.formula else \
@@ -341,19 +419,39 @@ class _Compiler:
     def _target(self, step: Value, dying: set[Value]) -> int:
         """Choose where a step writes: over an operand that nobody reads again, if there is one."""
         for operand in step.operands:
-            if operand in dying:
+            if operand in dying and operand not in self._live:
                 dying.remove(operand)
                 return self._places.pop(operand)
         return self._vectors.take(step.name, step.elements)
 
-    def _pack(self, step: Value, place: int) -> None:
-        if step.elements > self._config.list_depth:
+    def _check_list(self, elements: int) -> None:
+        if elements > self._config.list_depth:
             raise CompileError(f"List must have at most {self._config.list_depth} entries, but "
-                               f"{self._where} packs {step.elements}")
-        sparse = step.sparse and self._sparse
-        self._emit(Opcode.PACK, f"{step.name} = {step.formula}", target=_EXPONENT, a=place,
-                   count=step.elements,
-                   function=Function.SPARSE if sparse else Function.DENSE)
+                               f"{self._where} packs {elements}")
+
+    def _pack(self, step: Value, place: int) -> None:
+        self._check_list(step.elements)
+        note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
+        fields = {"target": _EXPONENT, "a": place, "count": step.elements}
+        if gate is None:
+            sparse = step.sparse and self._sparse
+            self._emit(Opcode.PACK, note, **fields,
+                       function=Function.SPARSE if sparse else Function.DENSE)
+            return
+        if (gate.norms != 1).any():
+            data = gate.norms.tobytes()
+            if data not in self._norms:
+                self._norms[data] = self._memory.vector(f"{step.label}.norms", gate.norms)
+            fields["b"] = self._vectors.take("norms", step.elements)
+            self._emit(Opcode.LOAD, f"column norms of {step.name}", target=fields["b"],
+                       count=step.elements, address=self._norms[data])
+            self._vectors.free(fields["b"], step.elements)
+        if gate.threshold is None:
+            self._emit(Opcode.PACK, f"{note}, {gate.keep} of them", **fields,
+                       function=Function.TOP_K, constant=gate.keep)
+        else:
+            self._emit(Opcode.PACK, f"{note}, above {gate.threshold}", **fields,
+                       function=Function.THRESHOLD, address=gate.threshold)
 
     def _recur(self, step: Value, dying: set[Value]) -> None:
         """Update a state; the difference is written over the candidate if nobody reads it again."""
@@ -370,12 +468,12 @@ class _Compiler:
                      count=count)
         self._vector(Function.ADD, f"{h} = {step.formula}", state, state, change, count=count)
 
-    def _clear(self, first: int, count: int) -> None:
+    def _clear(self, first: int, count: int, what: str = "state") -> None:
         done = 0
         while done < count:
             source = first if done else 0
             size = min(done or self._config.vector_lanes, count - done)
-            self._vector(Function.COPY, f"state {done}.. = 0", first + done, source, count=size)
+            self._vector(Function.COPY, f"{what} {done}.. = 0", first + done, source, count=size)
             done += size
 
     def _vector(self, function: Function, note: str, target: int, a: int, b: int = 0, *,
@@ -391,7 +489,8 @@ class _Compiler:
         self._notes.append(f"{self._where}: {note}")
 
 
-def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False) -> Image:
+def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False,
+                  gates: GateMap | None = None) -> Image:
     """Compile a model for a configuration.
 
     Parameters
@@ -399,8 +498,11 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     model : LanguageModel
     config : CoreConfig
     sparse : bool
-        Read only the columns of ``ffn_down`` whose activation is not zero. They cannot be read
-        ahead: it pays where few are left.
+        Leave out what is zero of the lists where that pays: their columns cannot be read ahead.
+        Where the engine walks by row, rows of an up projection whose gate is zero are left out too.
+        No result changes.
+    gates : mapping of str to Gate, optional
+        Of lists, by label: which of their entries are kept. Results change.
 
     Raises
     ------
@@ -416,7 +518,7 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         if value % unit:
             raise CompileError(f"Model {model.name} must have a {what} that is a multiple of "
                                f"{unit} for this configuration, not {value}")
-    return _Compiler(model, config, sparse).compile()
+    return _Compiler(model, config, sparse, gates).compile()
 
 
 def losses(image: Image, cost: TokenCycles) -> list[tuple[str, float]]:

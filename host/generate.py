@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from host.device import CheckedProducts, Counters, Device, Driver
 from host.image import Image
-from host.model import LanguageModel
+from host.model import LanguageModel, TokenizerFile, Vocabulary
 from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
@@ -202,8 +202,8 @@ class TokenGenerator:
     ----------
     device : TokenDevice or CheckedTokens
         With ``image`` loaded.
-    image : Image
-        With a vocabulary.
+    words : Vocabulary or TokenizerFile
+        Of the model: tokens that begin and end a document.
 
     Attributes
     ----------
@@ -211,12 +211,11 @@ class TokenGenerator:
         Reading the prompt, and all passes after it.
     """
 
-    def __init__(self, device: TokenDevice | CheckedTokens, image: Image):
-        if image.vocabulary is None:
-            raise ValueError(f"Image of {image.model} must have a vocabulary")
+    def __init__(self, device: TokenDevice | CheckedTokens, image: Image,
+                 words: Vocabulary | TokenizerFile):
         self._device = device
         self._image = image
-        self._end = image.vocabulary.end_of_document
+        self._start, self._end = words.start, words.end_of_document
         self.prompt = TokenPhase()
         self.text = TokenPhase()
 
@@ -241,7 +240,7 @@ class TokenGenerator:
             As the device does.
         """
         choose = sampler.choices()
-        result = self._pass(self._end, self.prompt, new=True)
+        result = self._pass(self._start, self.prompt, new=True)
         for token in prompt:
             result = self._pass(token, self.prompt)
         for remaining in range(count, 0, -1):

@@ -213,7 +213,8 @@ class CoreConfig:
     Attributes
     ----------
     engine : EngineConfig
-        Activations are int8: the list's codes. ``port_bytes`` is the width of the memory port.
+        Activations are int8: the list's codes. ``port_bytes`` is the width of the memory port. It
+        walks by row too, by default.
     vector_depth : int
         Elements of the vector memory.
     program_depth : int
@@ -230,7 +231,8 @@ class CoreConfig:
         Bits of a byte address: the memory has ``2**address_width`` bytes.
     """
 
-    engine: EngineConfig = dataclasses.field(default_factory=EngineConfig)
+    engine: EngineConfig = dataclasses.field(
+        default_factory=lambda: EngineConfig(row_columns=1024))
     vector_depth: int = 16384
     program_depth: int = 1024
     list_depth: int = 2048

@@ -43,6 +43,8 @@ class Core(wiring.Component):
     o_scale : Out(stream) of :func:`hw.vector.move.scalar_layout`
     o_faults : Out(stream) of :func:`hw.sequencer.sequencer.fault_layout`
     memory : Out of :func:`hw.memory.port.port_signature`
+    executing : Out
+        Index of the instruction that is executed, for whoever counts cycles.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Core(wiring.Component):
     o_scale: stream.Interface
     o_faults: stream.Interface
     memory: wiring.PureInterface
+    executing: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -71,6 +74,7 @@ class Core(wiring.Component):
             "o_faults": Out(stream.Signature(fault_layout(config))),
             "memory": Out(port_signature(address_width=config.address_width,
                                          port_bytes=config.port_bytes)),
+            "executing": Out(self._sequencer.executing.shape()),
         })
 
     def elaborate(self, platform):
@@ -133,6 +137,7 @@ class Core(wiring.Component):
             fetching.begin.eq(self.i_tokens.valid & self.i_tokens.ready),
             fetching.start.eq(self.i_tokens.p.start),
             fetching.stored.eq(mover.stored),
+            self.executing.eq(sequencer.executing),
         ]
         self._lists(m, sequencer, selector.o_entries, list_memory, ternary, fetcher, drain)
         self._results(m, ternary, drain, top_k)

@@ -213,9 +213,11 @@ def disassemble(instruction: Instruction) -> str:
         if name == "function":
             known = value in FUNCTIONS[instruction.opcode]
             parts.append(Function(value).name if known else f"function={value:#04x}")
+        elif name in ("b", "constant", "address") and not value and (
+                instruction.opcode is Opcode.PACK):
+            continue                        # only a gated list has them
         elif name in ("constant", "address"):
-            if value or instruction.opcode is not Opcode.PACK:
-                parts.append(f"{name}={value:#x}")
+            parts.append(f"{name}={value:#x}")
         else:
             parts.append(f"{name}={value}")
     return " ".join(parts).rstrip()

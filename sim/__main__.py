@@ -4,13 +4,14 @@ import argparse
 import concurrent.futures
 import dataclasses
 import importlib.metadata
+import json
 import os
 import pathlib
 import sys
 
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
-from sim.tables import DOCUMENTS, render_document, write_record
+from sim.tables import DOCUMENTS, RESULTS, render_document, write_record
 from sim.tools import TOOLS, ToolMissing, icarus_version, missing_tools
 
 #: Faults run under Icarus: a changed design compiles in seconds.
@@ -76,10 +77,17 @@ def _faults(units: list[str]) -> int:
             print(f"{fault.unit:12} {fault.fault:60} {result.caught_by or 'NOT CAUGHT'}",
                   flush=True)
             rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
-    if not units:
-        versions = _versions() | {"icarus": icarus_version()}
-        write_record("faults", command="python -m sim faults", versions=versions,
-                     configuration={"simulator": _FAULT_SIMULATOR}, rows=rows)
+    # Rows of other units stay as they were; a fault that is gone takes its row along.
+    known: dict[tuple[str, str], dict] = {(fault.unit, fault.fault): {} for fault in FAULTS}
+    if (RESULTS / "faults.json").exists():
+        record = json.loads((RESULTS / "faults.json").read_text())
+        known |= {(row["unit"], row["fault"]): row for row in record["rows"]
+                  if (row["unit"], row["fault"]) in known}
+    known |= {(row["unit"], row["fault"]): row for row in rows}
+    versions = _versions() | {"icarus": icarus_version()}
+    write_record("faults", command="python -m sim faults", versions=versions,
+                 configuration={"simulator": _FAULT_SIMULATOR},
+                 rows=[row for row in known.values() if row])
     return int(missed > 0)
 
 

@@ -8,6 +8,7 @@
 // answered in order. In the first `pause` of every REFRESH_PERIOD cycles it accepts and sends
 // nothing. With `stall`, each end of each stream also waits at random.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -75,6 +76,9 @@ public:
              Outcome* outcome);
 
     std::vector<uint8_t> memory;
+    // Of each instruction since the program was written: cycles in which it was executed or
+    // waited, and transfers that came in these cycles.
+    std::vector<uint64_t> cycles, transfers;
 
 private:
     bool stalls();
@@ -110,6 +114,8 @@ bool Machine::stalls() {
 // Writes a program; false if the core does not take it.
 bool Machine::program(const uint8_t* instructions, uint32_t count, uint64_t patience) {
     Top& core = *top_;
+    cycles.assign(count + 1, 0);
+    transfers.assign(count + 1, 0);
     for (uint32_t index = 0; index < count; index++) {
         auto& payload = core.i_program_payload;
         clear(payload);
@@ -177,6 +183,7 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
 
         core.clk = 0;
         core.eval();
+        cycles[core.executing]++;
         if (core.i_tokens_ready && (token_held || given == count)) {
             if (given) {
                 Token& token = tokens[given - 1];
@@ -212,6 +219,7 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
             request.address += PORT_BYTES;
             if (--request.transfers == 0) reads_.pop_front();
             data_held_ = false;
+            transfers[core.executing]++;
             read++;
             moved = now_;
         }
@@ -290,6 +298,12 @@ void tally_write(Machine* machine, const uint8_t* bytes, uint64_t size) {
 
 void tally_read(Machine* machine, uint8_t* bytes) {
     std::memcpy(bytes, machine->memory.data(), machine->memory.size());
+}
+
+// Cycles and transfers of the first instructions.
+void tally_profile(Machine* machine, uint64_t* cycles, uint64_t* transfers, uint32_t count) {
+    std::copy_n(machine->cycles.begin(), count, cycles);
+    std::copy_n(machine->transfers.begin(), count, transfers);
 }
 
 void tally_run(Machine* machine, Token* tokens, uint32_t count, Emission* emissions, uint32_t emits,

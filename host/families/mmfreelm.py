@@ -131,7 +131,7 @@ class TernaryLM(LanguageModel):
             gate = n.silu(n.linear(matrix("gate"), codes, norm), "g")
             state = n.recur(update, candidate)
             norm = n.norm(state)
-            codes = n.codes("mix_out", n.multiply(state, gate, "o"))
+            codes = n.codes("mix_out", n.multiply(state, gate, "o"), sparse=True)
             x = n.add(x, n.linear(matrix("output"), codes, norm), "x")
 
             # Channel mixer: a gated network whose ReLU makes most of the hidden vector zero.

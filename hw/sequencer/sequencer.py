@@ -76,6 +76,8 @@ class Sequencer(wiring.Component):
         For a cycle when the move is done.
     o_faults : Out(stream) of :func:`fault_layout`
         What stopped the core; only a reset starts it again.
+    executing : Out
+        Index of the instruction that is executed, or the next one to be.
 
     Raises
     ------
@@ -101,6 +103,7 @@ class Sequencer(wiring.Component):
     o_moves: stream.Interface
     moved: Signal
     o_faults: stream.Interface
+    executing: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -127,6 +130,7 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
+            "executing": Out(bits_for(config.program_depth)),
         })
 
     def elaborate(self, platform):
@@ -140,7 +144,7 @@ class Sequencer(wiring.Component):
         ]
 
         now = Signal(decoded_layout(config), reset_less=True)   # the instruction that is executed
-        index = Signal(bits_for(config.program_depth), reset_less=True)
+        index = self.executing
         token = Signal(engine.index_width, reset_less=True)
         fault = Signal(bits_for(max(Fault)), reset_less=True)
 

@@ -143,16 +143,21 @@ class RowSums(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.activations = activations = _ActivationMemory(config)
-        m.submodules.tree = tree = RowTree(config)
+        # Without words the tree stands still, and the simulator skips it. On ECP5 an enable that
+        # reaches all of it would only cost clock.
+        tree, busy = RowTree(config), Signal()
+        m.submodules.tree = EnableInserter(busy)(tree) if config.target == "generic" else tree
         wiring.connect(m, wiring.flipped(self.i_activations), activations.i)
         m.d.comb += activations.group.eq(self.group)
         for lane in range(config.lanes):
             m.d.comb += tree.activations[lane].eq(activations.values[lane])
-            m.d.sync += [tree.nonzero[lane].eq(self.nonzero[lane]),
-                         tree.negative[lane].eq(self.negative[lane])]
+            with m.If(self.operation.word | (config.target != "generic")):
+                m.d.sync += [tree.nonzero[lane].eq(self.nonzero[lane]),
+                             tree.negative[lane].eq(self.negative[lane])]
 
         # The operation beside its data.
         under_way = [self.operation.last]
+        words = []                              # in the tree
 
         def later(operation):
             after = Signal(row_operation_layout(config), name=f"operation_{len(under_way)}")
@@ -163,6 +168,8 @@ class RowSums(wiring.Component):
         at = self.operation
         for _ in range(1 + tree.latency):
             at = later(at)
+            words.append(at.word)
+        m.d.comb += busy.eq(Cat(words).any())
 
         # A plane weighs three if it is odd, times nine for each two planes below it.
         total: Value = tree.total

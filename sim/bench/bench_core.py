@@ -298,7 +298,7 @@ def finite(writer: Writer, tokens: list[int]) -> bool:
     return True
 
 
-@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]))
 async def programs(dut, latency, stall):
     """Each opcode and function: emissions and memory are those of the golden machine."""
@@ -392,7 +392,7 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
     return writer, body
 
 
-@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.test(timeout_time=500, timeout_unit="us")
 @cocotb.parametrize(sparse=[False, True], stall=[0.0, 0.3])
 async def model(dut, sparse, stall):
     """Eight tokens, then a new sequence."""
@@ -406,7 +406,7 @@ async def model(dut, sparse, stall):
     await driver.run([4, 49], body)
 
 
-@cocotb.test(timeout_time=1000, timeout_unit="us")
+@cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(kind=["opcode", "address", "not_finite", "no_product"])
 async def faults(dut, kind):
     """Tell a fault with its instruction; after a reset the core works again."""
@@ -435,6 +435,7 @@ async def faults(dut, kind):
     with pytest.raises(MachineFault) as found:
         driver.machine.run(7)
     assert (fault.fault, fault.instruction) == (found.value.fault, found.value.instruction)
+    assert dut.executing.value.to_unsigned() == fault.instruction
     for _ in range(200):
         await RisingEdge(dut.clk)
         assert not dut.o_faults__valid.value
@@ -484,7 +485,7 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
     return cases
 
 
-@cocotb.test(timeout_time=3000, timeout_unit="us")
+@cocotb.test(timeout_time=500, timeout_unit="us")
 async def cycles(dut):
     """Each instruction takes its formula's cycles, from dispatch to dispatch."""
     config = CONFIGURATIONS[bench_case()]

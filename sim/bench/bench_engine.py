@@ -43,7 +43,7 @@ CONFIGURATIONS |= {
                                 row_columns=24),
     "ecp5_rows": dataclasses.replace(CONFIGURATIONS["ecp5"], max_planes=5, row_columns=64),
 }
-#: Its 64 lanes and both walks take minutes under Icarus; `narrow_rows` has everything but the width.
+#: 64 lanes and both walks take minutes under Icarus; `narrow_rows` has everything but the width.
 SLOW = ("wide_rows",)
 DUTS = {name: lambda config=config: TernaryEngine(config)
         for name, config in CONFIGURATIONS.items()}

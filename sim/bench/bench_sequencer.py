@@ -6,6 +6,7 @@ import cocotb
 import numpy as np
 from amaranth import *
 from amaranth.lib import wiring
+from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
 from hw.config import CoreConfig, EngineConfig
@@ -48,8 +49,10 @@ class Bench(wiring.Component):
             m.submodules[name] = unit
             for port, member in unit.signature.members.items():
                 outer, inner = getattr(self, f"{port}_{name}"), getattr(unit, port)
-                if member.is_port:
+                if member.is_port and member.flow is In:
                     m.d.comb += inner.eq(outer)
+                elif member.is_port:
+                    m.d.comb += outer.eq(inner)
                 else:
                     wiring.connect(m, wiring.flipped(outer), inner)
         return m
@@ -68,7 +71,8 @@ class Ends:
         self.streams = {}
         for number, (name, member) in enumerate(self.spec.signature.members.items()):
             if member.is_port:
-                dut[name].value = 0
+                if member.flow is In:
+                    dut[name].value = 0
                 continue
             end = StreamSource if name.startswith("i") else StreamSink
             shape = getattr(self.spec, name).payload.shape()

@@ -167,6 +167,10 @@ class Machine:
         Instructions executed so far.
     trits : int
         Trits of matrices that were multiplied so far: those of listed columns.
+    skipped : int
+        Trits that were not: those of columns, or rows, that a list left out.
+    rows : list of two int
+        Rows that were listed of all products by row, and rows that these have.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -184,6 +188,8 @@ class Machine:
         self._matrices: dict[tuple[int, int, int, int, bool], ExactProducts] = {}
         self.executed = 0
         self.trits = 0
+        self.skipped = 0
+        self.rows = [0, 0]
         self.reset()
 
     def reset(self) -> None:
@@ -407,8 +413,13 @@ class Machine:
         if len(self._products) == self.config.product_depth:
             raise HazardError(f"More than {self.config.product_depth} products are not taken: "
                               f"the instruction would wait for one behind it")
-        self.trits += (len(self._list.listed) * instruction.b
-                       * (instruction.count if by_row else instruction.a))
+        count = len(self._list.listed)
+        each = instruction.b * (instruction.count if by_row else instruction.a)
+        self.trits += count * each
+        if self._list.columns:
+            self.skipped += (columns - count) * each
+        if by_row:
+            self.rows = [self.rows[0] + count, self.rows[1] + columns]
         listed = None
         if by_row:
             if self._dense is None or len(self._dense) != instruction.count:

@@ -20,8 +20,11 @@ from hw.isa import Function, Instruction, Opcode
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
+    drain_cycles,
     engine_cycles,
     engine_period,
+    engine_row_cycles,
+    engine_row_period,
     instruction_cycles,
     load_cycles,
     port_transfers,
@@ -94,7 +97,7 @@ class _Product:
     instruction: Instruction
     queued: float
     columns: int                        # that are listed
-    asked: bool                         # column by column, as the engine goes
+    asked: bool                         # column by column, as the engine goes; or row by row
     first_result: float = math.inf      # until it is multiplied
 
 
@@ -192,7 +195,7 @@ class _Walk:
         self._dispatched = []
         self._useful = self._engine = self._execution = 0.0
         opens = Opcode.TOKEN                    # what made the newest list
-        sparse = False
+        kept: int | None = None                 # entries of the newest list; None: all
         for instruction, following in itertools.zip_longest(self._instructions,
                                                             self._instructions[1:]):
             self._dispatched.append(self.now)
@@ -213,25 +216,30 @@ class _Walk:
                     self._stored += 2 * instruction.count // config.port_bytes
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
-                    opens, sparse = instruction.opcode, instruction.function == Function.SPARSE
+                    opens = instruction.opcode
+                    kept = self._kept_entries(instruction)
                     self.now += cycles
                 case Opcode.MATMUL:
                     queued = self.now + INSTRUCTION_CYCLES[Opcode.MATMUL]
                     self.now += cycles
-                    columns = instruction.count
-                    asked = opens is Opcode.TOKEN or sparse
-                    if asked:
-                        columns = 1 if opens is Opcode.TOKEN else round(self._density * columns)
-                    self._queue.append(_Product(instruction, queued, columns=columns,
-                                                asked=asked))
+                    listed = 1 if opens is Opcode.TOKEN else kept
+                    by_row = instruction.function == Function.BY_ROW
+                    columns = instruction.a if by_row else instruction.count
+                    self._queue.append(_Product(
+                        instruction, queued, columns=columns if listed is None else listed,
+                        asked=by_row or listed is not None))
                 case Opcode.DRAIN | Opcode.EMIT:
                     product = self._queue[0]
                     if product.first_result == math.inf:
                         self._multiply(1)
                     self._queue.popleft()
+                    transfers = config.engine.result_transfers(instruction.count)
+                    if product.instruction.function == Function.BY_ROW:
+                        # Rows come slower than they are drained, and the last one is not there yet.
+                        self.now = max(self.now + SCALAR_CYCLES, self._idle_at) + drain_cycles(2)
+                        continue
                     self.now = max(self.now, product.first_result - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
-                    transfers = config.engine.result_transfers(instruction.count)
                     self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
                                         - RESULT_TRANSFERS)
                     self.now += cycles
@@ -247,6 +255,9 @@ class _Walk:
         engine = self._config.engine
         for product in [item for item in self._queue if item.first_result == math.inf][:count]:
             rows, planes = product.instruction.a, product.instruction.b
+            if product.instruction.function == Function.BY_ROW:
+                self._multiply_by_row(product)
+                continue
             shape = {"rows": rows, "columns": product.columns, "planes": planes}
             groups = engine.groups(rows)
             begins = max(self._idle_at, product.queued + LIST_LATENCY)
@@ -265,6 +276,19 @@ class _Walk:
             product.first_result = self._idle_at - results + engine_cycles(engine, **shape) - period
             self._engine += period
             self._useful += product.columns * planes * rows
+
+    def _multiply_by_row(self, product: _Product) -> None:
+        engine, planes = self._config.engine, product.instruction.b
+        shape = {"rows": product.columns, "columns": product.instruction.count, "planes": planes}
+        begins = max(self._idle_at, product.queued + LIST_LATENCY)
+        if product.columns:
+            self._read_matrix(product.columns, planes * engine.groups(product.instruction.count),
+                              begins + COLUMN_LATENCY, begins + 1, 1.0)
+            begins = self._taken.last
+        latency = engine_row_cycles(engine, **shape) - engine_row_period(engine, **shape)
+        self._idle_at = product.first_result = begins + 3 + latency
+        self._engine += engine_row_period(engine, **shape)
+        self._useful += product.columns * planes * product.instruction.count
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
                      pace: float) -> None:
@@ -331,9 +355,16 @@ class _Walk:
         best, count = self._config.best, instruction.count
         return round(best * (1 + math.log(count / best))) if count > best else count
 
+    def _kept_entries(self, instruction: Instruction) -> int | None:
+        """Expect so many entries in a list; None: all."""
+        if instruction.opcode is Opcode.TOKEN or instruction.function == Function.DENSE:
+            return None
+        count = round(self._density * instruction.count)
+        return min(count, instruction.constant) if instruction.function == Function.TOP_K else count
+
     def _entries(self, instruction: Instruction) -> list[float] | None:
-        """Expect so many cycles for each word of a SPARSE list, if zeros are anywhere."""
-        if instruction.opcode is not Opcode.PACK or instruction.function != Function.SPARSE:
+        """Expect so many cycles for each word of a list without zeros, if these are anywhere."""
+        if instruction.opcode is not Opcode.PACK or instruction.function == Function.DENSE:
             return None
         lanes = self._config.vector_lanes
         each = lanes * self._density + (1 - self._density) ** lanes

@@ -171,7 +171,7 @@ class TestRunOnCore:
         core = GoldenTokenDevice(SMALL)
         core.load(image)
         tokenizer = Tokenizer(image.vocabulary)
-        tokens = list(TokenGenerator(core, image).generate(
+        tokens = list(TokenGenerator(core, image, image.vocabulary).generate(
             tokenizer.encode("the the"), 3, Sampler(top_k=4, seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())

@@ -16,9 +16,12 @@ from host.model import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import REGISTERS, Function, Opcode
 from sim.golden.bf16 import to_float32
+from sim.golden.machine import Machine
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Matrix, Network
 from sim.golden.schedule import token_cycles
 from sim.golden.trits import combine_planes, unpack_words
+from sim.golden.wina import Gate, column_norms
 from tests.host.model_examples import tiny_model
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
@@ -119,7 +122,51 @@ class TestProgram:
         assert most == min(3, config.product_depth) or config is BLOCKS
         packs = [instruction.function for instruction in program.instructions
                  if instruction.opcode is Opcode.PACK]
-        assert packs.count(Function.SPARSE) == (len(model.layers) if sparse else 0)
+        layers = len(model.layers) if sparse else 0
+        assert packs.count(Function.SPARSE) == 2 * layers
+        assert packs.count(Function.NONZERO) == (layers if config.engine.row_columns else 0)
+        drains = [instruction.function for instruction in program.instructions
+                  if instruction.opcode is Opcode.DRAIN]
+        assert drains.count(Function.RELU) >= len(model.layers)
+
+    @pytest.mark.parametrize("rows", [0, 1024])
+    def test_sparse_is_exact(self, model, rows):
+        """What is left out is zero: every integer of the head is the same."""
+        config = CoreConfig(engine=EngineConfig(row_columns=rows))
+        images = [compile_model(model, config, sparse=sparse) for sparse in (False, True)]
+        machines = [Machine(config, image.program.encoded(), image.memory) for image in images]
+        for index, token in enumerate([3, 1, 4, 1, 5, 9, 2, 6]):
+            dense, sparse = (machine.run(token, image.program.body if index else 0)
+                             for machine, image in zip(machines, images, strict=True))
+            for expected, found in zip(dense, sparse, strict=True):
+                np.testing.assert_array_equal(found.integers, expected.integers)
+                assert (found.number, found.exponent) == (expected.number, expected.exponent)
+        assert machines[0].skipped == 0
+        assert machines[1].trits + machines[1].skipped == machines[0].trits
+        listed, of = machines[1].rows
+        assert 0 < listed < of if rows else of == 0
+
+    @pytest.mark.parametrize("mode", ["norms", "magnitudes", "threshold"])
+    def test_gates(self, model, mode):
+        """A gated program computes what the golden model computes with the same gates."""
+        config = CoreConfig()
+        gates = {}
+        for label, matrices in model.network().lists().items():
+            columns = matrices[0].weights.shape[1]
+            norms = np.ones(columns, np.uint16)
+            if mode == "norms":
+                norms = column_norms([matrix.weights for matrix in matrices])
+            gates[label] = Gate(norms, columns // 2, 900 if mode == "threshold" else None)
+        image = compile_model(model, config, sparse=True, gates=gates)
+        machine = Machine(config, image.program.encoded(), image.memory)
+        golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
+                          gates=gates)
+        state = golden.start()
+        for index, token in enumerate([3, 1, 4, 1, 5, 9, 2, 6]):
+            emission, = machine.run(token, image.program.body if index else 0)
+            logits = golden.logits(golden.forward(np.array([[token]]), state))[0]
+            np.testing.assert_array_equal(emission.integers * emission.scale, logits)
+        assert machine.skipped > 0.4 * (machine.skipped + machine.trits)
 
     def test_nothing_reads_memory_before_the_body(self, image):
         program = image.program
@@ -173,7 +220,7 @@ class TestErrors:
                             "at least 65800")
 
     def test_program(self, model):
-        self.refused(model, "Program must have at most 64 instructions, not 83", program_depth=64)
+        self.refused(model, "Program must have at most 64 instructions, not 81", program_depth=64)
 
     def test_list(self, model):
         self.refused(model, "List must have at most 256 entries, but blk.0 packs 512",
@@ -271,7 +318,7 @@ class TestCommandLine:
         cost = token_cycles(image.config, image.program.instructions, image.program.body,
                             refresh=0.01)
         for label, value in (
-                ("Instructions", r"83 +1 KB; 76 for a token"),
+                ("Instructions", r"81 +1 KB; 74 for a token"),
                 ("Vector memory", r"2,312 +elements of 16,384"),
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
@@ -289,14 +336,14 @@ class TestCommandLine:
         status, out, err = self.run(capsys, "compile", model_path, "--listing", "--sparse",
                                     "--set", "product_depth=2", "--set", "packing=3in5")
         assert (status, err) == (0, "")
-        config = CoreConfig(engine=EngineConfig(packing="3in5"), product_depth=2)
+        config = CoreConfig(engine=EngineConfig(packing="3in5", row_columns=1024), product_depth=2)
         assert out.startswith(listing(compile_model(model, config, sparse=True).program))
 
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--set", "speed=3"], r"'speed' is not a field of the configuration \(try 'lanes', .*, "
                                r"'address_width'\)"),
         (["--set", "lanes"], r"Configuration field lanes must be a positive integer, not ''"),
-        (["--set", "program_depth=64"], r"Program must have at most 64 instructions, not 83"),
+        (["--set", "program_depth=64"], r"Program must have at most 64 instructions, not 81"),
         (["--refresh", "1"], r"Option --refresh must be below 1: the memory must answer some "
                              r"time"),
         (["--output", "none/x.tally"], r"none/x.tally: No such file or directory")])
@@ -314,5 +361,5 @@ class TestCommandLine:
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
         assert (status, err) == (1, f"python -m host disassemble: {model_path}: not an image: it "
-                                    f"must begin with b'TALLY\\x00\\x01\\n', "
+                                    f"must begin with b'TALLY\\x00\\x02\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

@@ -152,7 +152,8 @@ class TestErrors:
     @pytest.mark.parametrize("name", ["fpga", "", "serial", "serial:", "sim:x", "Golden"])
     def test_unknown_device(self, name):
         with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'sim', 'golden', "
-                                              rf"'engine', 'engine-golden', 'serial:PORT'\)$"):
+                                              rf"'core:PORT', 'engine', 'engine-golden', "
+                                              rf"'serial:PORT'\)$"):
             open_device(name)
 
     def test_overflow(self):

@@ -471,7 +471,7 @@ class TestCommandLine:
     def test_run(self, capsys, path):
         """A document begins with token 1; the text is that of the tokens."""
         write_tokenizer(path)
-        status, out, err = self.run(capsys, "run", path, "once upon", "--device", "golden",
+        status, out, err = self.run(capsys, "run", path, "once upon", "--device", "engine-golden",
                                     "--tokens", 5, "--greedy")
         assert (status, err) == (0, "")
         assert "all equal to the golden model" in out
@@ -501,7 +501,7 @@ class TestCommandLine:
             BPETokenizer(models.WordLevel(vocabulary, unk_token="0")).save(str(file))
         elif content:
             file.write_text(content)
-        status, _, err = self.run(capsys, "run", path, "a", "--device", "golden")
+        status, _, err = self.run(capsys, "run", path, "a", "--device", "engine-golden")
         assert status == 1
         assert re.fullmatch(f"python -m host run: {re.escape(str(path))}: {message}\n", err)
 

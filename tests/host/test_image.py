@@ -45,7 +45,8 @@ def damage(path, offset):
 
 
 @pytest.mark.parametrize("config", [None, CoreConfig(),
-                                    CoreConfig(engine=EngineConfig(target="ecp5"))])
+                                    CoreConfig(engine=EngineConfig(target="ecp5",
+                                                                   row_columns=1024))])
 def test_round_trip(path, image, config):
     again = read_image(path, config)
     assert again.config == (config or image.config)
@@ -111,5 +112,5 @@ class TestErrors:
     def test_another_configuration(self, path):
         refused(path, "made for another configuration: lanes 64 (the device has 128), packing "
                       "'5in8' (the device has '3in5'), queue_words 1024 (the device has 512)",
-                CoreConfig(engine=EngineConfig(lanes=128, packing="3in5", target="ecp5"),
-                           queue_words=512))
+                CoreConfig(engine=EngineConfig(lanes=128, packing="3in5", target="ecp5",
+                                               row_columns=1024), queue_words=512))

@@ -52,7 +52,7 @@ def test_text(device, image):
     """Greedy tokens are those of the model's golden functions."""
     device.load(image)
     checked = CheckedTokens(device, image)
-    generator = TokenGenerator(checked, image)
+    generator = TokenGenerator(checked, image, image.vocabulary)
     tokens = list(generator.generate([5, 9, 80], 4, Sampler(temperature=0)))
     lm = GoldenLM(MODEL, ARITHMETICS["lmul"], ExactProducts(model_matrices(MODEL)))
     state, expected = lm.start(), []
@@ -84,7 +84,7 @@ def test_ends_with_the_document(image):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
             return host.token_device.TokenResult([best], 1, 1)
 
-    assert list(TokenGenerator(Ends(), image).generate([5], 6, Sampler())) == []
+    assert list(TokenGenerator(Ends(), image, image.vocabulary).generate([5], 6, Sampler())) == []
 
 
 def test_candidates(image):
@@ -158,10 +158,6 @@ class TestErrors:
             device.token(0, new=True)
         device.load(image)
         CheckedTokens(device, image).token(3, new=True)
-
-    def test_no_vocabulary(self, image):
-        with pytest.raises(ValueError, match=r"^Image of tiny must have a vocabulary$"):
-            TokenGenerator(GoldenTokenDevice(SMALL), dataclasses.replace(image, vocabulary=None))
 
     def test_tool_missing(self, monkeypatch):
         def build(*arguments):

@@ -14,7 +14,7 @@ def test_derived():
 
 def test_fingerprint():
     config = CoreConfig()
-    same = CoreConfig(engine=EngineConfig(target="ecp5"))
+    same = CoreConfig(engine=EngineConfig(target="ecp5", row_columns=1024))
     assert same.fingerprint() == config.fingerprint()
     others = [CoreConfig(engine=EngineConfig(lanes=128))]
     others += [dataclasses.replace(config, **{field.name: getattr(config, field.name) // 2})

@@ -36,8 +36,7 @@ def test_fields_fill_an_instruction():
 def test_every_opcode_has_its_fields():
     assert set(USED) == set(Opcode)
     assert set(FUNCTIONS) == {opcode for opcode, used in USED.items() if "function" in used}
-    assert sorted(function for functions in FUNCTIONS.values() for function in functions) == sorted(
-        Function)
+    assert {function for functions in FUNCTIONS.values() for function in functions} == set(Function)
     for used in USED.values():
         assert set(used) <= set(FIELDS) - {"opcode"}
 
@@ -75,8 +74,10 @@ def test_bit_positions():
      "PACK     function=0x77 target=1 a=8 count=16"),
     (Instruction(opcode=Opcode.PACK, function=Function.ADD, target=1, a=8, count=16),
      "PACK     function=0x10 target=1 a=8 count=16"),
-    (Instruction(opcode=Opcode.DRAIN, target=8, a=1, b=2, count=64, constant=0x3F80),
-     "DRAIN    target=8 a=1 b=2 count=64 constant=0x3f80"),
+    (Instruction(opcode=Opcode.PACK, function=Function.TOP_K, target=1, a=8, b=16, count=16,
+                 constant=12), "PACK     TOP_K target=1 a=8 b=16 count=16 constant=0xc"),
+    (Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=8, a=1, b=2, count=64,
+                 constant=0x3F80), "DRAIN    RELU target=8 a=1 b=2 count=64 constant=0x3f80"),
     (Instruction(opcode=Opcode.LOAD, target=8, count=64, address=4096),
      "LOAD     target=8 count=64 address=0x1000"),
 ])
