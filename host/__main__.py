@@ -272,6 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     speed.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
     speed.add_argument("--tokens", type=_integer(1), default=16,
                        help="in steady state (default: 16)")
+    speed.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                       dest="fields", help="change a field of the core's configuration")
     speed.add_argument("--record", action="store_true",
                        help="write docs/results/token.json and simulator.json; times the demo on a "
                             "fresh clone as well")
@@ -793,7 +795,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
 def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
-    image, _, _ = _image(options.model, CoreConfig())
+    image, _, _ = _image(options.model, _core_config(CoreConfig(), options.fields))
     with _progress(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
