@@ -189,7 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="list the units and stop")
     parser.add_argument("--seeds", type=int, default=3, help="placements per unit (default: 3)")
     parser.add_argument("--area-only", action="store_true", help="do not place and route")
-    parser.add_argument("--output", type=pathlib.Path, help="write the rows to this JSON file")
+    parser.add_argument("--output", type=pathlib.Path,
+                        help="write the rows to this JSON file; with UNITs, it keeps all others")
     options = parser.parse_args(arguments)
     units = _all_units()
     if options.list:
@@ -200,6 +201,19 @@ def main(arguments: list[str] | None = None) -> int:
         if key not in units:
             print(f"'{key}' is not a unit (try {', '.join(units)})", file=sys.stderr)
             return 2
+    record: dict = {"command": f"python -m hw.synth --output {options.output}",
+                    "versions": tool_versions(),
+                    "configuration": {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
+                                      "seeds": options.seeds}}
+    kept: list[dict] = []
+    if options.output and options.units and options.output.exists():
+        old = json.loads(options.output.read_text())
+        for what in ("versions", "configuration"):
+            if old[what] != record[what]:
+                print(f"Rows of single units must have the {what} of {options.output}, "
+                      f"{old[what]}, not {record[what]}", file=sys.stderr)
+                return 2
+        kept = [row for row in old["rows"] if row["name"] not in options.units]
     rows = []
     print(f"{'unit':24} {'LUT4-eq':>8} {'per lane/trit':>14} {'FF':>6} {'BRAM':>5} {'DSP':>4} "
           f"{'MHz':>7}  bar")
@@ -224,12 +238,8 @@ def main(arguments: list[str] | None = None) -> int:
               f"{found['block_ram']:5} {found['dsp']:4} "
               f"{found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
     if options.output:
-        record = {"command": "python -m hw.synth --output " + options.output.as_posix(),
-                  "versions": tool_versions(),
-                  "configuration": {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
-                                    "seeds": options.seeds},
-                  "rows": rows}
-        options.output.write_text(json.dumps(record, indent=1) + "\n")
+        rows = sorted(kept + rows, key=lambda row: list(units).index(row["name"]))
+        options.output.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
     return 0
 
 
