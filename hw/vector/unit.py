@@ -59,6 +59,8 @@ class VectorUnit(wiring.Component):
     read_0, read_1 : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` and ``reads_1``.
     write : Out(:func:`hw.vector.memory.write_signature`)
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
@@ -66,6 +68,7 @@ class VectorUnit(wiring.Component):
     read_0: wiring.PureInterface
     read_1: wiring.PureInterface
     write: wiring.PureInterface
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -73,7 +76,7 @@ class VectorUnit(wiring.Component):
             "i_commands": In(stream.Signature(command_layout(config))),
             "o_results": Out(stream.Signature(data.StructLayout({"number": bf16.width}))),
             "read_0": Out(read_signature(config)), "read_1": Out(read_signature(config)),
-            "write": Out(write_signature(config)),
+            "write": Out(write_signature(config)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -127,7 +130,10 @@ class VectorUnit(wiring.Component):
 
         result = self.o_results
         with m.FSM() as fsm:
-            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
+            m.d.comb += [
+                busy.eq(~fsm.ongoing("IDLE")),
+                self.active.eq(busy | self.i_commands.valid | Cat(valid, last).any()),
+            ]
             with m.State("IDLE"):
                 m.d.comb += [
                     self.i_commands.ready.eq(1),
