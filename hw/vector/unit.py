@@ -138,7 +138,7 @@ class VectorUnit(wiring.Component):
         with m.FSM() as fsm:
             m.d.comb += [
                 busy.eq(~fsm.ongoing("IDLE")),
-                self.active.eq(busy | self.i_commands.valid | Cat(valid, last).any()),
+                self.active.eq(Cat(busy, working, self.i_commands.valid, valid, last).any()),
             ]
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
