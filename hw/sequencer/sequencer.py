@@ -62,7 +62,7 @@ class Sequencer(wiring.Component):
     o_entries, o_products : Out(stream)
         For ``i_entries`` and ``i_products`` of :class:`hw.sequencer.list_memory.ListMemory`.
     o_drains : Out(stream) of :func:`drain_layout`
-        The oldest product is scaled and written.
+        Rows of the oldest product are scaled and written.
     drained : In(1)
         For a cycle when its last word was written.
     o_choices : Out(stream) of {rows: 16}
@@ -156,6 +156,15 @@ class Sequencer(wiring.Component):
             by_row.eq(now.function == Function.BY_ROW),
             products.w_data.eq(Cat(now.a, by_row)),
         ]
+        # Rows that are left of the oldest of them: known two cycles after it is the oldest one.
+        left = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
+        known, takes = Signal(), Signal()
+        whole = Signal()                        # no row is left behind
+        m.d.comb += whole.eq(left.rows == now.count)
+        with m.If(takes):
+            m.d.sync += [left.rows.eq(left.rows - now.count), known.eq(~whole)]
+        with m.Elif(~known):
+            m.d.sync += [left.eq(products.r_data), known.eq(products.r_rdy)]
 
         register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
         m.submodules.registers = registers = memory.Memory(
@@ -196,6 +205,7 @@ class Sequencer(wiring.Component):
             self.o_products.p.batch.eq(1),
             self.o_drains.p.scalar.eq(scalar),
             self.o_drains.p.target.eq(now.target >> below),
+            self.o_drains.p.words.eq(words),
             self.o_drains.p.relu.eq(now.function == Function.RELU),
             self.o_choices.p.rows.eq(now.count),
             self.o_scale.p.eq(scalar),
@@ -318,10 +328,11 @@ class Sequencer(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += fault.eq(Fault.NO_PRODUCT)
                 m.next = "FAULT"
-                m.d.sync += self.o_drains.p.by_row.eq(products.r_data[-1])
-                with m.If(products.r_rdy & (products.r_data[:-1] == now.count)
-                          & ~(products.r_data[-1] & (now.opcode == Opcode.EMIT))):
-                    m.d.comb += products.r_en.eq(1)
+                m.d.sync += self.o_drains.p.by_row.eq(left.by_row)
+                emits = now.opcode == Opcode.EMIT
+                with m.If(known & ~(left.by_row & emits)
+                          & (whole | ((left.rows > now.count) & ~(left.by_row | emits)))):
+                    m.d.comb += [takes.eq(1), products.r_en.eq(whole)]
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
                 m.d.comb += multiplier.i.valid.eq(1)

@@ -235,6 +235,11 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
     waiting: deque[int] = deque()
 
     def take(count):
+        while count > lanes and rng.integers(2):            # a part of it
+            part = int(rng.integers(1, -(-count // lanes))) * lanes
+            writer.add(Opcode.DRAIN, function=Function.COPY, target=anywhere(), a=1, count=part,
+                       constant=int(rng.integers(0x3E00, 0x4000)))
+            count -= part
         names = {"a": int(rng.integers(16)), "b": int(rng.integers(16)),
                  "constant": int(rng.integers(0x3E00, 0x4000)), "count": count}
         if count % lanes or rng.integers(3) == 0:
@@ -482,6 +487,11 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
         if rows % lanes == 0:
             cases.append((Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=lanes,
                                       count=rows, constant=bf16.one), [token, product, wait], []))
+        if rows > lanes:
+            part, others = (Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+                                        count=count, constant=bf16.one)
+                            for count in (lanes, rows - lanes))
+            cases.append((part, [token, product, wait], [others]))
     return cases
 
 

@@ -135,7 +135,7 @@ class _List:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Product:
-    """A product that was not taken; by row, ``listed`` are the rows that it has."""
+    """Rows of a product that were not taken; by row, ``listed`` are the rows that it has."""
 
     integers: NDArray[np.int32]
     listed: NDArray[np.int64] | None = None
@@ -277,9 +277,12 @@ class Machine:
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
         if opcode in (Opcode.DRAIN, Opcode.EMIT):
-            product = self._products[0] if self._products else None
-            if (product is None or len(product.integers) != count
-                    or (product.listed is not None and opcode is Opcode.EMIT)):
+            if not self._products:
+                return Fault.NO_PRODUCT
+            product = self._products[0]
+            left, by_row = len(product.integers), product.listed is not None
+            whole = opcode is Opcode.EMIT or by_row
+            if count > left or (whole and count < left) or (by_row and opcode is Opcode.EMIT):
                 return Fault.NO_PRODUCT
         return Fault.NONE
 
@@ -371,7 +374,10 @@ class Machine:
     def _drain(self, instruction: Instruction) -> None:
         factor = self._scalar(instruction)
         product = self._products.popleft()
-        numbers = scale(product.integers[np.newaxis], np.array([factor.number], np.uint16),
+        integers, left = np.split(product.integers, [instruction.count])
+        if len(left):
+            self._products.appendleft(_Product(left))
+        numbers = scale(integers[np.newaxis], np.array([factor.number], np.uint16),
                         np.array([factor.exponent], np.int32))[0]
         if instruction.function == Function.RELU:
             numbers = _LMUL.relu(numbers)

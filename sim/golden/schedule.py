@@ -92,13 +92,14 @@ class TokenCycles:
 
 @dataclasses.dataclass
 class _Product:
-    """A product that was queued and not taken."""
+    """A product that was queued and has rows that were not taken."""
 
     instruction: Instruction
     queued: float
     columns: int                        # that are listed
     asked: bool                         # column by column, as the engine goes; or row by row
     first_result: float = math.inf      # until it is multiplied
+    taken: int = 0                      # rows
 
 
 class _Times:
@@ -232,13 +233,17 @@ class _Walk:
                     product = self._queue[0]
                     if product.first_result == math.inf:
                         self._multiply(1)
-                    self._queue.popleft()
-                    transfers = config.engine.result_transfers(instruction.count)
+                    # Result transfers that were taken before, and those of the product that come.
+                    before = product.taken // config.vector_lanes
+                    transfers = config.engine.result_transfers(product.instruction.a) - before
+                    product.taken += instruction.count
+                    if product.taken == product.instruction.a:
+                        self._queue.popleft()
                     if product.instruction.function == Function.BY_ROW:
                         # Rows come slower than they are drained, and the last one is not there yet.
                         self.now = max(self.now + SCALAR_CYCLES, self._idle_at) + drain_cycles(2)
                         continue
-                    self.now = max(self.now, product.first_result - SCALAR_CYCLES)
+                    self.now = max(self.now, product.first_result + before - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
                     self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
                                         - RESULT_TRANSFERS)

@@ -1,5 +1,6 @@
 """The golden machine: instructions, faults and hazards, and whole models against GoldenLM."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -190,6 +191,41 @@ class TestInstructions:
         np.testing.assert_array_equal(machine.vectors[20:28], x)
         np.testing.assert_array_equal(machine.vectors[28:36], y)
 
+    def test_parts(self):
+        """Rows of a product are taken one after the other, each with a scalar of its own."""
+        x = random_vector(11, 32)
+        weights = np.random.default_rng(12).integers(-1, 2, (27, 32))
+        data, (where, first, second) = memory_of(x, pack_words(weights, CONFIG.engine),
+                                                 pack_words(-weights, CONFIG.engine))
+        half = int(from_float(np.array(0.5)))
+        machine = Machine(CONFIG, program(
+            load(4, 32, where), pack(4, 32), matmul(27, 32, first), matmul(27, 32, second),
+            drain(64, 4, 1, constant=half), drain(68, 20, 1), emit(3),
+            drain(100, 8, 1), emit(19), STOP), data)
+        emissions = machine.run(0)
+        codes = quantize(x)
+        product = weights @ codes.values.astype(int)
+        unit = 2.0 ** codes.exponents
+        np.testing.assert_array_equal(
+            machine.vectors[64:88],
+            from_float(np.concatenate([product[:4] * unit / 2, product[4:24] * unit])))
+        np.testing.assert_array_equal(machine.vectors[100:108], from_float(-product[:8] * unit))
+        for emission, rest in zip(emissions, (product[24:], -product[8:]), strict=True):
+            np.testing.assert_array_equal(emission.integers, rest)
+            np.testing.assert_array_equal(emission.values, rest[emission.rows])
+
+    def test_product_by_row_is_taken_whole(self):
+        config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine,
+                                                                        row_columns=16))
+        by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=8, b=1, count=16)
+        for take in (drain(64, 4), drain(64, 12), emit(8)):
+            machine = Machine(config, program(
+                load(4, 16, 0), pack(4, 16), pack(4, 8, function=Function.NONZERO), by_row, take,
+                STOP), bytes(1024))
+            with pytest.raises(MachineFault) as error:
+                machine.run(0)
+            assert (error.value.fault, error.value.instruction) == (Fault.NO_PRODUCT, 4)
+
     def test_token_and_emit(self):
         weights = np.random.default_rng(8).integers(-1, 2, (30, 200))
         data, (matrix,) = memory_of(pack_words(weights, CONFIG.engine))
@@ -274,8 +310,13 @@ class TestFaults:
         (matrix_program(count=257), Fault.MATRIX, 1),
         (program(drain(4, 4)), Fault.NO_PRODUCT, 0),
         (program(emit(4)), Fault.NO_PRODUCT, 0),
-        (program(TOKEN, matmul(8, 8, 0), drain(4, 4)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), drain(4, 12)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), emit(4)), Fault.NO_PRODUCT, 2),
         (program(TOKEN, matmul(8, 8, 0), emit(9)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), matmul(8, 8, 0), drain(4, 4, constant=0), drain(4, 8)),
+         Fault.NO_PRODUCT, 4),
+        (program(TOKEN, matmul(8, 8, 0), drain(4, 8, constant=0), drain(4, 4)),
+         Fault.NO_PRODUCT, 3),
     ])
     def test_fault(self, code, fault, instruction):
         machine = Machine(CONFIG, code, bytes(1024))

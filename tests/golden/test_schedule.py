@@ -119,6 +119,14 @@ class TestSimplePrograms:
         # 64 trits of 1.6 bits in 13 bytes.
         assert cost.port_utilization(CONFIG) == pytest.approx(12.8 / 13, rel=1e-3)
 
+    def test_parts(self):
+        """Rows of one product, taken by several DRAINs: nothing else is waited for."""
+        listed = pack(256, Function.SPARSE), matmul(768, 256)
+        program, whole = [*listed, drain(256), drain(512), STOP], [*listed, drain(768), STOP]
+        parts, once = (token_cycles(CONFIG, item) for item in (program, whole))
+        assert parts.transfers == once.transfers
+        assert parts.cycles - once.cycles == instruction_cycles(CONFIG, drain(0))
+
     def test_engine_bound(self):
         """A port that is wide enough: products follow one another as fast as the engine can."""
         config = CoreConfig(engine=EngineConfig(port_bytes=32))
