@@ -319,7 +319,6 @@ class _Compiler:
             for live in product.operands:
                 if (product.kind is Kind.MULTIPLY and live in self._fused.values()
                         and live.operands[0].operands[0] is codes
-                        and codes.label not in self._gates
                         and codes.elements <= engine.row_columns):
                     self._live[step] = live
 

@@ -73,7 +73,7 @@ class Function(enum.IntEnum):
     THRESHOLD = 0x05
     #: MATMUL: the listed columns, each times its activation.
     BY_COLUMN = 0x08
-    #: MATMUL: the listed rows, times the activations of the newest DENSE list.
+    #: MATMUL: the listed rows, times the activations of the newest DENSE or gated list.
     BY_ROW = 0x09
     #: VECTOR, of ``a`` and ``b``.
     ADD = 0x10

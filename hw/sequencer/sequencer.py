@@ -74,6 +74,9 @@ class Sequencer(wiring.Component):
     o_moves : Out(stream) of :func:`move_layout`
     moved : In(1)
         For a cycle when the move is done.
+    loading : Out(1)
+        A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
+        reach the selector, which needs what is loaded.
     o_faults : Out(stream) of :func:`fault_layout`
         What stopped the core; only a reset starts it again.
     executing : Out
@@ -102,6 +105,7 @@ class Sequencer(wiring.Component):
     o_scale: stream.Interface
     o_moves: stream.Interface
     moved: Signal
+    loading: Signal
     o_faults: stream.Interface
     executing: Signal
 
@@ -130,6 +134,7 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
+            "loading": Out(1),
             "executing": Out(bits_for(config.program_depth)),
         })
 
@@ -219,6 +224,11 @@ class Sequencer(wiring.Component):
 
         if engine.row_columns:
             m.d.comb += self.o_products.p.by_row.eq(by_row)
+
+        with m.If(self.o_moves.valid & self.o_moves.ready):
+            m.d.sync += self.loading.eq(~self.o_moves.p.store)
+        with m.Elif(self.moved):
+            m.d.sync += self.loading.eq(0)
 
         listed = Signal()                       # ... the list of this PACK
         with m.If(self.o_packs.valid):
@@ -355,7 +365,13 @@ class Sequencer(wiring.Component):
             command("SCALE", self.o_scale, "DONE")
 
             command("MOVE", self.o_moves, "MOVED")
-            answer("MOVED", self.moved, "DONE")
+            with m.State("MOVED"):
+                given = reader.o.p
+                packs = (reader.o.valid & (given.fault == Fault.NONE)
+                         & (given.opcode == Opcode.PACK)
+                         & Cat(given.function == function for function in GATED).any())
+                with m.If(self.moved | (self.loading & packs)):
+                    m.next = "DONE"
 
             command("FAULT", self.o_faults, "STOPPED")
             with m.State("STOPPED"):

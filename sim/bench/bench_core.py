@@ -216,14 +216,17 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         return int(rng.choice(slots))
 
     def pack(count, function):
-        gate = {}
+        gate, place = {}, anywhere()
         if function in GATED:
             gate["b"] = anywhere() if rng.integers(2) else 0
+            if gate["b"] != place and rng.integers(2):  # the norms are loaded beside the PACK
+                writer.add(Opcode.LOAD, target=gate["b"] or slots[place == slots[0]], count=count,
+                           address=writer.vector(count))
         if function == Function.TOP_K:
             gate["constant"] = int(rng.choice([1, count // 2, count, count + 1]))
         if function == Function.THRESHOLD:
             gate["address"] = int(rng.choice([0, 1000, 2 ** 30 - 1]))
-        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=anywhere(),
+        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=place,
                    count=count, **gate)
 
     def matrix(rows, columns):
@@ -270,9 +273,9 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
             take(waiting.popleft())
         if config.engine.row_columns:
             rows, columns = int(rng.choice(sizes)), int(rng.choice(sizes))
-            pack(columns, Function.DENSE)
+            pack(columns, int(rng.choice((Function.DENSE, *GATED))))
             pack(rows, int(rng.choice(FUNCTIONS[Opcode.PACK])))
-            if writer.program[-1].function == Function.DENSE:
+            if writer.program[-1].function in (Function.DENSE, *GATED):
                 columns = rows
             # Rows are stored as the columns of the transposed matrix.
             writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,

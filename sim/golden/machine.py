@@ -196,7 +196,8 @@ class Machine:
         """Start the core again: vector memory and memory stay as they are."""
         self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
         self._list: _List | None = None
-        self._dense: NDArray[np.int8] | None = None         # of the newest DENSE list
+        self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
+        self._loaded: Instruction | None = None             # the LOAD just before
         self._products: deque[_Product] = deque()
         self.fault: MachineFault | None = None
 
@@ -236,6 +237,7 @@ class Machine:
                 raise HazardError(f"Instruction {index}: {error}") from None
             if emission is not None:
                 emissions.append(emission)
+            self._loaded = instruction if instruction.opcode is Opcode.LOAD else None
             index += 1
         if self._products:
             raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
@@ -343,7 +345,11 @@ class Machine:
 
     def _pack(self, instruction: Instruction) -> None:
         vector = self._read(instruction.a, instruction.count)
-        function = instruction.function
+        function, load = instruction.function, self._loaded
+        if (function in GATED and load is not None and instruction.a < load.target + load.count
+                and load.target < instruction.a + instruction.count):
+            raise HazardError("A vector is packed by a gated PACK while the LOAD before it has "
+                              "yet to write it")
         if function == Function.NONZERO:
             live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
             self._list = _List(live.astype(np.int8), len(vector), np.flatnonzero(live))
@@ -363,10 +369,11 @@ class Machine:
                 kept = keep_largest(found, min(instruction.constant, len(values)))
             # An entry with score 0 is none.
             values = np.where(kept & (found > 0), values, np.int8(0))
-        if function == Function.DENSE:
+        if function != Function.SPARSE:
             if any(product.listed is not None for product in self._products):
-                raise HazardError("A DENSE list is made while a product by row was not taken")
-            self._dense = values
+                raise HazardError("A list of activations by row is made while a product by row "
+                                  "was not taken")
+            self._by_row = values
         listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
         self._list = _List(values, len(values), listed)
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
@@ -428,10 +435,10 @@ class Machine:
             self.rows = [self.rows[0] + count, self.rows[1] + columns]
         listed = None
         if by_row:
-            if self._dense is None or len(self._dense) != instruction.count:
+            if self._by_row is None or len(self._by_row) != instruction.count:
                 raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
-                                  f"newest DENSE list has another number of elements")
-            listed, activations = self._list.listed, self._dense[np.newaxis]
+                                  f"newest DENSE or gated list has another number of elements")
+            listed, activations = self._list.listed, self._by_row[np.newaxis]
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
