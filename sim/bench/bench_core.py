@@ -15,10 +15,12 @@ from hw.core import Core
 from hw.formats.minifloat import bf16
 from hw.isa import FUNCTIONS, GATED, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
-from sim.golden.cycles import instruction_cycles
+from sim.golden.cycles import instruction_cycles, select_cycles, threshold_cycles
 from sim.golden.largest import kept_count
 from sim.golden.machine import Emission, Machine, MachineFault
+from sim.golden.model import quantize
 from sim.golden.trits import pack_words, planes
+from sim.golden.wina import scores
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
@@ -534,6 +536,29 @@ async def cycles(dut):
 
     token = Instruction(opcode=Opcode.TOKEN)
     wrong = []
+    # Norms are loaded while their list is packed; no word is without a code.
+    for words, function in itertools.product((1, 2, 7, 16), GATED):
+        count = words * config.vector_lanes
+        x = from_float(writer.rng.choice([-1.0, 1.0], count) * writer.rng.uniform(1, 2, count))
+        norms = writer.rng.integers(1, 1 << 16, count).astype(np.uint16)
+        places = [config.vector_lanes, config.vector_lanes + count]
+        addresses = [writer.place(values.astype("<u2").tobytes()) for values in (x, norms)]
+        driver.memory.contents[:] = writer.contents()
+        loads = [Instruction(opcode=Opcode.LOAD, target=target, count=count, address=address)
+                 for target, address in zip(places, addresses, strict=True)]
+        pack = Instruction(opcode=Opcode.PACK, function=function, target=1, a=places[0],
+                           b=places[1], count=count, constant=max(1, count // 2), address=1)
+        took = await measure(loads[:1], rest, [loads[1], pack], rest)
+        took -= await measure(loads[:1], rest, rest)
+        keys = scores(quantize(x).values, norms)
+        selected = (select_cycles(keys, pack.constant) if function == Function.TOP_K
+                    else threshold_cycles(0))
+        begun = instruction_cycles(config, loads[1], following=pack)
+        loading = instruction_cycles(config, loads[1]) - 1 - begun
+        cycles = begun + instruction_cycles(config, pack, selected=selected, loading=loading)
+        if took != cycles:
+            wrong.append(f"LOAD and {Function(function).name} of {count}: {took} cycles, "
+                         f"not {cycles}")
     for instruction, before, behind in timed(config):
         took = await measure(before, rest, [instruction], behind, rest)
         # A product is taken in both programs, or in none; what takes it has been measured.
