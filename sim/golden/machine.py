@@ -125,12 +125,14 @@ class _Register:
 class _List:
     """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
 
-    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too.
+    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too. ``found``
+    are their number before a gate.
     """
 
     activations: NDArray[np.int8]
     columns: int
     listed: NDArray[np.int64]
+    found: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +173,9 @@ class Machine:
         Trits that were not: those of columns, or rows, that a list left out.
     rows : list of two int
         Rows that were listed of all products by row, and rows that these have.
+    lists : dict of int to list of three int
+        By the index of a PACK: lists that it made so far, their entries before a gate, and those
+        behind it.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -190,6 +195,7 @@ class Machine:
         self.trits = 0
         self.skipped = 0
         self.rows = [0, 0]
+        self.lists: dict[int, list[int]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -238,6 +244,10 @@ class Machine:
             if emission is not None:
                 emissions.append(emission)
             self._loaded = instruction if instruction.opcode is Opcode.LOAD else None
+            if instruction.opcode is Opcode.PACK and self._list is not None:
+                counts = 1, self._list.found, len(self._list.listed)
+                self.lists[index] = [sum(pair) for pair in zip(
+                    counts, self.lists.get(index, (0, 0, 0)), strict=True)]
             index += 1
         if self._products:
             raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
@@ -327,7 +337,7 @@ class Machine:
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
-                self._list = _List(activations, 0, np.array([token]))
+                self._list = _List(activations, 0, np.array([token]), 1)
             case Opcode.PACK:
                 self._pack(instruction)
             case Opcode.MATMUL:
@@ -352,30 +362,32 @@ class Machine:
                               "yet to write it")
         if function == Function.NONZERO:
             live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
-            self._list = _List(live.astype(np.int8), len(vector), np.flatnonzero(live))
+            rows = np.flatnonzero(live)
+            self._list = _List(live.astype(np.int8), len(vector), rows, len(rows))
             return
         codes = quantize(vector)
         values = codes.values
+        found = len(values) if function == Function.DENSE else np.count_nonzero(values)
         if function in GATED:
             norms = np.ones(len(values), np.uint16)
             if instruction.b:
                 norms = self._read(instruction.b, len(values))
-            found = scores(values, norms)
+            weights = scores(values, norms)
             if function == Function.THRESHOLD:
-                kept = keep_above(found, instruction.address)
+                kept = keep_above(weights, instruction.address)
             elif not instruction.constant:
                 raise HazardError("Of a list, at least 1 entry must be kept, not 0")
             else:
-                kept = keep_largest(found, min(instruction.constant, len(values)))
+                kept = keep_largest(weights, min(instruction.constant, len(values)))
             # An entry with score 0 is none.
-            values = np.where(kept & (found > 0), values, np.int8(0))
+            values = np.where(kept & (weights > 0), values, np.int8(0))
         if function != Function.SPARSE:
             if any(product.listed is not None for product in self._products):
                 raise HazardError("A list of activations by row is made while a product by row "
                                   "was not taken")
             self._by_row = values
         listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
-        self._list = _List(values, len(values), listed)
+        self._list = _List(values, len(values), listed, int(found))
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 
     def _drain(self, instruction: Instruction) -> None:
