@@ -35,6 +35,7 @@ from sim.golden.bf16 import add, subtract, to_float32
 from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
+from sim.golden.schedule import ListCounts
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest, scores
 
@@ -253,6 +254,11 @@ class Machine:
             raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
                               f"products were not taken")
         return emissions
+
+    def list_counts(self) -> dict[int, ListCounts]:
+        """Return the mean entries of the lists so far, by the index of their PACK."""
+        return {index: ListCounts(found / made, kept / made)
+                for index, (made, found, kept) in self.lists.items()}
 
     # Faults.
 

@@ -44,6 +44,8 @@ WORD_LATENCY = 8
 LIST_LATENCY = 4
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
 COLUMN_LATENCY = 4
+#: Entries of the next product's list that the engine accepts before it begins it.
+ENTRIES_AHEAD = 16
 #: Result transfers that the engine's queue takes before it waits.
 RESULT_TRANSFERS = 240
 #: Passes that the selector takes in the mean, without norms and with those of ternary columns
@@ -197,7 +199,8 @@ class _Walk:
         self._density = density
         self._counts = counts
         self.now = 0.0                          # execution
-        self._idle_at = 0.0                     # the engine takes the next product
+        self._idle_at = 0.0                     # the engine begins the next product
+        self._listed_at = 0.0                   # ... and takes its list
         self._fence = 0.0                       # nothing is read before
         self._dispatched: list[float] = []
         # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
@@ -296,15 +299,16 @@ class _Walk:
             shape = {"rows": rows, "columns": product.columns, "planes": planes}
             groups = engine.groups(rows)
             begins = max(self._idle_at, product.queued + LIST_LATENCY)
+            asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
             words = product.columns * planes * groups
             # Two accumulators pause in each round.
             pace = 1.5 if groups == 2 else 1.0
             first = begins + groups + 1
             if product.asked:
-                self._read_matrix(product.columns, planes * groups, begins + COLUMN_LATENCY,
-                                  first, pace)
+                self._read_matrix(product.columns, planes * groups, asked, first, pace)
             else:
                 self._read_matrix(1, words, -math.inf, first, pace)
+            self._list_ends(product.columns, planes * groups, begins)
             results = engine.result_transfers(rows)
             period = engine_period(engine, **shape)
             self._idle_at = (self._taken.last if words else first) + 3 + results
@@ -316,14 +320,24 @@ class _Walk:
         engine, planes = self._config.engine, product.instruction.b
         shape = {"rows": product.columns, "columns": product.instruction.count, "planes": planes}
         begins = max(self._idle_at, product.queued + LIST_LATENCY)
+        asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
+        words = planes * engine.groups(product.instruction.count)
         if product.columns:
-            self._read_matrix(product.columns, planes * engine.groups(product.instruction.count),
-                              begins + COLUMN_LATENCY, begins + 1, 1.0)
+            self._read_matrix(product.columns, words, asked, begins + 1, 1.0)
+        self._list_ends(product.columns, words, begins)
+        if product.columns:
             begins = self._taken.last
         latency = engine_row_cycles(engine, **shape) - engine_row_period(engine, **shape)
         self._idle_at = product.first_result = begins + 3 + latency
         self._engine += engine_row_period(engine, **shape)
         self._useful += product.columns * planes * product.instruction.count
+
+    def _list_ends(self, columns: int, words: int, begins: float) -> None:
+        """Find when the engine has accepted a product's list, and can take the next one."""
+        first = self._taken.count - ENTRIES_AHEAD * words
+        self._listed_at = begins
+        if columns > ENTRIES_AHEAD:
+            self._listed_at = float(self._taken.at(np.array([first]))[0])
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
                      pace: float) -> None:

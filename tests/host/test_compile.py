@@ -146,10 +146,14 @@ class TestProgram:
         listed, of = machines[1].rows
         assert 0 < listed < of if rows else of == 0
 
-    @pytest.mark.parametrize(("mode", "config"), [
-        ("norms", CoreConfig()), ("magnitudes", BLOCKS), ("threshold", CoreConfig())])
-    def test_gates(self, model, mode, config):
-        """A gated program computes what the golden model computes with the same gates."""
+    @pytest.mark.parametrize(("mode", "config", "sparse"), [
+        ("norms", CoreConfig(), True), ("norms", CoreConfig(), False), ("magnitudes", BLOCKS, True),
+        ("threshold", CoreConfig(), True)])
+    def test_gates(self, model, mode, config, sparse):
+        """A gated program computes what the golden model computes with the same gates.
+
+        The walk by row changes nothing.
+        """
         gates = {}
         for label, matrices in model.network().lists().items():
             columns = matrices[0].weights.shape[1]
@@ -157,7 +161,7 @@ class TestProgram:
             if mode == "norms":
                 norms = column_norms([matrix.weights for matrix in matrices])
             gates[label] = Gate(norms, columns // 2, 900 if mode == "threshold" else None)
-        image = compile_model(model, config, sparse=True, gates=gates)
+        image = compile_model(model, config, sparse=sparse, gates=gates)
         machine = Machine(config, image.program.encoded(), image.memory)
         golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
                           gates=gates)
@@ -168,6 +172,7 @@ class TestProgram:
             np.testing.assert_array_equal(np.concatenate(
                 [emission.integers * emission.scale for emission in emissions]), logits)
         assert machine.skipped > 0.4 * (machine.skipped + machine.trits)
+        assert (machine.rows[1] > 0) == (sparse and config.engine.row_columns > 0)
 
     def test_gated_products(self, model):
         """Rows of one list are divided so that columns are whole transfers, but for the last."""
