@@ -189,8 +189,8 @@ class _Run:
     """Means of the tokens that a program read on the simulated core, but for the first two.
 
     ``ffn`` has cycles and transfers of the instructions of the channel mixers, from the list of the
-    gate and up projections on; ``layers`` those of all layers. ``lists`` are the cycles of the
-    instructions that make lists: PACK, with selection, and LOAD of column norms.
+    gate and up projections on; ``layers`` those of all layers. ``lists`` are the cycles of what
+    makes the layers' lists: PACK, with selection, and LOAD of column norms.
     """
 
     cycles: float
@@ -231,9 +231,8 @@ def _run_core(machine: VerilatedMachine, image: Image, tokens: Sequence[int]) ->
             inside = not text.startswith("x =")
         if part.startswith("blk."):
             layer.append(index)
-    lists = [index for index, (instruction, note)
-             in enumerate(zip(program.instructions, program.notes, strict=True))
-             if instruction.opcode == Opcode.PACK or "column norms of" in note]
+    lists = [index for index in layer if program.instructions[index].opcode is Opcode.PACK
+             or "column norms of" in program.notes[index]]
     listed, rows = golden.rows
     return _Run(cycles=float(np.mean([run.cycles for run in runs[2:]])),
                 transfers=float(np.mean([run.reads for run in runs[2:]])),
@@ -270,6 +269,7 @@ def _cycles(options: argparse.Namespace) -> int:
             lambda gates, sparse: _run_core(machine, compile_model(
                 model, config, sparse=sparse, gates=gates), tokens), dense)
     ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0,
+               "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
                "list_cycles": round(dense.lists)}
     found = {(row["method"], row["sparsity"]): row for row in gated}
     joined = []
@@ -282,40 +282,44 @@ def _cycles(options: argparse.Namespace) -> int:
         joined.append(row)
     _extend("wina", joined)
     # Nothing is lost by leaving zeros out, so each row has the bits per byte of its gates.
-    bits = {(row["method"], row["sparsity"], row.get("allocation")): row["bits_per_byte"]
-            for row in joined if row.get("mode") != "threshold"}
+    bits = {(row["method"], row["sparsity"]): row["bits_per_byte"]
+            for row in joined if row.get("allocation") != "greedy"}
+    record = _record("wina")
     write_record(
-        "together", command=_command(), versions=_record("wina")["versions"],
-        configuration=_record("wina")["configuration"],
-        rows=[{"mode": mode, "cycles": round(run.cycles), "bytes": round(port * run.transfers),
-               "speedup": round(dense.cycles / run.cycles, 3), "bits_per_byte": bits[gates]}
-              for mode, run, gates in (
-                  ("dense", dense, ("none", 0.0, None)), ("twell", sparse, ("none", 0.0, None)),
-                  ("wina", runs["wina"], ("wina", 0.5, "uniform")),
-                  ("both", runs["both"], ("wina", 0.5, "uniform")))])
+        "together", command=record["command"], versions=record["versions"],
+        configuration=record["configuration"],
+        rows=[{"mode": mode, "sparsity": gates[1], "bits_per_byte": bits[gates],
+               "cycles": round(run.cycles), "bytes": round(port * run.transfers),
+               "speedup": round(dense.cycles / run.cycles, 3),
+               "layer_cycles": round(run.layers[0]),
+               "layer_speedup": round(dense.layers[0] / run.layers[0], 3),
+               "list_cycles": round(run.lists)}
+              for mode, run, gates in (("dense", dense, ("none", 0.0)),
+                                       ("twell", sparse, ("none", 0.0)), *runs)])
     return 0
 
 
 def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
                 texts: Sequence[str], workers: int | None,
                 run: Callable[[GateMap, bool], _Run],
-                dense: _Run) -> tuple[list[dict[str, object]], dict[str, _Run]]:
-    """Run gated programs; return rows, and the runs of WINA at 50 % without and with TwELL.
+                dense: _Run) -> tuple[list[dict[str, object]],
+                                      list[tuple[str, _Run, tuple[str, float]]]]:
+    """Run gated programs; return rows, and the runs at 50 %, without TwELL and with it.
 
-    Without it, rows of the up projection whose gate is zero are computed. A gated list never names
-    a zero.
+    Without it, all rows of the up projection are computed. A gated list never names a zero.
     """
     calibration = calibration_tokens(model, tokenizer, texts, _CALIBRATION_DOCUMENTS,
                                      _CALIBRATION_TOKENS)
     rows: list[dict[str, object]] = []
-    runs: dict[str, _Run] = {}
+    runs = []
     for method in METHODS:
         found = calibrate(model, calibration, _SPARSITIES, method=method, allocation="uniform",
                           workers=workers or min(4, os.cpu_count() or 1))
         for gates in found:
-            measured = run(gates.of(model), True)
-            if (method, gates.sparsity) == ("wina", 0.5):
-                runs |= {"wina": run(gates.of(model), False), "both": measured}
+            measured, point = run(gates.of(model), False), (method, gates.sparsity)
+            if gates.sparsity == 0.5:
+                runs += [(method, measured, point),
+                         (f"twell + {method}", run(gates.of(model), True), point)]
             rows.append({
                 "model": model.name, "method": method, "allocation": "uniform",
                 "sparsity": gates.sparsity, "cycles": round(measured.cycles),
