@@ -163,7 +163,7 @@ FAULTS: tuple[Fault, ...] = (
           "exceeds(found_value, inverted[k])", "(found_value + inverted[k] + 1)[-1]",
           "sequencer", "sixteen"),
     Fault("top k", "lanes beyond the rows compete", "hw/sequencer/top_k.py",
-          "(left > lane) & exceeds", "(left > 0) & exceeds", "sequencer", "sixteen"),
+          "(final >= lane)", "(final >= 0)", "sequencer", "sixteen"),
     Fault("top k", "integers that the one just found leaves no place for are kept",
           "hw/sequencer/top_k.py", "candidates.eq(candidates & still)",
           "candidates.eq(candidates)", "sequencer", "sixteen"),
