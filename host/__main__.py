@@ -47,8 +47,7 @@ from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
     LanguageModel,
     ModelFileError,
-    TokenizerFile,
-    Vocabulary,
+    Words,
     read_model,
 )
 from host.token_device import (
@@ -58,7 +57,7 @@ from host.token_device import (
     TokenDevice,
     open_token_device,
 )
-from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from host.tokenizer import AnyTokenizer, TextError, Tokenizer, open_tokenizer
 from hw.boards import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
@@ -119,7 +118,9 @@ def _share(text: str) -> float:
 
 
 def _arithmetics(text: str) -> list[str]:
-    names = list(ARITHMETICS) if text == "all" else text.split(",")
+    # Without attention, lmul_attention is the same as exact.
+    names = ([name for name in ARITHMETICS if name != "lmul_attention"] if text == "all"
+             else text.split(","))
     for name in names:
         if name not in ARITHMETICS:
             known = ", ".join(repr(known) for known in ARITHMETICS)
@@ -308,7 +309,7 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
     model = read_model(path)
     try:
         return model, open_tokenizer(model.vocabulary)
@@ -333,7 +334,7 @@ def _run(console: Console, options: argparse.Namespace) -> int:
     return (_run_core if is_core else _run_engine)(console, options)
 
 
-def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokenizer,
+def _write_text(console: Console, prompt: str, tokenizer: AnyTokenizer,
                 tokens: Iterable[int], wanted: int) -> tuple[int, float]:
     """Write the prompt and tokens as they come; return their number and when the first came."""
     decoder = tokenizer.stream()
@@ -435,7 +436,7 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
 
 
 def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None,
-           ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
+           ) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model: dense, or as the options of ``run`` say."""
     if path.is_file() and is_image(path):
         image = read_image(path)
@@ -602,7 +603,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def _measure(console: Console, model: LanguageModel, tokenizer: AnyTokenizer,
              documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None,
              gates: GateMap | None = None) -> Measurement:
@@ -871,7 +872,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.function(console, options)
     except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
-            OverflowError) as error:
+            TextError, OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from host.device import CheckedProducts, Counters, Device, Driver
 from host.image import Image
-from host.model import LanguageModel, TokenizerFile, Vocabulary
+from host.model import LanguageModel, Words, begin
 from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
 __all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
 
@@ -118,7 +118,7 @@ class Generator:
             self.hidden += activations.size
         return self.checked(name, activations)
 
-    def _pass(self, tokens: Sequence[int], state: NDArray, phase: Phase) -> NDArray[np.floating]:
+    def _pass(self, tokens: Sequence[int], state: State, phase: Phase) -> NDArray[np.floating]:
         """Logits after ``tokens``."""
         began, before = time.perf_counter(), dataclasses.replace(self.driver.device.counters)
         hidden = self._lm.forward(np.array([tokens]), state)
@@ -132,7 +132,8 @@ class Generator:
         """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
 
         It ends early with the end of the document, which is not yielded. A document begins with
-        the prompt: the state is zero, and the token that documents begin with is read first.
+        the prompt: the state is zero, and the token that documents begin with is read first, unless
+        the model wants none.
 
         Raises
         ------
@@ -145,7 +146,7 @@ class Generator:
         end = vocabulary.end_of_document
         state = self._lm.start()
         choose = sampler.choices()
-        logits = self._pass([vocabulary.start, *prompt], state, self.prompt)
+        logits = self._pass(begin(vocabulary, prompt), state, self.prompt)
         for remaining in range(count, 0, -1):
             token = choose(logits)
             if token == end:
@@ -202,7 +203,7 @@ class TokenGenerator:
     ----------
     device : TokenDevice or CheckedTokens
         With ``image`` loaded.
-    words : Vocabulary or TokenizerFile
+    words : Vocabulary, PieceVocabulary or TokenizerFile
         Of the model: tokens that begin and end a document.
 
     Attributes
@@ -212,10 +213,10 @@ class TokenGenerator:
     """
 
     def __init__(self, device: TokenDevice | CheckedTokens, image: Image,
-                 words: Vocabulary | TokenizerFile):
+                 words: Words):
         self._device = device
         self._image = image
-        self._start, self._end = words.start, words.end_of_document
+        self._words = words
         self.prompt = TokenPhase()
         self.text = TokenPhase()
 
@@ -240,13 +241,12 @@ class TokenGenerator:
             As the device does.
         """
         choose = sampler.choices()
-        result = self._pass(self._start, self.prompt, new=True)
-        for token in prompt:
-            result = self._pass(token, self.prompt)
+        for index, token in enumerate(begin(self._words, prompt)):
+            result = self._pass(token, self.prompt, new=index == 0)
         for remaining in range(count, 0, -1):
             tokens, logits = candidates(self._image, result.best)
             token = int(tokens[choose(logits)])
-            if token == self._end:
+            if token == self._words.end_of_document:
                 return
             yield token
             if remaining > 1:

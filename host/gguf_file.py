@@ -8,11 +8,14 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-from host.model import ModelFileError, TernaryMatrix, Vocabulary, is_bf16
+from host.model import ModelFileError, PieceVocabulary, TernaryMatrix, Vocabulary, is_bf16
+from host.tokenizer import SPLITS
 
 __all__ = ["GGUFFile"]
 
-_TERNARY_TYPES = (gguf.GGMLQuantizationType.TQ1_0, gguf.GGMLQuantizationType.TQ2_0)
+_Type = gguf.GGMLQuantizationType
+_TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
+_MATRIX_TYPES = (_Type.F32, _Type.F16, _Type.BF16, _Type.Q8_0, _Type.Q4_0, _Type.Q4_1)
 
 _LONGEST_ARRAY = 1 << 20    # of a key; the largest vocabularies in use have about 2**18 tokens
 
@@ -131,11 +134,18 @@ class GGUFFile:
         """List the metadata keys that begin with ``prefix``."""
         return [key for key in self._fields if key.startswith(prefix)]
 
-    def positive_int(self, key: str) -> int:
-        """Return a metadata key that must be a positive integer."""
-        value = self.value(key)
+    def positive_int(self, key: str, default: int | None = None) -> int:
+        """Return a metadata key that must be a positive integer, or missing with a default."""
+        value = default if key not in self._fields else self.value(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"key {key} must be a positive integer, not {value!r}")
+        return value
+
+    def positive_float(self, key: str, default: float | None = None) -> float:
+        """Return a metadata key that must be a positive number, or missing with a default."""
+        value = default if key not in self._fields else self.value(key)
+        if not isinstance(value, float) or not 0 < value < float("inf"):
+            raise self.error(f"key {key} must be a positive number, not {value!r}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -184,39 +194,96 @@ class GGUFFile:
                              f"{int(trits[row, column])} times the scale")
         return TernaryMatrix(trits, scale)
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._tensors
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Return a finite matrix as float32, whatever it was quantized to."""
+        return self._floats(name, shape, _MATRIX_TYPES)
+
     def vector(self, name: str, size: int) -> np.ndarray:
         """Return a finite float32 vector."""
-        tensor = self._tensor(name, (size,), (gguf.GGMLQuantizationType.F32,))
-        values = np.array(tensor.data, dtype=np.float32)
+        return self._floats(name, (size,), (_Type.F32,))
+
+    def _floats(self, name: str, shape: tuple[int, ...], types: tuple[_Type, ...]) -> np.ndarray:
+        tensor = self._tensor(name, shape, types)
+        with np.errstate(over="ignore", invalid="ignore"):      # scales can be anything
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        values = np.array(values, dtype=np.float32).reshape(shape)
         odd = np.flatnonzero(~np.isfinite(values))
         if odd.size:
-            raise self.error(f"tensor {name} must be finite, but element {int(odd[0])} is "
-                             f"{float(values[odd[0]])}")
+            index = [int(axis) for axis in np.unravel_index(int(odd[0]), shape)]
+            where = (f"row {index[0]} column {index[1]}" if len(index) == 2
+                     else f"element {index[0]}")
+            raise self.error(f"tensor {name} must be finite, but {where} is "
+                             f"{float(values[tuple(index)])}")
         return values
 
-    def vocabulary(self, vocab: int) -> Vocabulary:
-        """Return the byte-level BPE, which must have ``vocab`` tokens."""
+    def vocabulary(self, vocab: int | None = None) -> Vocabulary | PieceVocabulary:
+        """Return the tokenizer, of ``vocab`` tokens if that is given."""
         kind = self.value("tokenizer.ggml.model")
-        if kind != "gpt2":
-            raise self.error(f"key tokenizer.ggml.model must be 'gpt2', not {kind!r}")
+        if kind is None:
+            raise self.error("tokenizer is missing: key tokenizer.ggml.model")
+        if kind not in ("gpt2", "llama"):
+            raise self.error(f"key tokenizer.ggml.model must be 'gpt2' or 'llama', not {kind!r}")
         tokens = self.strings("tokenizer.ggml.tokens")
-        if len(tokens) != vocab:
+        if vocab is not None and len(tokens) != vocab:
             raise self.error(f"key tokenizer.ggml.tokens must hold {vocab} tokens, "
                              f"not {len(tokens)}")
-        if len(set(tokens)) != vocab:
-            raise self.error("key tokenizer.ggml.tokens holds a token twice")
+        if len(set(tokens)) != len(tokens) or not tokens:
+            raise self.error("key tokenizer.ggml.tokens holds a token twice, or none")
+        end = self._token("eos", len(tokens))
+        # Files of older converters, ours among them, have no begin but the end of another document.
+        start = end
+        if "tokenizer.ggml.bos_token_id" in self._fields:
+            start = self._token("bos", len(tokens))
+        prompted = self.value("tokenizer.ggml.add_bos_token") is not False
+        controls = tuple(token for token in self._controls(len(tokens)) if token != end)
+        if kind == "llama":
+            space = self.value("tokenizer.ggml.add_space_prefix") is not False
+            return PieceVocabulary(tokens, self._scores(len(tokens)), start, end,
+                                   prompted=prompted, controls=controls, space=space)
+        split = self.value("tokenizer.ggml.pre")
+        if split not in SPLITS:
+            raise self.error(f"key tokenizer.ggml.pre must be {' or '.join(map(repr, SPLITS))}, "
+                             f"not {split!r}")
         merges = self.strings("tokenizer.ggml.merges")
-        end = self.value("tokenizer.ggml.eos_token_id")
-        if not isinstance(end, int) or not 0 <= end < vocab:
-            raise self.error(f"key tokenizer.ggml.eos_token_id must be a token below {vocab}, "
-                             f"not {end!r}")
         known = set(tokens)
         for merge in merges:
             left, _, right = merge.partition(" ")
             if not {left, right, left + right} <= known:
                 raise self.error(f"key tokenizer.ggml.merges has the entry {merge!r}, "
                                  f"whose parts or result are no tokens")
-        return Vocabulary(tokens, merges, end)
+        return Vocabulary(tokens, merges, end, None if start == end else start,
+                          prompted=prompted, split=split, controls=controls)
+
+    def _token(self, name: str, vocab: int) -> int:
+        key = f"tokenizer.ggml.{name}_token_id"
+        value = self.value(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
+            raise self.error(f"key {key} must be a token below {vocab}, not {value!r}")
+        return value
+
+    def _controls(self, vocab: int) -> tuple[int, ...]:
+        """List the tokens that stand for no text."""
+        key = "tokenizer.ggml.token_type"
+        types = self.value(key)
+        if types is None:
+            return ()
+        if not isinstance(types, list) or len(types) != vocab:
+            raise self.error(f"key {key} must be an array of {vocab} integers")
+        silent = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN, gguf.TokenType.UNUSED)
+        return tuple(token for token, kind in enumerate(types) if kind in silent)
+
+    def _scores(self, vocab: int) -> tuple[float, ...]:
+        """Return the score of each token."""
+        key = "tokenizer.ggml.scores"
+        scores = self.value(key)
+        if not isinstance(scores, list) or len(scores) != vocab or not all(
+                isinstance(score, float) and np.isfinite(score) for score in scores):
+            raise self.error(f"key {key} must be an array of {vocab} finite numbers")
+        return tuple(scores)
 
     def general(self) -> dict[str, str | tuple[str, ...]]:
         """Return the ``general.*`` keys that hold strings, without the prefix."""

@@ -36,7 +36,7 @@ from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.image import Image
 from host.model import LanguageModel, read_model
-from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig
 from sim.golden.machine import Machine
 from sim.tables import RESULTS, write_record
@@ -60,7 +60,7 @@ def _command() -> str:
 
 
 def _texts(model: LanguageModel, corpus: Path,
-           documents: int | None) -> tuple[Tokenizer | FileTokenizer, list[str]]:
+           documents: int | None) -> tuple[AnyTokenizer, list[str]]:
     return open_tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
 
 
@@ -275,7 +275,7 @@ def _cycles(options: argparse.Namespace) -> int:
     return 0
 
 
-def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
                 texts: Sequence[str], workers: int | None,
                 run: Callable[[GateMap, bool], _Run], dense: _Run) -> list[dict[str, object]]:
     calibration = calibration_tokens(model, tokenizer, texts, _CALIBRATION_DOCUMENTS,

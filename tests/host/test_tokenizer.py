@@ -4,7 +4,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from host.model import Vocabulary
-from host.tokenizer import StreamDecoder, Tokenizer, byte_symbols
+from host.tokenizer import StreamDecoder, TextError, Tokenizer, byte_symbols
 from tests.host.model_examples import tiny_vocabulary
 
 TEXTS = ["", " ", "the other thing\n\n", "na\u00efve \u65e5\u672c\u8a9e \U0001f409",
@@ -60,9 +60,11 @@ def test_stream_replaces_what_is_cut_off(tokenizer):
     assert decoder.finish() == "\ufffd"
 
 
-def test_every_byte_needs_a_token():
+def test_byte_without_token():
     symbols = byte_symbols()
     del symbols[0x41]
-    with pytest.raises(ValueError, match=r"^Vocabulary must have a token for every byte, "
-                                         r"but none for 0x41$"):
-        Tokenizer(Vocabulary(("<|endoftext|>", *symbols), (), 0))
+    tokenizer = Tokenizer(Vocabulary(("<|endoftext|>", *symbols), (), 0))
+    assert tokenizer.decode(tokenizer.encode("the B")) == "the B"
+    with pytest.raises(TextError, match=r"^Text must have only bytes that the vocabulary has a "
+                                        r"token for, not 0x41$"):
+        tokenizer.encode("the A")
