@@ -176,6 +176,13 @@ def _float_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArra
     return mixed.transpose(0, 2, 1, 3)
 
 
+def _lmul_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArray[np.uint16]:
+    """Attend as the hardware does: docs/numerics.md, section 10."""
+    from sim.golden.attention import attend_sequence  # which needs this module
+    return np.stack([attend_sequence(*document)
+                     for document in zip(queries, keys, values, strict=True)])
+
+
 def _exact_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArray[np.uint16]:
     """Attention of bf16 numbers, rounded once."""
     return from_float(_float_attention(*(to_float32(x).astype(np.float64)
@@ -255,7 +262,8 @@ class Bf16Arithmetic:
 
     def cached(self, x: NDArray, cache: str) -> NDArray:
         """Return the bf16 numbers that are read from a cache in which ``x`` was written."""
-        return x if cache == "bf16" else from_float(_round_to_e4m3(to_float32(x)))
+        from sim.golden.attention import from_cache, to_cache  # which need this module
+        return from_cache(to_cache(x, cache))
 
 
 def _quantize_float32(x: NDArray[np.float32]) -> Codes:
@@ -366,10 +374,12 @@ def _exact_square_sum(x: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 _EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
     Bf16Arithmetic("lmul", functools.partial(lmul, bf16), lambda x: lmul_dot(bf16, x, x),
-                   lmul_factor, _exact_attention),
+                   lmul_factor, _lmul_attention),
     Bf16Arithmetic("mitchell", functools.partial(lmul, bf16, offset=0),
                    lambda x: lmul_dot(bf16, x, x, offset=0),
-                   functools.partial(lmul_factor, offset=0), _exact_attention),
+                   functools.partial(lmul_factor, offset=0), _lmul_attention),
+    Bf16Arithmetic("lmul_attention", functools.partial(exact_product, bf16), _exact_square_sum,
+                   from_float, _lmul_attention),
     Bf16Arithmetic("exact", functools.partial(exact_product, bf16), _exact_square_sum,
                    from_float, _exact_attention),
     FloatArithmetic("lmul_float32", _lmul_float32, lambda values: to_float32(lmul_factor(values)),
@@ -379,8 +389,9 @@ _EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
 )
 
 #: Every arithmetic by name. ``lmul`` is the definition of the model; the others are for comparison:
-#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16, the
-#: ``float32`` ones keep vectors in float32, and ``float`` does not quantize them either.
+#: ``mitchell`` is L-Mul without its offset (but for attention), ``exact`` has true products rounded
+#: to bf16, ``lmul_attention`` those everywhere but in attention, the ``float32`` ones keep vectors
+#: in float32 and attend exactly, and ``float`` does not quantize them either.
 ARITHMETICS: Mapping[str, Arithmetic] = {arithmetic.name: arithmetic
                                          for arithmetic in _EVERY_ARITHMETIC}
 

@@ -231,8 +231,9 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 # Models with something wrong.
 
 @pytest.mark.parametrize(("keys", "expected"), [
-    ({"general.architecture": "llama"},
-     "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm', not 'llama'"),
+    ({"general.architecture": "llama2"},
+     "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm', "
+     "not 'llama2'"),
     ({"mmfreelm.block_count": None},
      "key mmfreelm.block_count must be a positive integer, not None"),
     ({"mmfreelm.block_count": integer(0)},
