@@ -27,6 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
 from host.compile import compile_model, losses
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
@@ -197,6 +198,20 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--workers", type=_integer(1), metavar="N",
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
+
+    comparison = commands.add_parser(
+        "compare", help="measure what arithmetics and formats cost a transformer",
+        description="Compare models of the Llama family with their float references on held-out "
+                    "text: trit planes, codes, L-Mul and formats of keys and values.")
+    comparison.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    comparison.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                            help="directory with splits.tsv")
+    comparison.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+                            help="(default: 8)")
+    comparison.add_argument("--tokens", type=_integer(1), default=160, metavar="N",
+                            help="of each document (default: 160)")
+    comparison.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    comparison.set_defaults(function=_compare)
 
     calibration = commands.add_parser(
         "calibrate", help="find which activations a model can do without",
@@ -634,6 +649,43 @@ def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement
                       f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
                       f"{max(layer['density_max'] for layer in layers):.1%}")
+    return table
+
+
+# compare
+
+def _compare(console: Console, options: argparse.Namespace) -> int:
+    documents = read_corpus(options.corpus)["heldout"]
+    rows: list[dict[str, object]] = []
+    for path in options.models:
+        model = read_llama(path)
+        try:
+            text = Text.read(model, documents, options.documents, options.tokens)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+        with _progress(console) as bar:
+            found = compare(model, text, variants(), bar(path.stem))
+        made = list(rows_of(path, options.documents, found))
+        console.print(_comparison(path.stem, made))
+        rows += made
+    if options.json:
+        write_comparisons(options.json, " ".join(["python -m host", *sys.argv[1:]]), rows)
+    return 0
+
+
+def _comparison(name: str, rows: Sequence[dict[str, object]]) -> Table:
+    columns = {"arithmetic": "arithmetic", "planes": "planes", "rows": "rows", "kv": "KV",
+               "bits_per_byte": "bits/byte", "cost_percent": "+%", "top1_agreement": "top 1",
+               "jsd": "JSD"}
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"{name}: {rows[0]['tokens']:,} tokens of {rows[0]['documents']} held-out "
+                        f"documents", caption_justify="left",
+                  caption="+%: bits more than the float reference needs; top 1: likeliest token "
+                          "is the same")
+    for title in columns.values():
+        table.add_column(title)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
     return table
 
 
