@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
-from host.compile import compile_model, losses
+from host.compile import compile_model, compiles, losses
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
     METHODS,
@@ -43,7 +43,7 @@ from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
-from host.generate import Generator, Phase, Sampler, TokenGenerator
+from host.generate import Generator, GoldenGenerator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
     LanguageModel,
@@ -345,6 +345,12 @@ def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
+    if options.device == "golden":
+        path, prompt = _model_and_prompt(options)
+        if not (path.is_file() and is_image(path)):
+            model, tokenizer = _read(path)
+            if not compiles(model):
+                return _run_golden(console, options, model, tokenizer, prompt)
     is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
     return (_run_core if is_core else _run_engine)(console, options)
 
@@ -367,6 +373,27 @@ def _write_text(console: Console, prompt: str, tokenizer: AnyTokenizer,
     if written < wanted:
         console.print("The text ends here.", style="dim")
     return written, first or time.perf_counter()
+
+
+def _run_golden(console: Console, options: argparse.Namespace, model: LanguageModel,
+                tokenizer: AnyTokenizer, prompt: str) -> int:
+    """Write text of the golden model alone, which no device computes yet."""
+    console.print(f"No program: {model.name} needs attention, for which the core has no "
+                  f"instructions. The golden model computes the same numbers.", style="dim",
+                  highlight=False, soft_wrap=True)
+    if options.gate:
+        raise UserError("Option --gate needs a model that compiles")
+    generator = GoldenGenerator(model)
+    sampler = Sampler(0.0 if options.greedy else options.temperature,
+                      40 if options.top_k is None else options.top_k, options.seed)
+    written, _ = _write_text(
+        console, prompt, tokenizer,
+        generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+    total = generator.prompt + generator.text
+    console.print(f"{written} tokens after {generator.prompt.tokens} of the prompt, "
+                  f"{total.seconds / total.tokens:.2f} s each, measured", style="dim",
+                  highlight=False)
+    return 0
 
 
 def _run_engine(console: Console, options: argparse.Namespace) -> int:

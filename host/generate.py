@@ -19,7 +19,8 @@ from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
-__all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
+__all__ = ["Generator", "GoldenGenerator", "Phase", "Sampler", "TokenGenerator", "TokenPhase",
+           "candidates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +72,82 @@ class Phase:
     tokens: int
     seconds: float
     counters: Counters
+
+
+@dataclasses.dataclass
+class TokenPhase:
+    """Work on some tokens of a core.
+
+    Attributes
+    ----------
+    tokens : int
+    seconds : float
+        Wall time.
+    cycles, transfers : int
+        What the device did.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    cycles: int = 0
+    transfers: int = 0
+
+    def __add__(self, other: "TokenPhase") -> "TokenPhase":
+        return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
+                          self.cycles + other.cycles, self.transfers + other.transfers)
+
+
+class GoldenGenerator:
+    """A model computed by the golden model alone, for what no device can compute.
+
+    Parameters
+    ----------
+    model : LanguageModel
+
+    Attributes
+    ----------
+    model : LanguageModel
+    prompt, text : TokenPhase
+        Reading the prompt, and all passes after it.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+        self._lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+        self.prompt, self.text = TokenPhase(), TokenPhase()
+
+    def _pass(self, tokens: Sequence[int], state: State, phase: TokenPhase) -> NDArray[np.floating]:
+        began = time.perf_counter()
+        logits = self._lm.logits(self._lm.forward(np.array([tokens]), state)[-1:])[0]
+        phase.tokens += len(tokens)
+        phase.seconds += time.perf_counter() - began
+        return logits
+
+    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
+        """Yield up to ``count`` tokens that follow ``prompt``, as :meth:`Generator.generate` does.
+
+        Raises
+        ------
+        OverflowError
+            If the text becomes longer than the model's context.
+        """
+        state = self._lm.start()
+        return _continue(lambda tokens: self._pass(tokens, state, self.text), self._pass(
+            begin(self.model.vocabulary, prompt), state, self.prompt),
+            self.model.vocabulary.end_of_document, count, sampler)
+
+
+def _continue(read: Callable[[Sequence[int]], NDArray[np.floating]], logits: NDArray[np.floating],
+              end: int, count: int, sampler: Sampler) -> Iterator[int]:
+    """Yield up to ``count`` tokens, the first of ``logits``, until the end of the document."""
+    choose = sampler.choices()
+    for remaining in range(count, 0, -1):
+        token = choose(logits)
+        if token == end:
+            return
+        yield token
+        if remaining > 1:
+            logits = read([token])
 
 
 class Generator:
@@ -143,17 +220,10 @@ class Generator:
             If the device fails.
         """
         vocabulary = self.model.vocabulary
-        end = vocabulary.end_of_document
         state = self._lm.start()
-        choose = sampler.choices()
-        logits = self._pass(begin(vocabulary, prompt), state, self.prompt)
-        for remaining in range(count, 0, -1):
-            token = choose(logits)
-            if token == end:
-                return
-            yield token
-            if remaining > 1:
-                logits = self._pass([token], state, self.text)
+        return _continue(lambda tokens: self._pass(tokens, state, self.text),
+                         self._pass(begin(vocabulary, prompt), state, self.prompt),
+                         vocabulary.end_of_document, count, sampler)
 
 
 def candidates(image: Image, best: Sequence[Best],
@@ -171,29 +241,6 @@ def candidates(image: Image, best: Sequence[Best],
     logits = np.concatenate([emission.values * emission.scale for emission in best])
     order = np.lexsort((tokens, -logits))[:image.config.best]
     return tokens[order], logits[order]
-
-
-@dataclasses.dataclass
-class TokenPhase:
-    """Work on some tokens of a core.
-
-    Attributes
-    ----------
-    tokens : int
-    seconds : float
-        Wall time.
-    cycles, transfers : int
-        What the device did.
-    """
-
-    tokens: int = 0
-    seconds: float = 0.0
-    cycles: int = 0
-    transfers: int = 0
-
-    def __add__(self, other: "TokenPhase") -> "TokenPhase":
-        return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
-                          self.cycles + other.cycles, self.transfers + other.transfers)
 
 
 class TokenGenerator:
