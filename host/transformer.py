@@ -5,6 +5,7 @@ docs/numerics.md, section 11, says what the machine computes of them.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Self
 
 import numpy as np
@@ -16,11 +17,15 @@ from host.planes import to_planes
 from sim.golden.network import CACHES, Matrix, Network, Value
 from sim.golden.trits import plane_limit
 
-__all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "gain_powers",
+__all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "balancing_powers",
            "gguf_attention", "head_scale"]
 
 #: Trit planes of embedding and head, which have one scale: -364..364.
 EMBEDDING_PLANES = 6
+
+# Of the differences between a list's elements, how much goes into the matrix' columns. Of 0.3, 0.4,
+# 0.5, 0.6 and 0.75, this one cost SmolLM2 least with five planes (docs/numerics.md, section 11).
+_SHARE = 0.3
 
 Floats = NDArray[np.float32]
 
@@ -91,18 +96,40 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
         epsilon=file.positive_float(f"{prefix}.attention.layer_norm_rms_epsilon"))
 
 
-def gain_powers(gains: Floats) -> NDArray[np.float64]:
-    """Powers of two nearest to gains, over their median."""
-    magnitudes = np.abs(gains.astype(np.float64))
-    magnitudes[magnitudes == 0] = np.median(magnitudes) or 1.0
-    exponents = np.rint(np.log2(magnitudes))
-    return np.exp2(exponents - np.rint(np.median(exponents)))
+def balancing_powers(columns: Sequence[Floats], sizes: NDArray | None = None,
+                     ) -> NDArray[np.float64]:
+    """Powers of two by which a list's elements are multiplied, and its matrices' columns divided.
+
+    An int8 code has the same step for all elements of a vector, so that elements which are
+    typically large leave few steps to the others; a row of a matrix has one step for all columns.
+    The powers share the differences between the two.
+
+    Parameters
+    ----------
+    columns : sequence of array, shape (rows, columns)
+        Matrices that the list is multiplied by.
+    sizes : array, shape (columns,), optional
+        Largest magnitudes of the elements; without them only the columns are made equal.
+    """
+    norms = np.sqrt(sum((np.square(matrix, dtype=np.float64).sum(axis=0)
+                         / (np.square(matrix, dtype=np.float64).sum() or 1.0)
+                         for matrix in columns), np.zeros(columns[0].shape[1])))
+    logarithms = (1 - _SHARE) * _log2(norms)
+    if sizes is not None:
+        logarithms -= _SHARE * _log2(sizes)
+    return np.exp2(np.rint(logarithms - np.median(logarithms)))
 
 
-def head_scale(head: Floats, norm: Floats) -> float:
+def _log2(sizes: NDArray) -> NDArray[np.float64]:
+    """Logarithms; what is zero counts as the smallest other number."""
+    positive = sizes[sizes > 0].astype(np.float64)
+    return np.log2(np.maximum(sizes, positive.min())) if positive.size else np.zeros(len(sizes))
+
+
+def head_scale(head: Floats, norm: Floats, powers: NDArray[np.float64]) -> float:
     """Scale of the head's integers: bf16 over the root that the norm behind them lacks."""
     root = math.sqrt(len(norm))
-    columns = head * (norm / gain_powers(norm)).astype(np.float32)
+    columns = head * (norm / powers).astype(np.float32)
     largest = float(np.abs(columns).max()) / plane_limit(EMBEDDING_PLANES)
     # Rounded upwards, so that the largest weight still fits.
     return to_bf16(largest * root * (1 + 2 ** -8)) / root or 1.0
@@ -119,6 +146,8 @@ class Transformer(LanguageModel):
     norm : float32 array, shape (width,)
         Gains of the norm in front of the head.
     attention : Attention
+    head_powers : float64 array, shape (width,)
+        Powers of two that move from the head's columns to its list.
     cache : str
         Format of keys and values, one of :data:`sim.golden.network.CACHES`.
     integers : bool
@@ -130,6 +159,7 @@ class Transformer(LanguageModel):
     head: Floats
     norm: Floats
     attention: Attention
+    head_powers: NDArray[np.float64]
     cache: str = CACHES[0]
     integers: bool = True
 
@@ -175,9 +205,9 @@ class Transformer(LanguageModel):
         norm = n.norm(x, self.attention.epsilon)
         head: NDArray = self.head / np.float32(self.logit_scales["float"])
         if self.integers:
-            powers = gain_powers(self.norm)
-            x = n.gain("head_gains", x, powers)
-            head = np.rint(head * (self.norm / powers).astype(np.float32)).astype(np.int16)
+            x = n.gain("head_powers", x, self.head_powers)
+            head = np.rint(head * (self.norm / self.head_powers).astype(np.float32))
+            head = head.astype(np.int16)
         else:
             head = head * self.norm
         n.head("head", head, n.codes("head_in", x), norm)

@@ -19,7 +19,14 @@ import numpy as np
 from host.checkpoint import Checkpoint
 from host.gguf_file import GGUFFile
 from host.model import Source, TernaryMatrix
-from host.transformer import Attention, Floats, Transformer, gguf_attention, head_scale
+from host.transformer import (
+    Attention,
+    Floats,
+    Transformer,
+    balancing_powers,
+    gguf_attention,
+    head_scale,
+)
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import Matrix, Network, Value
 
@@ -179,11 +186,17 @@ def _read_gguf(file: Source) -> BitNetLM:
     head = embedding
     if file.has("output.weight"):
         head = file.matrix("output.weight", embedding.shape)
-    norm = file.vector("output_norm.weight", width)
     return BitNetLM(
         name=str(file.general().get("name", file.path.stem)), vocabulary=vocabulary,
-        embedding=embedding, head=head, norm=norm, attention=attention, layers=tuple(layers),
-        logit_scales=dict.fromkeys(ARITHMETICS, head_scale(head, norm)))
+        embedding=embedding, attention=attention, layers=tuple(layers),
+        **_head(head, file.vector("output_norm.weight", width)))
+
+
+def _head(head: Floats, norm: Floats) -> dict[str, Any]:
+    """Return the fields of the head."""
+    powers = balancing_powers([head * norm])
+    return {"head": head, "norm": norm, "head_powers": powers,
+            "logit_scales": dict.fromkeys(ARITHMETICS, head_scale(head, norm, powers))}
 
 
 def _read_checkpoint(file: Checkpoint) -> BitNetLM:
@@ -227,11 +240,10 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
     # The class's default is not tied, the released model is.
     tied = file.value("tie_word_embeddings", False)
     head = embedding if tied is True else file.tensor("lm_head.weight", (vocab, width))
-    norm = file.tensor("model.norm.weight", (width,))
     return BitNetLM(
-        name=file.path.resolve().name, vocabulary=vocabulary, embedding=embedding, head=head,
-        norm=norm, attention=attention, layers=tuple(layers),
-        logit_scales=dict.fromkeys(ARITHMETICS, head_scale(head, norm)))
+        name=file.path.resolve().name, vocabulary=vocabulary, embedding=embedding,
+        attention=attention, layers=tuple(layers),
+        **_head(head, file.tensor("model.norm.weight", (width,))))
 
 
 def _scale_divides(file: Checkpoint) -> bool:

@@ -13,24 +13,27 @@ order, which changes no score.
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from host.gguf_file import GGUFFile
 from host.llama2c_file import Llama2cFile
 from host.model import Source
 from host.planes import to_planes
+from host.tokenizer import open_tokenizer
 from host.transformer import (
     Attention,
     Floats,
     Transformer,
-    gain_powers,
+    balancing_powers,
     gguf_attention,
     head_scale,
 )
-from sim.golden.model import ARITHMETICS
-from sim.golden.network import Matrix, Network, Value
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.network import Kind, Matrix, Network, Value
 
 __all__ = ["PLANES", "Layer", "LlamaLM", "balanced", "read"]
 
@@ -75,9 +78,12 @@ class LlamaLM(Transformer):
         Trit planes of the layers' matrices.
     rows : str
         What their rows have of their own, one of :data:`host.planes.ROWS`.
+    sizes : dict of str to array, shape (elements,)
+        Largest magnitude of each element of the lists, by their labels, as some text has them.
     """
 
     layers: tuple[Layer, ...]
+    sizes: Mapping[str, Floats]
     planes: int = PLANES
     rows: str = "power"
 
@@ -103,8 +109,9 @@ class LlamaLM(Transformer):
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
             if self.integers:
-                layer = balanced(layer, shape)
-            behind = _Norm(self, n, "mix_in", x, layer.attn_norm)
+                layer = balanced(layer, shape, self.sizes[f"{n.part}.ffn_hidden"])
+            behind = _Norm(self, n, "mix_in", x, layer.attn_norm,
+                           (layer.attn_q, layer.attn_k, layer.attn_v))
             octaves = np.float32(shape.octaves)
             mixed = self.attend(n, (
                 behind.linear("attn_q", _split_pairs(layer.attn_q * octaves, shape.heads)),
@@ -113,7 +120,7 @@ class LlamaLM(Transformer):
             codes = n.codes("mix_out", mixed)
             x = n.add(x, self.linear(n, "attn_output", layer.attn_output, codes), "x")
 
-            behind = _Norm(self, n, "ffn_in", x, layer.ffn_norm)
+            behind = _Norm(self, n, "ffn_in", x, layer.ffn_norm, (layer.ffn_gate, layer.ffn_up))
             gate = n.silu(behind.linear("ffn_gate", layer.ffn_gate))
             up = behind.linear("ffn_up", layer.ffn_up)
             codes = n.codes("ffn_hidden", n.multiply(up, gate, "y"))
@@ -136,21 +143,21 @@ class LlamaLM(Transformer):
 class _Norm:
     """The list behind a norm, and what is multiplied by it.
 
-    Gains cost nothing when they are multiplied into the columns of the matrices. But where a gain
-    is small, the vector has elements that are large, and these would leave the others few steps of
-    the codes. So the gains' powers of two, which are exact, are multiplied into the vector first,
-    and the columns get what is left.
+    Gains are multiplied into the columns of the matrices, but for powers of two, which are exact
+    and make the list's codes, or the columns, better.
     """
 
-    def __init__(self, model: LlamaLM, n: Network, name: str, x: Value, gains: Floats):
+    def __init__(self, model: LlamaLM, n: Network, name: str, x: Value, gains: Floats,
+                 matrices: Sequence[Floats]):
         self._model = model
         self._network = n
         self._columns = gains
         vector = x
         if model.integers:
-            powers = gain_powers(gains)
+            powers = balancing_powers([matrix * gains for matrix in matrices],
+                                      model.sizes[f"{n.part}.{name}"])
             self._columns = (gains / powers).astype(np.float32)
-            vector = n.gain(f"{name}_gains", x, powers)
+            vector = n.gain(f"{name}_powers", x, powers)
         self._codes = n.codes(name, vector)
         self._norm = n.norm(x, model.attention.epsilon)
 
@@ -160,11 +167,12 @@ class _Norm:
                                   self._norm)
 
 
-def balanced(layer: Layer, shape: Attention) -> Layer:
-    """Bring keys and values near 1, where e4m3 has room on both sides.
+def balanced(layer: Layer, shape: Attention, hidden: Floats) -> Layer:
+    """Move powers of two from one matrix to another, where no result changes.
 
-    Powers of two of a head move from the key to the query matrix and from the value to the output
-    matrix. No score and no output changes.
+    Keys and values come near 1, where e4m3 has room on both sides, by powers of a head that move to
+    the query and to the output matrix. Elements of the hidden vector, whose largest magnitudes are
+    ``hidden``, are balanced with the columns of the down matrix by the rows of the up matrix.
     """
     moved = {}
     for name, other in (("attn_k", "attn_q"), ("attn_v", "attn_output")):
@@ -177,6 +185,9 @@ def balanced(layer: Layer, shape: Attention) -> Layer:
         factors = np.repeat(powers, shape.heads // shape.kv_heads * shape.head_size)
         moved[other] = getattr(layer, other) * (
             factors[:, np.newaxis] if other == "attn_q" else factors)
+    powers = balancing_powers([layer.ffn_down], hidden).astype(np.float32)
+    moved["ffn_up"] = layer.ffn_up * powers[:, np.newaxis]
+    moved["ffn_down"] = layer.ffn_down / powers
     return dataclasses.replace(layer, **moved)
 
 
@@ -202,8 +213,56 @@ def read(source: Source) -> LlamaLM:
     else:
         raise source.error("a model of architecture 'llama' must be a GGUF file or a file of "
                            "llama2.c")
-    scale = head_scale(parts["head"], parts["norm"])
-    return LlamaLM(**parts, logit_scales=dict.fromkeys(ARITHMETICS, scale))
+    head, norm = parts["head"], parts["norm"]
+    reference = LlamaLM(**parts, sizes={}, head_powers=np.ones(len(norm)), integers=False,
+                        logit_scales={"float": 1.0})
+    try:
+        sizes = _list_sizes(reference)
+    except ValueError as error:
+        raise source.error(str(error)) from None
+    powers = balancing_powers([head * norm], sizes["head.head_in"])
+    scales = dict.fromkeys(ARITHMETICS, head_scale(head, norm, powers))
+    return dataclasses.replace(reference, sizes=sizes, head_powers=powers, integers=True,
+                               logit_scales=scales)
+
+
+#: Any text would do: what is large in a vector is large in that of nearly every token.
+_TEXT = """\
+The old house at the end of the road had been empty for ten years when Anna first saw it. "Who lives
+there?" she asked her brother, but he only laughed. In 1987, about 3,500 people worked in the mines
+north of the river; today there are fewer than forty. To measure the speed of light, we need a clock
+and a mirror that is far away. He said: never mind, we will go on without them.
+"""
+
+
+def _list_sizes(model: LlamaLM) -> dict[str, Floats]:
+    """Read a text with the float reference; return the largest magnitudes of each list's elements.
+
+    Raises
+    ------
+    ValueError
+        If the model's tokenizer cannot be used, or the model cannot read the text.
+    """
+    tokens = open_tokenizer(model.vocabulary).encode(_TEXT)
+    tokens = [model.vocabulary.start, *tokens][:min(128, model.attention.context)]
+    sizes: dict[str, Floats] = {}
+
+    def recorder(label: str) -> Callable[[NDArray], NDArray]:
+        def record(vectors: NDArray) -> NDArray:
+            sizes[label] = np.abs(vectors).max(axis=0)
+            return vectors
+        return record
+
+    gates = {step.label: recorder(step.label) for step in model.network()
+             if step.kind is Kind.CODES}
+    # The head itself is not needed.
+    matrices = {name: weights for name, weights in model_matrices(model).items() if name != "head"}
+    lm = GoldenLM(model, ARITHMETICS["float"], ExactProducts(matrices), gates)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lm.forward(np.array([tokens]), lm.start())
+    if not all(np.isfinite(found).all() for found in sizes.values()):
+        raise ValueError("vectors overflow: the model's weights are too large")
+    return sizes
 
 
 def _parts_of_llama2c(file: Llama2cFile) -> dict[str, Any]:
