@@ -43,6 +43,7 @@ from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
+from host.fuzz import READERS, fuzz, write_outcomes
 from host.generate import Generator, GoldenGenerator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
@@ -298,6 +299,17 @@ def _parser() -> argparse.ArgumentParser:
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
     disassemble.set_defaults(function=_disassemble)
+
+    fuzzer = commands.add_parser(
+        "fuzz", help="read model files that are wrong",
+        description="Change bytes of small model files and read them: each must give a model or "
+                    "one line that says why not.")
+    fuzzer.add_argument("readers", nargs="*", choices=[*READERS, []], metavar="READER",
+                        help=f"of {', '.join(READERS)} (default: all)")
+    fuzzer.add_argument("--files", type=_integer(1), default=10000, metavar="N",
+                        help="of each reader (default: 10000)")
+    fuzzer.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    fuzzer.set_defaults(function=_fuzz)
 
     doctor = commands.add_parser("doctor", help="list what is installed and what is not")
     doctor.set_defaults(function=_doctor)
@@ -903,6 +915,23 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
 def _disassemble(console: Console, options: argparse.Namespace) -> int:
     print(listing(read_image(options.image).program))
     return 0
+
+
+# fuzz
+
+def _fuzz(console: Console, options: argparse.Namespace) -> int:
+    with _progress(console) as bar:
+        outcomes = [fuzz(reader, options.files, bar(reader))
+                    for reader in options.readers or READERS]
+    for outcome in outcomes:
+        console.print(f"{outcome.reader}: {outcome.files:,} files, {outcome.errors:,} errors, "
+                      f"{outcome.models:,} models, {len(outcome.crashes):,} crashes",
+                      highlight=False)
+        for crash in outcome.crashes[:20]:
+            console.print(crash, markup=False, highlight=False, soft_wrap=True)
+    if options.json:
+        write_outcomes(options.json, " ".join(["python -m host", *sys.argv[1:]]), outcomes)
+    return int(any(outcome.crashes for outcome in outcomes))
 
 
 # doctor

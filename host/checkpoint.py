@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from host.model import ModelFileError, TokenizerFile
+from host.model import ModelFileError, TokenizerFile, wrong_number
 
 __all__ = ["Checkpoint"]
 
@@ -142,14 +142,9 @@ class Checkpoint:
                 raise ModelFileError(f"{path}: tensor {name} must have type "
                                      f"{' or '.join(_FLOATS)}, not {part.get_dtype()}")
             values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(np.float32)
-        odd = np.flatnonzero(~np.isfinite(values))
-        if odd.size:
-            index = tuple(map(int, np.unravel_index(int(odd[0]), shape)))
-            where = " ".join(f"{axis} {place}" for axis, place in
-                             zip(("row", "column") if len(shape) == 2 else ("element",), index,
-                                 strict=True))
-            raise ModelFileError(f"{path}: tensor {name} must be finite, but {where} is "
-                                 f"{float(values[index])}")
+        wrong = wrong_number(values)
+        if wrong:
+            raise ModelFileError(f"{path}: tensor {name} {wrong}")
         return values
 
     def has(self, name: str) -> bool:

@@ -9,7 +9,14 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-from host.model import ModelFileError, PieceVocabulary, TernaryMatrix, Vocabulary, is_bf16
+from host.model import (
+    ModelFileError,
+    PieceVocabulary,
+    TernaryMatrix,
+    Vocabulary,
+    is_bf16,
+    wrong_number,
+)
 from host.tokenizer import SPLITS
 
 __all__ = ["GGUFFile"]
@@ -270,28 +277,20 @@ class GGUFFile:
         with np.errstate(over="ignore", invalid="ignore"):      # scales can be anything
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         values = np.array(values, dtype=np.float32).reshape(shape)
-        odd = np.flatnonzero(~np.isfinite(values))
-        if odd.size:
-            index = [int(axis) for axis in np.unravel_index(int(odd[0]), shape)]
-            where = (f"row {index[0]} column {index[1]}" if len(index) == 2
-                     else f"element {index[0]}")
-            raise self.error(f"tensor {name} must be finite, but {where} is "
-                             f"{float(values[tuple(index)])}")
+        wrong = wrong_number(values)
+        if wrong:
+            raise self.error(f"tensor {name} {wrong}")
         return values
 
     def vocabulary(self, vocab: int | None = None) -> Vocabulary | PieceVocabulary:
         """Return the tokenizer, of ``vocab`` tokens if that is given."""
-        kind = self.value("tokenizer.ggml.model")
-        if kind is None:
-            raise self.error("tokenizer is missing: key tokenizer.ggml.model")
-        if kind not in ("gpt2", "llama"):
-            raise self.error(f"key tokenizer.ggml.model must be 'gpt2' or 'llama', not {kind!r}")
+        kind = self._tokenizer_model("gpt2", "llama")
         tokens = self.strings("tokenizer.ggml.tokens")
         if vocab is not None and len(tokens) != vocab:
             raise self.error(f"key tokenizer.ggml.tokens must hold {vocab} tokens, "
                              f"not {len(tokens)}")
-        if len(set(tokens)) != len(tokens) or not tokens:
-            raise self.error("key tokenizer.ggml.tokens holds a token twice, or none")
+        if len(set(tokens)) != len(tokens):
+            raise self.error("key tokenizer.ggml.tokens holds a token twice")
         end = self._token("eos", len(tokens))
         # Files of older converters, ours among them, have no begin but the end of another document.
         start = end
@@ -316,6 +315,22 @@ class GGUFFile:
                                  f"whose parts or result are no tokens")
         return Vocabulary(tokens, merges, end, None if start == end else start,
                           prompted=prompted, split=split, controls=controls)
+
+    def byte_vocabulary(self, vocab: int) -> Vocabulary:
+        """Return the tokenizer, which must be a byte-level BPE of ``vocab`` tokens."""
+        self._tokenizer_model("gpt2")
+        found = self.vocabulary(vocab)
+        assert isinstance(found, Vocabulary)
+        return found
+
+    def _tokenizer_model(self, *allowed: str) -> str:
+        key = "tokenizer.ggml.model"
+        kind = self.value(key)
+        if kind is None:
+            raise self.error(f"tokenizer is missing: key {key}")
+        if kind not in allowed:
+            raise self.error(f"key {key} must be {' or '.join(map(repr, allowed))}, not {kind!r}")
+        return kind
 
     def _token(self, name: str, vocab: int) -> int:
         key = f"tokenizer.ggml.{name}_token_id"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from host.model import ModelFileError, PieceVocabulary
+from host.model import ModelFileError, PieceVocabulary, wrong_number
 
 __all__ = ["Llama2cFile"]
 
@@ -89,10 +89,9 @@ class Llama2cFile:
         for name, shape in shapes.items():
             values = np.frombuffer(data, "<f4", sizes[name], offset)
             offset += values.nbytes
-            odd = np.flatnonzero(~np.isfinite(values))
-            if odd.size:
-                raise self.error(f"array {name} must be finite, but element {int(odd[0])} is "
-                                 f"{float(values[odd[0]])}")
+            wrong = wrong_number(values)
+            if wrong:
+                raise self.error(f"array {name} {wrong}")
             arrays[name] = values.reshape(shape)
         arrays.setdefault("head", arrays["embedding"])
         return arrays

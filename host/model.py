@@ -21,7 +21,8 @@ import host.families
 from sim.golden.network import Network
 
 __all__ = ["LanguageModel", "ModelFileError", "PieceVocabulary", "Source", "TernaryMatrix",
-           "TokenizerFile", "Vocabulary", "Words", "begin", "is_bf16", "read_model", "to_bf16"]
+           "TokenizerFile", "Vocabulary", "Words", "begin", "is_bf16", "read_model", "to_bf16",
+           "wrong_number"]
 
 
 class Source(Protocol):
@@ -37,6 +38,24 @@ class Source(Protocol):
 
 class ModelFileError(ValueError):
     """A model file cannot be used; the message is one line that names file, place and reason."""
+
+
+#: Weights of a model are smaller in magnitude, so that no product or square of them overflows.
+LARGEST = 2.0 ** 24
+
+
+def wrong_number(values: np.ndarray) -> str | None:
+    """Say what is wrong with the first number that is not finite or too large, if there is one."""
+    odd = np.flatnonzero(~(np.abs(values) < LARGEST))
+    if not odd.size:
+        return None
+    index = np.unravel_index(int(odd[0]), values.shape)
+    where = " ".join(f"{axis} {int(place)}" for axis, place in
+                     zip(("row", "column") if len(index) == 2 else ("element",), index,
+                         strict=True))
+    value = float(values[index])
+    must = "below 2**24 in magnitude" if np.isfinite(value) else "finite"
+    return f"must be {must}, but {where} is {value}"
 
 
 def to_bf16(value: float) -> float:
