@@ -16,8 +16,21 @@ from host.families.llama import balanced
 from host.model import ModelFileError, read_model
 from host.planes import ROWS, to_planes
 from host.tokenizer import open_tokenizer
-from sim.golden.bf16 import from_float, to_float32
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from hw.formats.minifloat import bf16
+from sim.golden.attention import attend, from_cache, to_cache, value_bounds
+from sim.golden.bf16 import add, from_float, subtract, to_float32
+from sim.golden.lmul import exact_product, lmul, lmul_dot
+from sim.golden.model import (
+    ARITHMETICS,
+    ExactProducts,
+    GoldenLM,
+    lmul_factor,
+    model_matrices,
+    quantize,
+    rsqrt_table,
+    scale,
+    silu_table,
+)
 from sim.golden.network import CACHES, Kind
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -218,6 +231,90 @@ class TestNetwork:
         for step in network:
             if step.kind is Kind.CONSTANT:
                 assert (np.frexp(step.constant)[0] == 0.5).all()
+
+
+class Definition:
+    """docs/numerics.md, section 11, one token at a time, on matrices that are read off a network.
+
+    Only functions of numbers are shared with what it is compared with.
+    """
+
+    def __init__(self, model):
+        steps = model.network().steps
+        self.matrices = {step.matrix.name: step.matrix for step in steps if step.matrix}
+        self.powers = {f"{step.part}.{step.name}": step.constant for step in steps
+                       if step.kind is Kind.CONSTANT}
+        self.model, self.shape = model, model.attention
+        self.caches = [([], []) for _ in model.layers]
+
+    def times(self, x, name):
+        """Multiply by powers of two, exactly, or by nothing."""
+        powers = self.powers.get(f"{name}.power")
+        return x if powers is None else from_float(to_float32(x).astype(np.float64) * powers)
+
+    def linear(self, codes, name, norm=None):
+        matrix = self.matrices[name]
+        sums = matrix.weights.astype(np.int64) @ codes.values[0]
+        number = from_float(np.array(matrix.scale * (1 if norm is None
+                                                     else np.sqrt(self.model.width))))
+        if norm is not None:
+            number = exact_product(bf16, number, norm)
+        scaled = scale(sums[np.newaxis], number.reshape(1), codes.exponents)[0]
+        return self.times(scaled, f"{name}_rows")
+
+    def norm(self, x):
+        return rsqrt_table()[lmul_dot(bf16, x, x)]
+
+    def rotate(self, x, heads, position):
+        size = self.shape.head_size
+        angles = position * self.shape.base ** (-np.arange(0, size, 2) / size)
+        cos, sin = lmul_factor(np.cos(angles)), lmul_factor(np.sin(angles))
+        turned = []
+        for head in x.reshape(heads, size):
+            a, b = head[:size // 2], head[size // 2:]
+            turned += [subtract(lmul(bf16, a, cos), lmul(bf16, b, sin)),
+                       add(lmul(bf16, b, cos), lmul(bf16, a, sin))]
+        return np.concatenate(turned)
+
+    def token(self, token):
+        embedding = self.matrices["embedding"]
+        x = scale(embedding.weights[:, token][np.newaxis].astype(np.int64),
+                  from_float(np.array([embedding.scale])), np.zeros(1, np.int32))[0]
+        shape = self.shape
+        for index, (keys, values) in enumerate(self.caches):
+            part = f"blk.{index}"
+            codes, norm = quantize(self.times(x, f"{part}.mix_in_powers")[None]), self.norm(x)
+            q, k, v = (self.linear(codes, f"{part}.attn_{name}", norm) for name in "qkv")
+            q = self.rotate(q, shape.heads, len(keys)).reshape(shape.heads, -1)
+            k = self.rotate(k, shape.kv_heads, len(keys)).reshape(shape.kv_heads, -1)
+            keys.append(from_cache(to_cache(k, self.model.cache)))
+            values.append(from_cache(to_cache(v.reshape(k.shape), self.model.cache)))
+            out = []
+            for head in range(shape.kv_heads):
+                group = shape.heads // shape.kv_heads
+                own = np.array([value[head] for value in values])
+                out.append(attend(q[head * group:(head + 1) * group],
+                                  np.array([key[head] for key in keys]), own,
+                                  int(value_bounds(own)[-1])).vectors.reshape(-1))
+            x = add(x, self.linear(quantize(np.concatenate(out)[None]), f"{part}.attn_output"))
+            codes, norm = quantize(self.times(x, f"{part}.ffn_in_powers")[None]), self.norm(x)
+            gate = silu_table()[self.linear(codes, f"{part}.ffn_gate", norm)]
+            y = lmul(bf16, self.linear(codes, f"{part}.ffn_up", norm), gate)
+            x = add(x, self.linear(quantize(y[None]), f"{part}.ffn_down"))
+        codes = quantize(self.times(x, "head.head_powers")[None])
+        number = from_float(np.array(self.model.logit_scales["lmul"] * np.sqrt(self.model.width)))
+        number = float(to_float32(exact_product(bf16, number, self.norm(x))))
+        sums = self.matrices["head"].weights.astype(np.int64) @ codes.values[0]
+        return sums * np.ldexp(number, codes.exponents[0])
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_definition(model, cache):
+    model = dataclasses.replace(model, cache=cache)
+    definition = Definition(model)
+    assert {"blk.0.mix_in_powers.power", "blk.1.attn_q_rows.power"} <= definition.powers.keys()
+    expected = np.array([definition.token(token) for token in TOKENS[:12].tolist()])
+    np.testing.assert_array_equal(run(model, "lmul", TOKENS[:12]), expected)
 
 
 class TestErrors:
