@@ -25,7 +25,6 @@ from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.rotation import (
     MATRICES,
     Llama,
-    LlamaFileError,
     fold_gains,
     forward,
     linear_products,
@@ -35,7 +34,7 @@ from host.compress.rotation import (
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.image import Image
-from host.model import LanguageModel, read_model
+from host.model import LanguageModel, ModelFileError, read_model
 from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig
 from sim.golden.machine import Machine
@@ -420,7 +419,7 @@ def _rotation(options: argparse.Namespace) -> int:
     """Measure WINA against TEAL on float weights, rotated ones and ternary ones."""
     try:
         model = read_llama2c(options.model)
-    except LlamaFileError as error:
+    except ModelFileError as error:
         print(f"python -m host.compress rotation: {error}", file=sys.stderr)
         return 1
     texts = [_sample(model, seed) for seed in range(_SAMPLES)]
