@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from host.device import planes_needed
 from host.families.llama import PLANES, LlamaLM
 from host.model import ModelFileError, read_model
+from host.planes import ROWS
 from host.tokenizer import ByteTokenizer, open_tokenizer
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.network import CACHES
@@ -48,7 +49,7 @@ class Variant:
 
     arithmetic: str
     planes: int | None = PLANES
-    rows: str = "power"
+    rows: str = ROWS[-1]
     cache: str = CACHES[0]
 
     def of(self, model: LlamaLM) -> LlamaLM:
@@ -64,11 +65,11 @@ REFERENCE = Variant("float", None)
 def variants() -> list[Variant]:
     """List what is compared: weights alone, then codes, then bf16 and L-Mul."""
     found = [Variant("float", planes) for planes in (3, 4, 5, 6)]
-    found += [Variant("float", planes, rows) for planes in (4, 5) for rows in ("matrix", "exact")]
+    found += [Variant("float", planes, rows) for planes in (4, 5) for rows in ROWS[:-1]]
     found += [Variant("exact_float32", None), Variant("exact_float32")]
     found += [Variant(arithmetic, cache=cache) for cache in CACHES
               for arithmetic in ("exact", "lmul_attention", "lmul")]
-    return found + [Variant("lmul", planes) for planes in (3, 4, 6)]
+    return found + [Variant("lmul", planes) for planes in (3, 4, 6)] + [Variant("lmul", 5, "power")]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -132,9 +132,9 @@ class GoldenGenerator:
             If the text becomes longer than the model's context.
         """
         state = self._lm.start()
-        return _continue(lambda tokens: self._pass(tokens, state, self.text), self._pass(
-            begin(self.model.vocabulary, prompt), state, self.prompt),
-            self.model.vocabulary.end_of_document, count, sampler)
+        logits = self._pass(begin(self.model.vocabulary, prompt), state, self.prompt)
+        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
+                             self.model.vocabulary.end_of_document, count, sampler)
 
 
 def _continue(read: Callable[[Sequence[int]], NDArray[np.floating]], logits: NDArray[np.floating],
@@ -221,9 +221,9 @@ class Generator:
         """
         vocabulary = self.model.vocabulary
         state = self._lm.start()
-        return _continue(lambda tokens: self._pass(tokens, state, self.text),
-                         self._pass(begin(vocabulary, prompt), state, self.prompt),
-                         vocabulary.end_of_document, count, sampler)
+        logits = self._pass(begin(vocabulary, prompt), state, self.prompt)
+        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
+                             vocabulary.end_of_document, count, sampler)
 
 
 def candidates(image: Image, best: Sequence[Best],

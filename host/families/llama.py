@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from host.gguf_file import GGUFFile
 from host.llama2c_file import Llama2cFile
 from host.model import Source
-from host.planes import to_planes
+from host.planes import ROWS, to_planes
 from host.tokenizer import open_tokenizer
 from host.transformer import (
     Attention,
@@ -85,7 +85,7 @@ class LlamaLM(Transformer):
     layers: tuple[Layer, ...]
     sizes: Mapping[str, Floats]
     planes: int = PLANES
-    rows: str = "power"
+    rows: str = ROWS[-1]
 
     @property
     def ffn_width(self) -> int:

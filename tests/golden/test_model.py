@@ -277,6 +277,7 @@ def random_model(width=12, ffn_width=20, vocab=30, layers=3, seed=6):
         name="random", embedding=rng.integers(-13, 14, (vocab, width)).astype(np.int8),
         embedding_scale=0.09375, layers=made, vocabulary=tiny_vocabulary(),
         logit_scales={"lmul": 0.0390625, "mitchell": 0.04, "exact": 0.04, "float": 0.0390625,
+                      "lmul_attention": 0.04,
                       "lmul_float32": 0.0390625, "exact_float32": 0.0390625})
 
 
@@ -479,6 +480,8 @@ class TestGoldenLM:
         spread = logits["float"].std()
         assert np.abs(logits["exact"] * (0.0390625 / 0.04) - logits["float"]).max() < spread
         assert not np.array_equal(logits["lmul"], logits["mitchell"])
+        # There is no attention here.
+        np.testing.assert_array_equal(logits["lmul_attention"], logits["exact"])
 
     def test_zero_vectors(self):
         """Zero embedding: codes, norms and logits are zero, and nothing divides by zero."""

@@ -224,8 +224,8 @@ class TestNetwork:
             lm.forward(np.zeros((1, 9), int), lm.start())
 
     def test_steps(self, model):
-        """Rotation and attention; vectors are multiplied by no constants but powers of two."""
-        network = model.network()
+        """Rotation and attention; with rows of powers of two, no constant is anything else."""
+        network = dataclasses.replace(model, rows="power").network()
         kinds = [step.kind for step in network]
         assert [kinds.count(kind) for kind in (Kind.ROTATE, Kind.APPEND, Kind.ATTEND)] == [4, 4, 2]
         for step in network:
@@ -242,15 +242,21 @@ class Definition:
     def __init__(self, model):
         steps = model.network().steps
         self.matrices = {step.matrix.name: step.matrix for step in steps if step.matrix}
-        self.powers = {f"{step.part}.{step.name}": step.constant for step in steps
-                       if step.kind is Kind.CONSTANT}
+        self.constants = {f"{step.part}.{step.name}": step.constant for step in steps
+                          if step.kind is Kind.CONSTANT}
         self.model, self.shape = model, model.attention
         self.caches = [([], []) for _ in model.layers]
 
     def times(self, x, name):
-        """Multiply by powers of two, exactly, or by nothing."""
-        powers = self.powers.get(f"{name}.power")
-        return x if powers is None else from_float(to_float32(x).astype(np.float64) * powers)
+        """Multiply by powers of two, exactly, and by what is left with L-Mul."""
+        product = x
+        if f"{name}.power" in self.constants:
+            powers = self.constants[f"{name}.power"]
+            product = from_float(to_float32(x).astype(np.float64) * powers)
+        if f"{name}.rest" in self.constants:
+            rest = lmul_factor(self.constants[f"{name}.rest"])
+            product = add(product, lmul(bf16, x, rest))
+        return product
 
     def linear(self, codes, name, norm=None):
         matrix = self.matrices[name]
@@ -309,10 +315,13 @@ class Definition:
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_definition(model, cache):
-    model = dataclasses.replace(model, cache=cache)
+@pytest.mark.parametrize("rows", ["power", "exact"])
+def test_definition(model, cache, rows):
+    model = dataclasses.replace(model, cache=cache, rows=rows)
     definition = Definition(model)
-    assert {"blk.0.mix_in_powers.power", "blk.1.attn_q_rows.power"} <= definition.powers.keys()
+    assert {"blk.0.mix_in_powers.power",
+            "blk.1.attn_q_rows.power"} <= definition.constants.keys()
+    assert ("blk.1.attn_q_rows.rest" in definition.constants) == (rows == "exact")
     expected = np.array([definition.token(token) for token in TOKENS[:12].tolist()])
     np.testing.assert_array_equal(run(model, "lmul", TOKENS[:12]), expected)
 
