@@ -565,11 +565,10 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
     table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
     if checked:
         machine = checked.machine
-        if not machine.skipped:
-            cost = token_cycles(config, image.program.instructions, image.program.body,
-                                latency=LATENCY, refresh=REFRESH)
-            table.add_row("... by the formula", f"{cost.cycles:,.0f}",
-                          f"derived; {cost.cycles / cycles - 1:+.2%}")
+        cost = token_cycles(config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH, lists=machine.list_counts())
+        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                      f"derived; {cost.cycles / cycles - 1:+.2%}")
         trits = machine.trits / total.tokens
         share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
         table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",

@@ -3,6 +3,7 @@
 from amaranth import *
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from hw.common.stream import connect_stream
 from hw.config import CoreConfig
@@ -22,7 +23,11 @@ from hw.vector.move import Drain, Mover, scalar_layout
 from hw.vector.packer import Packer
 from hw.vector.unit import VectorUnit
 
-__all__ = ["Core"]
+__all__ = ["UNITS", "Core"]
+
+#: Units that wait for commands, and do nothing meanwhile.
+UNITS = ("packer", "selector", "vector", "mover", "drain", "top_k", "sequencer",
+         "execution_reader", "fetching_reader", "rows")
 
 
 class Core(wiring.Component):
@@ -34,6 +39,9 @@ class Core(wiring.Component):
     Parameters
     ----------
     config : CoreConfig
+    unit_clocks : bool
+        Units have clock domains of their own, by the names in :data:`UNITS`: for a simulator that
+        leaves out what would change nothing. Otherwise all is in the one domain.
 
     Members
     -------
@@ -45,6 +53,10 @@ class Core(wiring.Component):
     memory : Out of :func:`hw.memory.port.port_signature`
     executing : Out
         Index of the instruction that is executed, for whoever counts cycles.
+    active : Out
+        A bit for each of :data:`UNITS`: whether the next clock edge changes anything in it but what
+        the edge that accepts its next command overwrites. Without that edge, nothing else changes
+        in any cycle.
 
     Raises
     ------
@@ -60,12 +72,16 @@ class Core(wiring.Component):
     o_faults: stream.Interface
     memory: wiring.PureInterface
     executing: Signal
+    active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: CoreConfig, *, unit_clocks: bool = False):
         self.config = config
-        self._sequencer, self._fetching = Sequencer(config), Fetching(config)
+        self._unit_clocks = unit_clocks
+        *_, execution, fetching, rows = UNITS if unit_clocks else 3 * ("sync",)
+        self._sequencer = Sequencer(config, reader_domain=execution)
+        self._fetching = Fetching(config, reader_domain=fetching)
         self._fetcher, self._mover = Fetcher(config), Mover(config)
-        self._ternary = TernaryCore(config.engine)
+        self._ternary = TernaryCore(config.engine, row_domain=rows)
         super().__init__({
             "i_program": In(stream.Signature(program_layout(config))),
             "i_tokens": In(stream.Signature(token_layout(config))),
@@ -75,23 +91,26 @@ class Core(wiring.Component):
             "memory": Out(port_signature(address_width=config.address_width,
                                          port_bytes=config.port_bytes)),
             "executing": Out(self._sequencer.executing.shape()),
+            "active": Out(len(UNITS)),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.sequencer = sequencer = self._sequencer
+        sequencer = self._sequencer
         m.submodules.fetching = fetching = self._fetching
         m.submodules.fetcher = fetcher = self._fetcher
-        m.submodules.mover = mover = self._mover
         m.submodules.ternary = ternary = self._ternary
         m.submodules.list = list_memory = ListMemory(config)
-        m.submodules.packer = packer = Packer(config)
-        m.submodules.selector = selector = Selector(config)
-        m.submodules.vector = vector = VectorUnit(config)
-        m.submodules.drain = drain = Drain(config)
-        m.submodules.top_k = top_k = TopK(config)
         m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 2), writers=3)
+        packer, selector, vector = Packer(config), Selector(config), VectorUnit(config)
+        mover, drain, top_k = self._mover, Drain(config), TopK(config)
+        units = packer, selector, vector, mover, drain, top_k, sequencer
+        for name, unit in zip(UNITS, units, strict=False):
+            m.submodules[name] = DomainRenamer(name)(unit) if self._unit_clocks else unit
+        m.d.comb += self.active.eq(Cat(
+            (unit.active for unit in (*units, sequencer.reader, fetching.reader)),
+            ternary.rows_active))
 
         memory = wiring.flipped(self.memory)
         for producer, consumer in (
@@ -102,7 +121,6 @@ class Core(wiring.Component):
                 (sequencer.o_packs, packer.i_commands),
                 (packer.o_results, sequencer.i_packed),
                 (sequencer.o_selections, selector.i_commands),
-                (packer.o_entries, selector.i_entries),
                 (sequencer.o_drains, drain.i_commands),
                 (sequencer.o_choices, top_k.i_commands),
                 (sequencer.o_moves, mover.i_moves),
@@ -126,7 +144,12 @@ class Core(wiring.Component):
                               strict=True):
             wiring.connect(m, user, port)
 
+        # Norms may still be on their way when their list is packed.
+        listable = ~sequencer.loading
         m.d.comb += [
+            selector.i_entries.p.eq(packer.o_entries.p),
+            selector.i_entries.valid.eq(packer.o_entries.valid & listable),
+            packer.o_entries.ready.eq(selector.i_entries.ready & listable),
             sequencer.listed.eq(selector.o_entries.valid & selector.o_entries.ready
                                 & selector.o_entries.p.end),
             sequencer.drained.eq(drain.done),
@@ -147,7 +170,7 @@ class Core(wiring.Component):
         """Join lists from both their makers with the list memory, and that with the engine.
 
         Columns, or rows, are asked for where fetching could not know them: each product remembers
-        it. A DENSE list goes to the walk by row too, where it stays until the next one.
+        it.
         """
         engine = self.config.engine
         entries = list_memory.i_entries
@@ -191,12 +214,7 @@ class Core(wiring.Component):
             places.r_en.eq(drain.i_rows.ready),
         ]
         if engine.row_columns:
-            activations = ternary.i_activations
-            m.d.comb += [
-                activations.valid.eq(packed.valid & packed.ready & ~newest & ~packed.p.end),
-                activations.p.index.eq(packed.p.index),
-                activations.p.value.eq(packed.p.value),
-            ]
+            self._activations(m, sequencer, packed, ternary.i_activations)
 
         # The list's end goes both ways at once; the engine's readiness for it depends on registers.
         listed, columns = list_memory.o_entries, fetcher.i_columns
@@ -212,6 +230,39 @@ class Core(wiring.Component):
             columns.valid.eq(asked & Mux(end, listed.valid & ternary.i_entries.ready,
                                          ternary.o_columns.valid & (~rows | places.w_rdy))),
         ]
+
+    def _activations(self, m, sequencer, packed, activations):
+        """Hand DENSE and gated lists to the walk by row, where they stay until the next one.
+
+        What a gated list does not name is zero: all its words are cleared first, one a cycle, which
+        the packer's first pass takes longer for.
+        """
+        lanes, row_columns = self.config.engine.lanes, self.config.engine.row_columns
+        below = exact_log2(lanes)
+        packs, words = sequencer.o_packs, exact_log2(lanes // self.config.vector_lanes)
+        gated, codes = Signal(), Signal()       # the next list is gated; the newest one has codes
+        cleared = Signal(range(row_columns // lanes), reset_less=True)
+        left = Signal(len(packs.p.words) - words + 1)
+        with m.If(sequencer.o_selections.valid):
+            m.d.sync += gated.eq(1)
+        with m.If(left != 0):
+            m.d.sync += [cleared.eq(cleared + 1), left.eq(left - 1)]
+        with m.If(packs.valid & packs.ready):
+            m.d.sync += [gated.eq(0), codes.eq(gated | ~packs.p.sparse), cleared.eq(0)]
+            with m.If(gated):
+                m.d.sync += left.eq((packs.p.words + ((1 << words) - 1)) >> words)
+        m.d.comb += [
+            activations.valid.eq(packed.valid & packed.ready & codes & ~packed.p.end),
+            activations.p.index.eq(packed.p.index),
+            activations.p.value.eq(packed.p.value),
+        ]
+        with m.If(left != 0):
+            m.d.comb += [
+                activations.valid.eq(1),
+                activations.p.all.eq(1),
+                activations.p.index.eq(cleared << below),
+                activations.p.value.eq(0),
+            ]
 
     @staticmethod
     def _results(m, ternary, drain, top_k):

@@ -37,6 +37,7 @@ from host.image import Image
 from host.model import LanguageModel, ModelFileError, read_model
 from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig
+from hw.isa import Opcode
 from sim.golden.machine import Machine
 from sim.tables import RESULTS, write_record
 from sim.verilated_machine import VerilatedMachine
@@ -187,13 +188,15 @@ class _Run:
     """Means of the tokens that a program read on the simulated core, but for the first two.
 
     ``ffn`` has cycles and transfers of the instructions of the channel mixers, from the list of the
-    gate and up projections on; ``layers`` those of all layers.
+    gate and up projections on; ``layers`` those of all layers. ``lists`` are the cycles of the
+    instructions that make lists: PACK, with selection, and LOAD of column norms.
     """
 
     cycles: float
     transfers: float
     ffn: tuple[float, float]
     layers: tuple[float, float]
+    lists: float
     trits: float
     live: float
 
@@ -227,11 +230,15 @@ def _run_core(machine: VerilatedMachine, image: Image, tokens: Sequence[int]) ->
             inside = not text.startswith("x =")
         if part.startswith("blk."):
             layer.append(index)
+    lists = [index for index, (instruction, note)
+             in enumerate(zip(program.instructions, program.notes, strict=True))
+             if instruction.opcode == Opcode.PACK or "column norms of" in note]
     listed, rows = golden.rows
     return _Run(cycles=float(np.mean([run.cycles for run in runs[2:]])),
                 transfers=float(np.mean([run.reads for run in runs[2:]])),
                 ffn=(float(cycles[ffn].sum()), float(transfers[ffn].sum())),
                 layers=(float(cycles[layer].sum()), float(transfers[layer].sum())),
+                lists=float(cycles[lists].sum()),
                 trits=(golden.trits - trits) / (len(tokens) - 2), live=listed / rows if rows else 1)
 
 
@@ -257,10 +264,12 @@ def _cycles(options: argparse.Namespace) -> int:
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         kept = [row for row in _record("twell")["rows"] if "mode" not in row]
         _extend("twell", [*kept, *rows])
-        gated = _gated_rows(model, tokenizer, corpus["calibration"], options.workers,
-                            lambda gates, sparse: _run_core(machine, compile_model(
-                                model, config, sparse=sparse, gates=gates), tokens), dense)
-    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0}
+        gated, runs = _gated_rows(
+            model, tokenizer, corpus["calibration"], options.workers,
+            lambda gates, sparse: _run_core(machine, compile_model(
+                model, config, sparse=sparse, gates=gates), tokens), dense)
+    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0,
+               "list_cycles": round(dense.lists)}
     found = {(row["method"], row["sparsity"]): row for row in gated}
     joined = []
     for row in _record("wina")["rows"]:
@@ -271,29 +280,51 @@ def _cycles(options: argparse.Namespace) -> int:
             row |= ungated
         joined.append(row)
     _extend("wina", joined)
+    # Nothing is lost by leaving zeros out, so each row has the bits per byte of its gates.
+    bits = {(row["method"], row["sparsity"], row.get("allocation")): row["bits_per_byte"]
+            for row in joined if row.get("mode") != "threshold"}
+    write_record(
+        "together", command=_command(), versions=_record("wina")["versions"],
+        configuration=_record("wina")["configuration"],
+        rows=[{"mode": mode, "cycles": round(run.cycles), "bytes": round(port * run.transfers),
+               "speedup": round(dense.cycles / run.cycles, 3), "bits_per_byte": bits[gates]}
+              for mode, run, gates in (
+                  ("dense", dense, ("none", 0.0, None)), ("twell", sparse, ("none", 0.0, None)),
+                  ("wina", runs["wina"], ("wina", 0.5, "uniform")),
+                  ("both", runs["both"], ("wina", 0.5, "uniform")))])
     return 0
 
 
 def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
                 texts: Sequence[str], workers: int | None,
-                run: Callable[[GateMap, bool], _Run], dense: _Run) -> list[dict[str, object]]:
+                run: Callable[[GateMap, bool], _Run],
+                dense: _Run) -> tuple[list[dict[str, object]], dict[str, _Run]]:
+    """Run gated programs; return rows, and the runs of WINA at 50 % without and with TwELL.
+
+    Without it, rows of the up projection whose gate is zero are computed. A gated list never names
+    a zero.
+    """
     calibration = calibration_tokens(model, tokenizer, texts, _CALIBRATION_DOCUMENTS,
                                      _CALIBRATION_TOKENS)
     rows: list[dict[str, object]] = []
+    runs: dict[str, _Run] = {}
     for method in METHODS:
         found = calibrate(model, calibration, _SPARSITIES, method=method, allocation="uniform",
                           workers=workers or min(4, os.cpu_count() or 1))
         for gates in found:
             measured = run(gates.of(model), True)
+            if (method, gates.sparsity) == ("wina", 0.5):
+                runs |= {"wina": run(gates.of(model), False), "both": measured}
             rows.append({
                 "model": model.name, "method": method, "allocation": "uniform",
                 "sparsity": gates.sparsity, "cycles": round(measured.cycles),
                 "speedup": round(dense.cycles / measured.cycles, 3),
                 "layer_cycles": round(measured.layers[0]),
                 "layer_speedup": round(dense.layers[0] / measured.layers[0], 3),
+                "list_cycles": round(measured.lists),
                 "trits_speedup": round(dense.trits / measured.trits, 3)})
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+    return rows, runs
 
 
 def _record(name: str) -> dict:

@@ -44,6 +44,8 @@ class Sequencer(wiring.Component):
     Parameters
     ----------
     config : CoreConfig
+    reader_domain : str
+        Clock domain of the program's reader.
 
     Members
     -------
@@ -62,7 +64,7 @@ class Sequencer(wiring.Component):
     o_entries, o_products : Out(stream)
         For ``i_entries`` and ``i_products`` of :class:`hw.sequencer.list_memory.ListMemory`.
     o_drains : Out(stream) of :func:`drain_layout`
-        The oldest product is scaled and written.
+        Rows of the oldest product are scaled and written.
     drained : In(1)
         For a cycle when its last word was written.
     o_choices : Out(stream) of {rows: 16}
@@ -74,10 +76,15 @@ class Sequencer(wiring.Component):
     o_moves : Out(stream) of :func:`move_layout`
     moved : In(1)
         For a cycle when the move is done.
+    loading : Out(1)
+        A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
+        reach the selector, which needs what is loaded.
     o_faults : Out(stream) of :func:`fault_layout`
         What stopped the core; only a reset starts it again.
     executing : Out
         Index of the instruction that is executed, or the next one to be.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -102,12 +109,15 @@ class Sequencer(wiring.Component):
     o_scale: stream.Interface
     o_moves: stream.Interface
     moved: Signal
+    loading: Signal
     o_faults: stream.Interface
     executing: Signal
+    active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: CoreConfig, *, reader_domain: str = "sync"):
         self.config = config
         self.reader = ProgramReader(config)
+        self._reader_domain = reader_domain
         address = address_width(config)
         layouts = {
             "i_program": program_layout(config),
@@ -130,13 +140,15 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
-            "executing": Out(bits_for(config.program_depth)),
+            "loading": Out(1),
+            "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         config, engine = self.config, self.config.engine
-        m.submodules.reader = reader = self.reader
+        reader = self.reader
+        m.submodules.reader = DomainRenamer(self._reader_domain)(reader)
         m.d.comb += [
             reader.write.eq(self.i_program.valid & self.i_program.ready),
             reader.instruction.eq(self.i_program.p),
@@ -156,6 +168,15 @@ class Sequencer(wiring.Component):
             by_row.eq(now.function == Function.BY_ROW),
             products.w_data.eq(Cat(now.a, by_row)),
         ]
+        # Rows that are left of the oldest of them: known two cycles after it is the oldest one.
+        left = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
+        known, takes = Signal(), Signal()
+        whole = Signal()                        # no row is left behind
+        m.d.comb += whole.eq(left.rows == now.count)
+        with m.If(takes):
+            m.d.sync += [left.rows.eq(left.rows - now.count), known.eq(~whole)]
+        with m.Elif(~known):
+            m.d.sync += [left.eq(products.r_data), known.eq(products.r_rdy)]
 
         register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
         m.submodules.registers = registers = memory.Memory(
@@ -196,6 +217,7 @@ class Sequencer(wiring.Component):
             self.o_products.p.batch.eq(1),
             self.o_drains.p.scalar.eq(scalar),
             self.o_drains.p.target.eq(now.target >> below),
+            self.o_drains.p.words.eq(words),
             self.o_drains.p.relu.eq(now.function == Function.RELU),
             self.o_choices.p.rows.eq(now.count),
             self.o_scale.p.eq(scalar),
@@ -210,20 +232,29 @@ class Sequencer(wiring.Component):
         if engine.row_columns:
             m.d.comb += self.o_products.p.by_row.eq(by_row)
 
+        with m.If(self.o_moves.valid & self.o_moves.ready):
+            m.d.sync += self.loading.eq(~self.o_moves.p.store)
+        with m.Elif(self.moved):
+            m.d.sync += self.loading.eq(0)
+
         listed = Signal()                       # ... the list of this PACK
         with m.If(self.o_packs.valid):
             m.d.sync += listed.eq(0)
         with m.Elif(self.listed):
             m.d.sync += listed.eq(1)
 
+        waits = Signal()                        # for another unit, and nothing changes
+        m.d.comb += self.active.eq(~waits | self.listed | self.moved | (~known & products.r_rdy))
+
         def command(state, port, following):
             with m.State(state):
-                m.d.comb += port.valid.eq(1)
+                m.d.comb += [port.valid.eq(1), waits.eq(~port.ready)]
                 with m.If(port.ready):
                     m.next = following
 
         def answer(state, done, following):
             with m.State(state):
+                m.d.comb += waits.eq(~done)
                 with m.If(done):
                     m.next = following
 
@@ -265,6 +296,7 @@ class Sequencer(wiring.Component):
                     self.i_numbers.ready.eq(1),
                     write.data.number.eq(self.i_numbers.p.number),
                     write.en.eq(self.i_numbers.valid & (now.opcode == Opcode.NORM)),
+                    waits.eq(~self.i_numbers.valid),
                 ]
                 with m.If(self.i_numbers.valid):
                     m.next = "DONE"
@@ -282,15 +314,14 @@ class Sequencer(wiring.Component):
                     write.data.exponent.eq(self.i_packed.p.exponent),
                     write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault
                                 & ~self.o_packs.p.nonzero),
+                    waits.eq(~self.i_packed.valid),
                 ]
                 m.d.sync += fault.eq(Fault.NOT_FINITE)
                 with m.If(self.i_packed.valid):
                     m.next = "LISTED"
                     with m.If(self.i_packed.p.fault):
                         m.next = "FAULT"
-            with m.State("LISTED"):
-                with m.If(listed):
-                    m.next = "DONE"
+            answer("LISTED", listed, "DONE")
 
             with m.State("TOKEN"):
                 m.d.comb += [
@@ -311,6 +342,7 @@ class Sequencer(wiring.Component):
                 m.d.comb += [
                     self.o_products.valid.eq(products.w_rdy),
                     products.w_en.eq(self.o_products.valid & self.o_products.ready),
+                    waits.eq(~products.w_en),
                 ]
                 with m.If(products.w_en):
                     m.next = "DONE"
@@ -318,10 +350,11 @@ class Sequencer(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += fault.eq(Fault.NO_PRODUCT)
                 m.next = "FAULT"
-                m.d.sync += self.o_drains.p.by_row.eq(products.r_data[-1])
-                with m.If(products.r_rdy & (products.r_data[:-1] == now.count)
-                          & ~(products.r_data[-1] & (now.opcode == Opcode.EMIT))):
-                    m.d.comb += products.r_en.eq(1)
+                m.d.sync += self.o_drains.p.by_row.eq(left.by_row)
+                emits = now.opcode == Opcode.EMIT
+                with m.If(known & ~(left.by_row & emits)
+                          & (whole | ((left.rows > now.count) & ~(left.by_row | emits)))):
+                    m.d.comb += [takes.eq(1), products.r_en.eq(whole)]
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
                 m.d.comb += multiplier.i.valid.eq(1)
@@ -344,7 +377,15 @@ class Sequencer(wiring.Component):
             command("SCALE", self.o_scale, "DONE")
 
             command("MOVE", self.o_moves, "MOVED")
-            answer("MOVED", self.moved, "DONE")
+            with m.State("MOVED"):
+                given = reader.o.p
+                packs = (reader.o.valid & (given.fault == Fault.NONE)
+                         & (given.opcode == Opcode.PACK)
+                         & Cat(given.function == function for function in GATED).any())
+                done = self.moved | (self.loading & packs)
+                m.d.comb += waits.eq(~done)
+                with m.If(done):
+                    m.next = "DONE"
 
             command("FAULT", self.o_faults, "STOPPED")
             with m.State("STOPPED"):

@@ -23,12 +23,13 @@ def scalar_layout() -> data.StructLayout:
 
 
 def drain_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a DRAIN: ``target`` is the address of a word.
+    """Layout of a DRAIN: ``target`` is the address of a word, ``words`` is how many are taken.
 
-    ``relu`` makes zeros of negative numbers, ``by_row`` is for listed rows of the product.
+    ``relu`` makes zeros of negative numbers. ``by_row`` is for listed rows of the product, which is
+    taken whole.
     """
     return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config),
-                              "relu": 1, "by_row": 1})
+                              "words": address_width(config) + 1, "relu": 1, "by_row": 1})
 
 
 def move_layout(config: CoreConfig) -> data.StructLayout:
@@ -39,7 +40,7 @@ def move_layout(config: CoreConfig) -> data.StructLayout:
 
 
 class Drain(wiring.Component):
-    """DRAIN of the instruction set: a product is scaled and written to the vector memory.
+    """DRAIN of the instruction set: rows are scaled and written to the vector memory.
 
     A result transfer a cycle. Cycles: :func:`sim.golden.cycles.drain_cycles`.
 
@@ -51,12 +52,14 @@ class Drain(wiring.Component):
     -------
     i_commands : In(stream) of :func:`drain_layout`
     i_results : In(stream) of :func:`hw.ternary.results.result_layout`
-        The product; transfers are accepted from the cycle after the command, to the last one.
+        The products; transfers are accepted from the cycle after the command, as many as it says.
     i_rows : In(stream) of :func:`hw.ternary.walker.column_layout`
         Of a product by row: which element of the vector each result is.
     write : Out(:func:`hw.vector.memory.write_signature`)
     done : Out(1)
         For a cycle when the last word was written.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
@@ -64,6 +67,7 @@ class Drain(wiring.Component):
     i_rows: stream.Interface
     write: wiring.PureInterface
     done: Signal
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -72,7 +76,7 @@ class Drain(wiring.Component):
             "i_results": In(stream.Signature(result_layout(config.engine))),
             "i_rows": In(stream.Signature(column_layout(config.engine))),
             "write": Out(write_signature(config)),
-            "done": Out(1),
+            "done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -82,6 +86,7 @@ class Drain(wiring.Component):
         command = Signal(drain_layout(self.config), reset_less=True)
         taking = Signal()
         draining = Signal()                     # the command is valid
+        accepted, final = Signal(), Signal()    # ... a transfer, the last one of the command
         # Registers of the scale unit only move while there is work.
         scale = ScaleUnit(self.config)
         m.submodules.scale = EnableInserter(draining)(scale)
@@ -89,9 +94,12 @@ class Drain(wiring.Component):
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
             scale.exponent.eq(command.scalar.exponent),
-            scale.i.p.eq(self.i_results.p),
+            scale.i.p.values.eq(self.i_results.p.values),
+            scale.i.p.last.eq(final),
             scale.i.valid.eq(self.i_results.valid & taking),
             self.i_results.ready.eq(taking & scale.i.ready),
+            accepted.eq(self.i_results.valid & self.i_results.ready),
+            final.eq(Mux(command.by_row, self.i_results.p.last, command.words == 1)),
         ]
 
         # By row, a result goes to one lane of the word that its row lies in; the last transfer is
@@ -123,7 +131,11 @@ class Drain(wiring.Component):
         m.d.sync += self.done.eq(scaled.valid & scaled.ready & scaled.p.last)
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + ~by_row)
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(
+                Mux(fsm.ongoing("IDLE"), self.i_commands.valid,
+                    (self.i_results.valid & taking) | scale.under_way | self.i_rows.valid
+                    | self.done))
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
                 with m.If(self.i_commands.valid):
@@ -131,7 +143,8 @@ class Drain(wiring.Component):
                     m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.comb += [taking.eq(1), draining.eq(1)]
-                with m.If(self.i_results.valid & self.i_results.ready & self.i_results.p.last):
+                m.d.sync += command.words.eq(command.words - accepted)
+                with m.If(accepted & final):
                     m.next = "WRITE"
             with m.State("WRITE"):
                 m.d.comb += draining.eq(1)
@@ -162,6 +175,8 @@ class Mover(wiring.Component):
     write : Out(:func:`hw.vector.memory.write_signature`)
     loaded, stored : Out(1)
         For a cycle when a LOAD, or STORE, is done: all of it was written.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -176,6 +191,7 @@ class Mover(wiring.Component):
     write: wiring.PureInterface
     loaded: Signal
     stored: Signal
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -192,7 +208,7 @@ class Mover(wiring.Component):
             "o_writes": Out(stream.Signature(write_layout(config.address_width,
                                                           config.port_bytes))),
             "read": Out(read_signature(config)), "write": Out(write_signature(config)),
-            "loaded": Out(1), "stored": Out(1),
+            "loaded": Out(1), "stored": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -240,7 +256,9 @@ class Mover(wiring.Component):
             m.d.sync += [word.eq(word >> bits), held.eq(~final)]
 
         m.d.sync += [self.loaded.eq(0), self.stored.eq(0)]
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_moves.valid
+                                       | self.loaded | self.stored)
             with m.State("IDLE"):
                 m.d.comb += self.i_moves.ready.eq(1)
                 m.d.sync += move.eq(self.i_moves.p)
