@@ -44,7 +44,7 @@ from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
 from sim.golden.trits import pack_words, planes
 
-__all__ = ["CompileError", "compile_model", "losses"]
+__all__ = ["CompileError", "compile_model", "compiles", "losses"]
 
 # Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
 _EXPONENT = 1
@@ -224,6 +224,15 @@ class _Vectors:
         if self._end > self._config.vector_depth:
             raise CompileError(f"Vectors must fit {self._config.vector_depth} elements of vector "
                                f"memory, but the model needs {least}{self._end}")
+
+
+#: What the core has no instructions for.
+_UNKNOWN = (Kind.POSITION, Kind.ROTATE, Kind.APPEND, Kind.ATTEND)
+
+
+def compiles(model: LanguageModel) -> bool:
+    """Whether the core has instructions for all that a model computes."""
+    return all(step.kind not in _UNKNOWN for step in model.network())
 
 
 _LMUL = ARITHMETICS["lmul"]
@@ -610,6 +619,9 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     if "lmul" not in model.logit_scales:
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
+    if not compiles(model):
+        raise CompileError(f"Model {model.name} needs attention, for which the core has no "
+                           f"instructions (try 'python -m host run --device golden')")
     # A vector fills whole words of the vector memory, and whole transfers of the port.
     unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
     for what, value in (("width", model.width), ("FFN width", model.ffn_width)):

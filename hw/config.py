@@ -10,7 +10,7 @@ import json
 from hw.common.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["CoreConfig", "EngineConfig", "TARGETS", "TILE"]
+__all__ = ["ATTENTION_FIELDS", "CoreConfig", "EngineConfig", "TARGETS", "TILE"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
@@ -18,6 +18,10 @@ TARGETS = ("generic", "ecp5")
 
 #: Elements of a tile of the list: an index within a tile is a byte.
 TILE = 256
+
+#: Fields of :class:`CoreConfig` that say nothing without attention.
+ATTENTION_FIELDS = ("context", "head_elements", "group", "attention_heads", "attention_elements",
+                    "caches")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -229,6 +233,19 @@ class CoreConfig:
         Largest logits that one EMIT delivers.
     address_width : int
         Bits of a byte address: the memory has ``2**address_width`` bytes.
+    context : int
+        Positions that attention can look back on, a power of two from 2 to 32,768; 0 leaves it out,
+        and the fields below say nothing.
+    head_elements : int
+        Elements of the widest head, a multiple of the result lanes and at most 128: sums of scores
+        are 32 bits wide.
+    group : int
+        Query heads that share a cache, at most.
+    attention_heads, attention_elements : int
+        L-Mul lanes of attention: heads, and elements of each, that are multiplied in a cycle.
+        ``attention_elements`` is a power of two of at most ``port_bytes`` and the result lanes.
+    caches : int
+        Caches of values whose largest element is remembered.
     """
 
     engine: EngineConfig = dataclasses.field(
@@ -240,11 +257,18 @@ class CoreConfig:
     queue_words: int = 1024
     best: int = 16
     address_width: int = 32
+    context: int = 0
+    head_elements: int = 64
+    group: int = 3
+    attention_heads: int = 3
+    attention_elements: int = 4
+    caches: int = 128
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            if field.type is int:
-                positive_int(f"Configuration field {field.name}", getattr(self, field.name))
+            value = getattr(self, field.name)
+            if field.type is int and (field.name, value) != ("context", 0):
+                positive_int(f"Configuration field {field.name}", value)
         for name in ("program_depth", "queue_words"):
             value = getattr(self, name)
             if value & (value - 1):
@@ -264,6 +288,25 @@ class CoreConfig:
         if self.engine.activation_width != 8:
             raise ValueError(f"Activation width of a core's engine must be 8, "
                              f"not {self.engine.activation_width}")
+        if self.context:
+            self._check_attention()
+
+    def _check_attention(self):
+        if self.context < 2:
+            raise ValueError(f"Configuration field context must be at least 2, not {self.context}")
+        for name in ("context", "attention_elements"):
+            value = getattr(self, name)
+            if value & (value - 1):
+                raise ValueError(f"Configuration field {name} must be a power of two, not {value}")
+        for name, limit in (("context", 2 ** 15), ("head_elements", 128), ("group", 16),
+                            ("attention_heads", self.group), ("caches", 2 ** 12),
+                            ("attention_elements", min(self.port_bytes, self.vector_lanes))):
+            if getattr(self, name) > limit:
+                raise ValueError(f"Configuration field {name} must be at most {limit}, "
+                                 f"not {getattr(self, name)}")
+        if self.head_elements % self.vector_lanes:
+            raise ValueError(f"Elements of a head ({self.head_elements}) must be a multiple of the "
+                             f"result lane count ({self.vector_lanes})")
 
     @property
     def vector_lanes(self) -> int:
@@ -284,6 +327,9 @@ class CoreConfig:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
         fields = dataclasses.asdict(self)
         del fields["engine"]["target"]
+        if not self.context:
+            for name in ATTENTION_FIELDS:
+                del fields[name]
         return _fingerprint(fields)
 
 

@@ -172,6 +172,7 @@ def tool_versions() -> dict[str, str]:
 
 
 def _all_units() -> dict[str, Unit]:
+    from hw.attention.units import UNITS as attention_units
     from hw.lmul.units import UNITS as lmul_units
     from hw.memory.units import UNITS as memory_units
     from hw.sequencer.units import UNITS as sequencer_units
@@ -179,7 +180,7 @@ def _all_units() -> dict[str, Unit]:
     from hw.ternary.units import UNITS as ternary_units
     from hw.vector.units import UNITS as vector_units
     return {**ternary_units, **lmul_units, **vector_units, **memory_units, **sequencer_units,
-            **sparse_units}
+            **sparse_units, **attention_units}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,7 +25,6 @@ from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.rotation import (
     MATRICES,
     Llama,
-    LlamaFileError,
     fold_gains,
     forward,
     linear_products,
@@ -35,8 +34,8 @@ from host.compress.rotation import (
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.image import Image
-from host.model import LanguageModel, read_model
-from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from host.model import LanguageModel, ModelFileError, read_model
+from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
@@ -61,7 +60,7 @@ def _command() -> str:
 
 
 def _texts(model: LanguageModel, corpus: Path,
-           documents: int | None) -> tuple[Tokenizer | FileTokenizer, list[str]]:
+           documents: int | None) -> tuple[AnyTokenizer, list[str]]:
     return open_tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
 
 
@@ -299,7 +298,7 @@ def _cycles(options: argparse.Namespace) -> int:
     return 0
 
 
-def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
                 texts: Sequence[str], workers: int | None,
                 run: Callable[[GateMap, bool], _Run],
                 dense: _Run) -> tuple[list[dict[str, object]],
@@ -455,7 +454,7 @@ def _rotation(options: argparse.Namespace) -> int:
     """Measure WINA against TEAL on float weights, rotated ones and ternary ones."""
     try:
         model = read_llama2c(options.model)
-    except LlamaFileError as error:
+    except ModelFileError as error:
         print(f"python -m host.compress rotation: {error}", file=sys.stderr)
         return 1
     texts = [_sample(model, seed) for seed in range(_SAMPLES)]

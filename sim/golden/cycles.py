@@ -17,9 +17,10 @@ __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram
            "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
            "engine_lane_words", "engine_period", "engine_row_cycles", "engine_row_period",
            "engine_sequence", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
-           "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "norm_cycles",
-           "pack_cycles", "port_transfers", "product_cycles", "select_cycles", "store_cycles",
-           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "mix_cycles",
+           "norm_cycles", "pack_cycles", "port_transfers", "product_cycles", "score_cycles",
+           "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles",
+           "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -241,6 +242,52 @@ def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
         As :func:`sim.golden.largest.kept_count` counts.
     """
     return config.engine.result_transfers(rows) + 2 * kept + min(config.best, rows) + 2
+
+
+def _cache_walk(config: CoreConfig, elements: int, heads: int, tokens: int,
+                cache: str) -> tuple[int, int]:
+    """Cycles from the first transfer of a cache to the last step of its rows, and its steps."""
+    turns = -(-heads // config.attention_heads)
+    rows = tokens * elements // config.attention_elements
+    if cache == "bf16" and 2 * config.attention_elements > config.port_bytes:
+        return max(2 * rows, rows * turns + 1), rows * turns    # two transfers make a row
+    return rows * turns, rows * turns
+
+
+def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:
+    """Cycles of attention from scores asked for to their answer delivered, both included.
+
+    The queries are read, a word each cycle. A row of the keys takes a cycle for each turn of the
+    heads, or two for its two transfers; the last one's products and sums are 14 behind.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    elements : int
+        Of a head.
+    heads : int
+        That share the cache.
+    tokens : int
+        In the cache, whose vectors are there.
+    cache : str
+        Its format.
+    """
+    walk, _ = _cache_walk(config, elements, heads, tokens, cache)
+    levels = (config.attention_elements - 1).bit_length()
+    return heads * elements // config.vector_lanes + walk + levels + 14
+
+
+def mix_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:
+    """Cycles of attention from a mixture asked for to its last integers delivered, both included.
+
+    The first weights come two cycles after the first row. Behind the last row each head's weights
+    are normalized, a cycle for each bit of a position, and its sums leave, a row each cycle.
+
+    The parameters are those of :func:`score_cycles`.
+    """
+    walk, steps = _cache_walk(config, elements, heads, tokens, cache)
+    delivery = elements // config.attention_elements + config.context.bit_length() + 7
+    return max(walk, steps + 2) + heads * delivery + 11
 
 
 def list_cycles(entries: int) -> int:
