@@ -168,7 +168,7 @@ class AttentionUnit(wiring.Component):
             turn=Signal(range(max(2, self.turns))), row=Signal(range(max(2, self.rows))),
             first_row=Signal(), last_row=Signal(), first_token=Signal(), token_ends=Signal(),
             final=Signal())
-        last_turn, last_token, wanted = Signal(), Signal(), Signal()
+        last_turn, last_token, more, wanted = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             last_turn.eq(walk.turn == shape.last_turn),
             last_token.eq(walk.left == 1),
@@ -178,8 +178,8 @@ class AttentionUnit(wiring.Component):
             walk.token_ends.eq(source.take & walk.last_row),
             walk.final.eq(walk.token_ends & last_token),
             # What comes behind the last row belongs to the next command.
-            wanted.eq(walk.on & (walk.left != 0)
-                      & ~(source.valid & walk.last_row & last_token)),
+            more.eq((walk.left != 0) & ~(source.valid & walk.last_row & last_token)),
+            wanted.eq(walk.on & more),
             source.e4m3.eq(command.e4m3),
             source.take.eq(walk.step & last_turn),
             source.i.p.eq(self.i_vectors.p),
@@ -288,7 +288,7 @@ class AttentionUnit(wiring.Component):
             table = memory.Memory(
                 shape=_AMOUNT_WIDTH + _FACTOR_WIDTH, depth=len(words),
                 init=[amount | factor << _AMOUNT_WIDTH for amount, factor in words],
-                attrs={"rom_style": "distributed"})
+                attrs={"rom_style": "logic"})
             m.submodules[f"powers_{head}"] = table
             read, powers = its.scores.read_port(), table.read_port(domain="comb")
             pipeline = Pipeline(m, enable=C(1), valid=asks)
