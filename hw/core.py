@@ -22,7 +22,11 @@ from hw.vector.move import Drain, Mover, scalar_layout
 from hw.vector.packer import Packer
 from hw.vector.unit import VectorUnit
 
-__all__ = ["Core"]
+__all__ = ["UNITS", "Core"]
+
+#: Units that wait for commands, and do nothing meanwhile.
+UNITS = ("packer", "selector", "vector", "mover", "drain", "top_k", "sequencer",
+         "execution_reader", "fetching_reader", "rows")
 
 
 class Core(wiring.Component):
@@ -34,6 +38,9 @@ class Core(wiring.Component):
     Parameters
     ----------
     config : CoreConfig
+    unit_clocks : bool
+        Units have clock domains of their own, by the names in :data:`UNITS`: for a simulator that
+        leaves out what would change nothing. Otherwise all is in the one domain.
 
     Members
     -------
@@ -45,6 +52,10 @@ class Core(wiring.Component):
     memory : Out of :func:`hw.memory.port.port_signature`
     executing : Out
         Index of the instruction that is executed, for whoever counts cycles.
+    active : Out
+        A bit for each of :data:`UNITS`: whether the next clock edge changes anything in it but what
+        the edge that accepts its next command overwrites. Without that edge, nothing else changes
+        in any cycle.
 
     Raises
     ------
@@ -60,12 +71,16 @@ class Core(wiring.Component):
     o_faults: stream.Interface
     memory: wiring.PureInterface
     executing: Signal
+    active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: CoreConfig, *, unit_clocks: bool = False):
         self.config = config
-        self._sequencer, self._fetching = Sequencer(config), Fetching(config)
+        self._unit_clocks = unit_clocks
+        *_, execution, fetching, rows = UNITS if unit_clocks else 3 * ("sync",)
+        self._sequencer = Sequencer(config, reader_domain=execution)
+        self._fetching = Fetching(config, reader_domain=fetching)
         self._fetcher, self._mover = Fetcher(config), Mover(config)
-        self._ternary = TernaryCore(config.engine)
+        self._ternary = TernaryCore(config.engine, row_domain=rows)
         super().__init__({
             "i_program": In(stream.Signature(program_layout(config))),
             "i_tokens": In(stream.Signature(token_layout(config))),
@@ -75,23 +90,26 @@ class Core(wiring.Component):
             "memory": Out(port_signature(address_width=config.address_width,
                                          port_bytes=config.port_bytes)),
             "executing": Out(self._sequencer.executing.shape()),
+            "active": Out(len(UNITS)),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.sequencer = sequencer = self._sequencer
+        sequencer = self._sequencer
         m.submodules.fetching = fetching = self._fetching
         m.submodules.fetcher = fetcher = self._fetcher
-        m.submodules.mover = mover = self._mover
         m.submodules.ternary = ternary = self._ternary
         m.submodules.list = list_memory = ListMemory(config)
-        m.submodules.packer = packer = Packer(config)
-        m.submodules.selector = selector = Selector(config)
-        m.submodules.vector = vector = VectorUnit(config)
-        m.submodules.drain = drain = Drain(config)
-        m.submodules.top_k = top_k = TopK(config)
         m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 2), writers=3)
+        packer, selector, vector = Packer(config), Selector(config), VectorUnit(config)
+        mover, drain, top_k = self._mover, Drain(config), TopK(config)
+        units = packer, selector, vector, mover, drain, top_k, sequencer
+        for name, unit in zip(UNITS, units, strict=False):
+            m.submodules[name] = DomainRenamer(name)(unit) if self._unit_clocks else unit
+        m.d.comb += self.active.eq(Cat(
+            (unit.active for unit in (*units, sequencer.reader, fetching.reader)),
+            ternary.rows_active))
 
         memory = wiring.flipped(self.memory)
         for producer, consumer in (

@@ -140,7 +140,7 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
                 !gap && sent < count && offer(core, deliveries[sent]);
         }
 
-        core.clk = 0;
+        set_clocks(core, false);
         core.eval();
         now++;
         if (core.i_jobs_valid && core.i_jobs_ready) {
@@ -199,7 +199,7 @@ bool Core::run(Product* products, uint32_t count, uint32_t latency, uint32_t sta
                 received++;
             }
         }
-        core.clk = 1;
+        set_clocks(core, true);
         core.eval();
         if (now - moved > patience) break;
     }

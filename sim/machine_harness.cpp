@@ -129,10 +129,10 @@ bool Machine::program(const uint8_t* instructions, uint32_t count, uint64_t pati
         core.i_program_valid = 1;
         bool taken = false;
         for (uint64_t waited = 0; !taken && waited < patience; waited++) {
-            core.clk = 0;
+            set_clocks(core, false);
             core.eval();
             taken = core.i_program_ready;
-            core.clk = 1;
+            set_clocks(core, true);
             core.eval();
             now_++;
         }
@@ -181,7 +181,7 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
             core.o_scale_ready = !stalls();
         }
 
-        core.clk = 0;
+        set_clocks(core, false);
         core.eval();
         cycles[core.executing]++;
         if (core.i_tokens_ready && (token_held || given == count)) {
@@ -265,7 +265,7 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
             outcome->fault = get(core.o_faults_payload, FAULT_FAULT);
             outcome->instruction = get(core.o_faults_payload, FAULT_INSTRUCTION);
         }
-        core.clk = 1;
+        set_clocks(core, true);
         core.eval();
         now_++;
         if (now_ - moved > patience) status = STUCK;

@@ -7,13 +7,14 @@ says what the memory does in which cycle.
 import ctypes
 import dataclasses
 import enum
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import CoreConfig
-from hw.core import Core
+from hw.core import UNITS, Core
 from hw.isa import INSTRUCTION_BYTES, Fault, Opcode
 from sim.golden.machine import Best, MachineFault
 from sim.library import Design, Progress, SimulatorStopped, build_library
@@ -23,9 +24,10 @@ __all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedMachine"]
 DESIGN = Design(
     name="core",
     sources=("hw/config.py", "hw/isa.py", "hw/core.py", "hw/common", "hw/formats", "hw/ternary",
-             "hw/lmul", "hw/vector", "hw/memory", "hw/sequencer", "sim/verilated_machine.py"),
+             "hw/lmul", "hw/vector", "hw/memory", "hw/sequencer", "hw/sparse",
+             "sim/verilated_machine.py"),
     harness="sim/machine_harness.cpp",
-    component=Core,
+    component=functools.partial(Core, unit_clocks=True),
     streams={
         "PROGRAM": lambda core: core.i_program,
         "TOKEN": lambda core: core.i_tokens,
@@ -36,6 +38,7 @@ DESIGN = Design(
         "WRITE": lambda core: core.memory.writes,
     },
     constants=lambda config: {"PORT_BYTES": config.port_bytes, "BEST": config.best},
+    clocks=UNITS,
 )
 
 #: Cycles from one refresh of the memory to the next.

@@ -23,6 +23,8 @@ class Fetching(wiring.Component):
     Parameters
     ----------
     config : CoreConfig
+    reader_domain : str
+        Clock domain of the program's reader.
 
     Members
     -------
@@ -42,9 +44,10 @@ class Fetching(wiring.Component):
         As :class:`hw.sequencer.decoder.Decoder` does.
     """
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: CoreConfig, *, reader_domain: str = "sync"):
         self.config = config
         self.reader = ProgramReader(config)
+        self._reader_domain = reader_domain
         super().__init__({
             "write": In(1), "instruction": In(program_layout(config)),
             "begin": In(1), "start": In(exact_log2(config.program_depth)),
@@ -54,7 +57,8 @@ class Fetching(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.reader = reader = self.reader
+        reader = self.reader
+        m.submodules.reader = DomainRenamer(self._reader_domain)(reader)
         begun = Signal()
         given = reader.o.p
         fetch = self.o_fetches.p

@@ -36,6 +36,8 @@ class ProgramReader(wiring.Component):
         What was decoded is dropped; the next instruction is that at ``start``.
     start : In
     o : Out(stream) of :func:`hw.sequencer.decoder.decoded_layout`
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -48,6 +50,7 @@ class ProgramReader(wiring.Component):
     restart: Signal
     start: Signal
     o: stream.Interface
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -56,6 +59,7 @@ class ProgramReader(wiring.Component):
             "write": In(1), "instruction": In(program_layout(config)),
             "restart": In(1), "start": In(exact_log2(config.program_depth)),
             "o": Out(stream.Signature(decoded_layout(config))),
+            "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -84,4 +88,7 @@ class ProgramReader(wiring.Component):
         with m.If(self.restart):
             m.d.sync += [found.eq(0), following.eq(self.start)]
         wiring.connect(m, decoder.o, wiring.flipped(self.o))
+        # An instruction is decoded, the one behind it is read, and neither is wanted.
+        m.d.comb += self.active.eq(~(found & self.o.valid & ~self.o.ready)
+                                   | self.write | self.restart)
         return m

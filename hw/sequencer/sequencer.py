@@ -44,6 +44,8 @@ class Sequencer(wiring.Component):
     Parameters
     ----------
     config : CoreConfig
+    reader_domain : str
+        Clock domain of the program's reader.
 
     Members
     -------
@@ -78,6 +80,8 @@ class Sequencer(wiring.Component):
         What stopped the core; only a reset starts it again.
     executing : Out
         Index of the instruction that is executed, or the next one to be.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -104,10 +108,12 @@ class Sequencer(wiring.Component):
     moved: Signal
     o_faults: stream.Interface
     executing: Signal
+    active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: CoreConfig, *, reader_domain: str = "sync"):
         self.config = config
         self.reader = ProgramReader(config)
+        self._reader_domain = reader_domain
         address = address_width(config)
         layouts = {
             "i_program": program_layout(config),
@@ -130,13 +136,14 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
-            "executing": Out(bits_for(config.program_depth)),
+            "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         config, engine = self.config, self.config.engine
-        m.submodules.reader = reader = self.reader
+        reader = self.reader
+        m.submodules.reader = DomainRenamer(self._reader_domain)(reader)
         m.d.comb += [
             reader.write.eq(self.i_program.valid & self.i_program.ready),
             reader.instruction.eq(self.i_program.p),
@@ -216,14 +223,18 @@ class Sequencer(wiring.Component):
         with m.Elif(self.listed):
             m.d.sync += listed.eq(1)
 
+        waits = Signal()                        # for another unit, and nothing changes
+        m.d.comb += self.active.eq(~waits | self.listed)
+
         def command(state, port, following):
             with m.State(state):
-                m.d.comb += port.valid.eq(1)
+                m.d.comb += [port.valid.eq(1), waits.eq(~port.ready)]
                 with m.If(port.ready):
                     m.next = following
 
         def answer(state, done, following):
             with m.State(state):
+                m.d.comb += waits.eq(~done)
                 with m.If(done):
                     m.next = following
 
@@ -265,6 +276,7 @@ class Sequencer(wiring.Component):
                     self.i_numbers.ready.eq(1),
                     write.data.number.eq(self.i_numbers.p.number),
                     write.en.eq(self.i_numbers.valid & (now.opcode == Opcode.NORM)),
+                    waits.eq(~self.i_numbers.valid),
                 ]
                 with m.If(self.i_numbers.valid):
                     m.next = "DONE"
@@ -282,15 +294,14 @@ class Sequencer(wiring.Component):
                     write.data.exponent.eq(self.i_packed.p.exponent),
                     write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault
                                 & ~self.o_packs.p.nonzero),
+                    waits.eq(~self.i_packed.valid),
                 ]
                 m.d.sync += fault.eq(Fault.NOT_FINITE)
                 with m.If(self.i_packed.valid):
                     m.next = "LISTED"
                     with m.If(self.i_packed.p.fault):
                         m.next = "FAULT"
-            with m.State("LISTED"):
-                with m.If(listed):
-                    m.next = "DONE"
+            answer("LISTED", listed, "DONE")
 
             with m.State("TOKEN"):
                 m.d.comb += [
@@ -311,6 +322,7 @@ class Sequencer(wiring.Component):
                 m.d.comb += [
                     self.o_products.valid.eq(products.w_rdy),
                     products.w_en.eq(self.o_products.valid & self.o_products.ready),
+                    waits.eq(~products.w_en),
                 ]
                 with m.If(products.w_en):
                     m.next = "DONE"

@@ -43,11 +43,14 @@ class TopK(wiring.Component):
         The product; lanes beyond its rows do not count.
     o_best : Out(stream) of {index: 16, value: signed(accumulator_width), last: 1}
         ``best`` integers with their rows, or all of them if there are fewer.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
     i_results: stream.Interface
     o_best: stream.Interface
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -55,6 +58,7 @@ class TopK(wiring.Component):
             "i_commands": In(stream.Signature(data.StructLayout({"rows": FIELDS["count"]}))),
             "i_results": In(stream.Signature(result_layout(config.engine))),
             "o_best": Out(stream.Signature(best_layout(config))),
+            "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -136,7 +140,8 @@ class TopK(wiring.Component):
             self.o_best.p.value.eq(Cat(~largest[:-2], largest[-2])),
             self.o_best.p.last.eq(position == filled - 1),
         ]
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_commands.valid)
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
                 m.d.sync += [

@@ -69,6 +69,8 @@ class Selector(wiring.Component):
         What is kept, in the same order; then ``end``, whose index says nothing.
     read : Out(:func:`hw.vector.memory.read_signature`)
         For a port of the vector memory that nothing else reads meanwhile.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -80,6 +82,7 @@ class Selector(wiring.Component):
     i_entries: stream.Interface
     o_entries: stream.Interface
     read: wiring.PureInterface
+    active: Signal
 
     def __init__(self, config: CoreConfig, *, lanes: int = 8):
         if config.vector_lanes & (config.vector_lanes - 1):
@@ -92,7 +95,7 @@ class Selector(wiring.Component):
             "i_commands": In(stream.Signature(command_layout(config))),
             "i_entries": In(stream.Signature(entry)),
             "o_entries": Out(stream.Signature(entry)),
-            "read": Out(read_signature(config)),
+            "read": Out(read_signature(config)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -290,7 +293,9 @@ class Selector(wiring.Component):
             m.d.sync += coming.eq(0)
         ends = at.valid & at.end & enable       # the list's end has its place among the scores
 
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_commands.valid
+                                       | given.valid | left.valid)
             # Histograms may hold anything after a reset.
             with m.State("CLEAR"):
                 m.d.comb += [clearing.eq(1), scanning.eq(1)]

@@ -26,10 +26,12 @@ class TernaryCore(wiring.Component):
     Parameters
     ----------
     config : EngineConfig
+    row_domain : str
+        Clock domain of the walk by row.
 
     Members
     -------
-    i_jobs, i_entries, o_columns, o_results, i_activations
+    i_jobs, i_entries, o_columns, o_results, i_activations, rows_active
         As in :class:`hw.ternary.engine.TernaryEngine`.
     i_port : In(stream) of :func:`hw.ternary.gearbox.port_layout`
         Bytes of the listed columns or rows, in the order of the list; each product begins with a
@@ -46,9 +48,11 @@ class TernaryCore(wiring.Component):
     o_columns: stream.Interface
     i_port: stream.Interface
     o_results: stream.Interface
+    rows_active: Signal
 
-    def __init__(self, config: EngineConfig):
+    def __init__(self, config: EngineConfig, *, row_domain: str = "sync"):
         self.config = config
+        self._row_domain = row_domain
         # While a word is waited for, the list has been accepted up to the depth of its queue; the
         # transfer that ends the word goes on for up to ``port_bytes - granule`` bytes.
         granule = math.gcd(config.port_bytes, config.word_bytes)
@@ -66,12 +70,15 @@ class TernaryCore(wiring.Component):
             "o_columns": Out(stream.Signature(column_layout(config))),
             "i_port": In(stream.Signature(port_layout(config))),
             "o_results": Out(stream.Signature(result_layout(config))),
+            "rows_active": Out(1),
         } | members)
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.gearbox = gearbox = Gearbox(self.config)
-        m.submodules.engine = engine = TernaryEngine(self.config)
+        m.submodules.engine = engine = TernaryEngine(self.config,
+                                                         row_domain=self._row_domain)
+        m.d.comb += self.rows_active.eq(engine.rows_active)
         connect_stream(m, wiring.flipped(self.i_port), gearbox.i)
         connect_stream(m, gearbox.o, engine.i_words)
         connect_stream(m, wiring.flipped(self.i_jobs), engine.i_jobs)

@@ -38,6 +38,8 @@ class TernaryEngine(wiring.Component):
     Parameters
     ----------
     config : EngineConfig
+    row_domain : str
+        Clock domain of the walk by row.
 
     Members
     -------
@@ -61,6 +63,8 @@ class TernaryEngine(wiring.Component):
         If there is the walk by row: its activations, kept until they are written again, and zero
         from power-up on. They are written before the job is sent, and not while one by row is
         under way. Always taken.
+    rows_active : Out(1)
+        A clock matters to the walk by row: see :attr:`hw.core.Core.active`.
     """
 
     i_jobs: stream.Interface
@@ -68,9 +72,11 @@ class TernaryEngine(wiring.Component):
     o_columns: stream.Interface
     i_words: stream.Interface
     o_results: stream.Interface
+    rows_active: Signal
 
-    def __init__(self, config: EngineConfig):
+    def __init__(self, config: EngineConfig, *, row_domain: str = "sync"):
         self.config = config
+        self._row_domain = row_domain
         members = {}
         if config.row_columns:
             members["i_activations"] = In(stream.Signature(activation_layout(config)))
@@ -80,6 +86,7 @@ class TernaryEngine(wiring.Component):
             "o_columns": Out(stream.Signature(column_layout(config))),
             "i_words": In(stream.Signature(word_layout(config))),
             "o_results": Out(stream.Signature(result_layout(config))),
+            "rows_active": Out(1),
         } | members)
 
     def elaborate(self, platform):
@@ -112,13 +119,22 @@ class TernaryEngine(wiring.Component):
         codes_again = Signal.like(codes)
         nonzero = Signal(config.lanes, reset_less=True)
         negative = Signal(config.lanes, reset_less=True)
-        m.d.sync += [
-            codes.eq(Mux(issued.clear, 0, self.i_words.p.codes)),
-            codes_again.eq(codes),
-            nonzero.eq(decoder.nonzero),
-            negative.eq(decoder.negative),
-        ]
         m.d.comb += decoder.codes.eq(codes_again)
+
+        def takes_word(operation):
+            """Whether registers beside an operation move: in hardware always, for the clock's sake.
+
+            Without a word nobody looks at them, and the simulator skips them.
+            """
+            word = operation.row.word if config.row_columns else C(0)
+            return operation.write | word | (config.target != "generic")
+
+        with m.If(takes_word(issued)):
+            m.d.sync += codes.eq(Mux(issued.clear, 0, self.i_words.p.codes))
+        with m.If(takes_word(stages[0])):
+            m.d.sync += codes_again.eq(codes)
+        with m.If(takes_word(stages[1])):
+            m.d.sync += [nonzero.eq(decoder.nonzero), negative.eq(decoder.negative)]
 
         delivered = Signal(data.ArrayLayout(config.accumulator_width, config.lanes),
                            reset_less=True)
@@ -147,7 +163,8 @@ class TernaryEngine(wiring.Component):
             held = Signal(config.accumulator_width, name=f"held_{lane}", reset_less=True)
             lane_nonzero = Signal(name=f"nonzero_{lane}", reset_less=True)
             lane_negative = Signal(name=f"negative_{lane}", reset_less=True)
-            m.d.sync += [lane_nonzero.eq(nonzero[lane]), lane_negative.eq(negative[lane])]
+            with m.If(takes_word(stages[2])):
+                m.d.sync += [lane_nonzero.eq(nonzero[lane]), lane_negative.eq(negative[lane])]
             m.d.comb += [
                 ram.read_address.eq(Cat(control.read_slot, control.zero)),
                 ram.read_enable.eq(1),
@@ -165,7 +182,8 @@ class TernaryEngine(wiring.Component):
                 m.d.sync += held.eq(adder.total)
             with m.If(control.release):
                 m.d.sync += held.eq(0)
-            m.d.sync += delivered[lane].eq(ram.read_data)
+            with m.If(stages[3].read | (config.target != "generic")):
+                m.d.sync += delivered[lane].eq(ram.read_data)
             lane_trits.append((lane_nonzero, lane_negative))
 
         m.d.comb += [
@@ -174,7 +192,8 @@ class TernaryEngine(wiring.Component):
             results.last.eq(stages[4].last),
         ]
         if config.row_columns:
-            m.submodules.rows = rows = RowSums(config)
+            rows = RowSums(config)
+            m.submodules.rows = DomainRenamer(self._row_domain)(rows)
             connect_stream(m, wiring.flipped(self.i_activations), rows.i_activations)
             groups = ceil_log2(config.row_columns // config.lanes)
             if groups:
@@ -185,6 +204,10 @@ class TernaryEngine(wiring.Component):
                              rows.negative[lane].eq(lane_negative)]
             m.d.comb += [
                 rows.operation.eq(stages[3].row),
+                # The group of an operation comes a cycle before it.
+                self.rows_active.eq(rows.busy | Cat(
+                    Cat(stage.row.word, stage.row.result, stage.row.last)
+                    for stage in stages[2:4]).any()),
                 results.row.eq(rows.o),
                 walker.rows_under_way.eq(Cat(rows.under_way,
                                              [stage.row.last for stage in stages[:3]]).any()),

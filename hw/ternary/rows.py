@@ -117,6 +117,8 @@ class RowSums(wiring.Component):
     o : Out of :func:`hw.ternary.results.row_result_layout`
     under_way : Out(1)
         A product's last result is yet to be delivered.
+    busy : Out(1)
+        There is something in the unit, or an activation comes.
     """
 
     i_activations: stream.Interface
@@ -126,6 +128,7 @@ class RowSums(wiring.Component):
     negative: list[Signal]
     o: data.View
     under_way: Signal
+    busy: Signal
 
     def __init__(self, config: EngineConfig):
         self.config = config
@@ -136,7 +139,7 @@ class RowSums(wiring.Component):
             "nonzero": In(1).array(config.lanes),
             "negative": In(1).array(config.lanes),
             "o": Out(row_result_layout(config)),
-            "under_way": Out(1),
+            "under_way": Out(1), "busy": Out(1),
         })
 
     def elaborate(self, platform):
@@ -145,8 +148,8 @@ class RowSums(wiring.Component):
         m.submodules.activations = activations = _ActivationMemory(config)
         # Without words the tree stands still, and the simulator skips it. On ECP5 an enable that
         # reaches all of it would only cost clock.
-        tree, busy = RowTree(config), Signal()
-        m.submodules.tree = EnableInserter(busy)(tree) if config.target == "generic" else tree
+        tree, summing = RowTree(config), Signal()
+        m.submodules.tree = EnableInserter(summing)(tree) if config.target == "generic" else tree
         wiring.connect(m, wiring.flipped(self.i_activations), activations.i)
         m.d.comb += activations.group.eq(self.group)
         for lane in range(config.lanes):
@@ -158,18 +161,20 @@ class RowSums(wiring.Component):
         # The operation beside its data.
         under_way = [self.operation.last]
         words = []                              # in the tree
+        inside: list[Value] = []
 
         def later(operation):
             after = Signal(row_operation_layout(config), name=f"operation_{len(under_way)}")
             m.d.sync += after.eq(operation)
             under_way.append(after.last)
+            inside.extend((after.word, after.result))
             return after
 
         at = self.operation
         for _ in range(1 + tree.latency):
             at = later(at)
             words.append(at.word)
-        m.d.comb += busy.eq(Cat(words).any())
+        m.d.comb += summing.eq(Cat(words).any())
 
         # A plane weighs three if it is odd, times nine for each two planes below it.
         total: Value = tree.total
@@ -199,5 +204,11 @@ class RowSums(wiring.Component):
         with m.If(at.last):
             m.d.sync += self.o.total.eq(0)
         m.d.sync += [self.o.valid.eq(at.result), self.o.last.eq(at.last)]
-        m.d.comb += self.under_way.eq(Cat(under_way, self.o.last).any())
+        written = Signal(2)                     # activations on their way
+        m.d.sync += written.eq(Cat(self.i_activations.valid, written))
+        m.d.comb += [
+            self.under_way.eq(Cat(under_way, self.o.last).any()),
+            self.busy.eq(Cat(self.i_activations.valid, written, inside, self.o.valid,
+                             self.under_way).any()),
+        ]
         return m

@@ -57,6 +57,8 @@ class Drain(wiring.Component):
     write : Out(:func:`hw.vector.memory.write_signature`)
     done : Out(1)
         For a cycle when the last word was written.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
@@ -64,6 +66,7 @@ class Drain(wiring.Component):
     i_rows: stream.Interface
     write: wiring.PureInterface
     done: Signal
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -72,7 +75,7 @@ class Drain(wiring.Component):
             "i_results": In(stream.Signature(result_layout(config.engine))),
             "i_rows": In(stream.Signature(column_layout(config.engine))),
             "write": Out(write_signature(config)),
-            "done": Out(1),
+            "done": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -123,7 +126,11 @@ class Drain(wiring.Component):
         m.d.sync += self.done.eq(scaled.valid & scaled.ready & scaled.p.last)
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + ~by_row)
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(
+                Mux(fsm.ongoing("IDLE"), self.i_commands.valid,
+                    (self.i_results.valid & taking) | scale.under_way | self.i_rows.valid
+                    | self.done))
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
                 with m.If(self.i_commands.valid):
@@ -162,6 +169,8 @@ class Mover(wiring.Component):
     write : Out(:func:`hw.vector.memory.write_signature`)
     loaded, stored : Out(1)
         For a cycle when a LOAD, or STORE, is done: all of it was written.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
 
     Raises
     ------
@@ -176,6 +185,7 @@ class Mover(wiring.Component):
     write: wiring.PureInterface
     loaded: Signal
     stored: Signal
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -192,7 +202,7 @@ class Mover(wiring.Component):
             "o_writes": Out(stream.Signature(write_layout(config.address_width,
                                                           config.port_bytes))),
             "read": Out(read_signature(config)), "write": Out(write_signature(config)),
-            "loaded": Out(1), "stored": Out(1),
+            "loaded": Out(1), "stored": Out(1), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -240,7 +250,9 @@ class Mover(wiring.Component):
             m.d.sync += [word.eq(word >> bits), held.eq(~final)]
 
         m.d.sync += [self.loaded.eq(0), self.stored.eq(0)]
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_moves.valid
+                                       | self.loaded | self.stored)
             with m.State("IDLE"):
                 m.d.comb += self.i_moves.ready.eq(1)
                 m.d.sync += move.eq(self.i_moves.p)

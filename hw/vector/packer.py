@@ -48,12 +48,15 @@ class Packer(wiring.Component):
         next command is accepted after it was delivered.
     read : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` or ``reads_1``.
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
     o_entries: stream.Interface
     o_results: stream.Interface
     read: wiring.PureInterface
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -64,7 +67,7 @@ class Packer(wiring.Component):
             "o_entries": Out(stream.Signature(entry_layout(config.engine))),
             "o_results": Out(stream.Signature(data.StructLayout(
                 {"exponent": signed(10), "fault": 1}))),
-            "read": Out(read_signature(config)),
+            "read": Out(read_signature(config)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -184,7 +187,8 @@ class Packer(wiring.Component):
             ]
 
         result = self.o_results
-        with m.FSM():
+        with m.FSM() as fsm:
+            m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_commands.valid)
             with m.State("IDLE"):
                 m.d.comb += [
                     self.i_commands.ready.eq(1),

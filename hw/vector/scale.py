@@ -44,12 +44,15 @@ class ScaleUnit(wiring.Component):
     exponent : In(signed(11))
         Both go with each transfer as it is accepted.
     o : Out(stream) of {word: word_layout, last: 1}
+    under_way : Out(1)
+        There are transfers in the unit.
     """
 
     i: stream.Interface
     factor: Signal
     exponent: Signal
     o: stream.Interface
+    under_way: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -58,6 +61,7 @@ class ScaleUnit(wiring.Component):
             "factor": In(bf16.width), "exponent": In(signed(11)),
             "o": Out(stream.Signature(data.StructLayout(
                 {"word": word_layout(config), "last": 1}))),
+            "under_way": Out(1),
         })
 
     def elaborate(self, platform):
@@ -74,6 +78,10 @@ class ScaleUnit(wiring.Component):
                 m.d.sync += later.eq(last)
             last = later
         m.d.comb += self.o.p.last.eq(last)
+        valid = Signal(LATENCY)
+        with m.If(enable):
+            m.d.sync += valid.eq(Cat(self.i.valid, valid))
+        m.d.comb += self.under_way.eq(valid.any())
         for lane in range(self.config.vector_lanes):
             pipeline = Pipeline(m, enable=enable, valid=self.i.valid)
             at = self._scaled(pipeline, self.i.p.values[lane])

@@ -100,17 +100,22 @@ class SquareSum(wiring.Component):
             m.d.sync += later.eq(valid)
             terms, valid, level = sums, later, level + 1
         total = Signal(width, reset_less=True)
-        exponent = Signal(signed(11), reset_less=True)
         with m.If(self.clear):
             m.d.sync += total.eq(0)
         with m.Elif(valid):
             m.d.sync += total.eq(total + terms[0])
 
-        # The leading one goes up by eights, then by ones.
+        # The leading one goes up by eights, then by ones. What decides is in registers before it
+        # is asked for: whether each of the highest bytes is zero, and whether anything stays below
+        # the half.
         coarse, fine = self._shifts
-        left = Signal(range(coarse + fine))
+        shifted = Signal(width, reset_less=True)
+        exponent = Signal(signed(11), reset_less=True)
+        zeros = Signal(coarse, reset_less=True)
+        below = Signal(reset_less=True)
+        left = Signal(range(max(coarse, fine)))
         rest = width - _BITS - 1
-        up = total[rest - 1] & (total[:rest - 1].any() | total[rest])
+        up = shifted[rest - 1] & (below | shifted[rest])
         rounded = Signal(signed(_BITS + 12), reset_less=True)
         words = rsqrt_words()
         m.submodules.table = table = memory.Memory(shape=8, depth=len(words), init=words)
@@ -123,28 +128,42 @@ class SquareSum(wiring.Component):
         with m.FSM():
             with m.State("ADD"):
                 m.d.sync += [
+                    shifted.eq(total),
+                    zeros.eq(Cat(~total[width - 8 * k - 8:width - 8 * k].any()
+                                 for k in range(coarse))),
                     exponent.eq(self.bound + self.growth),
-                    left.eq(coarse + fine - 1),
+                    left.eq(coarse - 1),
                 ]
                 with m.If(self.start):
-                    m.next = "SHIFT"
-            with m.State("SHIFT"):
+                    m.next = "EIGHTS"
+            with m.State("EIGHTS"):
                 m.d.sync += left.eq(left - 1)
-                with m.If(left >= fine):
-                    with m.If(~total[-8:].any()):
-                        m.d.sync += [total.eq(total << 8), exponent.eq(exponent - 8)]
-                with m.Elif(~total[-1]):
-                    m.d.sync += [total.eq(total << 1), exponent.eq(exponent - 1)]
+                with m.If(zeros[0]):
+                    m.d.sync += [
+                        shifted.eq(shifted << 8),
+                        zeros.eq(zeros >> 1),
+                        exponent.eq(exponent - 8),
+                    ]
+                with m.If(left == 0):
+                    m.d.sync += left.eq(fine - 1)
+                    m.next = "ONES"
+            with m.State("ONES"):
+                m.d.sync += [
+                    left.eq(left - 1),
+                    below.eq(shifted[:rest - 2].any() | (shifted[rest - 2] & shifted[-1])),
+                ]
+                with m.If(~shifted[-1]):
+                    m.d.sync += [shifted.eq(shifted << 1), exponent.eq(exponent - 1)]
                 with m.If(left == 0):
                     m.next = "ROUND"
             with m.State("ROUND"):
-                m.d.sync += rounded.eq(Cat(total[rest:-1], exponent).as_signed() + up)
+                m.d.sync += rounded.eq(Cat(shifted[rest:-1], exponent).as_signed() + up)
                 m.next = "LOOK_UP"
             with m.State("LOOK_UP"):
                 # A square root of 2**(2 j) or 2**(2 j + 1) halves the exponent. A sum of zero, or
                 # below the smallest normal number, has the root 0, and so has an infinite one.
                 m.d.sync += [
-                    positive.eq(total[-1] & (field >= 1) & (field < bf16.infinity >> _BITS)),
+                    positive.eq(shifted[-1] & (field >= 1) & (field < bf16.infinity >> _BITS)),
                     scale.eq(189 + ~field[0] - field[1:8]),
                 ]
                 m.next = "ROOT"

@@ -59,6 +59,8 @@ class VectorUnit(wiring.Component):
     read_0, read_1 : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` and ``reads_1``.
     write : Out(:func:`hw.vector.memory.write_signature`)
+    active : Out(1)
+        A clock matters: see :attr:`hw.core.Core.active`.
     """
 
     i_commands: stream.Interface
@@ -66,6 +68,7 @@ class VectorUnit(wiring.Component):
     read_0: wiring.PureInterface
     read_1: wiring.PureInterface
     write: wiring.PureInterface
+    active: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -73,7 +76,7 @@ class VectorUnit(wiring.Component):
             "i_commands": In(stream.Signature(command_layout(config))),
             "o_results": Out(stream.Signature(data.StructLayout({"number": bf16.width}))),
             "read_0": Out(read_signature(config)), "read_1": Out(read_signature(config)),
-            "write": Out(write_signature(config)),
+            "write": Out(write_signature(config)), "active": Out(1),
         })
 
     def elaborate(self, platform):
@@ -112,8 +115,11 @@ class VectorUnit(wiring.Component):
             ]
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + 1)
-        busy = Signal()
-        self._lanes(m, command, valid, squares, busy)
+        # A register, for thousands of clock enables: the first word reaches the lanes two cycles
+        # after the command was taken, and the sums are cleared before that.
+        busy, working = Signal(), Signal()
+        m.d.sync += working.eq(busy)
+        self._lanes(m, command, valid, squares, working)
 
         magnitude = largest.largest
         bound = Signal(signed(10), reset_less=True)
@@ -121,19 +127,21 @@ class VectorUnit(wiring.Component):
         m.d.comb += [
             largest.word.eq(self.read_0.data),
             largest.valid.eq(valid[READ_LATENCY] & ~second),
+            largest.clear.eq(~working),
+            squares.clear.eq(~working),
             squares.bound.eq(bound),
             squares.valid.eq(valid[READ_LATENCY + WIDE_LATENCY] & second),
+            squares.start.eq(last[READ_LATENCY + squares.latency] & second),
         ]
 
         result = self.o_results
         with m.FSM() as fsm:
-            m.d.comb += busy.eq(~fsm.ongoing("IDLE"))
+            m.d.comb += [
+                busy.eq(~fsm.ongoing("IDLE")),
+                self.active.eq(Cat(busy, working, self.i_commands.valid, valid, last).any()),
+            ]
             with m.State("IDLE"):
-                m.d.comb += [
-                    self.i_commands.ready.eq(1),
-                    largest.clear.eq(1),
-                    squares.clear.eq(1),
-                ]
+                m.d.comb += self.i_commands.ready.eq(1)
                 m.d.sync += [
                     command.eq(self.i_commands.p),
                     address.eq(self.i_commands.p.a),
@@ -169,7 +177,6 @@ class VectorUnit(wiring.Component):
                     m.next = "READ"
             with m.State("SQUARES"):
                 with m.If(last[READ_LATENCY + squares.latency]):
-                    m.d.comb += squares.start.eq(1)
                     m.next = "ROOT"
             with m.State("ROOT"):
                 # The squares of an infinity or a NaN are that, whatever the others are.
@@ -185,7 +192,7 @@ class VectorUnit(wiring.Component):
                     m.next = "IDLE"
         return m
 
-    def _lanes(self, m, command, valid, squares, busy):
+    def _lanes(self, m, command, valid, squares, working):
         """Join the lanes; their registers only move while there is work."""
         lanes = self.config.vector_lanes
         function = command.function
@@ -198,13 +205,13 @@ class VectorUnit(wiring.Component):
         for first in range(0, lanes, 2):
             pair = range(first, min(first + 2, lanes))
             functions = FunctionLanes(len(pair), target=self.config.engine.target)
-            m.submodules[f"functions_{first}"] = EnableInserter(busy)(functions)
+            m.submodules[f"functions_{first}"] = EnableInserter(working)(functions)
             m.d.comb += functions.function.eq(function)
             for k, lane in enumerate(pair):
                 x, y = self.read_0.data[lane], self.read_1.data[lane]
                 adder, lmul = Bf16Adder(), LMulLane()
-                m.submodules[f"adder_{lane}"] = EnableInserter(busy)(adder)
-                m.submodules[f"lmul_{lane}"] = EnableInserter(busy)(lmul)
+                m.submodules[f"adder_{lane}"] = EnableInserter(working)(adder)
+                m.submodules[f"lmul_{lane}"] = EnableInserter(working)(lmul)
                 m.d.comb += [
                     functions.arguments[k].eq(x),
                     lmul.x.eq(x),

@@ -4,7 +4,7 @@ import cocotb
 import numpy as np
 from amaranth import *
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In
+from amaranth.lib.wiring import In, Out
 from cocotb.triggers import RisingEdge
 
 from hw.config import CoreConfig, EngineConfig
@@ -61,7 +61,8 @@ class Bench(wiring.Component):
                     continue
                 outer, inner = getattr(self, f"{port}_{name}"), getattr(unit, port)
                 if member.is_port:
-                    m.d.comb += inner.eq(outer)
+                    to, of = (outer, inner) if member.flow is Out else (inner, outer)
+                    m.d.comb += to.eq(of)
                 else:
                     wiring.connect(m, wiring.flipped(outer), inner)
         m.submodules.memory = memory = VectorMemory(self.config, readers=(3, 1), writers=2)

@@ -2,17 +2,21 @@
 
 """The simulated core: its results and cycles beside the golden machine's, and every message."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import sim.verilated_machine
 from host.compile import compile_model
 from hw.config import CoreConfig, EngineConfig
+from hw.core import Core
 from hw.isa import Fault, Instruction, Opcode, encode
 from sim.golden.machine import Machine, MachineFault
 from sim.golden.schedule import token_cycles
+from sim.golden.wina import Gate
 from sim.library import SimulatorStopped
-from sim.verilated_machine import VerilatedMachine
+from sim.verilated_machine import DESIGN, VerilatedMachine
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
 
@@ -68,6 +72,31 @@ def test_tokens_one_by_one_take_the_same_cycles(image):
             machine.load(image.program.encoded(), image.memory)
             cycles.append([run.cycles for call in calls for run in machine.run(call)])
     assert cycles[0] == cycles[1]
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.3])
+def test_units_that_stand_still_change_nothing(monkeypatch, stall):
+    """With a clock for each unit, or with one for all: the same cycles, transfers and integers."""
+    model = tiny_model(layers=2)
+    config = dataclasses.replace(SMALL, engine=dataclasses.replace(SMALL.engine, row_columns=256))
+    label = "blk.0.mix_in"
+    gates = {label: Gate(np.ones(model.width, np.uint16), keep=5)}
+    one_clock = dataclasses.replace(DESIGN, name="core-one-clock", component=Core, clocks=())
+    for options in ({}, {"sparse": True}, {"sparse": True, "gates": gates}):
+        image = compile_model(model, config, **options)
+        passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
+        runs = []
+        for design in (DESIGN, one_clock):
+            monkeypatch.setattr(sim.verilated_machine, "DESIGN", design)
+            with VerilatedMachine(config, stall=stall) as machine:
+                machine.load(image.program.encoded(), image.memory)
+                runs.append((machine.run(passes), machine.profile()))
+        (runs_a, profile_a), (runs_b, profile_b) = runs
+        for a, b in zip(runs_a, runs_b, strict=True):
+            assert (a.cycles, a.reads, a.writes) == (b.cycles, b.reads, b.writes)
+            for best, emission in zip(a.emissions, b.emissions, strict=True):
+                equal(best, emission)
+        np.testing.assert_array_equal(profile_a, profile_b)
 
 
 def test_memory_is_written():
