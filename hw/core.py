@@ -178,6 +178,7 @@ class Core(wiring.Component):
             connect_stream(m, producer, consumer)
         m.d.comb += [
             fetching.position.eq(sequencer.position),
+            mover.first.eq(sequencer.position == 0),
             mover.asked.eq(sequencer.cache),
             sequencer.bound.eq(mover.bound),
             sequencer.not_finite.eq(mover.not_finite),

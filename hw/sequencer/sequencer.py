@@ -414,7 +414,6 @@ class Sequencer(wiring.Component):
             moves.e4m3.eq(now.function == Function.E4M3),
             moves.split.eq(now.b.any()),
             moves.second.eq(now.b >> below),
-            moves.first.eq(self.position == 0),
             moves.cache.eq(now.constant),
         ]
         with m.If(appends):

@@ -36,9 +36,9 @@ def move_layout(config: CoreConfig) -> data.StructLayout:
     """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number.
 
     A STORE may ``append`` to a cache: as ``e4m3`` or bf16, in two halves if ``split``, the second
-    of which begins at ``second``; to cache ``cache``, as the ``first`` vector of a sequence.
+    of which begins at ``second``; to cache ``cache``.
     """
-    append = {"append": 1, "e4m3": 1, "split": 1, "second": address_width(config), "first": 1,
+    append = {"append": 1, "e4m3": 1, "split": 1, "second": address_width(config),
               "cache": bits_for(config.caches - 1)}
     return data.StructLayout({"store": 1, "address": config.address_width,
                               "vector": address_width(config),
@@ -179,6 +179,8 @@ class Mover(wiring.Component):
         For a cycle when a LOAD, or STORE, is done: all of it was written.
     not_finite : Out(1)
         Beside ``stored``: what was appended holds an infinity or a NaN; only with a context.
+    first : In(1)
+        What is appended is the first vector of a sequence; only with a context.
     asked, bound : In, Out(8)
         As :class:`hw.attention.cache.CacheWriter` has them; only with a context.
     active : Out(1)
@@ -215,7 +217,7 @@ class Mover(wiring.Component):
                                                           config.port_bytes))),
             "read": Out(read_signature(config)), "write": Out(write_signature(config)),
             "loaded": Out(1), "stored": Out(1), "active": Out(1),
-        } | ({"not_finite": Out(1), "asked": In(bits_for(config.caches - 1)),
+        } | ({"not_finite": Out(1), "first": In(1), "asked": In(bits_for(config.caches - 1)),
               "bound": Out(bf16.exponent_bits)} if config.context else {}))
 
     def elaborate(self, platform):
@@ -333,7 +335,7 @@ class Mover(wiring.Component):
         m.d.comb += [
             cache.word.eq(self.read.data),
             cache.e4m3.eq(move.e4m3),
-            cache.first.eq(move.first),
+            cache.first.eq(self.first),
             cache.cache.eq(move.cache),
             cache.clear.eq(self.i_moves.ready),
             cache.asked.eq(self.asked),

@@ -571,7 +571,25 @@ async def faults(dut, kind):
     await driver.run([1, 2], body)
 
 
-def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list[Instruction]]]:
+def timed_attention(config: CoreConfig, cache: int) -> list[tuple]:
+    """As :func:`timed`, of attention at position 0; memory is free from ``cache`` on."""
+    lanes = config.vector_lanes
+    cases: list[tuple] = []
+    for function, heads, elements in itertools.product(
+            FUNCTIONS[Opcode.APPEND], range(1, config.group + 1), (lanes, config.head_elements)):
+        shape = {"function": function, "count": heads * elements, "constant": elements,
+                 "address": cache}
+        append = Instruction(opcode=Opcode.APPEND, function=function, a=lanes, count=elements,
+                             address=cache)
+        score = Instruction(opcode=Opcode.SCORE, target=heads, a=lanes, **shape)
+        mix = Instruction(opcode=Opcode.MIX, target=lanes, **shape)
+        cases += [(append, [], []), (score, [], []), (mix, [append, score], []),
+                  (Instruction(opcode=Opcode.LOAD_AT, target=lanes, count=elements), [], [])]
+    return cases
+
+
+def timed(config: CoreConfig, cache: int) -> list[
+        tuple[Instruction, list[Instruction], list[Instruction]]]:
     """Instructions to be timed, what comes before each, and what must come behind it."""
     lanes, engine = config.vector_lanes, config.engine
     cases = []
@@ -586,6 +604,8 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
             (Instruction(opcode=Opcode.LOAD, target=lanes, count=count), [], []),
             (Instruction(opcode=Opcode.STORE, a=lanes, count=count), [], []),
         ]
+    if config.context:
+        cases += timed_attention(config, cache)
     # The first word of the vector memory is zero.
     cases.append((Instruction(opcode=Opcode.PACK, function=Function.NONZERO, count=lanes), [], []))
     token = Instruction(opcode=Opcode.TOKEN)
@@ -611,6 +631,7 @@ async def cycles(dut):
     config = CONFIGURATIONS[bench_case()]
     writer = Writer(config, 1)
     writer.matrix(config.engine.max_rows, 8, 1)
+    cache = writer.place(bytes(2 * config.head_elements))
     stop = Instruction(opcode=Opcode.STOP)
     # Long enough for decoding, and for what is fetched, to be no part of what is measured.
     rest = [Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
@@ -641,7 +662,7 @@ async def cycles(dut):
 
     token = Instruction(opcode=Opcode.TOKEN)
     wrong = []
-    for instruction, before, behind in timed(config):
+    for instruction, before, behind in timed(config, cache):
         took = await measure(before, rest, [instruction], behind, rest)
         # A product is taken in both programs, or in none; what takes it has been measured.
         took -= await measure(before, rest, behind[:-1], rest)
