@@ -14,8 +14,8 @@ from sim.golden.frames import encode_frame
 from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cycles",
-           "block_ram_memory_cycles", "core_cycles", "decode_cycles", "dispatch_cycles",
-           "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
+           "block_ram_memory_cycles", "cache_walk", "core_cycles", "decode_cycles",
+           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
            "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
            "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
            "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
@@ -482,6 +482,14 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.NORM:
             cycles += norm_cycles(config, words)
     return max(cycles, decode_cycles(config, following or _STOP, position=position))
+
+
+def cache_walk(config: CoreConfig, instruction: Instruction, position: int) -> tuple[int, int]:
+    """Cycles of the walk of a SCORE or MIX over its cache, and the transfers that it takes."""
+    elements, cache = instruction.constant, _cache(instruction)
+    walk, _ = _cache_walk(config, elements, instruction.count // elements, position + 1, cache)
+    size = elements * (1 if cache == "e4m3" else 2)
+    return walk, (position + 1) * size // config.port_bytes
 
 
 def _cache(instruction: Instruction) -> str:

@@ -20,6 +20,7 @@ from hw.isa import Function, Instruction, Opcode
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
+    cache_walk,
     drain_cycles,
     engine_cycles,
     engine_period,
@@ -134,7 +135,7 @@ def _in_order(earliest: NDArray[np.float64], after: float, step: float) -> NDArr
 
 def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: int = 0, *,
                  latency: int = 20, refresh: float = 0.0, density: float = 1.0,
-                 turnaround: int = 0) -> TokenCycles:
+                 turnaround: int = 0, position: int = 0) -> TokenCycles:
     """Cycles of a token in steady state.
 
     Parameters
@@ -152,8 +153,10 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
         Share of a SPARSE list's elements that are not zero.
     turnaround : int
         Cycles from STOP to the next token.
+    position : int
+        Of each token in its sequence.
     """
-    walk = _Walk(config, instructions[body:], latency, refresh, density)
+    walk = _Walk(config, instructions[body:], latency, refresh, density, position)
     for _ in range(3):
         walk.token()
         walk.now += turnaround
@@ -163,13 +166,14 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
 class _Walk:
     """Times of everything, token after token."""
 
-    def __init__(self, config, instructions, latency, refresh, density):
+    def __init__(self, config, instructions, latency, refresh, density, position):
         self._config = config
         self._instructions = instructions
         self._latency = latency
         self._refresh = refresh
         self._step = 1 / (1 - refresh)          # cycles of a transfer
         self._density = density
+        self._position = position
         self.now = 0.0                          # execution
         self._idle_at = 0.0                     # the engine takes the next product
         self._fence = 0.0                       # nothing is read before
@@ -201,19 +205,26 @@ class _Walk:
             self._dispatched.append(self.now)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
                                         entries=self._entries(instruction),
-                                        following=following)
+                                        following=following, position=self._position)
             self._execution += cycles
             match instruction.opcode:
-                case Opcode.LOAD:
+                case Opcode.SCORE | Opcode.MIX:
+                    self._multiply(len(self._queue))
+                    walk, transfers = cache_walk(config, instruction, self._position)
+                    self._read_vector(transfers, walk / transfers)
+                    # What was read last is followed by all that is no walk.
+                    self.now = max(self.now + cycles, self._left.last + cycles - walk + 1)
+                case Opcode.LOAD | Opcode.LOAD_AT:
                     self._multiply(len(self._queue))
                     transfers = 2 * instruction.count // config.port_bytes
                     self._read_vector(transfers)
                     words = instruction.count // config.vector_lanes
                     after = load_cycles(config, words) - transfers + INSTRUCTION_CYCLES[Opcode.LOAD]
                     self.now = max(self.now + cycles, self._left.last + 1 + after)
-                case Opcode.STORE:
+                case Opcode.STORE | Opcode.APPEND:
                     self.now += cycles
-                    self._stored += 2 * instruction.count // config.port_bytes
+                    size = 1 if instruction.function == Function.E4M3 else 2
+                    self._stored += size * instruction.count // config.port_bytes
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
                     opens = instruction.opcode
@@ -324,10 +335,13 @@ class _Walk:
                 self._taken.append(_in_order(available, after, pace))
                 done += len(word)
 
-    def _read_vector(self, transfers: int) -> None:
-        """Find the times of the transfers of a vector, which execution takes as they come."""
+    def _read_vector(self, transfers: int, pace: float = 1.0) -> None:
+        """Find the times of the transfers of a vector, which execution takes as they come.
+
+        ``pace`` are the cycles between two of them, if they are there.
+        """
         for _, arrived in self._arrivals(transfers, -math.inf):
-            self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, 1.0))
+            self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, pace))
 
     def _arrivals(self, transfers: int,
                   known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
