@@ -21,6 +21,7 @@ from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
     cache_walk,
+    decode_cycles,
     drain_cycles,
     engine_cycles,
     engine_period,
@@ -44,6 +45,8 @@ WORD_LATENCY = 8
 LIST_LATENCY = 4
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
 COLUMN_LATENCY = 4
+#: Cycles from an instruction that is decoded behind a STORE to its first read.
+FENCE_LATENCY = 16
 #: Result transfers that the engine's queue takes before it waits.
 RESULT_TRANSFERS = 240
 #: The memory port carries 1.6 bits for a trit at best: 5 trits in 8 bits.
@@ -176,7 +179,7 @@ class _Walk:
         self._position = position
         self.now = 0.0                          # execution
         self._idle_at = 0.0                     # the engine takes the next product
-        self._fence = 0.0                       # nothing is read before
+        self._fence = 0.0                       # fetching decodes nothing before
         self._dispatched: list[float] = []
         # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
         # queue; taken by the engine.
@@ -203,6 +206,8 @@ class _Walk:
         for instruction, following in itertools.zip_longest(self._instructions,
                                                             self._instructions[1:]):
             self._dispatched.append(self.now)
+            if self._fence:
+                self._fence += decode_cycles(config, instruction, position=self._position)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
                                         entries=self._entries(instruction),
                                         following=following, position=self._position)
@@ -358,7 +363,8 @@ class _Walk:
             index = np.arange(chunk, min(chunk + step, begin + transfers))
             burst_end = begin + (index - begin) // burst * burst + burst
             room = self._left.at(np.minimum(burst_end, begin + transfers) - 1 - queue)
-            sent = _in_order(np.maximum(room, max(known, self._fence)), self._sent.last, self._step)
+            fence = self._fence + FENCE_LATENCY if self._fence else 0.0
+            sent = _in_order(np.maximum(room, max(known, fence)), self._sent.last, self._step)
             self._sent.append(sent)
             yield index, sent + self._latency
 
