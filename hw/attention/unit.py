@@ -374,7 +374,6 @@ class AttentionUnit(wiring.Component):
             adds = at.valid
         summed = along.step(**_along(at))
         rounded = along.step(**_along(summed))
-        limit = 1 << (SCORE_WIDTH - 1)
         scores = []
         for slot in range(slots):
             values = lanes.terms[slot * count:(slot + 1) * count]
@@ -403,10 +402,13 @@ class AttentionUnit(wiring.Component):
             for turn in range(self.turns):
                 with m.If(adds & (at.turn == turn)):
                     m.d.sync += kept[turn].eq(total)
-            whole = (newest + (1 << (SCORE_GUARD - 1))) >> SCORE_GUARD
+            whole = (newest + (1 << (SCORE_GUARD - 1)))[SCORE_GUARD:]
+            beyond = whole[SCORE_WIDTH - 1:]        # all like the sign, if the score fits
+            fits = beyond.all() | ~beyond.any()
             score = Signal(signed(SCORE_WIDTH), name=f"score_{slot}", reset_less=True)
-            m.d.sync += score.eq(Mux(whole >= limit, limit - 1,
-                                     Mux(whole < -limit, -limit, whole)))
+            m.d.sync += score.eq(Mux(
+                fits, whole[:SCORE_WIDTH],
+                Cat((~whole[-1]).replicate(SCORE_WIDTH - 1), whole[-1])).as_signed())
             scores.append(score)
 
         token = Signal(range(config.context))
