@@ -118,7 +118,9 @@ class SerialBoard:
             raise DeviceError(f"Board '{board}' on {self.name} must hold {_KINDS[kind][0]}, "
                               f"not {actual}")
         if config is not None:
-            differing = different_fields(dataclasses.asdict(config), self.facts[kind])
+            differing = different_fields(
+                config.facts() if isinstance(config, CoreConfig) else dataclasses.asdict(config),
+                self.facts[kind])
             if differing:
                 listed = "; ".join(f"{name} must be {wanted!r}, not {found!r}"
                                    for name, wanted, found in differing)

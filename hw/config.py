@@ -291,6 +291,11 @@ class CoreConfig:
         if self.context:
             self._check_attention()
 
+    def facts(self) -> dict:
+        """Return the fields as plain data, without those that say nothing: they have defaults."""
+        return {name: value for name, value in dataclasses.asdict(self).items()
+                if self.context or name not in ATTENTION_FIELDS}
+
     def _check_attention(self):
         if self.context < 2:
             raise ValueError(f"Configuration field context must be at least 2, not {self.context}")
@@ -325,11 +330,8 @@ class CoreConfig:
 
     def fingerprint(self) -> int:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
-        fields = dataclasses.asdict(self)
+        fields = self.facts()
         del fields["engine"]["target"]
-        if not self.context:
-            for name in ATTENTION_FIELDS:
-                del fields[name]
         return _fingerprint(fields)
 
 

@@ -36,7 +36,7 @@ def description(board: Board) -> bytes:
         facts |= {
             "fingerprint": f"{board.config.fingerprint():08x}",
             "memory_bytes": board.config.memory_bytes,
-            "core": dataclasses.asdict(board.config),
+            "core": board.config.facts(),
         }
     elif isinstance(board, EngineBoard):
         facts |= {

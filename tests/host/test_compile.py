@@ -366,7 +366,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize(("arguments", "message"), [
         (["--set", "speed=3"], r"'speed' is not a field of the configuration \(try 'lanes', .*, "
-                               r"'address_width'\)"),
+                               r"'address_width', .*\)"),
         (["--set", "lanes"], r"Configuration field lanes must be a positive integer, not ''"),
         (["--set", "program_depth=64"], r"Program must have at most 64 instructions, not 81"),
         (["--refresh", "1"], r"Option --refresh must be below 1: the memory must answer some "

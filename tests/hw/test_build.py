@@ -149,7 +149,8 @@ def test_report_of_a_core(tools, tmp_path, capsys, monkeypatch):
     assert (report["memory_bytes"], report["weight_trits"]) == (131072, 131072 // 7 * 32)
     assert report["configuration"]["engine"]["lanes"] == 32
     printed = capsys.readouterr().out
-    assert re.search(r"^core: +vector_depth 4096, .*address_width 17$", printed, re.MULTILINE)
+    assert re.search(r"^core: +vector_depth 4096, .*address_width 17, context 0, ", printed,
+                     re.MULTILINE)
     assert re.search(r"^engine: +lanes 32, ", printed, re.MULTILINE)
     assert ("model:     131,072 bytes of memory, full with 599,168 trits; 'python -m host fit "
             "ulx3s-core' says which shapes fit\n") in printed

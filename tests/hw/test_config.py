@@ -13,8 +13,9 @@ def test_derived():
 
 
 def test_fingerprint():
-    config = CoreConfig()
-    same = CoreConfig(engine=EngineConfig(target="ecp5", row_columns=1024))
+    attention = {"context": 64, "group": 4, "attention_heads": 2}
+    config = CoreConfig(**attention)
+    same = CoreConfig(engine=EngineConfig(target="ecp5", row_columns=1024), **attention)
     assert same.fingerprint() == config.fingerprint()
     others = [CoreConfig(engine=EngineConfig(lanes=128))]
     others += [dataclasses.replace(config, **{field.name: getattr(config, field.name) // 2})
