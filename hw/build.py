@@ -75,7 +75,7 @@ _CORE_PARTS = {
     "top k": ("core.top_k",),
     "fetcher": ("core.fetcher",),
     "memory": ("memory", "shared"),
-    "link": (*_LINK["link"], "requests", "results"),
+    "link": (*_LINK["link"], "requests", "writes", "reads", "results"),
 }
 
 _RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"

@@ -149,11 +149,14 @@ class LinkedDevice(wiring.Component):
         # The link may lie at the other end of the chip, and block RAM delivers late in its cycle.
         program = StreamBuffer(core.i_program.payload.shape())
         tokens = StreamBuffer(core.i_tokens.payload.shape())
+        writes = StreamBuffer(shared.i_writes.payload.shape())
+        reads = StreamBuffer(shared.i_reads.payload.shape())
         results = StreamBuffer(queue.o.payload.shape())
         target = self._target(m, CoreTransfers(config), {
-            "program": program.i, "tokens": tokens.i, "writes": shared.i_writes,
-            "reads": shared.i_reads, "data": shared.o_data, "results": results.o})
+            "program": program.i, "tokens": tokens.i, "writes": writes.i,
+            "reads": reads.i, "data": shared.o_data, "results": results.o})
         for producer, consumer in ((program.o, core.i_program), (tokens.o, core.i_tokens),
+                                   (writes.o, shared.i_writes), (reads.o, shared.i_reads),
                                    (core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
                                    (core.o_faults, answers.i_faults), (answers.o, queue.i),
                                    (queue.o, results.i)):
@@ -163,8 +166,9 @@ class LinkedDevice(wiring.Component):
         # Reads that a reset cuts off must not be answered behind it.
         reset = ResetInserter(target.reset_device)
         for name, unit in (("core", core), ("shared", shared), ("memory", memory),
-                           ("program", program), ("tokens", tokens), ("answers", answers),
-                           ("queue", queue), ("results", results)):
+                           ("program", program), ("tokens", tokens), ("writes", writes),
+                           ("reads", reads), ("answers", answers), ("queue", queue),
+                           ("results", results)):
             m.submodules[name] = reset(unit)
         working = Signal()
         m.d.sync += working.eq(tokens.o.valid | ~core.i_tokens.ready)

@@ -284,6 +284,37 @@ async def norms(dut, stall):
     await machine.check(0, min(depth, 300))
 
 
+def with_square(exponent: int) -> int:
+    """Return the bf16 number whose L-Mul square is ``2 ** exponent``."""
+    half, odd = divmod(exponent, 2)
+    return (127 + half << 7 | 60) if odd else (126 + half << 7 | 124)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def roots_of_sums_near_ties(dut):
+    """Round sums of eight bits, half of the last one, and one bit below it or none.
+
+    A sum is made of powers of two, none above 1, so that its leading one is shifted up by as many
+    places as its size takes.
+    """
+    machine = Machine(dut)
+    await machine.start()
+    for number in range(120):
+        top = number % 5
+        bits = [top, *(top - k for k in range(1, 8) if machine.rng.integers(2)), top - 8]
+        below = number // 5 % 8
+        if below:
+            bits.append(top - 8 - below)
+        x = np.array([with_square(min(bit, 0)) for bit in bits for _ in range(1 << max(bit, 0))])
+        words = -(-len(x) // machine.lanes)
+        x = np.pad(x, (0, words * machine.lanes - len(x))).astype(np.uint16)
+        expected = rsqrt_table()[lmul_dot(bf16, x, x)]
+        await machine.poke(0, x.reshape(words, -1))
+        result, cycles = await machine.command("vector", norm=1, words=words, a=0)
+        assert result.number == expected, (bits, hex(result.number), hex(expected))
+        assert cycles == norm_cycles(machine.config, words)
+
+
 def packable(rng: np.random.Generator, shape: tuple, number: int) -> np.ndarray:
     """Make vectors for the packer: all kinds, ties, and largest elements at every edge."""
     kind = number % (KINDS + 2)
