@@ -27,7 +27,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.compile import compile_model, losses
+from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
+from host.compile import compile_model, compiles, losses
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
     METHODS,
@@ -42,13 +43,13 @@ from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
 from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
-from host.generate import Generator, Phase, Sampler, TokenGenerator
+from host.fuzz import READERS, fuzz, write_outcomes
+from host.generate import Generator, GoldenGenerator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
     LanguageModel,
     ModelFileError,
-    TokenizerFile,
-    Vocabulary,
+    Words,
     read_model,
 )
 from host.token_device import (
@@ -58,7 +59,7 @@ from host.token_device import (
     TokenDevice,
     open_token_device,
 )
-from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from host.tokenizer import AnyTokenizer, TextError, Tokenizer, open_tokenizer
 from hw.boards import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
@@ -119,7 +120,9 @@ def _share(text: str) -> float:
 
 
 def _arithmetics(text: str) -> list[str]:
-    names = list(ARITHMETICS) if text == "all" else text.split(",")
+    # Without attention, lmul_attention is the same as exact.
+    names = ([name for name in ARITHMETICS if name != "lmul_attention"] if text == "all"
+             else text.split(","))
     for name in names:
         if name not in ARITHMETICS:
             known = ", ".join(repr(known) for known in ARITHMETICS)
@@ -196,6 +199,20 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--workers", type=_integer(1), metavar="N",
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
+
+    comparison = commands.add_parser(
+        "compare", help="measure what arithmetics and formats cost a transformer",
+        description="Compare models of the Llama family with their float references on held-out "
+                    "text: trit planes, codes, L-Mul and formats of keys and values.")
+    comparison.add_argument("models", nargs="+", type=Path, metavar="MODEL")
+    comparison.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                            help="directory with splits.tsv")
+    comparison.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+                            help="(default: 8)")
+    comparison.add_argument("--tokens", type=_integer(1), default=160, metavar="N",
+                            help="of each document (default: 160)")
+    comparison.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    comparison.set_defaults(function=_compare)
 
     calibration = commands.add_parser(
         "calibrate", help="find which activations a model can do without",
@@ -283,6 +300,17 @@ def _parser() -> argparse.ArgumentParser:
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
     disassemble.set_defaults(function=_disassemble)
 
+    fuzzer = commands.add_parser(
+        "fuzz", help="read model files that are wrong",
+        description="Change bytes of small model files and read them: each must give a model or "
+                    "one line that says why not.")
+    fuzzer.add_argument("readers", nargs="*", choices=[*READERS, []], metavar="READER",
+                        help=f"of {', '.join(READERS)} (default: all)")
+    fuzzer.add_argument("--files", type=_integer(1), default=10000, metavar="N",
+                        help="of each reader (default: 10000)")
+    fuzzer.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    fuzzer.set_defaults(function=_fuzz)
+
     doctor = commands.add_parser("doctor", help="list what is installed and what is not")
     doctor.set_defaults(function=_doctor)
     return parser
@@ -308,7 +336,7 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, prompt
 
 
-def _read(path: Path) -> tuple[LanguageModel, Tokenizer | FileTokenizer]:
+def _read(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
     model = read_model(path)
     try:
         return model, open_tokenizer(model.vocabulary)
@@ -329,11 +357,17 @@ def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
+    if options.device == "golden":
+        path, prompt = _model_and_prompt(options)
+        if not (path.is_file() and is_image(path)):
+            model, tokenizer = _read(path)
+            if not compiles(model):
+                return _run_golden(console, options, model, tokenizer, prompt)
     is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
     return (_run_core if is_core else _run_engine)(console, options)
 
 
-def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokenizer,
+def _write_text(console: Console, prompt: str, tokenizer: AnyTokenizer,
                 tokens: Iterable[int], wanted: int) -> tuple[int, float]:
     """Write the prompt and tokens as they come; return their number and when the first came."""
     decoder = tokenizer.stream()
@@ -351,6 +385,27 @@ def _write_text(console: Console, prompt: str, tokenizer: Tokenizer | FileTokeni
     if written < wanted:
         console.print("The text ends here.", style="dim")
     return written, first or time.perf_counter()
+
+
+def _run_golden(console: Console, options: argparse.Namespace, model: LanguageModel,
+                tokenizer: AnyTokenizer, prompt: str) -> int:
+    """Write text of the golden model alone, which no device computes yet."""
+    console.print(f"No program: {model.name} needs attention, for which the core has no "
+                  f"instructions. The golden model computes the same numbers.", style="dim",
+                  highlight=False, soft_wrap=True)
+    if options.gate:
+        raise UserError("Option --gate needs a model that compiles")
+    generator = GoldenGenerator(model)
+    sampler = Sampler(0.0 if options.greedy else options.temperature,
+                      40 if options.top_k is None else options.top_k, options.seed)
+    written, _ = _write_text(
+        console, prompt, tokenizer,
+        generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
+    total = generator.prompt + generator.text
+    console.print(f"{written} tokens after {generator.prompt.tokens} of the prompt, "
+                  f"{total.seconds / total.tokens:.2f} s each, measured", style="dim",
+                  highlight=False)
+    return 0
 
 
 def _run_engine(console: Console, options: argparse.Namespace) -> int:
@@ -435,7 +490,7 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
 
 
 def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None,
-           ) -> tuple[Image, Tokenizer | FileTokenizer, Vocabulary | TokenizerFile]:
+           ) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model: dense, or as the options of ``run`` say."""
     if path.is_file() and is_image(path):
         image = read_image(path)
@@ -510,11 +565,10 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
     table.add_row("Cycles per token", f"{cycles:,.0f}", device.evidence)
     if checked:
         machine = checked.machine
-        if not machine.skipped:
-            cost = token_cycles(config, image.program.instructions, image.program.body,
-                                latency=LATENCY, refresh=REFRESH)
-            table.add_row("... by the formula", f"{cost.cycles:,.0f}",
-                          f"derived; {cost.cycles / cycles - 1:+.2%}")
+        cost = token_cycles(config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH, lists=machine.list_counts())
+        table.add_row("... by the formula", f"{cost.cycles:,.0f}",
+                      f"derived; {cost.cycles / cycles - 1:+.2%}")
         trits = machine.trits / total.tokens
         share = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
         table.add_row("Trits added per cycle", f"{trits / cycles:.1f}",
@@ -602,7 +656,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(console: Console, model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def _measure(console: Console, model: LanguageModel, tokenizer: AnyTokenizer,
              documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None,
              gates: GateMap | None = None) -> Measurement:
@@ -633,6 +687,43 @@ def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement
                       f"{measurement.logit_scales[0]:.5g}", f"{measurement.density:.2%}",
                       f"{max(layer['density_p99'] for layer in layers):.1%}",
                       f"{max(layer['density_max'] for layer in layers):.1%}")
+    return table
+
+
+# compare
+
+def _compare(console: Console, options: argparse.Namespace) -> int:
+    documents = read_corpus(options.corpus)["heldout"]
+    rows: list[dict[str, object]] = []
+    for path in options.models:
+        model = read_llama(path)
+        try:
+            text = Text.read(model, documents, options.documents, options.tokens)
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
+        with _progress(console) as bar:
+            found = compare(model, text, variants(), bar(path.stem))
+        made = list(rows_of(path, options.documents, found))
+        console.print(_comparison(path.stem, made))
+        rows += made
+    if options.json:
+        write_comparisons(options.json, " ".join(["python -m host", *sys.argv[1:]]), rows)
+    return 0
+
+
+def _comparison(name: str, rows: Sequence[dict[str, object]]) -> Table:
+    columns = {"arithmetic": "arithmetic", "planes": "planes", "rows": "rows", "kv": "KV",
+               "bits_per_byte": "bits/byte", "cost_percent": "+%", "top1_agreement": "top 1",
+               "jsd": "JSD"}
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"{name}: {rows[0]['tokens']:,} tokens of {rows[0]['documents']} held-out "
+                        f"documents", caption_justify="left",
+                  caption="+%: bits more than the float reference needs; top 1: likeliest token "
+                          "is the same")
+    for title in columns.values():
+        table.add_column(title)
+    for row in rows:
+        table.add_row(*("" if row[column] is None else str(row[column]) for column in columns))
     return table
 
 
@@ -825,6 +916,23 @@ def _disassemble(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
+# fuzz
+
+def _fuzz(console: Console, options: argparse.Namespace) -> int:
+    with _progress(console) as bar:
+        outcomes = [fuzz(reader, options.files, bar(reader))
+                    for reader in options.readers or READERS]
+    for outcome in outcomes:
+        console.print(f"{outcome.reader}: {outcome.files:,} files, {outcome.errors:,} errors, "
+                      f"{outcome.models:,} models, {len(outcome.crashes):,} crashes",
+                      highlight=False)
+        for crash in outcome.crashes[:20]:
+            console.print(crash, markup=False, highlight=False, soft_wrap=True)
+    if options.json:
+        write_outcomes(options.json, " ".join(["python -m host", *sys.argv[1:]]), outcomes)
+    return int(any(outcome.crashes for outcome in outcomes))
+
+
 # doctor
 
 #: Python package, what it is for, and the extra of this project that installs it.
@@ -871,7 +979,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.function(console, options)
     except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
-            OverflowError) as error:
+            TextError, OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

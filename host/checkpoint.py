@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from host.model import ModelFileError, TokenizerFile
+from host.model import ModelFileError, TokenizerFile, wrong_number
 
 __all__ = ["Checkpoint"]
 
@@ -111,12 +111,22 @@ class Checkpoint:
             raise self.error(f"key {key} of config.json must be "
                              f"{' or '.join(map(repr, allowed))}, not {value!r}")
 
-    def positive_int(self, key: str) -> int:
+    def positive_int(self, key: str, most: int | None = None) -> int:
         """Return a value of the configuration that must be a positive integer."""
         value = self._config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"key {key} of config.json must be a positive integer, not {value!r}")
+        if most is not None and value > most:
+            raise self.error(f"key {key} of config.json must be at most {most}, not {value}")
         return value
+
+    def positive_float(self, key: str) -> float:
+        """Return a value of the configuration that must be a positive number."""
+        value = self._config.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not (
+                0 < value < float("inf")):
+            raise self.error(f"key {key} of config.json must be a positive number, not {value!r}")
+        return float(value)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return a tensor of finite numbers as float32; 16-bit numbers are held exactly."""
@@ -132,15 +142,41 @@ class Checkpoint:
                 raise ModelFileError(f"{path}: tensor {name} must have type "
                                      f"{' or '.join(_FLOATS)}, not {part.get_dtype()}")
             values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(np.float32)
-        odd = np.flatnonzero(~np.isfinite(values))
-        if odd.size:
-            index = tuple(map(int, np.unravel_index(int(odd[0]), shape)))
-            where = " ".join(f"{axis} {place}" for axis, place in
-                             zip(("row", "column") if len(shape) == 2 else ("element",), index,
-                                 strict=True))
-            raise ModelFileError(f"{path}: tensor {name} must be finite, but {where} is "
-                                 f"{float(values[index])}")
+        wrong = wrong_number(values)
+        if wrong:
+            raise ModelFileError(f"{path}: tensor {name} {wrong}")
         return values
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._files
+
+    def packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:
+        """Return a matrix of trits that are packed four in a byte, as BitNet has them.
+
+        Byte row ``r`` holds rows ``r + n * rows / 4``, n = 0 in the lowest bits; a trit is its code
+        less 1.
+        """
+        path = self._files.get(name)
+        if path is None:
+            raise self.error(f"tensor {name} is missing")
+        rows, columns = shape
+        with safe_open(path, "np") as file:
+            part = file.get_slice(name)
+            if tuple(part.get_shape()) != (rows // 4, columns) or rows % 4:
+                raise ModelFileError(f"{path}: tensor {name} must have shape "
+                                     f"{(rows // 4, columns)}, a quarter of the rows, "
+                                     f"not {tuple(part.get_shape())}")
+            if part.get_dtype() != "U8":
+                raise ModelFileError(f"{path}: tensor {name} must have type U8: trits, packed, "
+                                     f"not {part.get_dtype()}")
+            data = file.get_tensor(name)
+        codes = np.concatenate([data >> shift & 3 for shift in (0, 2, 4, 6)]).astype(np.int8)
+        wrong = np.argwhere(codes == 3)
+        if wrong.size:
+            raise ModelFileError(f"{path}: tensor {name} must be ternary, but row "
+                                 f"{int(wrong[0, 0])} column {int(wrong[0, 1])} has code 3")
+        return codes - np.int8(1)
 
     def vocabulary(self, vocab: int) -> TokenizerFile:
         """Return the tokenizer's file, and the tokens that a document begins and ends with."""

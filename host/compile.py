@@ -9,6 +9,10 @@ multiplies the next matrix while this one's results are worked on, and weights a
 both. Every other step of the network is executed as soon as what it needs is there, in the
 network's order: before the first product is queued, behind it, or behind a drain.
 
+**Products.** A dense matrix is read as one stream. Of a list that leaves columns out, each column
+is read with all transfers of the port that it touches; so the rows of all matrices of such a list
+are divided into products whose columns are whole transfers.
+
 **Vector memory.** Its first word is zero from power-up on and never written. From it, a new
 sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
 been read for the last time; a step may write its result over an operand that nobody reads again.
@@ -28,7 +32,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.device import DeviceError, pack_matrix
+from host.device import DeviceError, pack_matrix, planes_needed
 from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
@@ -40,7 +44,7 @@ from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
 from sim.golden.trits import pack_words, planes
 
-__all__ = ["CompileError", "compile_model", "losses"]
+__all__ = ["CompileError", "compile_model", "compiles", "losses"]
 
 # Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
 _EXPONENT = 1
@@ -51,36 +55,88 @@ class CompileError(DeviceError):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Rows:
+    """Rows of a step's matrix; ``first`` is the first of them."""
+
+    step: Value
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name of the matrix, with the rows unless these are all."""
+        name = self.step.weights.name
+        whole = self.count == len(self.step.weights.weights)
+        return name if whole else f"{name}[{self.first}:{self.end}]"
+
+    @property
+    def end(self) -> int:
+        """The row behind the last one."""
+        return self.first + self.count
+
+    @property
+    def weights(self) -> NDArray[np.integer]:
+        """These rows of the matrix."""
+        return self.step.weights.weights[self.first:self.end]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Product:
-    """Rows of a matrix that are one product; ``first`` is the first of them."""
+    """Rows of one matrix, or of several that share a list, that are multiplied at once."""
 
     name: str
     address: int
-    first: int
-    rows: int
+    parts: tuple[_Rows, ...]
     columns: int
     planes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.count for part in self.parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Action:
-    """What is done next: a step, or one of its products is queued or taken.
+    """What is done next: a step, or a product is queued, or rows of the oldest one are taken.
 
     Attributes
     ----------
     step : Value
+        Of a product that is queued: that of its first rows.
     product : _Product, optional
-        Of a step with a matrix.
-    queued : bool
-        The product is queued; otherwise it is taken, or there is none.
+        That is queued.
+    part : _Rows, optional
+        That is taken.
     live : Value, optional
         Of a product by row: the vector whose elements that are not zero are its rows.
     """
 
     step: Value
     product: _Product | None = None
-    queued: bool = False
+    part: _Rows | None = None
     live: Value | None = None
+
+
+def _all_rows(step: Value) -> _Rows:
+    return _Rows(step, 0, len(step.weights.weights))
+
+
+def _name(rows: Sequence[_Rows]) -> str:
+    return " + ".join(part.name for part in rows)
+
+
+def _split(rows: Sequence[_Rows], count: int) -> tuple[list[_Rows], list[_Rows]]:
+    """Divide rows into the first ``count`` and the others."""
+    first, rest = [], []
+    for part in rows:
+        taken = min(count, part.count)
+        count -= taken
+        if taken:
+            first.append(_Rows(part.step, part.first, taken))
+        if taken < part.count:
+            rest.append(_Rows(part.step, part.first + taken, part.count - taken))
+    return first, rest
 
 
 def _bf16(value: float) -> int:
@@ -95,24 +151,26 @@ class _Memory:
         self._data = bytearray()
         self.parts: list[Part] = []
 
-    def matrix(self, name: str, weights: NDArray[np.integer], *, token: bool) -> list[_Product]:
-        """Pack a matrix; pack_matrix proves that no accumulator overflows."""
-        packed = pack_matrix(name, weights, self._config.engine, token=token)
-        products = []
-        for first, rows, image in packed.blocks:
-            part = name if len(packed.blocks) == 1 else f"{name}[{first}:{first + rows}]"
-            address = self._add(part, "trits", image.tobytes(),
-                                rows * packed.columns * packed.planes)
-            products.append(_Product(part, address, first, rows, packed.columns, packed.planes))
+    def by_column(self, rows: Sequence[_Rows], *, token: bool = False) -> list[_Product]:
+        """Pack rows, one below the other; pack_matrix proves that no accumulator overflows."""
+        packed = pack_matrix(_name(rows), np.concatenate([part.weights for part in rows]),
+                             self._config.engine, token=token)
+        products, rest = [], [*rows]
+        for _, count, image in packed.blocks:
+            parts, rest = _split(rest, count)
+            address = self._add(_name(parts), "trits", image.tobytes(),
+                                count * packed.columns * packed.planes)
+            products.append(_Product(_name(parts), address, tuple(parts), packed.columns,
+                                     packed.planes))
         return products
 
-    def rows(self, name: str, weights: NDArray[np.integer]) -> list[_Product]:
+    def by_row(self, rows: _Rows) -> list[_Product]:
         """Pack a matrix to be walked by row: its rows are stored as columns are."""
-        engine = self._config.engine
-        packed = pack_matrix(name, weights, engine)     # which proves that no sum overflows
+        engine, weights = self._config.engine, rows.weights
+        packed = pack_matrix(rows.name, weights, engine)    # which proves that no sum overflows
         image = pack_words(planes(weights.T, packed.planes), engine)
-        address = self._add(name, "trits", image.tobytes(), weights.size * packed.planes)
-        return [_Product(name, address, 0, packed.rows, packed.columns, packed.planes)]
+        address = self._add(rows.name, "trits", image.tobytes(), weights.size * packed.planes)
+        return [_Product(rows.name, address, (rows,), packed.columns, packed.planes)]
 
     def vector(self, name: str, values: NDArray[np.uint16]) -> int:
         """Place a vector of bf16 numbers; return its address."""
@@ -168,6 +226,15 @@ class _Vectors:
                                f"memory, but the model needs {least}{self._end}")
 
 
+#: What the core has no instructions for.
+_UNKNOWN = (Kind.POSITION, Kind.ROTATE, Kind.APPEND, Kind.ATTEND)
+
+
+def compiles(model: LanguageModel) -> bool:
+    """Whether the core has instructions for all that a model computes."""
+    return all(step.kind not in _UNKNOWN for step in model.network())
+
+
 _LMUL = ARITHMETICS["lmul"]
 
 #: Function of a step that is one VECTOR.
@@ -186,6 +253,8 @@ class _Compiler:
         self._sparse = sparse
         self._gates = dict(gates or {})
         self._norms: dict[bytes, int] = {}
+        self._readers: dict[Value, list[Value]] = {}
+        self._placed: set[Value] = set()        # whose matrices are in memory
         self._fused: dict[Value, Value] = {}    # linear step to the ReLU of it
         self._live: dict[Value, Value] = {}     # linear step by row to the gate of its rows
         self._rows = 0                          # place of the results by row
@@ -217,7 +286,7 @@ class _Compiler:
             self._places[step], first = first, first + step.elements
         body = len(self._instructions)
         actions = [action for phase in self._phases(steps) for action in self._order(phase)]
-        last = {operand: index for index, action in enumerate(actions) if not action.queued
+        last = {operand: index for index, action in enumerate(actions) if action.product is None
                 for operand in action.step.operands}
         for index, action in enumerate(actions):
             self._where = action.step.part
@@ -231,7 +300,8 @@ class _Compiler:
         if len(self._instructions) > depth:
             raise CompileError(f"Program must have at most {depth} instructions, "
                                f"not {len(self._instructions)}")
-        heads = tuple((product.first, product.rows) for product in self._products[steps[-1]])
+        heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
+                      for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
                           self._vectors.table)
         words = self._model.vocabulary
@@ -241,7 +311,7 @@ class _Compiler:
 
     def _find(self, steps: Sequence[Value]) -> None:
         """Find what a drain does beside scaling, and what is walked by row."""
-        readers: dict[Value, list[Value]] = {}
+        readers = self._readers
         for step in steps:
             for operand in step.operands:
                 readers.setdefault(operand, []).append(step)
@@ -258,20 +328,51 @@ class _Compiler:
             for live in product.operands:
                 if (product.kind is Kind.MULTIPLY and live in self._fused.values()
                         and live.operands[0].operands[0] is codes
-                        and codes.label not in self._gates
                         and codes.elements <= engine.row_columns):
                     self._live[step] = live
 
     def _place(self, step: Value) -> None:
         """Put what a step needs of the model into the memory."""
-        if step in self._live:
-            self._products[step] = self._memory.rows(step.weights.name, step.weights.weights)
+        if step in self._placed:
+            pass
+        elif step in self._live:
+            self._products[step] = self._memory.by_row(_all_rows(step))
         elif step.matrix is not None:
-            self._products[step] = self._memory.matrix(step.matrix.name, step.matrix.weights,
-                                                       token=step.kind is Kind.EMBEDDING)
+            for rows in self._shared(step):
+                products = self._memory.by_column(rows, token=step.kind is Kind.EMBEDDING)
+                self._products.setdefault(rows[0].step, []).extend(products)
+                self._placed.update(part.step for part in rows)
         elif step.constant is not None:
             values = (_LMUL.factor if step.factor else from_float)(step.constant)
             self._addresses[step] = self._memory.vector(f"{step.part}.{step.name}", values)
+
+    def _leaves_out(self, codes: Value) -> bool:
+        """Whether a list does not name all columns."""
+        return codes.label in self._gates or (codes.sparse and self._sparse)
+
+    def _shared(self, step: Value) -> Iterator[list[_Rows]]:
+        """Divide the rows of all matrices that share the list of ``step`` into products.
+
+        A product has all rows of the matrix that it begins in, and as many of the next ones as it
+        takes for whole transfers: results should not come later than they must.
+        """
+        engine = self._config.engine
+        steps = [step]
+        if step.kind is Kind.LINEAR and self._leaves_out(step.operands[0]):
+            steps = [reader for reader in self._readers[step.operands[0]]
+                     if reader.kind is Kind.LINEAR and reader not in self._live]
+        counts = {planes_needed(int(np.abs(item.weights.weights).max())) for item in steps}
+        if len(steps) == 1 or len(counts) > 1:
+            yield [_all_rows(step)]
+            return
+        size = counts.pop() * engine.word_bytes
+        unit = engine.lanes * engine.port_bytes // math.gcd(engine.port_bytes, size)
+        rest = [_all_rows(item) for item in steps]
+        while rest:
+            count = rest[0].count
+            whole = -(-count // unit) * unit
+            rows, rest = _split(rest, whole if whole <= engine.max_rows else count)
+            yield rows
 
     # Order.
 
@@ -293,14 +394,14 @@ class _Compiler:
         behind it.
         """
         source, *others = phase
-        products = [(step, product) for step in phase for product in self._products.get(step, ())
-                    if step not in self._live]
-        for step, _ in products:
-            if step is not source and step.operands[0] is not source:
+        by_row = [step for step in phase if step in self._live]
+        missing = {step for step in phase if step.matrix is not None}
+        products = [product for step in phase if step not in self._live
+                    for product in self._products.get(step, ())]
+        for step in phase:
+            if step in missing and step is not source and step.operands[0] is not source:
                 raise CompileError(f"Network must multiply {step.weights.name} by "
                                    f"{step.operands[0].name} before it makes the next codes")
-        by_row = [step for step in phase if step in self._live]
-        missing = {step for step, _ in products} | {*by_row}
         waiting = [step for step in others if step not in missing]
 
         def ready() -> Iterator[_Action]:
@@ -318,22 +419,27 @@ class _Compiler:
             yield _Action(source)
         if not products:
             yield from ready()
-        for index, (step, product) in enumerate(products[:ahead]):
-            yield _Action(step, product, queued=True)
+        def queue(product: _Product) -> _Action:
+            step = product.parts[0].step
+            return _Action(step, product, live=self._live.get(step))
+
+        for index, product in enumerate(products[:ahead]):
+            yield queue(product)
             if index == 0:
                 yield from ready()
-        for index, (step, product) in enumerate(products):
-            yield _Action(step, product)
-            if index + ahead < len(products):
-                yield _Action(*products[index + ahead], queued=True)
-            if product is self._products[step][-1]:
-                missing.remove(step)
-                yield from ready()
+        for index, product in enumerate(products):
+            for part in product.parts:
+                yield _Action(part.step, part=part)
+                if part is product.parts[-1] and index + ahead < len(products):
+                    yield queue(products[index + ahead])
+                if part.end == part.step.elements:
+                    missing.remove(part.step)
+                    yield from ready()
         # Their list replaces that of the columns, whose products have all been queued.
         for step in by_row:
             product, = self._products[step]
-            yield _Action(step, product, queued=True, live=self._live[step])
-            yield _Action(step, product)
+            yield queue(product)
+            yield _Action(step, part=product.parts[0])
             missing.remove(step)
             yield from ready()
 
@@ -342,7 +448,7 @@ class _Compiler:
     def _act(self, action: _Action, dying: set[Value]) -> None:
         """Write the instructions of an action; nobody reads the ``dying`` vectors after it."""
         step, product = action.step, action.product
-        if product is not None and action.queued:
+        if product is not None:
             if step.kind is Kind.EMBEDDING and product is self._products[step][0]:
                 self._emit(Opcode.TOKEN, "the list is the token's column")
             function = Function.BY_COLUMN
@@ -354,8 +460,8 @@ class _Compiler:
                            count=action.live.elements)
             self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
                        b=product.planes, count=product.columns, address=product.address)
-        elif product is not None:
-            self._take(step, product)
+        elif action.part is not None:
+            self._take(action.part)
         else:
             self._compute(step, dying)
         for operand in dying:
@@ -363,8 +469,9 @@ class _Compiler:
                 self._vectors.free(self._places.pop(operand), operand.elements)
             self._registers.pop(operand, None)
 
-    def _take(self, step: Value, product: _Product) -> None:
-        """Take a product from the queue."""
+    def _take(self, part: _Rows) -> None:
+        """Take rows of the oldest product from the queue."""
+        step = part.step
         scale, exponent, norm = step.weights.scale, 0, 0
         if step.kind is Kind.HEAD:
             scale = self._model.logit_scales["lmul"]
@@ -373,9 +480,9 @@ class _Compiler:
         if len(step.operands) > 1:
             norm = self._registers[step.operands[1]]
             scale *= math.sqrt(step.operands[1].elements)
-        scaled = {"a": exponent, "b": norm, "count": product.rows, "constant": _bf16(scale)}
+        scaled = {"a": exponent, "b": norm, "count": part.count, "constant": _bf16(scale)}
         if step.kind is Kind.HEAD:
-            self._emit(Opcode.EMIT, f"the largest of {product.name}", **scaled)
+            self._emit(Opcode.EMIT, f"the largest of {part.name}", **scaled)
             return
         drained = self._fused.get(step, step)
         if step in self._live:
@@ -383,9 +490,9 @@ class _Compiler:
         elif drained not in self._places:
             self._places[drained] = self._vectors.take(drained.name, step.elements)
         relu = drained is not step
-        self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{product.name}",
+        self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{part.name}",
                    function=Function.RELU if relu else Function.COPY,
-                   target=self._places[drained] + product.first, **scaled)
+                   target=self._places[drained] + part.first, **scaled)
 
     def _compute(self, step: Value, dying: set[Value]) -> None:
         """Write the instructions of a step without a matrix."""
@@ -434,7 +541,7 @@ class _Compiler:
         note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
         fields = {"target": _EXPONENT, "a": place, "count": step.elements}
         if gate is None:
-            sparse = step.sparse and self._sparse
+            sparse = self._leaves_out(step)
             self._emit(Opcode.PACK, note, **fields,
                        function=Function.SPARSE if sparse else Function.DENSE)
             return
@@ -512,6 +619,9 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     if "lmul" not in model.logit_scales:
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
+    if not compiles(model):
+        raise CompileError(f"Model {model.name} needs attention, for which the core has no "
+                           f"instructions (try 'python -m host run --device golden')")
     # A vector fills whole words of the vector memory, and whole transfers of the port.
     unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
     for what, value in (("width", model.width), ("FFN width", model.ffn_width)):

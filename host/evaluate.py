@@ -136,7 +136,8 @@ def _measure(model: LanguageModel, documents: Sequence[Sequence[int]], arithmeti
             row[first:first + len(piece)] = piece
         valid = (start + np.arange(steps) < lengths[:active, np.newaxis]).reshape(-1)
         products.valid = valid
-        hidden = lm.forward(tokens[:, :-1], state[:, :active])[valid]
+        state = state.first(active)
+        hidden = lm.forward(tokens[:, :-1], state)[valid]
         targets = tokens[:, 1:].reshape(-1)[valid]
         for index, logit_scale in enumerate(logit_scales):
             nats[index] += _negative_log(lm.logits(hidden, logit_scale), targets)

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from host.device import CheckedProducts, Counters, Device, Driver
 from host.image import Image
-from host.model import LanguageModel, TokenizerFile, Vocabulary
+from host.model import LanguageModel, Words, begin
 from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
-__all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
+__all__ = ["Generator", "GoldenGenerator", "Phase", "Sampler", "TokenGenerator", "TokenPhase",
+           "candidates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,82 @@ class Phase:
     counters: Counters
 
 
+@dataclasses.dataclass
+class TokenPhase:
+    """Work on some tokens of a core.
+
+    Attributes
+    ----------
+    tokens : int
+    seconds : float
+        Wall time.
+    cycles, transfers : int
+        What the device did.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    cycles: int = 0
+    transfers: int = 0
+
+    def __add__(self, other: "TokenPhase") -> "TokenPhase":
+        return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
+                          self.cycles + other.cycles, self.transfers + other.transfers)
+
+
+class GoldenGenerator:
+    """A model computed by the golden model alone, for what no device can compute.
+
+    Parameters
+    ----------
+    model : LanguageModel
+
+    Attributes
+    ----------
+    model : LanguageModel
+    prompt, text : TokenPhase
+        Reading the prompt, and all passes after it.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.model = model
+        self._lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+        self.prompt, self.text = TokenPhase(), TokenPhase()
+
+    def _pass(self, tokens: Sequence[int], state: State, phase: TokenPhase) -> NDArray[np.floating]:
+        began = time.perf_counter()
+        logits = self._lm.logits(self._lm.forward(np.array([tokens]), state)[-1:])[0]
+        phase.tokens += len(tokens)
+        phase.seconds += time.perf_counter() - began
+        return logits
+
+    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
+        """Yield up to ``count`` tokens that follow ``prompt``, as :meth:`Generator.generate` does.
+
+        Raises
+        ------
+        OverflowError
+            If the text becomes longer than the model's context.
+        """
+        state = self._lm.start()
+        logits = self._pass(begin(self.model.vocabulary, prompt), state, self.prompt)
+        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
+                             self.model.vocabulary.end_of_document, count, sampler)
+
+
+def _continue(read: Callable[[Sequence[int]], NDArray[np.floating]], logits: NDArray[np.floating],
+              end: int, count: int, sampler: Sampler) -> Iterator[int]:
+    """Yield up to ``count`` tokens, the first of ``logits``, until the end of the document."""
+    choose = sampler.choices()
+    for remaining in range(count, 0, -1):
+        token = choose(logits)
+        if token == end:
+            return
+        yield token
+        if remaining > 1:
+            logits = read([token])
+
+
 class Generator:
     """A model whose matrix products are computed by a device and checked against the golden model.
 
@@ -118,7 +195,7 @@ class Generator:
             self.hidden += activations.size
         return self.checked(name, activations)
 
-    def _pass(self, tokens: Sequence[int], state: NDArray, phase: Phase) -> NDArray[np.floating]:
+    def _pass(self, tokens: Sequence[int], state: State, phase: Phase) -> NDArray[np.floating]:
         """Logits after ``tokens``."""
         began, before = time.perf_counter(), dataclasses.replace(self.driver.device.counters)
         hidden = self._lm.forward(np.array([tokens]), state)
@@ -132,7 +209,8 @@ class Generator:
         """Yield up to ``count`` tokens that follow ``prompt``, each as soon as it is known.
 
         It ends early with the end of the document, which is not yielded. A document begins with
-        the prompt: the state is zero, and the token that documents begin with is read first.
+        the prompt: the state is zero, and the token that documents begin with is read first, unless
+        the model wants none.
 
         Raises
         ------
@@ -142,17 +220,10 @@ class Generator:
             If the device fails.
         """
         vocabulary = self.model.vocabulary
-        end = vocabulary.end_of_document
         state = self._lm.start()
-        choose = sampler.choices()
-        logits = self._pass([vocabulary.start, *prompt], state, self.prompt)
-        for remaining in range(count, 0, -1):
-            token = choose(logits)
-            if token == end:
-                return
-            yield token
-            if remaining > 1:
-                logits = self._pass([token], state, self.text)
+        logits = self._pass(begin(vocabulary, prompt), state, self.prompt)
+        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
+                             vocabulary.end_of_document, count, sampler)
 
 
 def candidates(image: Image, best: Sequence[Best],
@@ -172,29 +243,6 @@ def candidates(image: Image, best: Sequence[Best],
     return tokens[order], logits[order]
 
 
-@dataclasses.dataclass
-class TokenPhase:
-    """Work on some tokens of a core.
-
-    Attributes
-    ----------
-    tokens : int
-    seconds : float
-        Wall time.
-    cycles, transfers : int
-        What the device did.
-    """
-
-    tokens: int = 0
-    seconds: float = 0.0
-    cycles: int = 0
-    transfers: int = 0
-
-    def __add__(self, other: "TokenPhase") -> "TokenPhase":
-        return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
-                          self.cycles + other.cycles, self.transfers + other.transfers)
-
-
 class TokenGenerator:
     """A model whose whole tokens are computed by a device.
 
@@ -202,7 +250,7 @@ class TokenGenerator:
     ----------
     device : TokenDevice or CheckedTokens
         With ``image`` loaded.
-    words : Vocabulary or TokenizerFile
+    words : Vocabulary, PieceVocabulary or TokenizerFile
         Of the model: tokens that begin and end a document.
 
     Attributes
@@ -212,10 +260,10 @@ class TokenGenerator:
     """
 
     def __init__(self, device: TokenDevice | CheckedTokens, image: Image,
-                 words: Vocabulary | TokenizerFile):
+                 words: Words):
         self._device = device
         self._image = image
-        self._start, self._end = words.start, words.end_of_document
+        self._words = words
         self.prompt = TokenPhase()
         self.text = TokenPhase()
 
@@ -240,13 +288,12 @@ class TokenGenerator:
             As the device does.
         """
         choose = sampler.choices()
-        result = self._pass(self._start, self.prompt, new=True)
-        for token in prompt:
-            result = self._pass(token, self.prompt)
+        for index, token in enumerate(begin(self._words, prompt)):
+            result = self._pass(token, self.prompt, new=index == 0)
         for remaining in range(count, 0, -1):
             tokens, logits = candidates(self._image, result.best)
             token = int(tokens[choose(logits)])
-            if token == self._end:
+            if token == self._words.end_of_document:
                 return
             yield token
             if remaining > 1:

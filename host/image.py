@@ -213,7 +213,9 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
         _section(path, data, f"part {part.name}", start + part.address, part.bytes, crc)
         parts.append(part)
     memory = data[start:start + fields["memory_bytes"]]
-    words = fields["vocabulary"]
+    # Arrays of JSON are lists, those of a vocabulary tuples.
+    words: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                             for key, value in (fields["vocabulary"] or {}).items()}
     return Image(
         config=config or made_for, model=fields["model"], vocab=fields["vocab"],
         program=Program(
@@ -223,8 +225,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
             heads=tuple((first, rows) for first, rows in facts["heads"]),
             vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()}),
         parts=tuple(parts), memory=memory,
-        vocabulary=words and Vocabulary(tuple(words["tokens"]), tuple(words["merges"]),
-                                        words["end_of_document"]))
+        vocabulary=Vocabulary(**words) if words else None)
 
 
 def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:

@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import os
 import pkgutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +20,9 @@ import numpy as np
 import host.families
 from sim.golden.network import Network
 
-__all__ = ["LanguageModel", "ModelFileError", "Source", "TernaryMatrix", "TokenizerFile",
-           "Vocabulary", "is_bf16", "read_model", "to_bf16"]
+__all__ = ["LanguageModel", "ModelFileError", "PieceVocabulary", "Source", "TernaryMatrix",
+           "TokenizerFile", "Vocabulary", "Words", "begin", "is_bf16", "read_model", "to_bf16",
+           "wrong_number"]
 
 
 class Source(Protocol):
@@ -36,6 +38,24 @@ class Source(Protocol):
 
 class ModelFileError(ValueError):
     """A model file cannot be used; the message is one line that names file, place and reason."""
+
+
+#: Weights of a model are smaller in magnitude, so that no product or square of them overflows.
+LARGEST = 2.0 ** 24
+
+
+def wrong_number(values: np.ndarray) -> str | None:
+    """Say what is wrong with the first number that is not finite or too large, if there is one."""
+    odd = np.flatnonzero(~(np.abs(values) < LARGEST))
+    if not odd.size:
+        return None
+    index = np.unravel_index(int(odd[0]), values.shape)
+    where = " ".join(f"{axis} {int(place)}" for axis, place in
+                     zip(("row", "column") if len(index) == 2 else ("element",), index,
+                         strict=True))
+    value = float(values[index])
+    must = "below 2**24 in magnitude" if np.isfinite(value) else "finite"
+    return f"must be {must}, but {where} is {value}"
 
 
 def to_bf16(value: float) -> float:
@@ -76,17 +96,70 @@ class Vocabulary:
     merges : tuple of str
         ``"left right"``, in order of priority.
     end_of_document : int
-        Token that ends a document; a model starts from the zero state by reading it.
+        Token that ends a document.
+    first : int, optional
+        Token that a document begins with, if it is not the one that ends it.
+    prompted : bool
+        Whether a prompt begins with that token.
+    split : str
+        How text is cut into words before they are merged: one of
+        :data:`host.tokenizer.SPLITS`.
+    controls : tuple of int
+        Further tokens that stand for no text.
     """
 
     tokens: tuple[str, ...]
     merges: tuple[str, ...]
     end_of_document: int
+    first: int | None = None
+    prompted: bool = True
+    split: str = "gpt-2"
+    controls: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
 
     @property
     def start(self) -> int:
         """Token that a document begins with."""
-        return self.end_of_document
+        return self.end_of_document if self.first is None else self.first
+
+
+@dataclasses.dataclass(frozen=True)
+class PieceVocabulary:
+    """BPE of SentencePiece: of all neighbours, those whose piece has the best score are merged.
+
+    Attributes
+    ----------
+    tokens : tuple of str
+        Pieces; U+2581 stands for a space, ``<0xNN>`` for a byte.
+    scores : tuple of float
+    start : int
+        Token that a document begins with.
+    end_of_document : int
+        Token that ends a document.
+    prompted : bool
+        Whether a prompt begins with that token.
+    controls : tuple of int
+        Tokens that stand for no text.
+    space : bool
+        Whether text begins with a space of its own.
+    """
+
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...]
+    start: int
+    end_of_document: int
+    prompted: bool = True
+    controls: tuple[int, ...] = ()
+    space: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,12 +175,29 @@ class TokenizerFile:
         Token that a document begins with.
     end_of_document : int
         Token that ends a document.
+    prompted : bool
+        Whether a prompt begins with the token that a document begins with.
     """
 
     path: Path
     vocab: int
     start: int
     end_of_document: int
+    prompted: bool = True
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return self.vocab
+
+
+#: Tokens of a model, whatever their kind.
+Words = Vocabulary | PieceVocabulary | TokenizerFile
+
+
+def begin(words: Words, prompt: Sequence[int]) -> list[int]:
+    """Return the tokens of a document that begins with a prompt."""
+    return [words.start, *prompt] if words.prompted or not prompt else [*prompt]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -121,14 +211,14 @@ class LanguageModel(abc.ABC):
         What the head's integers are scaled by in each arithmetic of
         :data:`sim.golden.model.ARITHMETICS`, apart from the norm. ``lmul`` is the arithmetic of
         docs/numerics.md.
-    vocabulary : Vocabulary or TokenizerFile
+    vocabulary : Vocabulary, PieceVocabulary or TokenizerFile
     notes : tuple of str
         What reading it has changed, for people.
     """
 
     name: str
     logit_scales: dict[str, float]
-    vocabulary: Vocabulary | TokenizerFile
+    vocabulary: Words
     notes: tuple[str, ...] = ()
 
     @property
@@ -157,7 +247,7 @@ class LanguageModel(abc.ABC):
 
 
 def read_model(path: str | os.PathLike) -> LanguageModel:
-    """Read and check a model: a GGUF file, or a directory with a checkpoint.
+    """Read and check a model: a GGUF file, one of llama2.c, or a directory with a checkpoint.
 
     Raises
     ------
@@ -171,12 +261,18 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
     if path.is_dir():
         from host.checkpoint import Checkpoint
         source = Checkpoint(path)
+    elif path.suffix == ".bin":
+        from host.llama2c_file import Llama2cFile
+        source = Llama2cFile(path)
     else:
         from host.gguf_file import GGUFFile
         source = GGUFFile(path)
     known = [module.name for module in pkgutil.iter_modules(host.families.__path__)]
-    if source.architecture not in known:
+    name = source.architecture
+    if name == "bitnet-b1.58":      # no name of a module
+        name = "bitnet"
+    if name not in known:
         raise source.error(f"{source.architecture_key} must be "
                            f"{' or '.join(map(repr, known))}, not {source.architecture!r}")
-    family = importlib.import_module(f"host.families.{source.architecture}")
+    family = importlib.import_module(f"host.families.{name}")
     return family.read(source)

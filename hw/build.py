@@ -75,7 +75,7 @@ _CORE_PARTS = {
     "top k": ("core.top_k",),
     "fetcher": ("core.fetcher",),
     "memory": ("memory", "shared"),
-    **_LINK,
+    "link": (*_LINK["link"], "requests", "results"),
 }
 
 _RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"

@@ -3,6 +3,7 @@
 from amaranth import *
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from hw.attention.unit import AttentionUnit
 from hw.common.stream import connect_stream
@@ -123,7 +124,6 @@ class Core(wiring.Component):
                 (sequencer.o_packs, packer.i_commands),
                 (packer.o_results, sequencer.i_packed),
                 (sequencer.o_selections, selector.i_commands),
-                (packer.o_entries, selector.i_entries),
                 (sequencer.o_drains, drain.i_commands),
                 (sequencer.o_choices, top_k.i_commands),
                 (sequencer.o_moves, mover.i_moves),
@@ -152,7 +152,12 @@ class Core(wiring.Component):
                               strict=True):
             wiring.connect(m, user, port)
 
+        # Norms may still be on their way when their list is packed.
+        listable = ~sequencer.loading
         m.d.comb += [
+            selector.i_entries.p.eq(packer.o_entries.p),
+            selector.i_entries.valid.eq(packer.o_entries.valid & listable),
+            packer.o_entries.ready.eq(selector.i_entries.ready & listable),
             sequencer.listed.eq(selector.o_entries.valid & selector.o_entries.ready
                                 & selector.o_entries.p.end),
             sequencer.drained.eq(drain.done),
@@ -188,7 +193,7 @@ class Core(wiring.Component):
         """Join lists from both their makers with the list memory, and that with the engine.
 
         Columns, or rows, are asked for where fetching could not know them: each product remembers
-        it. A DENSE list goes to the walk by row too, where it stays until the next one.
+        it.
         """
         engine = self.config.engine
         entries = list_memory.i_entries
@@ -232,12 +237,7 @@ class Core(wiring.Component):
             places.r_en.eq(drain.i_rows.ready),
         ]
         if engine.row_columns:
-            activations = ternary.i_activations
-            m.d.comb += [
-                activations.valid.eq(packed.valid & packed.ready & ~newest & ~packed.p.end),
-                activations.p.index.eq(packed.p.index),
-                activations.p.value.eq(packed.p.value),
-            ]
+            self._activations(m, sequencer, packed, ternary.i_activations)
 
         # The list's end goes both ways at once; the engine's readiness for it depends on registers.
         listed, columns = list_memory.o_entries, fetcher.i_columns
@@ -253,6 +253,39 @@ class Core(wiring.Component):
             columns.valid.eq(asked & Mux(end, listed.valid & ternary.i_entries.ready,
                                          ternary.o_columns.valid & (~rows | places.w_rdy))),
         ]
+
+    def _activations(self, m, sequencer, packed, activations):
+        """Hand DENSE and gated lists to the walk by row, where they stay until the next one.
+
+        What a gated list does not name is zero: all its words are cleared first, one a cycle, which
+        the packer's first pass takes longer for.
+        """
+        lanes, row_columns = self.config.engine.lanes, self.config.engine.row_columns
+        below = exact_log2(lanes)
+        packs, words = sequencer.o_packs, exact_log2(lanes // self.config.vector_lanes)
+        gated, codes = Signal(), Signal()       # the next list is gated; the newest one has codes
+        cleared = Signal(range(row_columns // lanes), reset_less=True)
+        left = Signal(len(packs.p.words) - words + 1)
+        with m.If(sequencer.o_selections.valid):
+            m.d.sync += gated.eq(1)
+        with m.If(left != 0):
+            m.d.sync += [cleared.eq(cleared + 1), left.eq(left - 1)]
+        with m.If(packs.valid & packs.ready):
+            m.d.sync += [gated.eq(0), codes.eq(gated | ~packs.p.sparse), cleared.eq(0)]
+            with m.If(gated):
+                m.d.sync += left.eq((packs.p.words + ((1 << words) - 1)) >> words)
+        m.d.comb += [
+            activations.valid.eq(packed.valid & packed.ready & codes & ~packed.p.end),
+            activations.p.index.eq(packed.p.index),
+            activations.p.value.eq(packed.p.value),
+        ]
+        with m.If(left != 0):
+            m.d.comb += [
+                activations.valid.eq(1),
+                activations.p.all.eq(1),
+                activations.p.index.eq(cleared << below),
+                activations.p.value.eq(0),
+            ]
 
     @staticmethod
     def _results(m, ternary, drain, top_k, sequencer, attention):

@@ -28,7 +28,8 @@ class Opcode(enum.IntEnum):
 
     ``v[x]`` is the vector of ``count`` bf16 elements from element x of the vector memory, ``r[x]``
     a scalar register, ``memory`` the bytes behind the memory port. Q and S are those of
-    docs/numerics.md, section 6. Products queue up: DRAIN and EMIT take the oldest one.
+    docs/numerics.md, section 6. Products queue up: DRAIN and EMIT take rows of the oldest one,
+    until it has none left.
     """
 
     #: The pass over the program ends.
@@ -52,11 +53,11 @@ class Opcode(enum.IntEnum):
     #: planes whose packed columns, or rows, begin at ``address``. A matrix with fewer rows than
     #: lanes, or more than accumulators, is several.
     MATMUL = 0x12
-    #: ``v[target] = function(S(product, constant * r[a] * r[b]))``; ``count`` is the product's
-    #: rows. Of a product by row, only the listed elements are written.
+    #: ``v[target] = function(S(product, constant * r[a] * r[b]))``, of the product's next
+    #: ``count`` rows. A product by row is taken whole; only the listed elements are written.
     DRAIN = 0x13
-    #: The largest of the ``count`` integers of the product are delivered to the host, with the
-    #: scalar ``constant * r[a] * r[b]`` that makes logits of them.
+    #: The largest of the ``count`` integers that are left of the product are delivered to the
+    #: host, with the scalar ``constant * r[a] * r[b]`` that makes logits of them.
     EMIT = 0x14
     #: ``v[target] = function(v[a], v[b])``, element by element.
     VECTOR = 0x20
@@ -86,7 +87,7 @@ class Function(enum.IntEnum):
     THRESHOLD = 0x05
     #: MATMUL: the listed columns, each times its activation.
     BY_COLUMN = 0x08
-    #: MATMUL: the listed rows, times the activations of the newest DENSE list.
+    #: MATMUL: the listed rows, times the activations of the newest DENSE or gated list.
     BY_ROW = 0x09
     #: VECTOR, of ``a`` and ``b``.
     ADD = 0x10
@@ -175,8 +176,8 @@ _SENTENCES = {
     Fault.MEMORY_ADDRESS: "an address is not aligned to the memory port, or beyond the memory",
     Fault.MATRIX: "a matrix has more rows, columns or planes than the engine takes, or none",
     Fault.NOT_FINITE: "a vector to be packed, appended or scored holds an infinity or a NaN",
-    Fault.NO_PRODUCT: "a product is taken that was not queued, has another number of rows, or was "
-                      "made by row and cannot be emitted",
+    Fault.NO_PRODUCT: "a product is taken that was not queued or has fewer rows left, or rows of "
+                      "it are left that an EMIT, or the DRAIN of a product by row, does not take",
     Fault.CONTEXT: "the sequence is longer than the context",
     Fault.HEADS: "heads are none or more than the group, have more elements than attention takes "
                  "or do not fill words and transfers, or a cache is beyond the last one",

@@ -25,7 +25,6 @@ from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.rotation import (
     MATRICES,
     Llama,
-    LlamaFileError,
     fold_gains,
     forward,
     linear_products,
@@ -35,9 +34,10 @@ from host.compress.rotation import (
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.image import Image
-from host.model import LanguageModel, read_model
-from host.tokenizer import FileTokenizer, Tokenizer, open_tokenizer
+from host.model import LanguageModel, ModelFileError, read_model
+from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig
+from hw.isa import Opcode
 from sim.golden.machine import Machine
 from sim.tables import RESULTS, write_record
 from sim.verilated_machine import VerilatedMachine
@@ -60,7 +60,7 @@ def _command() -> str:
 
 
 def _texts(model: LanguageModel, corpus: Path,
-           documents: int | None) -> tuple[Tokenizer | FileTokenizer, list[str]]:
+           documents: int | None) -> tuple[AnyTokenizer, list[str]]:
     return open_tokenizer(model.vocabulary), read_corpus(corpus)["heldout"][:documents]
 
 
@@ -188,13 +188,15 @@ class _Run:
     """Means of the tokens that a program read on the simulated core, but for the first two.
 
     ``ffn`` has cycles and transfers of the instructions of the channel mixers, from the list of the
-    gate and up projections on; ``layers`` those of all layers.
+    gate and up projections on; ``layers`` those of all layers. ``lists`` are the cycles of what
+    makes the layers' lists: PACK, with selection, and LOAD of column norms.
     """
 
     cycles: float
     transfers: float
     ffn: tuple[float, float]
     layers: tuple[float, float]
+    lists: float
     trits: float
     live: float
 
@@ -228,11 +230,14 @@ def _run_core(machine: VerilatedMachine, image: Image, tokens: Sequence[int]) ->
             inside = not text.startswith("x =")
         if part.startswith("blk."):
             layer.append(index)
+    lists = [index for index in layer if program.instructions[index].opcode is Opcode.PACK
+             or "column norms of" in program.notes[index]]
     listed, rows = golden.rows
     return _Run(cycles=float(np.mean([run.cycles for run in runs[2:]])),
                 transfers=float(np.mean([run.reads for run in runs[2:]])),
                 ffn=(float(cycles[ffn].sum()), float(transfers[ffn].sum())),
                 layers=(float(cycles[layer].sum()), float(transfers[layer].sum())),
+                lists=float(cycles[lists].sum()),
                 trits=(golden.trits - trits) / (len(tokens) - 2), live=listed / rows if rows else 1)
 
 
@@ -258,10 +263,13 @@ def _cycles(options: argparse.Namespace) -> int:
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
         kept = [row for row in _record("twell")["rows"] if "mode" not in row]
         _extend("twell", [*kept, *rows])
-        gated = _gated_rows(model, tokenizer, corpus["calibration"], options.workers,
-                            lambda gates, sparse: _run_core(machine, compile_model(
-                                model, config, sparse=sparse, gates=gates), tokens), dense)
-    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0}
+        gated, runs = _gated_rows(
+            model, tokenizer, corpus["calibration"], options.workers,
+            lambda gates, sparse: _run_core(machine, compile_model(
+                model, config, sparse=sparse, gates=gates), tokens), dense)
+    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0,
+               "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
+               "list_cycles": round(dense.lists)}
     found = {(row["method"], row["sparsity"]): row for row in gated}
     joined = []
     for row in _record("wina")["rows"]:
@@ -272,29 +280,55 @@ def _cycles(options: argparse.Namespace) -> int:
             row |= ungated
         joined.append(row)
     _extend("wina", joined)
+    # Nothing is lost by leaving zeros out, so each row has the bits per byte of its gates.
+    bits = {(row["method"], row["sparsity"]): row["bits_per_byte"]
+            for row in joined if row.get("allocation") != "greedy"}
+    record = _record("wina")
+    write_record(
+        "together", command=record["command"], versions=record["versions"],
+        configuration=record["configuration"],
+        rows=[{"mode": mode, "sparsity": gates[1], "bits_per_byte": bits[gates],
+               "cycles": round(run.cycles), "bytes": round(port * run.transfers),
+               "speedup": round(dense.cycles / run.cycles, 3),
+               "layer_cycles": round(run.layers[0]),
+               "layer_speedup": round(dense.layers[0] / run.layers[0], 3),
+               "list_cycles": round(run.lists)}
+              for mode, run, gates in (("dense", dense, ("none", 0.0)),
+                                       ("twell", sparse, ("none", 0.0)), *runs)])
     return 0
 
 
-def _gated_rows(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
                 texts: Sequence[str], workers: int | None,
-                run: Callable[[GateMap, bool], _Run], dense: _Run) -> list[dict[str, object]]:
+                run: Callable[[GateMap, bool], _Run],
+                dense: _Run) -> tuple[list[dict[str, object]],
+                                      list[tuple[str, _Run, tuple[str, float]]]]:
+    """Run gated programs; return rows, and the runs at 50 %, without TwELL and with it.
+
+    Without it, all rows of the up projection are computed. A gated list never names a zero.
+    """
     calibration = calibration_tokens(model, tokenizer, texts, _CALIBRATION_DOCUMENTS,
                                      _CALIBRATION_TOKENS)
     rows: list[dict[str, object]] = []
+    runs = []
     for method in METHODS:
         found = calibrate(model, calibration, _SPARSITIES, method=method, allocation="uniform",
                           workers=workers or min(4, os.cpu_count() or 1))
         for gates in found:
-            measured = run(gates.of(model), True)
+            measured, point = run(gates.of(model), False), (method, gates.sparsity)
+            if gates.sparsity == 0.5:
+                runs += [(method, measured, point),
+                         (f"twell + {method}", run(gates.of(model), True), point)]
             rows.append({
                 "model": model.name, "method": method, "allocation": "uniform",
                 "sparsity": gates.sparsity, "cycles": round(measured.cycles),
                 "speedup": round(dense.cycles / measured.cycles, 3),
                 "layer_cycles": round(measured.layers[0]),
                 "layer_speedup": round(dense.layers[0] / measured.layers[0], 3),
+                "list_cycles": round(measured.lists),
                 "trits_speedup": round(dense.trits / measured.trits, 3)})
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    return rows
+    return rows, runs
 
 
 def _record(name: str) -> dict:
@@ -420,7 +454,7 @@ def _rotation(options: argparse.Namespace) -> int:
     """Measure WINA against TEAL on float weights, rotated ones and ternary ones."""
     try:
         model = read_llama2c(options.model)
-    except LlamaFileError as error:
+    except ModelFileError as error:
         print(f"python -m host.compress rotation: {error}", file=sys.stderr)
         return 1
     texts = [_sample(model, seed) for seed in range(_SAMPLES)]

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list_norms, list_rows
 from host.evaluate import single_threaded_blas
 from host.model import LanguageModel
-from host.tokenizer import FileTokenizer, Tokenizer
+from host.tokenizer import AnyTokenizer
 from sim.golden.bf16 import to_float32
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.network import Kind, Value
+from sim.golden.network import Value
 from sim.golden.wina import Gate, scores
 
 __all__ = ["ALLOCATIONS", "calibrate", "calibration_tokens"]
@@ -38,7 +38,7 @@ ALLOCATIONS = ("greedy", "uniform")
 _STEP = 0.01
 
 
-def calibration_tokens(model: LanguageModel, tokenizer: Tokenizer | FileTokenizer,
+def calibration_tokens(model: LanguageModel, tokenizer: AnyTokenizer,
                        documents: Sequence[str], count: int, length: int) -> NDArray[np.int64]:
     """First ``length`` tokens of the first ``count`` documents that have as many.
 
@@ -184,14 +184,13 @@ def _search(model: LanguageModel, text: _Text, method: str, allocation: str,
 def _texts(model: LanguageModel, tokens: NDArray[np.integer]) -> Iterator[_Text]:
     """Read a text with the model as it is; deliver what each part with lists reads."""
     lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
-    states = lm.start(len(tokens))
+    state = lm.start(len(tokens))
     values: dict[Value, Any] = {}
     lists = model.network().lists()
     for part, steps in lm.parts().items():
         if any(label.startswith(f"{part}.") for label in lists):
             yield _Text(part, [values[step] for step in _outside(steps)], tokens.shape)
-        lm.execute(steps, values, tokens, states)
-        states = states[sum(step.kind is Kind.RECURRENCE for step in steps):]
+        lm.execute(steps, values, tokens, state)
 
 
 def _limit(model: LanguageModel) -> float:

@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MATRICES", "Llama", "LlamaFileError", "LlamaLayer", "fold_gains", "forward",
+from host.llama2c_file import Llama2cFile
+
+__all__ = ["MATRICES", "Llama", "LlamaLayer", "fold_gains", "forward",
            "linear_products", "read_llama2c", "rotate"]
 
 #: Matrices of a layer by the list of activations that they share.
@@ -31,8 +33,10 @@ MATRICES = {"mix_in": ("query", "key", "value"), "mix_out": ("output",),
 Vector = NDArray[np.float64]
 
 
-class LlamaFileError(ValueError):
-    """A model file cannot be used; the message is one line that names file and reason."""
+# Array of a llama2.c file, by field of LlamaLayer.
+_ARRAYS = {"mix_gain": "attn_norm", "query": "attn_q", "key": "attn_k", "value": "attn_v",
+           "output": "attn_output", "ffn_gain": "ffn_norm", "gate": "ffn_gate", "up": "ffn_up",
+           "down": "ffn_down"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,47 +214,17 @@ def linear_products(model: Llama, kept: dict[str, float] | None = None) -> float
 
 
 def read_llama2c(path: str | os.PathLike) -> Llama:
-    """Read a model in the format of llama2.c: 7 integers, then float32 arrays.
+    """Read a model in the format of llama2.c.
 
     Raises
     ------
-    LlamaFileError
-        If the file cannot be opened, or its size is not what its header says.
+    ModelFileError
+        If it cannot be read.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise LlamaFileError(f"{path}: {error.strerror}") from None
-    if len(data) < 28:
-        raise LlamaFileError(f"{path}: must have a header of 28 bytes, not {len(data)} bytes")
-    width, ffn, depth, heads, kv_heads, vocabulary, context = np.frombuffer(
-        data, "<i4", 7).tolist()
-    if min(width, ffn, depth, heads, kv_heads, abs(vocabulary), context) < 1 or (
-            width % heads or heads % kv_heads):
-        raise LlamaFileError(f"{path}: no model of llama2.c: its header is "
-                             f"{np.frombuffer(data, '<i4', 7).tolist()}")
-    tied, vocabulary = vocabulary > 0, abs(vocabulary)
-    head_width = width // heads
-    shapes = {"embedding": (vocabulary, width), "mix_gain": (depth, width),
-              "query": (depth, width, width), "key": (depth, kv_heads * head_width, width),
-              "value": (depth, kv_heads * head_width, width), "output": (depth, width, width),
-              "ffn_gain": (depth, width), "gate": (depth, ffn, width),
-              "down": (depth, width, ffn), "up": (depth, ffn, width), "gain": (width,),
-              "rotary": (2, context, head_width // 2)}
-    if not tied:
-        shapes["head"] = (vocabulary, width)
-    total = sum(int(np.prod(shape)) for shape in shapes.values())
-    if len(data) != 28 + 4 * total:
-        raise LlamaFileError(f"{path}: must have {28 + 4 * total} bytes, as its header says, "
-                             f"not {len(data)}")
-    arrays, at = {}, 28
-    for name, shape in shapes.items():
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(data, "<f4", count, at).reshape(shape).astype(np.float64)
-        at += 4 * count
-    layers = tuple(LlamaLayer(**{name: arrays[name][index] for name in (
-        "mix_gain", "query", "key", "value", "output", "ffn_gain", "gate", "up", "down")})
-        for index in range(depth))
+    file = Llama2cFile(Path(path))
+    arrays = {name: array.astype(np.float64) for name, array in file.arrays.items()}
+    tied = file.arrays["head"] is file.arrays["embedding"]
+    layers = tuple(LlamaLayer(**{field: arrays[name][index] for field, name in _ARRAYS.items()})
+                   for index in range(file.layers))
     return Llama(arrays["embedding"], arrays["embedding" if tied else "head"], layers,
-                 arrays["gain"], heads, kv_heads)
+                 arrays["norm"], file.heads, file.kv_heads)

@@ -240,7 +240,7 @@ def read(source: Source) -> TernaryLM:
         if value % _BLOCK:
             raise file.error(f"key {ARCHITECTURE}.{key} must be a multiple of {_BLOCK}, "
                              f"not {value}")
-    vocabulary = file.vocabulary(vocab)
+    vocabulary = file.byte_vocabulary(vocab)
 
     planes_read = [file.ternary(f"token_embd.plane{plane}.weight", (vocab, width))
                    for plane in range(planes)]

@@ -84,7 +84,13 @@ class LinkedDevice(wiring.Component):
         content_bytes = board.payload_bytes + HEADER_BYTES
         m.submodules.receiver = receiver = FrameReceiver(content_bytes=content_bytes)
         m.submodules.transmitter = transmitter = FrameTransmitter(content_bytes=content_bytes)
-        for producer, consumer in ((wiring.flipped(self.i), receiver.i), (receiver.o, target.i),
+        requests = receiver.o
+        if isinstance(board, CoreBoard):
+            # The target is drawn to the device, which fills the chip.
+            m.submodules.requests = buffer = StreamBuffer(receiver.o.payload.shape())
+            connect_stream(m, receiver.o, buffer.i)
+            requests = buffer.o
+        for producer, consumer in ((wiring.flipped(self.i), receiver.i), (requests, target.i),
                                    (target.o, transmitter.i),
                                    (transmitter.o, wiring.flipped(self.o))):
             connect_stream(m, producer, consumer)
@@ -140,15 +146,17 @@ class LinkedDevice(wiring.Component):
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
-        # The link may lie at the other end of the chip.
+        # The link may lie at the other end of the chip, and block RAM delivers late in its cycle.
         program = StreamBuffer(core.i_program.payload.shape())
         tokens = StreamBuffer(core.i_tokens.payload.shape())
+        results = StreamBuffer(queue.o.payload.shape())
         target = self._target(m, CoreTransfers(config), {
             "program": program.i, "tokens": tokens.i, "writes": shared.i_writes,
-            "reads": shared.i_reads, "data": shared.o_data, "results": queue.o})
+            "reads": shared.i_reads, "data": shared.o_data, "results": results.o})
         for producer, consumer in ((program.o, core.i_program), (tokens.o, core.i_tokens),
                                    (core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
-                                   (core.o_faults, answers.i_faults), (answers.o, queue.i)):
+                                   (core.o_faults, answers.i_faults), (answers.o, queue.i),
+                                   (queue.o, results.i)):
             connect_stream(m, producer, consumer)
         wiring.connect(m, core.memory, shared.core)
         wiring.connect(m, shared.memory, memory.port)
@@ -156,7 +164,7 @@ class LinkedDevice(wiring.Component):
         reset = ResetInserter(target.reset_device)
         for name, unit in (("core", core), ("shared", shared), ("memory", memory),
                            ("program", program), ("tokens", tokens), ("answers", answers),
-                           ("queue", queue)):
+                           ("queue", queue), ("results", results)):
             m.submodules[name] = reset(unit)
         working = Signal()
         m.d.sync += working.eq(tokens.o.valid | ~core.i_tokens.ready)

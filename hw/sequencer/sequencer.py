@@ -65,7 +65,7 @@ class Sequencer(wiring.Component):
     o_entries, o_products : Out(stream)
         For ``i_entries`` and ``i_products`` of :class:`hw.sequencer.list_memory.ListMemory`.
     o_drains : Out(stream) of :func:`drain_layout`
-        The oldest product is scaled and written.
+        Rows of the oldest product are scaled and written.
     drained : In(1)
         For a cycle when its last word was written.
     o_choices : Out(stream) of {rows: 16}
@@ -77,6 +77,9 @@ class Sequencer(wiring.Component):
     o_moves : Out(stream) of :func:`move_layout`
     moved : In(1)
         For a cycle when the move is done.
+    loading : Out(1)
+        A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
+        reach the selector, which needs what is loaded.
     o_attends, i_attended : Out(stream), In(stream)
         ``i_commands`` and ``o_answers`` of :class:`hw.attention.unit.AttentionUnit`. These and the
         following are there only with a context.
@@ -118,6 +121,7 @@ class Sequencer(wiring.Component):
     o_scale: stream.Interface
     o_moves: stream.Interface
     moved: Signal
+    loading: Signal
     o_faults: stream.Interface
     executing: Signal
     active: Signal
@@ -148,6 +152,7 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
+            "loading": Out(1),
             "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         } | ({
             "o_attends": Out(stream.Signature(attention_layout(config))),
@@ -181,6 +186,15 @@ class Sequencer(wiring.Component):
             by_row.eq(now.function == Function.BY_ROW),
             products.w_data.eq(Cat(now.a, by_row)),
         ]
+        # Rows that are left of the oldest of them: known two cycles after it is the oldest one.
+        left = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
+        known, takes = Signal(), Signal()
+        whole = Signal()                        # no row is left behind
+        m.d.comb += whole.eq(left.rows == now.count)
+        with m.If(takes):
+            m.d.sync += [left.rows.eq(left.rows - now.count), known.eq(~whole)]
+        with m.Elif(~known):
+            m.d.sync += [left.eq(products.r_data), known.eq(products.r_rdy)]
 
         register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
         m.submodules.registers = registers = memory.Memory(
@@ -221,6 +235,7 @@ class Sequencer(wiring.Component):
             self.o_products.p.batch.eq(1),
             self.o_drains.p.scalar.eq(scalar),
             self.o_drains.p.target.eq(now.target >> below),
+            self.o_drains.p.words.eq(words),
             self.o_drains.p.relu.eq(now.function == Function.RELU),
             self.o_choices.p.rows.eq(now.count),
             self.o_scale.p.eq(scalar),
@@ -237,6 +252,11 @@ class Sequencer(wiring.Component):
         if config.context:
             self._position(m, now, reader)
 
+        with m.If(self.o_moves.valid & self.o_moves.ready):
+            m.d.sync += self.loading.eq(~self.o_moves.p.store)
+        with m.Elif(self.moved):
+            m.d.sync += self.loading.eq(0)
+
         listed = Signal()                       # ... the list of this PACK
         with m.If(self.o_packs.valid):
             m.d.sync += listed.eq(0)
@@ -245,7 +265,7 @@ class Sequencer(wiring.Component):
 
         states = _STATES | (_ATTENTION_STATES if config.context else {})
         waits = Signal()                        # for another unit, and nothing changes
-        m.d.comb += self.active.eq(~waits | self.listed)
+        m.d.comb += self.active.eq(~waits | self.listed | self.moved | (~known & products.r_rdy))
 
         def command(state, port, following):
             with m.State(state):
@@ -351,10 +371,11 @@ class Sequencer(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += fault.eq(Fault.NO_PRODUCT)
                 m.next = "FAULT"
-                m.d.sync += self.o_drains.p.by_row.eq(products.r_data[-1])
-                with m.If(products.r_rdy & (products.r_data[:-1] == now.count)
-                          & ~(products.r_data[-1] & (now.opcode == Opcode.EMIT))):
-                    m.d.comb += products.r_en.eq(1)
+                m.d.sync += self.o_drains.p.by_row.eq(left.by_row)
+                emits = now.opcode == Opcode.EMIT
+                with m.If(known & ~(left.by_row & emits)
+                          & (whole | ((left.rows > now.count) & ~(left.by_row | emits)))):
+                    m.d.comb += [takes.eq(1), products.r_en.eq(whole)]
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
                 m.d.comb += multiplier.i.valid.eq(1)
@@ -377,7 +398,15 @@ class Sequencer(wiring.Component):
             command("SCALE", self.o_scale, "DONE")
 
             command("MOVE", self.o_moves, "MOVED")
-            answer("MOVED", self.moved, "DONE")
+            with m.State("MOVED"):
+                given = reader.o.p
+                packs = (reader.o.valid & (given.fault == Fault.NONE)
+                         & (given.opcode == Opcode.PACK)
+                         & Cat(given.function == function for function in GATED).any())
+                done = self.moved | (self.loading & packs)
+                m.d.comb += waits.eq(~done)
+                with m.If(done):
+                    m.next = "DONE"
             if config.context:
                 self._attention(m, now, scalar, fault, waits, command)
 
@@ -418,6 +447,8 @@ class Sequencer(wiring.Component):
         ]
         with m.If(appends):
             m.d.comb += [moves.store.eq(1), moves.vector.eq(now.a >> below)]
+        with m.If(attends.mix):
+            m.d.comb += self.o_drains.p.words.eq(attends.words)
 
     def _attention(self, m, now, scalar, fault, waits, command):
         """Execute APPEND, SCORE and MIX: the heads of a mixture are drained one by one."""

@@ -3,6 +3,7 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from hw.config import CoreConfig
 from hw.isa import FIELDS
@@ -64,6 +65,7 @@ class TopK(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         best, lanes = self.config.best, self.config.vector_lanes
+        below = exact_log2(lanes)
         width = self.config.engine.accumulator_width
 
         # Largest first, as unsigned numbers with a one on top, so that 0 is a free place below all
@@ -88,8 +90,9 @@ class TopK(wiring.Component):
         found_value = Signal(width + 1, reset_less=True)
         found_inverted = Signal(width + 1, reset_less=True)
         found_row = Signal(FIELDS["count"], reset_less=True)
-        left = Signal(FIELDS["count"], reset_less=True)     # rows behind those accepted
-        row = Signal(FIELDS["count"], reset_less=True)      # of the transfer's first lane
+        number = Signal(FIELDS["count"] - below, reset_less=True)   # of the transfer
+        begun = Signal()                                            # ... one was accepted
+        final = Signal(below, reset_less=True)                      # lane of the last row
         accept = Signal()
         still = Signal(lanes)
         held = [unsigned_(value) for value in transfer.values]
@@ -105,7 +108,8 @@ class TopK(wiring.Component):
         m.d.sync += found.eq(candidates.any() & ~found)
         with m.If(accept):
             m.d.sync += candidates.eq(Cat(
-                (left > lane) & exceeds(unsigned_(value), inverted[-1])
+                (~self.i_results.p.last | (final >= lane))
+                & exceeds(unsigned_(value), inverted[-1])
                 for lane, value in enumerate(self.i_results.p.values)))
         with m.Elif(found):
             m.d.sync += candidates.eq(candidates & still)
@@ -117,7 +121,7 @@ class TopK(wiring.Component):
             ]
             for lane in reversed(range(lanes)):
                 with m.If(candidates[lane]):
-                    m.d.sync += found_row.eq(row + lane)
+                    m.d.sync += found_row.eq(Cat(C(lane, below), number))
 
         above = Signal(best)
         m.d.comb += [above[k].eq(found & exceeds(found_value, inverted[k])) for k in range(best)]
@@ -145,8 +149,8 @@ class TopK(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.i_commands.ready.eq(1)
                 m.d.sync += [
-                    left.eq(self.i_commands.p.rows),
-                    row.eq(-lanes),
+                    final.eq((self.i_commands.p.rows - 1)[:below]),
+                    begun.eq(0),
                     transfer.last.eq(0),
                 ]
                 with m.If(self.i_commands.valid):
@@ -160,8 +164,8 @@ class TopK(wiring.Component):
                 with m.If(accept):
                     m.d.sync += [
                         transfer.eq(self.i_results.p),
-                        left.eq(left - lanes),
-                        row.eq(row + lanes),
+                        begun.eq(1),
+                        number.eq(Mux(begun, number + 1, 0)),
                     ]
                 with m.If(transfer.last & settled):
                     m.next = "DELIVER"

@@ -59,10 +59,10 @@ class TernaryEngine(wiring.Component):
         Results, vector by vector, group by group, lane by lane; ``tail`` transfers of each last
         group. ``last`` ends the product. By row: the sum of each listed row, in the first value of
         a transfer; then zeros with ``last``. The other values are zero.
-    i_activations : In(stream) of {index, value: signed(activation_width)}
+    i_activations : In(stream) of {index, value: signed(activation_width), all: 1}
         If there is the walk by row: its activations, kept until they are written again, and zero
-        from power-up on. They are written before the job is sent, and not while one by row is
-        under way. Always taken.
+        from power-up on; ``all`` columns of the word ``index // lanes`` get the same one. They are
+        written before the job is sent, and not while one by row is under way. Always taken.
     rows_active : Out(1)
         A clock matters to the walk by row: see :attr:`hw.core.Core.active`.
     """

@@ -20,15 +20,19 @@ _WORD_WIDTH = 36
 
 
 def activation_layout(config: EngineConfig) -> data.StructLayout:
-    """Layout of an activation for the walk by row, and its column."""
+    """Layout of an activation for the walk by row, and its column.
+
+    With ``all`` it is that of all columns that share a word with this one.
+    """
     return data.StructLayout({
         "index": range(config.row_columns),
         "value": signed(config.activation_width),
+        "all": 1,
     })
 
 
 class _ActivationMemory(wiring.Component):
-    """Activations, written one by one, read for all lanes at once.
+    """Activations, written one by one or a word at once, read for all lanes at once.
 
     Members
     -------
@@ -69,11 +73,12 @@ class _ActivationMemory(wiring.Component):
         m.d.sync += [
             group.eq(index[lane_bits:]),
             value.eq(self.i.p.value),
-            mask.eq(1 << index[:field_bits]),
+            mask.eq(Mux(self.i.p.all, -1, 1 << index[:field_bits])),
         ]
         for k in range(config.lanes // fields):
             write = Signal(name=f"write_{k}")
-            m.d.sync += write.eq(self.i.valid & (index[field_bits:lane_bits] == k))
+            m.d.sync += write.eq(self.i.valid
+                                 & (self.i.p.all | (index[field_bits:lane_bits] == k)))
             m.submodules[f"words_{k}"] = ram = BlockRam(
                 width=fields * field_width, depth=config.row_columns // config.lanes,
                 fields=fields, target=config.target)

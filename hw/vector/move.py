@@ -24,12 +24,13 @@ def scalar_layout() -> data.StructLayout:
 
 
 def drain_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a DRAIN: ``target`` is the address of a word.
+    """Layout of a DRAIN: ``target`` is the address of a word, ``words`` is how many are taken.
 
-    ``relu`` makes zeros of negative numbers, ``by_row`` is for listed rows of the product.
+    ``relu`` makes zeros of negative numbers. ``by_row`` is for listed rows of the product, which is
+    taken whole.
     """
     return data.StructLayout({"scalar": scalar_layout(), "target": address_width(config),
-                              "relu": 1, "by_row": 1})
+                              "words": address_width(config) + 1, "relu": 1, "by_row": 1})
 
 
 def move_layout(config: CoreConfig) -> data.StructLayout:
@@ -47,7 +48,7 @@ def move_layout(config: CoreConfig) -> data.StructLayout:
 
 
 class Drain(wiring.Component):
-    """DRAIN of the instruction set: a product is scaled and written to the vector memory.
+    """DRAIN of the instruction set: rows are scaled and written to the vector memory.
 
     A result transfer a cycle. Cycles: :func:`sim.golden.cycles.drain_cycles`.
 
@@ -59,7 +60,7 @@ class Drain(wiring.Component):
     -------
     i_commands : In(stream) of :func:`drain_layout`
     i_results : In(stream) of :func:`hw.ternary.results.result_layout`
-        The product; transfers are accepted from the cycle after the command, to the last one.
+        The products; transfers are accepted from the cycle after the command, as many as it says.
     i_rows : In(stream) of :func:`hw.ternary.walker.column_layout`
         Of a product by row: which element of the vector each result is.
     write : Out(:func:`hw.vector.memory.write_signature`)
@@ -93,6 +94,7 @@ class Drain(wiring.Component):
         command = Signal(drain_layout(self.config), reset_less=True)
         taking = Signal()
         draining = Signal()                     # the command is valid
+        accepted, final = Signal(), Signal()    # ... a transfer, the last one of the command
         # Registers of the scale unit only move while there is work.
         scale = ScaleUnit(self.config)
         m.submodules.scale = EnableInserter(draining)(scale)
@@ -100,9 +102,12 @@ class Drain(wiring.Component):
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
             scale.exponent.eq(command.scalar.exponent),
-            scale.i.p.eq(self.i_results.p),
+            scale.i.p.values.eq(self.i_results.p.values),
+            scale.i.p.last.eq(final),
             scale.i.valid.eq(self.i_results.valid & taking),
             self.i_results.ready.eq(taking & scale.i.ready),
+            accepted.eq(self.i_results.valid & self.i_results.ready),
+            final.eq(Mux(command.by_row, self.i_results.p.last, command.words == 1)),
         ]
 
         # By row, a result goes to one lane of the word that its row lies in; the last transfer is
@@ -146,7 +151,8 @@ class Drain(wiring.Component):
                     m.next = "TAKE"
             with m.State("TAKE"):
                 m.d.comb += [taking.eq(1), draining.eq(1)]
-                with m.If(self.i_results.valid & self.i_results.ready & self.i_results.p.last):
+                m.d.sync += command.words.eq(command.words - accepted)
+                with m.If(accepted & final):
                     m.next = "WRITE"
             with m.State("WRITE"):
                 m.d.comb += draining.eq(1)

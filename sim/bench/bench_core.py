@@ -16,10 +16,12 @@ from hw.core import Core
 from hw.formats.minifloat import bf16
 from hw.isa import FUNCTIONS, GATED, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
-from sim.golden.cycles import instruction_cycles
+from sim.golden.cycles import instruction_cycles, select_cycles, threshold_cycles
 from sim.golden.largest import kept_count
 from sim.golden.machine import Emission, Machine, MachineFault
+from sim.golden.model import quantize
 from sim.golden.trits import pack_words, planes
+from sim.golden.wina import scores
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
@@ -225,14 +227,17 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         return int(rng.choice(slots))
 
     def pack(count, function):
-        gate = {}
+        gate, place = {}, anywhere()
         if function in GATED:
             gate["b"] = anywhere() if rng.integers(2) else 0
+            if gate["b"] != place and rng.integers(2):  # the norms are loaded beside the PACK
+                writer.add(Opcode.LOAD, target=gate["b"] or slots[place == slots[0]], count=count,
+                           address=writer.vector(count))
         if function == Function.TOP_K:
             gate["constant"] = int(rng.choice([1, count // 2, count, count + 1]))
         if function == Function.THRESHOLD:
             gate["address"] = int(rng.choice([0, 1000, 2 ** 30 - 1]))
-        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=anywhere(),
+        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=place,
                    count=count, **gate)
 
     def matrix(rows, columns):
@@ -244,6 +249,11 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
     waiting: deque[int] = deque()
 
     def take(count):
+        while count > lanes and rng.integers(2):            # a part of it
+            part = int(rng.integers(1, -(-count // lanes))) * lanes
+            writer.add(Opcode.DRAIN, function=Function.COPY, target=anywhere(), a=1, count=part,
+                       constant=int(rng.integers(0x3E00, 0x4000)))
+            count -= part
         names = {"a": int(rng.integers(16)), "b": int(rng.integers(16)),
                  "constant": int(rng.integers(0x3E00, 0x4000)), "count": count}
         if count % lanes or rng.integers(3) == 0:
@@ -274,9 +284,9 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
             take(waiting.popleft())
         if config.engine.row_columns:
             rows, columns = int(rng.choice(sizes)), int(rng.choice(sizes))
-            pack(columns, Function.DENSE)
+            pack(columns, int(rng.choice((Function.DENSE, *GATED))))
             pack(rows, int(rng.choice(FUNCTIONS[Opcode.PACK])))
-            if writer.program[-1].function == Function.DENSE:
+            if writer.program[-1].function in (Function.DENSE, *GATED):
                 columns = rows
             # Rows are stored as the columns of the transposed matrix.
             writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,
@@ -622,6 +632,11 @@ def timed(config: CoreConfig, cache: int) -> list[
         if rows % lanes == 0:
             cases.append((Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=lanes,
                                       count=rows, constant=bf16.one), [token, product, wait], []))
+        if rows > lanes:
+            part, others = (Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+                                        count=count, constant=bf16.one)
+                            for count in (lanes, rows - lanes))
+            cases.append((part, [token, product, wait], [others]))
     return cases
 
 
@@ -662,6 +677,30 @@ async def cycles(dut):
 
     token = Instruction(opcode=Opcode.TOKEN)
     wrong = []
+    # Norms are loaded while their list is packed; no word is without a code.
+    for (words, loaded), function in itertools.product(((1, 1), (2, 40), (7, 7), (16, 40)), GATED):
+        count = words * config.vector_lanes
+        x = from_float(writer.rng.choice([-1.0, 1.0], count) * writer.rng.uniform(1, 2, count))
+        norms = writer.rng.integers(1, 1 << 16, loaded * config.vector_lanes).astype(np.uint16)
+        places = [config.vector_lanes, config.vector_lanes + count]
+        addresses = [writer.place(values.astype("<u2").tobytes()) for values in (x, norms)]
+        driver.memory.contents[:] = writer.contents()
+        loads = [Instruction(opcode=Opcode.LOAD, target=target, count=size, address=address)
+                 for target, size, address in zip(places, (count, len(norms)), addresses,
+                                                  strict=True)]
+        pack = Instruction(opcode=Opcode.PACK, function=function, target=1, a=places[0],
+                           b=places[1], count=count, constant=max(1, count // 2), address=1)
+        took = await measure(loads[:1], rest, [loads[1], pack], rest)
+        took -= await measure(loads[:1], rest, rest)
+        keys = scores(quantize(x).values, norms[:count])
+        selected = (select_cycles(keys, pack.constant) if function == Function.TOP_K
+                    else threshold_cycles(0))
+        begun = instruction_cycles(config, loads[1], following=pack)
+        loading = instruction_cycles(config, loads[1]) - 1 - begun
+        cycles = begun + instruction_cycles(config, pack, selected=selected, loading=loading)
+        if took != cycles:
+            wrong.append(f"LOAD and {Function(function).name} of {count}: {took} cycles, "
+                         f"not {cycles}")
     for instruction, before, behind in timed(config, cache):
         took = await measure(before, rest, [instruction], behind, rest)
         # A product is taken in both programs, or in none; what takes it has been measured.

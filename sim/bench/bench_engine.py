@@ -242,8 +242,14 @@ class Run:
         """Write activations by their columns, in the order given."""
         for index, value in activations.items():
             self.activations[index] = value
-        await self._activations.send({"index": index, "value": value}
+        await self._activations.send({"index": index, "value": value, "all": 0}
                                      for index, value in activations.items())
+
+    async def write_word(self, index: int, value: int) -> None:
+        """Write the same activation for all columns that share a word with this one."""
+        first = index // self.config.lanes * self.config.lanes
+        self.activations[first:first + self.config.lanes] = value
+        await self._activations.send([{"index": index, "value": value, "all": 1}])
 
     async def write_all(self, low: int = -128, high: int = 127) -> None:
         """Write all activations, in random order."""
@@ -307,6 +313,9 @@ async def activations_stay(dut):
     for begin in (1, full // 2):
         await run.write({index: index % 251 - 125 for index in range(begin, full, 3)})
         await run.products([RowProduct(4, full), RowProduct(3, full, planes=config.max_planes)])
+    for index, value in ((0, 0), (full - 1, 77)):
+        await run.write_word(index, value)
+        await run.products([RowProduct(4, full)])
     columns = cocotb.start_soon(run.products([Product(3 * config.lanes, full)]))
     await run.write_all()
     await columns

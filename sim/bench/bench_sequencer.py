@@ -397,7 +397,7 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
               log: list) -> None:
     """Compare the commands of a pass with the program, in its order."""
     lanes, rest = config.vector_lanes, iter(log)
-    walks: deque[bool] = deque()                # of products that were not taken: by row?
+    waiting: deque[list] = deque()              # products with rows left: by row? and how many
     for instruction in program:
         target, a, b = instruction.target, instruction.a, instruction.b
         words = instruction.count // lanes
@@ -433,17 +433,21 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
                 if by_row:                      # a walk by row has no last group
                     job["tail"] = found["tail"]
                 assert (name, found) == ("products", job)
-                walks.append(by_row)
+                waiting.append([by_row, a])
             case Opcode.DRAIN | Opcode.EMIT:
                 number, exponent = scalar(instruction, registers)
+                by_row = waiting[0][0]
+                waiting[0][1] -= instruction.count
+                if waiting[0][1] == 0:
+                    waiting.popleft()
                 if instruction.opcode is Opcode.DRAIN:
                     assert (name, found["target"], found["by_row"], found["relu"]) == (
-                        "drains", target // lanes, walks.popleft(),
-                        instruction.function == Function.RELU)
+                        "drains", target // lanes, by_row, instruction.function == Function.RELU)
+                    assert by_row or found["words"] == words
                     factor = found["scalar"]
                 else:
                     assert (name, found) == ("choices", {"rows": instruction.count})
-                    assert not walks.popleft()
+                    assert not by_row
                     name, factor = next(rest)
                     assert name == "scale"
                 assert (factor["number"], factor["exponent"]) == (number, exponent)
@@ -460,7 +464,7 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
 
 
 def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruction]:
-    """Make a program without faults that takes each product that it queues."""
+    """Make a program without faults that takes each product that it queues, some in parts."""
     lanes, engine = config.vector_lanes, config.engine
     program = [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=target, a=0,
                            count=lanes) for target in range(1, 16)]
@@ -474,6 +478,12 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
         constant = (int(rng.integers(1 << 16)), 0x3F80,
                     int(rng.integers(0x3F00, 0x4100)))[rng.integers(3)]
         count, by_row = rows.pop(0)
+        if not by_row and count > lanes and rng.integers(2):
+            part = int(rng.integers(1, -(-count // lanes))) * lanes
+            if part <= config.vector_depth:
+                rows.insert(0, (count - part, False))
+                return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=part,
+                                   constant=constant, target=0, **names)
         if not by_row and (count % lanes or count > config.vector_depth or rng.integers(2)):
             return Instruction(opcode=Opcode.EMIT, count=count, constant=constant, **names)
         return Instruction(opcode=Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
@@ -500,7 +510,7 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                 values = {"function": int(rng.choice(FUNCTIONS[opcode])), "target": vector(),
                           "a": vector(), "b": vector()}
             case Opcode.MATMUL:
-                if len(rows) == config.product_depth:
+                while len(rows) == config.product_depth:
                     program.append(take())
                 by_row = bool(engine.row_columns and rng.integers(2))
                 some = lanes if by_row or rng.integers(2) else int(rng.integers(1, 200))
@@ -569,7 +579,8 @@ async def dispatch(dut):
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
-@cocotb.parametrize(kind=["static", "not_finite", "no_product", "other_rows", "no_stop"])
+@cocotb.parametrize(kind=["static", "not_finite", "no_product", "fewer_rows", "more_rows",
+                          "part_by_row", "no_stop"])
 async def faults(dut, kind):
     """Stop at a fault, tell it once, and do nothing more; a reset starts the core again."""
     ends = Ends(dut, stall=0.3, seed=6)
@@ -579,8 +590,13 @@ async def faults(dut, kind):
     lanes = config.vector_lanes
     pack = Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
     take = Instruction(opcode=Opcode.EMIT, count=lanes)
-    product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=lanes + 1, b=1,
+    drain = Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=lanes)
+    product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=2 * lanes - 1, b=1,
                           count=1)
+    by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=2 * lanes, b=1, count=1)
+    several = [product] * min(2, config.product_depth)
+    if kind == "part_by_row" and not config.engine.row_columns:
+        return
     stop = Instruction(opcode=Opcode.STOP)
     units.broken = kind == "not_finite"
     first = config.program_depth - 3 if kind == "no_stop" else 5
@@ -590,7 +606,9 @@ async def faults(dut, kind):
                    Fault.REGISTER, 1),
         "not_finite": ([token, token, pack, token, stop], Fault.NOT_FINITE, 2),
         "no_product": ([token, take, token, stop], Fault.NO_PRODUCT, 1),
-        "other_rows": ([token, product, take, token, stop], Fault.NO_PRODUCT, 2),
+        "fewer_rows": ([token, product, take, token, stop], Fault.NO_PRODUCT, 2),
+        "more_rows": ([token, *several, drain, drain, stop], Fault.NO_PRODUCT, len(several) + 2),
+        "part_by_row": ([token, by_row, drain, token, stop], Fault.NO_PRODUCT, 2),
         "no_stop": ([token, token, token], Fault.OPCODE, 3),
     }[kind]
     await load(ends, [stop])
@@ -601,7 +619,9 @@ async def faults(dut, kind):
     assert units.log[-1] == ("faults", {"fault": fault, "instruction": first + at})
     commands = [name for name, _ in units.log[:-1]]
     expected = {"static": ["entries"] * 2, "not_finite": ["entries"] * 4 + ["packs"],
-                "no_product": ["entries"] * 2, "other_rows": ["entries"] * 2 + ["products"],
+                "no_product": ["entries"] * 2, "fewer_rows": ["entries"] * 2 + ["products"],
+                "more_rows": ["entries"] * 2 + ["products"] * len(several) + ["drains"],
+                "part_by_row": ["entries"] * 2 + ["products"],
                 "no_stop": ["entries"] * 6}[kind]
     assert commands == expected
     assert not dut.i_tokens_sequencer__ready.value

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import ATTENTION, Function, Instruction, Opcode
+from hw.isa import ATTENTION, GATED, Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 from sim.golden.select import select_bound
@@ -422,6 +422,10 @@ def append_cycles(config: CoreConfig, words: int, *, cache: str) -> int:
 #: pass while the product is waited for.
 SCALAR_CYCLES = 21
 
+#: Cycles from the dispatch of a LOAD to that of a gated PACK behind it, which it does not hold up,
+#: beside those in which the PACK is decoded.
+LOADING_CYCLES = 2
+
 #: Cycles of each instruction of the core beside those of its unit: what the sequencer takes until
 #: the unit has its command, and from its end to the next instruction. Behind STOP the next pass is
 #: begun and its first instruction decoded.
@@ -432,7 +436,7 @@ INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TO
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
-                       entries: Sequence[float] | None = None,
+                       entries: Sequence[float] | None = None, selected: int = 0, loading: int = 0,
                        following: Instruction | None = None, position: int = 0) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
@@ -447,6 +451,11 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         Of EMIT: how many integers were among the largest so far when they came.
     entries : sequence of numbers, optional
         Of PACK: entries that leave of each word; by default all.
+    selected : int
+        Of a gated PACK: :func:`select_cycles`, or :func:`threshold_cycles` of no entry.
+    loading : int
+        Of a gated PACK: cycles from its dispatch to the end of the LOAD before it, whose last one
+        is the first in which an entry leaves. Exact if each word has an entry.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
     position : int
@@ -458,6 +467,8 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
     match instruction.opcode:
         case Opcode.LOAD | Opcode.LOAD_AT:
             cycles += load_cycles(config, words)
+            if following is not None and following.function in GATED:
+                cycles = min(cycles, decode_cycles(config, following) + LOADING_CYCLES)
         case Opcode.APPEND:
             cycles += append_cycles(config, words, cache=_cache(instruction))
         case Opcode.SCORE | Opcode.MIX:
@@ -471,8 +482,11 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
-            cycles += pack_cycles(config, entries or words * [config.vector_lanes],
-                                  nonzero=instruction.function == Function.NONZERO)
+            entries = entries or words * [config.vector_lanes]
+            packing = pack_cycles(config, entries, nonzero=instruction.function == Function.NONZERO)
+            leaving = math.ceil(sum(max(1, count) for count in entries))
+            # A list without a gate passes the selector in two cycles.
+            cycles += max(packing, loading + leaving) + max(0, selected - 2)
         case Opcode.DRAIN:
             cycles += drain_cycles(words)
         case Opcode.VECTOR:

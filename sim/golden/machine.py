@@ -37,6 +37,7 @@ from sim.golden.bf16 import add, subtract, to_float32
 from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
+from sim.golden.schedule import ListCounts
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest
 from sim.golden.wina import scores as gate_scores
@@ -130,17 +131,19 @@ class _Register:
 class _List:
     """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
 
-    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too.
+    ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too. ``found``
+    are their number before a gate.
     """
 
     activations: NDArray[np.int8]
     columns: int
     listed: NDArray[np.int64]
+    found: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Product:
-    """A product that was not taken; by row, ``listed`` are the rows that it has."""
+    """Rows of a product that were not taken; by row, ``listed`` are the rows that it has."""
 
     integers: NDArray[np.int32]
     listed: NDArray[np.int64] | None = None
@@ -178,6 +181,9 @@ class Machine:
         Trits that were not: those of columns, or rows, that a list left out.
     rows : list of two int
         Rows that were listed of all products by row, and rows that these have.
+    lists : dict of int to list of three int
+        By the index of a PACK: lists that it made so far, their entries before a gate, and those
+        behind it.
     """
 
     def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
@@ -198,13 +204,15 @@ class Machine:
         self.trits = 0
         self.skipped = 0
         self.rows = [0, 0]
+        self.lists: dict[int, list[int]] = {}
         self.reset()
 
     def reset(self) -> None:
         """Start the core again: vector memory and memory stay as they are."""
         self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
         self._list: _List | None = None
-        self._dense: NDArray[np.int8] | None = None         # of the newest DENSE list
+        self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
+        self._loaded: Instruction | None = None             # the LOAD just before
         self._products: deque[_Product] = deque()
         self.position = 0
         self._bounds: dict[int, tuple[int, int]] = {}       # of each cache: position, field
@@ -251,11 +259,22 @@ class Machine:
                 raise HazardError(f"Instruction {index}: {error}") from None
             if emission is not None:
                 emissions.append(emission)
+            loads = instruction.opcode in (Opcode.LOAD, Opcode.LOAD_AT)
+            self._loaded = instruction if loads else None
+            if instruction.opcode is Opcode.PACK and self._list is not None:
+                counts = 1, self._list.found, len(self._list.listed)
+                self.lists[index] = [sum(pair) for pair in zip(
+                    counts, self.lists.get(index, (0, 0, 0)), strict=True)]
             index += 1
         if self._products:
             raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
                               f"products were not taken")
         return emissions
+
+    def list_counts(self) -> dict[int, ListCounts]:
+        """Return the mean entries of the lists so far, by the index of their PACK."""
+        return {index: ListCounts(found / made, kept / made)
+                for index, (made, found, kept) in self.lists.items()}
 
     # Faults.
 
@@ -306,9 +325,12 @@ class Machine:
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
         if opcode in (Opcode.DRAIN, Opcode.EMIT):
-            product = self._products[0] if self._products else None
-            if (product is None or len(product.integers) != count
-                    or (product.listed is not None and opcode is Opcode.EMIT)):
+            if not self._products:
+                return Fault.NO_PRODUCT
+            product = self._products[0]
+            left, by_row = len(product.integers), product.listed is not None
+            whole = opcode is Opcode.EMIT or by_row
+            if count > left or (whole and count < left) or (by_row and opcode is Opcode.EMIT):
                 return Fault.NO_PRODUCT
         return Fault.NONE
 
@@ -393,7 +415,7 @@ class Machine:
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
-                self._list = _List(activations, 0, np.array([token]))
+                self._list = _List(activations, 0, np.array([token]), 1)
             case Opcode.PACK:
                 self._pack(instruction)
             case Opcode.MATMUL:
@@ -475,38 +497,48 @@ class Machine:
 
     def _pack(self, instruction: Instruction) -> None:
         vector = self._read(instruction.a, instruction.count)
-        function = instruction.function
+        function, load = instruction.function, self._loaded
+        if (function in GATED and load is not None and instruction.a < load.target + load.count
+                and load.target < instruction.a + instruction.count):
+            raise HazardError("A vector is packed by a gated PACK while the LOAD before it has "
+                              "yet to write it")
         if function == Function.NONZERO:
             live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
-            self._list = _List(live.astype(np.int8), len(vector), np.flatnonzero(live))
+            rows = np.flatnonzero(live)
+            self._list = _List(live.astype(np.int8), len(vector), rows, len(rows))
             return
         codes = quantize(vector)
         values = codes.values
+        found = len(values) if function == Function.DENSE else np.count_nonzero(values)
         if function in GATED:
             norms = np.ones(len(values), np.uint16)
             if instruction.b:
                 norms = self._read(instruction.b, len(values))
-            found = gate_scores(values, norms)
+            weights = gate_scores(values, norms)
             if function == Function.THRESHOLD:
-                kept = keep_above(found, instruction.address)
+                kept = keep_above(weights, instruction.address)
             elif not instruction.constant:
                 raise HazardError("Of a list, at least 1 entry must be kept, not 0")
             else:
-                kept = keep_largest(found, min(instruction.constant, len(values)))
+                kept = keep_largest(weights, min(instruction.constant, len(values)))
             # An entry with score 0 is none.
-            values = np.where(kept & (found > 0), values, np.int8(0))
-        if function == Function.DENSE:
+            values = np.where(kept & (weights > 0), values, np.int8(0))
+        if function != Function.SPARSE:
             if any(product.listed is not None for product in self._products):
-                raise HazardError("A DENSE list is made while a product by row was not taken")
-            self._dense = values
+                raise HazardError("A list of activations by row is made while a product by row "
+                                  "was not taken")
+            self._by_row = values
         listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
-        self._list = _List(values, len(values), listed)
+        self._list = _List(values, len(values), listed, int(found))
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 
     def _drain(self, instruction: Instruction) -> None:
         factor = self._scalar(instruction)
         product = self._products.popleft()
-        numbers = scale(product.integers[np.newaxis], np.array([factor.number], np.uint16),
+        integers, left = np.split(product.integers, [instruction.count])
+        if len(left):
+            self._products.appendleft(_Product(left))
+        numbers = scale(integers[np.newaxis], np.array([factor.number], np.uint16),
                         np.array([factor.exponent], np.int32))[0]
         if instruction.function == Function.RELU:
             numbers = _LMUL.relu(numbers)
@@ -557,10 +589,10 @@ class Machine:
             self.rows = [self.rows[0] + count, self.rows[1] + columns]
         listed = None
         if by_row:
-            if self._dense is None or len(self._dense) != instruction.count:
+            if self._by_row is None or len(self._by_row) != instruction.count:
                 raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
-                                  f"newest DENSE list has another number of elements")
-            listed, activations = self._list.listed, self._dense[np.newaxis]
+                                  f"newest DENSE or gated list has another number of elements")
+            listed, activations = self._list.listed, self._by_row[np.newaxis]
         product = self._matrix(instruction)("", activations)[0]
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)

@@ -8,6 +8,7 @@ definition of what the hardware computes, :class:`FloatArithmetic` is what it ap
 Vectors are rows: arrays of shape (tokens, elements). bf16 numbers are ``uint16`` bits.
 """
 
+import copy
 import dataclasses
 import functools
 import math
@@ -17,14 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.formats.minifloat import bf16, fp32
+from hw.formats.minifloat import bf16, e4m3, fp32
 from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.network import Kind, Network, Value
 
-__all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Codes", "ExactProducts",
-           "FloatArithmetic", "GoldenLM", "Hidden", "Model", "lmul_factor", "model_matrices",
-           "quantize", "rsqrt_table", "scale", "sigmoid_table", "silu_table"]
+__all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Cache", "Codes", "ExactProducts",
+           "FloatArithmetic", "GoldenLM", "Hidden", "Model", "State", "lmul_factor",
+           "model_matrices", "quantize", "rsqrt_table", "scale", "sigmoid_table", "silu_table"]
 
 _SIGN = np.uint16(0x8000)
 _BLOCK = 1 << 15        # elements of a block whose temporaries fit a cache
@@ -153,6 +154,40 @@ def lmul_factor(values: NDArray, offset: int | None = None) -> NDArray[np.uint16
 
 Elementwise = Callable[[NDArray, NDArray], NDArray]
 
+#: Attention of queries, shape (documents, steps, heads, elements), to keys and values, shape
+#: (documents, tokens, shared heads, elements): query ``i`` to all tokens but the last
+#: ``steps - 1 - i``. The result has the shape of the queries.
+Attention = Callable[[NDArray, NDArray, NDArray], NDArray]
+
+
+def _float_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArray:
+    """Attention in the type of its operands, with true products."""
+    documents, steps, heads, elements = queries.shape
+    tokens, shared = keys.shape[1:3]
+    # To (documents, shared heads, queries of one, elements): products of matrices.
+    split = queries.reshape(documents, steps, shared, heads // shared, elements)
+    split = split.transpose(0, 2, 3, 1, 4).reshape(documents, shared, -1, elements)
+    octaves = split @ keys.transpose(0, 2, 3, 1)
+    last = tokens - steps + np.tile(np.arange(steps), heads // shared)
+    octaves[..., np.arange(tokens) > last[:, np.newaxis]] = -np.inf
+    weights = np.exp2(octaves - octaves.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = (weights @ values.transpose(0, 2, 1, 3)).reshape(documents, heads, steps, elements)
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def _lmul_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArray[np.uint16]:
+    """Attend as the hardware does: docs/numerics.md, section 10."""
+    from sim.golden.attention import attend_sequence  # which needs this module
+    return np.stack([attend_sequence(*document)
+                     for document in zip(queries, keys, values, strict=True)])
+
+
+def _exact_attention(queries: NDArray, keys: NDArray, values: NDArray) -> NDArray[np.uint16]:
+    """Attention of bf16 numbers, rounded once."""
+    return from_float(_float_attention(*(to_float32(x).astype(np.float64)
+                                         for x in (queries, keys, values))))
+
 
 class Bf16Arithmetic:
     """bf16 vectors, int8 codes, exact integer products of matrices.
@@ -166,6 +201,8 @@ class Bf16Arithmetic:
         Sum of the squares of the last axis of a bf16 array, as bf16.
     factor : callable
         Constants of the model that vectors are multiplied by, as bf16.
+    attend : callable
+        Attention of bf16 arrays.
 
     Attributes
     ----------
@@ -177,8 +214,9 @@ class Bf16Arithmetic:
     vectors, activations = "bf16", "int8"
 
     def __init__(self, name: str, multiply: Elementwise, square_sum: Callable[[NDArray], NDArray],
-                 factor: Callable[[NDArray], NDArray]):
+                 factor: Callable[[NDArray], NDArray], attend: Attention):
         self.name = name
+        self.attend = attend
         self.factor = factor
         self.add: Elementwise = add
         self.subtract: Elementwise = subtract
@@ -194,8 +232,8 @@ class Bf16Arithmetic:
         rows = integers.shape[:-1]
         return scale(integers, np.broadcast_to(constant, rows), np.zeros(rows, np.int32))
 
-    def inverse_norm(self, x: NDArray) -> NDArray:
-        """Look up the reciprocal square root of the sum of squares."""
+    def inverse_norm(self, x: NDArray, epsilon: float = 0.0) -> NDArray:
+        """Look up the reciprocal square root of the sum of squares; nothing is added to it."""
         return rsqrt_table()[self._square_sum(x)]
 
     def scale(self, product: NDArray, codes: Codes, constant: NDArray,
@@ -221,6 +259,11 @@ class Bf16Arithmetic:
     def relu(self, x: NDArray) -> NDArray:
         """Replace negative numbers by zero."""
         return np.where(x & _SIGN, np.uint16(0), x)
+
+    def cached(self, x: NDArray, cache: str) -> NDArray:
+        """Return the bf16 numbers that are read from a cache in which ``x`` was written."""
+        from sim.golden.attention import from_cache, to_cache  # which need this module
+        return from_cache(to_cache(x, cache))
 
 
 def _quantize_float32(x: NDArray[np.float32]) -> Codes:
@@ -257,6 +300,7 @@ class FloatArithmetic:
     """
 
     vectors = "float32"
+    attend: Attention = staticmethod(_float_attention)
 
     def __init__(self, name: str, multiply: Elementwise = np.multiply,
                  factor: Callable[[NDArray], NDArray] = _to_float32, *, quantized: bool):
@@ -281,10 +325,10 @@ class FloatArithmetic:
             return _quantize_float32(x)
         return Codes(x, np.zeros(x.shape[:-1], np.int32))
 
-    def inverse_norm(self, x: NDArray) -> NDArray:
-        """Compute the reciprocal Euclidean norm."""
-        squares = self.multiply(x, x)
-        norm = np.sqrt(squares.sum(axis=-1, dtype=np.float64)).astype(np.float32)
+    def inverse_norm(self, x: NDArray, epsilon: float = 0.0) -> NDArray:
+        """Compute the reciprocal Euclidean norm, with epsilon in the mean of the squares."""
+        squares = self.multiply(x, x).sum(axis=-1, dtype=np.float64)
+        norm = np.sqrt(squares + epsilon * x.shape[-1]).astype(np.float32)
         return np.divide(1, norm, where=norm > 0, out=np.zeros_like(norm))
 
     def scale(self, product: NDArray, codes: Codes, constant: NDArray,
@@ -308,6 +352,18 @@ class FloatArithmetic:
         """Replace negative numbers by zero."""
         return np.maximum(x, 0)
 
+    def cached(self, x: NDArray, cache: str) -> NDArray:
+        """Return what is read from a cache in which ``x`` was written; bf16 rounds nothing here."""
+        return x if cache == "bf16" else _round_to_e4m3(x)
+
+
+def _round_to_e4m3(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to nearest even with saturation; what is below the smallest normal number is zero."""
+    _, exponents = np.frexp(x)
+    unit = np.ldexp(np.float32(1), exponents - 1 - e4m3.mantissa_bits)
+    rounded = np.clip(np.rint(x / unit) * unit, -448, 448)
+    return np.where(np.abs(rounded) < 2.0 ** (1 - e4m3.bias), 0, rounded).astype(np.float32)
+
 
 Arithmetic = Bf16Arithmetic | FloatArithmetic
 
@@ -318,12 +374,14 @@ def _exact_square_sum(x: NDArray[np.uint16]) -> NDArray[np.uint16]:
 
 _EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
     Bf16Arithmetic("lmul", functools.partial(lmul, bf16), lambda x: lmul_dot(bf16, x, x),
-                   lmul_factor),
+                   lmul_factor, _lmul_attention),
     Bf16Arithmetic("mitchell", functools.partial(lmul, bf16, offset=0),
                    lambda x: lmul_dot(bf16, x, x, offset=0),
-                   functools.partial(lmul_factor, offset=0)),
+                   functools.partial(lmul_factor, offset=0), _lmul_attention),
+    Bf16Arithmetic("lmul_attention", functools.partial(exact_product, bf16), _exact_square_sum,
+                   from_float, _lmul_attention),
     Bf16Arithmetic("exact", functools.partial(exact_product, bf16), _exact_square_sum,
-                   from_float),
+                   from_float, _exact_attention),
     FloatArithmetic("lmul_float32", _lmul_float32, lambda values: to_float32(lmul_factor(values)),
                     quantized=True),
     FloatArithmetic("exact_float32", quantized=True),
@@ -331,8 +389,9 @@ _EVERY_ARITHMETIC: tuple[Arithmetic, ...] = (
 )
 
 #: Every arithmetic by name. ``lmul`` is the definition of the model; the others are for comparison:
-#: ``mitchell`` is L-Mul without its offset, ``exact`` has true products rounded to bf16, the
-#: ``float32`` ones keep vectors in float32, and ``float`` does not quantize them either.
+#: ``mitchell`` is L-Mul without its offset (but for attention), ``exact`` has true products rounded
+#: to bf16, ``lmul_attention`` those everywhere but in attention, the ``float32`` ones keep vectors
+#: in float32 and attend exactly, and ``float`` does not quantize them either.
 ARITHMETICS: Mapping[str, Arithmetic] = {arithmetic.name: arithmetic
                                          for arithmetic in _EVERY_ARITHMETIC}
 
@@ -350,8 +409,8 @@ class Model(Protocol):
         """Describe what a token goes through."""
 
 
-def model_matrices(model: Model) -> dict[str, NDArray[np.integer]]:
-    """Integers of every matrix that a model multiplies codes by, by its name."""
+def model_matrices(model: Model) -> dict[str, NDArray]:
+    """Weights of every matrix that a model multiplies codes by, by its name."""
     return {step.weights.name: step.weights.weights for step in model.network()
             if step.kind in (Kind.LINEAR, Kind.HEAD)}
 
@@ -361,17 +420,19 @@ class ExactProducts:
 
     A sum of integers is exact in floating point in any order, if the magnitudes of its terms add up
     to no more than ``2**24`` (float32) or ``2**53`` (float64). Each matrix is kept in the smallest
-    type for which that is true.
+    type for which that is true. Matrices of the float reference stay float32.
 
     Parameters
     ----------
-    matrices : mapping of name to integer array, shape (rows, columns)
+    matrices : mapping of name to array, shape (rows, columns)
     """
 
-    def __init__(self, matrices: Mapping[str, NDArray[np.integer]]):
+    def __init__(self, matrices: Mapping[str, NDArray]):
         self._transposed = {}
         for name, weights in matrices.items():
-            bound = 128 * int(np.abs(weights.astype(np.int64)).sum(axis=1).max())
+            bound = 0
+            if np.issubdtype(weights.dtype, np.integer):
+                bound = 128 * int(np.abs(weights.astype(np.int64)).sum(axis=1).max())
             dtype = np.float32 if bound <= 2 ** 24 else np.float64
             self._transposed[name] = np.ascontiguousarray(weights.T, dtype)
 
@@ -392,6 +453,59 @@ class Hidden:
     def __getitem__(self, tokens: slice | NDArray) -> "Hidden":
         return Hidden(Codes(self.codes.values[tokens], self.codes.exponents[tokens]),
                       self.inverse_norm[tokens])
+
+
+class Cache:
+    """Vectors of all tokens of some documents, which grow by a piece at a time.
+
+    Attributes
+    ----------
+    rows : array, shape (documents, tokens, elements)
+    """
+
+    def __init__(self, documents: int, elements: int, dtype: np.dtype):
+        self._room = np.empty((documents, 0, elements), dtype)
+        self.rows = self._room
+
+    def append(self, rows: NDArray) -> NDArray:
+        """Add the vectors of some tokens; return those of all."""
+        documents, tokens, elements = self.rows.shape
+        end = tokens + rows.shape[1]
+        if end > self._room.shape[1]:
+            self._room = np.empty((documents, 2 * end, elements), rows.dtype)
+            self._room[:, :tokens] = self.rows
+        self._room[:, tokens:end] = rows
+        self.rows = self._room[:, :end]
+        return self.rows
+
+    def first(self, documents: int) -> "Cache":
+        """Return the cache of the first documents."""
+        part = copy.copy(self)
+        part._room, part.rows = self._room[:documents], self.rows[:documents]
+        return part
+
+
+@dataclasses.dataclass(eq=False)
+class State:
+    """What a model knows of the tokens so far of each document.
+
+    Attributes
+    ----------
+    vectors : dict of RECURRENCE to array, shape (documents, elements)
+    caches : dict of APPEND to Cache
+    position : int
+        Tokens so far.
+    """
+
+    vectors: dict[Value, NDArray]
+    caches: dict[Value, Cache]
+    position: int = 0
+
+    def first(self, documents: int) -> "State":
+        """Return the state of the first documents; the others are not to be read any more."""
+        return State({step: vector[:documents] for step, vector in self.vectors.items()},
+                     {step: cache.first(documents) for step, cache in self.caches.items()},
+                     self.position)
 
 
 class GoldenLM:
@@ -419,7 +533,11 @@ class GoldenLM:
             raise ValueError(f"The last step of a network must be HEAD, "
                              f"not {self._head.kind.name}")
         self._constants = {step: self._constant(step) for step in self._steps
-                           if step.kind in (Kind.EMBEDDING, Kind.CONSTANT, Kind.LINEAR)}
+                           if step.kind in (Kind.EMBEDDING, Kind.CONSTANT, Kind.POSITION,
+                                            Kind.LINEAR)}
+        #: Largest number of tokens of a document, None if there is no limit.
+        self.context = min((step.context for step in self._steps if step.kind is Kind.APPEND),
+                           default=None)
         self._logit_scale = model.logit_scales.get(arithmetic.name)
         # Vectors are dropped behind the step that reads them last.
         self._dropped: dict[Value, list[Value]] = {step: [] for step in self._steps}
@@ -431,19 +549,21 @@ class GoldenLM:
     def _constant(self, step: Value) -> NDArray:
         """Return numbers of the model that a step needs, as the arithmetic has them."""
         ar = self.arithmetic
-        if step.constant is not None:
+        if step.constant is not None:       # of CONSTANT and POSITION
             return (ar.factor if step.factor else ar.constant)(step.constant)
         if step.kind is Kind.EMBEDDING:
             return ar.embed(step.weights.weights.T, ar.constant(step.weights.scale))
         return ar.constant(step.weights.scale * _root(step))
 
-    def start(self, documents: int = 1) -> NDArray:
-        """State before the first token of each document, shape (layers, documents, elements)."""
-        states = [step.elements for step in self._steps if step.kind is Kind.RECURRENCE]
-        zero = self.arithmetic.constant(0.0)
-        return np.zeros((len(states), documents, states[0]), zero.dtype)
+    def start(self, documents: int = 1) -> State:
+        """State before the first token of each document."""
+        dtype = self.arithmetic.constant(0.0).dtype
+        return State({step: np.zeros((documents, step.elements), dtype) for step in self._steps
+                      if step.kind is Kind.RECURRENCE},
+                     {step: Cache(documents, step.elements, dtype) for step in self._steps
+                      if step.kind is Kind.APPEND})
 
-    def forward(self, tokens: NDArray[np.integer], state: NDArray) -> Hidden:
+    def forward(self, tokens: NDArray[np.integer], state: State) -> Hidden:
         """Read tokens.
 
         All that does not depend on the time is computed for all tokens at once; only the recurrence
@@ -452,16 +572,25 @@ class GoldenLM:
         Parameters
         ----------
         tokens : integer array, shape (documents, steps)
-        state : array, shape (layers, documents, elements)
-            Of :meth:`start`; brought up to the last step.
+        state : State
+            Of :meth:`start`, for as many documents; brought up to the last step.
 
         Returns
         -------
         Hidden
             Of ``documents * steps`` tokens, document by document.
+
+        Raises
+        ------
+        OverflowError
+            If the context has no room for the tokens, or a vector is not finite.
         """
+        end = state.position + tokens.shape[1]
+        if self.context is not None and end > self.context:
+            raise OverflowError(f"Context must have at most {self.context} tokens, not {end}")
         values: dict[Value, Any] = {}
         self.execute(self._steps, values, tokens, state)
+        state.position = end
         codes, norm = (values[operand] for operand in self._head.operands)
         assert isinstance(codes, Codes)
         assert isinstance(norm, np.ndarray)
@@ -475,7 +604,7 @@ class GoldenLM:
         return found
 
     def execute(self, steps: Sequence[Value], values: dict[Value, Any],
-                tokens: NDArray[np.integer], state: NDArray) -> None:
+                tokens: NDArray[np.integer], state: State) -> None:
         """Execute some steps.
 
         Parameters
@@ -484,16 +613,29 @@ class GoldenLM:
         values : dict
             What the steps before have computed; changed to what the steps after them read.
         tokens : integer array, shape (documents, steps)
-        state : array, shape (layers, documents, elements)
-            Of the recurrences among ``steps``; brought up to the last step.
+        state : State
+            What belongs to ``steps`` is brought up to the last token, but for the position.
         """
-        states = iter(state)
+        shape = tokens.shape
         for step in steps:
-            if step.kind is Kind.RECURRENCE:
-                update, candidate = (values[operand] for operand in step.operands)
-                values[step] = self._recur(update, candidate, next(states), tokens.shape)
-            else:
-                values[step] = self._compute(step, values, tokens.reshape(-1))
+            operands: list[Any] = [values[operand] for operand in step.operands]
+            match step.kind:
+                case Kind.RECURRENCE:
+                    values[step] = self._recur(operands, state.vectors[step], shape)
+                case Kind.POSITION:
+                    rows = self._constants[step][state.position:state.position + shape[1]]
+                    values[step] = np.tile(rows, (shape[0], 1))
+                case Kind.APPEND:
+                    vectors = self.arithmetic.cached(operands[0], step.cache)
+                    values[step] = state.caches[step].append(vectors.reshape(*shape, -1))
+                case Kind.ATTEND:
+                    heads = (step.heads, *(operand.heads for operand in step.operands[1:]))
+                    mixed = self.arithmetic.attend(*(
+                        vector.reshape(shape[0], -1, count, step.elements // step.heads)
+                        for vector, count in zip(operands, heads, strict=True)))
+                    values[step] = mixed.reshape(-1, step.elements)
+                case _:
+                    values[step] = self._compute(step, operands, tokens.reshape(-1))
             for operand in self._dropped[step]:
                 del values[operand]
 
@@ -520,11 +662,10 @@ class GoldenLM:
                                       self.arithmetic.constant(logit_scale * _root(self._head)),
                                       hidden.inverse_norm)
 
-    def _compute(self, step: Value, values: Mapping[Value, Any],
+    def _compute(self, step: Value, operands: Sequence[Any],
                  tokens: NDArray[np.integer]) -> NDArray | Codes:
         """Execute a step that does not depend on the time; rows are tokens."""
         ar = self.arithmetic
-        operands = [values[operand] for operand in step.operands]
         match step.kind:
             case Kind.EMBEDDING:
                 return self._constants[step][tokens]
@@ -536,15 +677,27 @@ class GoldenLM:
                     return codes
                 return Codes(self.gates[step.label](codes.values), codes.exponents)
             case Kind.NORM:
-                return ar.inverse_norm(*operands)
+                return ar.inverse_norm(operands[0], step.epsilon)
+            case Kind.ROTATE:
+                return self._rotate(operands, step.heads)
             case Kind.LINEAR:
                 codes, *norm = operands
                 product = self.products(step.weights.name, codes.values)
                 return ar.scale(product, codes, self._constants[step], *norm)
         return getattr(ar, step.kind.name.lower())(*operands)
 
-    def _recur(self, update, candidate, state, shape):
-        update, candidate = (x.reshape(*shape, -1) for x in (update, candidate))
+    def _rotate(self, operands: Sequence[NDArray], heads: int) -> NDArray:
+        ar = self.arithmetic
+        x, cosine, sine = operands
+        pairs = x.reshape(len(x), heads, 2, -1)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        cosine, sine = cosine[:, np.newaxis], sine[:, np.newaxis]
+        turned = (ar.subtract(ar.multiply(first, cosine), ar.multiply(second, sine)),
+                  ar.add(ar.multiply(second, cosine), ar.multiply(first, sine)))
+        return np.stack(turned, axis=2).reshape(x.shape)
+
+    def _recur(self, operands, state, shape):
+        update, candidate = (x.reshape(*shape, -1) for x in operands)
         ar = self.arithmetic
         states = np.empty_like(candidate)
         for step in range(shape[1]):

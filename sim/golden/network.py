@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Kind", "Matrix", "Network", "Value"]
+__all__ = ["CACHES", "Kind", "Matrix", "Network", "Value"]
 
 
 class Kind(enum.Enum):
@@ -32,6 +32,14 @@ class Kind(enum.Enum):
     #: ``h + z (c - h)`` of update ``z`` and candidate ``c``, where ``h`` is what it was for the
     #: token before, 0 for the first one: a vector.
     RECURRENCE = enum.auto()
+    #: The row of a table that the token's position has: a vector.
+    POSITION = enum.auto()
+    #: Pairs of a vector turned by angles whose cosines and sines are vectors: a vector.
+    ROTATE = enum.auto()
+    #: The vector of every token so far, the last one appended.
+    APPEND = enum.auto()
+    #: Heads of a vector of queries attend to two APPENDs, keys and values: a vector.
+    ATTEND = enum.auto()
     #: ``Q`` of a vector: codes and their exponent.
     CODES = enum.auto()
     #: ``R`` of a vector, and the number of its elements.
@@ -43,7 +51,10 @@ class Kind(enum.Enum):
 
 
 #: Steps that make a vector.
-VECTORS = frozenset(Kind) - {Kind.CODES, Kind.NORM, Kind.HEAD}
+VECTORS = frozenset(Kind) - {Kind.CODES, Kind.NORM, Kind.HEAD, Kind.APPEND}
+
+#: Formats in which an APPEND keeps its elements: bf16 as they are, or rounded to e4m3.
+CACHES = ("bf16", "e4m3")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,11 +65,12 @@ class Matrix:
     ----------
     name : str
     weights : integer array, shape (rows, columns)
+        Of floating point where nothing but the float reference reads them.
     scale : float
     """
 
     name: str
-    weights: NDArray[np.integer]
+    weights: NDArray
     scale: float
 
 
@@ -80,11 +92,19 @@ class Value:
     matrix : Matrix, optional
         Of EMBEDDING, LINEAR and HEAD.
     constant : array, optional
-        Of CONSTANT.
+        Of CONSTANT; of POSITION the table, shape (context, elements).
     factor : bool
-        Whether a CONSTANT is there to be multiplied by.
+        Whether a CONSTANT or a POSITION is there to be multiplied by.
     sparse : bool
         Whether most CODES are expected to be zero.
+    epsilon : float
+        Of NORM: what is added to the mean square. Only floating point does so.
+    heads : int
+        Of ROTATE, APPEND and ATTEND: equal parts of the vector, one behind the other.
+    context : int
+        Of APPEND: the largest number of tokens.
+    cache : str
+        Of APPEND: one of :data:`CACHES`.
     """
 
     kind: Kind
@@ -97,6 +117,10 @@ class Value:
     constant: NDArray[np.floating] | None = None
     factor: bool = False
     sparse: bool = False
+    epsilon: float = 0.0
+    heads: int = 1
+    context: int = 0
+    cache: str = CACHES[0]
 
     @property
     def label(self) -> str:
@@ -203,17 +227,64 @@ class Network:
         return self._append(Kind.CODES, (_vector(x),), x.elements, name, f"Q({x.name})",
                             sparse=sparse)
 
-    def norm(self, x: Value) -> Value:
+    def norm(self, x: Value, epsilon: float = 0.0) -> Value:
         """Compute the reciprocal of a vector's root mean square."""
         return self._append(Kind.NORM, (_vector(x),), x.elements, f"1 / |{x.name}|",
-                            f"1 / |{x.name}|")
+                            f"1 / |{x.name}|", epsilon=epsilon)
+
+    def position(self, name: str, table: NDArray[np.floating]) -> Value:
+        """Take the row of a table, shape (context, elements), that the token's position has."""
+        return self._append(Kind.POSITION, (), table.shape[1], name, f"{name}[position]",
+                            constant=table, factor=True)
+
+    def rotate(self, x: Value, cosine: Value, sine: Value, heads: int, name: str = "") -> Value:
+        """Turn pairs of elements, the same for each head.
+
+        Element ``i`` of a head's first half and of its second half are a pair, turned by angle
+        ``i``: ``a cos - b sin`` and ``b cos + a sin``.
+        """
+        for part in (cosine, sine):
+            if _vector(part).elements * 2 * heads != x.elements:
+                raise ValueError(f"{part.name} must have {x.elements / (2 * heads):g} elements, "
+                                 f"half of a head of {x.name}, not {part.elements}")
+        return self._append(Kind.ROTATE, (_vector(x), cosine, sine), x.elements,
+                            name or f"rotated {x.name}", f"rotated {x.name}", heads=heads)
+
+    def append(self, x: Value, heads: int, context: int, cache: str = CACHES[0],
+               name: str = "") -> Value:
+        """Keep a vector for all later tokens."""
+        if cache not in CACHES:
+            raise ValueError(f"Cache of {x.name} must be {' or '.join(CACHES)}, not {cache!r}")
+        if x.elements % heads:
+            raise ValueError(f"{x.name} must be {heads} heads of one size, "
+                             f"not {x.elements} elements")
+        return self._append(Kind.APPEND, (_vector(x),), x.elements, name or f"{x.name}s",
+                            f"{x.name} of all tokens", heads=heads, context=context, cache=cache)
+
+    def attend(self, queries: Value, keys: Value, values: Value, heads: int,
+               name: str = "") -> Value:
+        """Mix, for each head of the queries, the values of all tokens so far.
+
+        With the scores ``keys . query``, in octaves, the weights are ``2**score`` over their sum.
+        Each head of keys and values serves as many query heads as there are more of them.
+        """
+        for part in (keys, values):
+            if part.kind is not Kind.APPEND:
+                raise ValueError(f"{part.name} must be APPEND, not {part.kind.name}")
+            if heads % part.heads or part.elements * heads != queries.elements * part.heads:
+                raise ValueError(f"{part.name} must have heads of the size of a query's, "
+                                 f"{queries.elements / heads:g}, and so many that {heads} is a "
+                                 f"multiple, not {part.heads} of "
+                                 f"{part.elements // part.heads} elements")
+        return self._append(Kind.ATTEND, (_vector(queries), keys, values), queries.elements,
+                            name or "attention", f"attention of {queries.name}", heads=heads)
 
     def linear(self, matrix: Matrix, codes: Value, norm: Value | None = None,
                name: str = "") -> Value:
         """Multiply a matrix by codes, and the product by a norm."""
         return self._product(Kind.LINEAR, matrix, codes, norm, name)
 
-    def head(self, name: str, weights: NDArray[np.integer], codes: Value, norm: Value) -> Value:
+    def head(self, name: str, weights: NDArray, codes: Value, norm: Value) -> Value:
         """Multiply a matrix by codes and a norm for the logits: the last step.
 
         Its scale is the model's logit scale.

@@ -10,13 +10,13 @@ import dataclasses
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import CoreConfig
-from hw.isa import Function, Instruction, Opcode
+from hw.isa import GATED, Function, Instruction, Opcode
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
@@ -30,9 +30,10 @@ from sim.golden.cycles import (
     instruction_cycles,
     load_cycles,
     port_transfers,
+    threshold_cycles,
 )
 
-__all__ = ["TokenCycles", "token_cycles"]
+__all__ = ["ListCounts", "TokenCycles", "token_cycles"]
 
 #: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
 #: queue has room for all of it.
@@ -47,8 +48,13 @@ LIST_LATENCY = 4
 COLUMN_LATENCY = 4
 #: Cycles from an instruction that is decoded behind a STORE to its first read.
 FENCE_LATENCY = 16
+#: Entries of the next product's list that the engine accepts before it begins it.
+ENTRIES_AHEAD = 16
 #: Result transfers that the engine's queue takes before it waits.
 RESULT_TRANSFERS = 240
+#: Passes that the selector takes in the mean, without norms and with those of ternary columns
+#: (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
+PASSES, PASSES_WITH_NORMS, SELECTOR_LANES = 2.0, 2.8, 8
 #: The memory port carries 1.6 bits for a trit at best: 5 trits in 8 bits.
 BITS_PER_TRIT = 1.6
 
@@ -94,15 +100,32 @@ class TokenCycles:
         return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
 
 
+@dataclasses.dataclass(frozen=True)
+class ListCounts:
+    """Entries of a list in the mean of some tokens.
+
+    Attributes
+    ----------
+    found : float
+        Before a gate: those without zeros, or all of a DENSE list.
+    kept : float
+        Behind it.
+    """
+
+    found: float
+    kept: float
+
+
 @dataclasses.dataclass
 class _Product:
-    """A product that was queued and not taken."""
+    """A product that was queued and has rows that were not taken."""
 
     instruction: Instruction
     queued: float
     columns: int                        # that are listed
     asked: bool                         # column by column, as the engine goes; or row by row
     first_result: float = math.inf      # until it is multiplied
+    taken: int = 0                      # rows
 
 
 class _Times:
@@ -138,6 +161,7 @@ def _in_order(earliest: NDArray[np.float64], after: float, step: float) -> NDArr
 
 def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: int = 0, *,
                  latency: int = 20, refresh: float = 0.0, density: float = 1.0,
+                 lists: Mapping[int, ListCounts] | None = None,
                  turnaround: int = 0, position: int = 0) -> TokenCycles:
     """Cycles of a token in steady state.
 
@@ -153,13 +177,16 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
     refresh : float
         Share of the cycles in which the memory does nothing.
     density : float
-        Share of a SPARSE list's elements that are not zero.
+        Share of a list's elements that are not zero, where zeros are left out.
+    lists : mapping of int to ListCounts, optional
+        What lists really held, by the index of their PACK; ``density`` is for all others.
     turnaround : int
         Cycles from STOP to the next token.
     position : int
         Of each token in its sequence.
     """
-    walk = _Walk(config, instructions[body:], latency, refresh, density, position)
+    counts = {index - body: count for index, count in (lists or {}).items()}
+    walk = _Walk(config, instructions[body:], latency, refresh, density, counts, position)
     for _ in range(3):
         walk.token()
         walk.now += turnaround
@@ -169,7 +196,7 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
 class _Walk:
     """Times of everything, token after token."""
 
-    def __init__(self, config, instructions, latency, refresh, density, position):
+    def __init__(self, config, instructions, latency, refresh, density, counts, position):
         self._config = config
         self._instructions = instructions
         self._latency = latency
@@ -177,8 +204,10 @@ class _Walk:
         self._step = 1 / (1 - refresh)          # cycles of a transfer
         self._density = density
         self._position = position
+        self._counts = counts
         self.now = 0.0                          # execution
-        self._idle_at = 0.0                     # the engine takes the next product
+        self._idle_at = 0.0                     # the engine begins the next product
+        self._listed_at = 0.0                   # ... and takes its list
         self._fence = 0.0                       # fetching decodes nothing before
         self._dispatched: list[float] = []
         # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
@@ -203,13 +232,17 @@ class _Walk:
         self._useful = self._engine = self._execution = 0.0
         opens = Opcode.TOKEN                    # what made the newest list
         kept: int | None = None                 # entries of the newest list; None: all
-        for instruction, following in itertools.zip_longest(self._instructions,
-                                                            self._instructions[1:]):
+        loaded = 0.0                            # the newest LOAD has ended
+        for index, (instruction, following) in enumerate(itertools.zip_longest(
+                self._instructions, self._instructions[1:])):
             self._dispatched.append(self.now)
             if self._fence:
                 self._fence += decode_cycles(config, instruction, position=self._position)
+            counts = self._list_counts(index, instruction)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
-                                        entries=self._entries(instruction),
+                                        entries=self._entries(instruction, counts),
+                                        selected=self._selected(instruction, counts),
+                                        loading=max(0, math.ceil(loaded - 1 - self.now)),
                                         following=following, position=self._position)
             self._execution += cycles
             match instruction.opcode:
@@ -224,8 +257,9 @@ class _Walk:
                     transfers = 2 * instruction.count // config.port_bytes
                     self._read_vector(transfers)
                     words = instruction.count // config.vector_lanes
-                    after = load_cycles(config, words) - transfers + INSTRUCTION_CYCLES[Opcode.LOAD]
-                    self.now = max(self.now + cycles, self._left.last + 1 + after)
+                    whole = load_cycles(config, words) + INSTRUCTION_CYCLES[Opcode.LOAD]
+                    loaded = max(self.now + whole, self._left.last + 1 + whole - transfers)
+                    self.now = self.now + cycles if cycles < whole else loaded
                 case Opcode.STORE | Opcode.APPEND:
                     self.now += cycles
                     size = 1 if instruction.function == Function.E4M3 else 2
@@ -233,7 +267,7 @@ class _Walk:
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
                     opens = instruction.opcode
-                    kept = self._kept_entries(instruction)
+                    kept = None if instruction.function == Function.DENSE else round(counts.kept)
                     self.now += cycles
                 case Opcode.MATMUL:
                     queued = self.now + INSTRUCTION_CYCLES[Opcode.MATMUL]
@@ -248,13 +282,17 @@ class _Walk:
                     product = self._queue[0]
                     if product.first_result == math.inf:
                         self._multiply(1)
-                    self._queue.popleft()
-                    transfers = config.engine.result_transfers(instruction.count)
+                    # Result transfers that were taken before, and those of the product that come.
+                    before = product.taken // config.vector_lanes
+                    transfers = config.engine.result_transfers(product.instruction.a) - before
+                    product.taken += instruction.count
+                    if product.taken == product.instruction.a:
+                        self._queue.popleft()
                     if product.instruction.function == Function.BY_ROW:
                         # Rows come slower than they are drained, and the last one is not there yet.
                         self.now = max(self.now + SCALAR_CYCLES, self._idle_at) + drain_cycles(2)
                         continue
-                    self.now = max(self.now, product.first_result - SCALAR_CYCLES)
+                    self.now = max(self.now, product.first_result + before - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
                     self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
                                         - RESULT_TRANSFERS)
@@ -277,15 +315,16 @@ class _Walk:
             shape = {"rows": rows, "columns": product.columns, "planes": planes}
             groups = engine.groups(rows)
             begins = max(self._idle_at, product.queued + LIST_LATENCY)
+            asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
             words = product.columns * planes * groups
             # Two accumulators pause in each round.
             pace = 1.5 if groups == 2 else 1.0
             first = begins + groups + 1
             if product.asked:
-                self._read_matrix(product.columns, planes * groups, begins + COLUMN_LATENCY,
-                                  first, pace)
+                self._read_matrix(product.columns, planes * groups, asked, first, pace)
             else:
                 self._read_matrix(1, words, -math.inf, first, pace)
+            self._list_ends(product.columns, planes * groups, begins)
             results = engine.result_transfers(rows)
             period = engine_period(engine, **shape)
             self._idle_at = (self._taken.last if words else first) + 3 + results
@@ -297,14 +336,24 @@ class _Walk:
         engine, planes = self._config.engine, product.instruction.b
         shape = {"rows": product.columns, "columns": product.instruction.count, "planes": planes}
         begins = max(self._idle_at, product.queued + LIST_LATENCY)
+        asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
+        words = planes * engine.groups(product.instruction.count)
         if product.columns:
-            self._read_matrix(product.columns, planes * engine.groups(product.instruction.count),
-                              begins + COLUMN_LATENCY, begins + 1, 1.0)
+            self._read_matrix(product.columns, words, asked, begins + 1, 1.0)
+        self._list_ends(product.columns, words, begins)
+        if product.columns:
             begins = self._taken.last
         latency = engine_row_cycles(engine, **shape) - engine_row_period(engine, **shape)
         self._idle_at = product.first_result = begins + 3 + latency
         self._engine += engine_row_period(engine, **shape)
         self._useful += product.columns * planes * product.instruction.count
+
+    def _list_ends(self, columns: int, words: int, begins: float) -> None:
+        """Find when the engine has accepted a product's list, and can take the next one."""
+        first = self._taken.count - ENTRIES_AHEAD * words
+        self._listed_at = begins
+        if columns > ENTRIES_AHEAD:
+            self._listed_at = float(self._taken.at(np.array([first]))[0])
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
                      pace: float) -> None:
@@ -375,20 +424,38 @@ class _Walk:
         best, count = self._config.best, instruction.count
         return round(best * (1 + math.log(count / best))) if count > best else count
 
-    def _kept_entries(self, instruction: Instruction) -> int | None:
-        """Expect so many entries in a list; None: all."""
-        if instruction.opcode is Opcode.TOKEN or instruction.function == Function.DENSE:
-            return None
-        count = round(self._density * instruction.count)
-        return min(count, instruction.constant) if instruction.function == Function.TOP_K else count
+    def _list_counts(self, index: int, instruction: Instruction) -> ListCounts:
+        """Return what is known of a list, or expected."""
+        if index in self._counts:
+            return self._counts[index]
+        found = kept = float(round(self._density * instruction.count))
+        if instruction.function == Function.TOP_K:
+            kept = min(found, instruction.constant)
+        return ListCounts(found, kept)
 
-    def _entries(self, instruction: Instruction) -> list[float] | None:
+    def _entries(self, instruction: Instruction, counts: ListCounts) -> list[float] | None:
         """Expect so many cycles for each word of a list without zeros, if these are anywhere."""
         if instruction.opcode is not Opcode.PACK or instruction.function == Function.DENSE:
             return None
         lanes = self._config.vector_lanes
-        each = lanes * self._density + (1 - self._density) ** lanes
+        density = counts.found / instruction.count
+        each = lanes * density + (1 - density) ** lanes
         return instruction.count // lanes * [each]
+
+    def _selected(self, instruction: Instruction, counts: ListCounts) -> int:
+        """Expect so many cycles of the selector: :func:`select_cycles` with these passes."""
+        if instruction.opcode is not Opcode.PACK or instruction.function not in GATED:
+            return 0
+        if instruction.function == Function.THRESHOLD:
+            return threshold_cycles(0)
+        passes = 0.0
+        if counts.found > instruction.constant:
+            passes = PASSES_WITH_NORMS if instruction.b else PASSES
+        rows = math.ceil(counts.found / SELECTOR_LANES)
+        # A row of which nothing is kept takes a cycle too.
+        share = counts.kept / max(1, counts.found)
+        leaving = counts.kept + rows * (1 - share) ** SELECTOR_LANES
+        return round(28 + passes * (rows + 23) + leaving)
 
     def last_token(self, body: int) -> TokenCycles:
         """Sum up the last token; the one before it began the steady state."""

@@ -1,5 +1,6 @@
 """The golden machine: instructions, faults and hazards, and whole models against GoldenLM."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -190,6 +191,71 @@ class TestInstructions:
         np.testing.assert_array_equal(machine.vectors[20:28], x)
         np.testing.assert_array_equal(machine.vectors[28:36], y)
 
+    def test_parts(self):
+        """Rows of a product are taken one after the other, each with a scalar of its own."""
+        x = random_vector(11, 32)
+        weights = np.random.default_rng(12).integers(-1, 2, (27, 32))
+        data, (where, first, second) = memory_of(x, pack_words(weights, CONFIG.engine),
+                                                 pack_words(-weights, CONFIG.engine))
+        half = int(from_float(np.array(0.5)))
+        machine = Machine(CONFIG, program(
+            load(4, 32, where), pack(4, 32), matmul(27, 32, first), matmul(27, 32, second),
+            drain(64, 4, 1, constant=half), drain(68, 20, 1), emit(3),
+            drain(100, 8, 1), emit(19), STOP), data)
+        emissions = machine.run(0)
+        codes = quantize(x)
+        product = weights @ codes.values.astype(int)
+        unit = 2.0 ** codes.exponents
+        np.testing.assert_array_equal(
+            machine.vectors[64:88],
+            from_float(np.concatenate([product[:4] * unit / 2, product[4:24] * unit])))
+        np.testing.assert_array_equal(machine.vectors[100:108], from_float(-product[:8] * unit))
+        for emission, rest in zip(emissions, (product[24:], -product[8:]), strict=True):
+            np.testing.assert_array_equal(emission.integers, rest)
+            np.testing.assert_array_equal(emission.values, rest[emission.rows])
+
+    def test_product_by_row_is_taken_whole(self):
+        config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine,
+                                                                        row_columns=16))
+        by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=8, b=1, count=16)
+        for take in (drain(64, 4), drain(64, 12), emit(8)):
+            machine = Machine(config, program(
+                load(4, 16, 0), pack(4, 16), pack(4, 8, function=Function.NONZERO), by_row, take,
+                STOP), bytes(1024))
+            with pytest.raises(MachineFault) as error:
+                machine.run(0)
+            assert (error.value.fault, error.value.instruction) == (Fault.NO_PRODUCT, 4)
+
+    def test_gated_list_by_row(self):
+        """By row, what a gated list leaves out is zero."""
+        config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine,
+                                                                        row_columns=16))
+        x = random_vector(13, 16)
+        weights = np.random.default_rng(14).integers(-1, 2, (12, 16))
+        data, (where, matrix) = memory_of(x, pack_words(weights.T, config.engine))
+        ones = from_float(np.ones(12))
+        data += bytes(-len(data) % 8) + ones.tobytes()
+        codes = quantize(x)
+        for function, gate in ((Function.TOP_K, {"constant": 5}),
+                               (Function.THRESHOLD, {"address": 900})):
+            machine = Machine(config, program(
+                load(4, 16, where), load(32, 12, len(data) - ones.nbytes),
+                Instruction(opcode=Opcode.PACK, function=function, target=1, a=4, count=16, **gate),
+                pack(32, 12, function=Function.NONZERO),
+                Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=12, b=1, count=16,
+                            address=matrix), drain(64, 12, 1), STOP), data)
+            machine.run(0)
+            _, found, kept = machine.lists[2]
+            assert machine.lists[3] == [1, 12, 12]
+            squares = codes.values.astype(int) ** 2
+            order = np.argsort(-squares, kind="stable")[:kept]
+            assert kept == (5 if function == Function.TOP_K else np.count_nonzero(squares > 900))
+            assert kept < found == np.count_nonzero(squares)
+            values = np.zeros(16, int)
+            values[order] = codes.values[order]
+            np.testing.assert_array_equal(machine.vectors[64:76],
+                                          from_float(weights @ values * 2.0 ** codes.exponents))
+
     def test_token_and_emit(self):
         weights = np.random.default_rng(8).integers(-1, 2, (30, 200))
         data, (matrix,) = memory_of(pack_words(weights, CONFIG.engine))
@@ -274,8 +340,13 @@ class TestFaults:
         (matrix_program(count=257), Fault.MATRIX, 1),
         (program(drain(4, 4)), Fault.NO_PRODUCT, 0),
         (program(emit(4)), Fault.NO_PRODUCT, 0),
-        (program(TOKEN, matmul(8, 8, 0), drain(4, 4)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), drain(4, 12)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), emit(4)), Fault.NO_PRODUCT, 2),
         (program(TOKEN, matmul(8, 8, 0), emit(9)), Fault.NO_PRODUCT, 2),
+        (program(TOKEN, matmul(8, 8, 0), matmul(8, 8, 0), drain(4, 4, constant=0), drain(4, 8)),
+         Fault.NO_PRODUCT, 4),
+        (program(TOKEN, matmul(8, 8, 0), drain(4, 8, constant=0), drain(4, 4)),
+         Fault.NO_PRODUCT, 3),
     ])
     def test_fault(self, code, fault, instruction):
         machine = Machine(CONFIG, code, bytes(1024))
@@ -328,6 +399,8 @@ class TestHazards:
          "4: More than 3 products are not taken: the instruction would wait for one behind it"),
         ([TOKEN, matmul(8, 16, 0), drain(4, 8, a=2)],
          "2: Register 2 is read, but was never written"),
+        ([load(8, 8, 0), load(12, 8, 0), pack(8, 8, function=Function.THRESHOLD)],
+         "2: A vector is packed by a gated PACK while the LOAD before it has yet to write it"),
         ([load(8, 16, 1008)], "0: Memory up to byte 1040 is used, but only 1024 are defined"),
         ([TOKEN, matmul(8, 16, 0), STOP], "2: the program stops, but 1 products were not taken"),
     ])
@@ -336,6 +409,21 @@ class TestHazards:
         with pytest.raises(HazardError) as error:
             machine.run(9)
         assert str(error.value) == f"Instruction {message}"
+
+
+def test_activations_by_row_are_in_use():
+    config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine, row_columns=16))
+    by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=8, b=1, count=16)
+    before = [load(4, 16, 0), pack(4, 16), pack(4, 8, function=Function.NONZERO), by_row]
+    gated = Instruction(opcode=Opcode.PACK, function=Function.TOP_K, target=1, a=4, count=16,
+                        constant=2)
+    for again in (pack(4, 16), gated):
+        machine = Machine(config, program(*before, again, drain(64, 8), STOP), bytes(1024))
+        with pytest.raises(HazardError, match=r"^Instruction 4: A list of activations by row is "
+                                              r"made while a product by row was not taken$"):
+            machine.run(0)
+    Machine(config, program(*before, pack(4, 16, function=Function.SPARSE), drain(64, 8), STOP),
+            bytes(1024)).run(0)
 
 
 def golden_logits(model, tokens):

@@ -119,6 +119,14 @@ class TestSimplePrograms:
         # 64 trits of 1.6 bits in 13 bytes.
         assert cost.port_utilization(CONFIG) == pytest.approx(12.8 / 13, rel=1e-3)
 
+    def test_parts(self):
+        """Rows of one product, taken by several DRAINs: nothing else is waited for."""
+        listed = pack(256, Function.SPARSE), matmul(768, 256)
+        program, whole = [*listed, drain(256), drain(512), STOP], [*listed, drain(768), STOP]
+        parts, once = (token_cycles(CONFIG, item) for item in (program, whole))
+        assert parts.transfers == once.transfers
+        assert parts.cycles - once.cycles == instruction_cycles(CONFIG, drain(0))
+
     def test_engine_bound(self):
         """A port that is wide enough: products follow one another as fast as the engine can."""
         config = CoreConfig(engine=EngineConfig(port_bytes=32))
@@ -191,6 +199,21 @@ class TestSimplePrograms:
         assert dense.cycles - half.cycles == pytest.approx(384 * 7 + 768 - 385, abs=8)
         assert none.cycles < half.cycles - 384 * 7 + 32
 
+    def test_gated(self):
+        """What the selector takes comes on top; of the norms only what outlasts the first pass."""
+        listed = matmul(256, 256), drain(256), STOP
+        gate = {"function": Function.TOP_K, "target": 1, "count": 256, "constant": 128}
+        plain, gated = (Instruction(opcode=Opcode.PACK, **gate, b=b) for b in (0, 512))
+        counts = schedule.ListCounts(found=256, kept=128)
+        sparse, without, with_norms = (
+            token_cycles(CONFIG, [*program, *listed], lists={len(program) - 1: counts})
+            for program in ([pack(256, Function.SPARSE)], [plain], [load(256), gated]))
+        assert sparse.transfers == without.transfers == with_norms.transfers - 64 == 128 * 7
+        selected = 28 + schedule.PASSES * (256 // 8 + 23) + 128
+        assert without.cycles - sparse.cycles == pytest.approx(selected - 2, abs=1)
+        more = (schedule.PASSES_WITH_NORMS - schedule.PASSES) * (256 // 8 + 23)
+        assert more < with_norms.cycles - without.cycles < more + load_cycles(CONFIG, 32) / 2
+
     def test_turnaround(self):
         program = [vector(64), STOP]
         waiting, ready = (token_cycles(CONFIG, program, turnaround=turnaround).cycles
@@ -210,7 +233,10 @@ class Stepper:
         self.taken = 0              # words
         self.jobs = deque()         # products that the engine has not begun
         self.products = deque()     # ... that are not drained
-        self.idle_at = 0            # the engine takes the next job
+        self.idle_at = 0            # the engine begins the next job
+        self.lists = deque()        # jobs whose columns were not asked for
+        self.listed_at = 0          # the engine takes the next list
+        self.asked = 0              # matrices whose columns were
         self.stops = []
 
     def run(self, tokens):
@@ -220,6 +246,7 @@ class Stepper:
             next(port)
             self.now += 1
             next(engine)
+            self.ask()
             next(gearbox)
         return self.stops[-1] - self.stops[-2]
 
@@ -277,6 +304,23 @@ class Stepper:
                         before += item["words"]
             yield
 
+    def matrix(self, number):
+        """Item of a matrix."""
+        while len([item for item in self.items if item["words"]]) <= number:
+            self.plan()
+        return [item for item in self.items if item["words"]][number]
+
+    def ask(self):
+        """Ask for the columns of a list when the engine takes it."""
+        if self.lists and self.now >= max(self.listed_at,
+                                          self.lists[0]["queued"] + schedule.LIST_LATENCY):
+            self.lists.popleft()
+            item = self.matrix(self.asked)
+            self.asked += 1
+            self.listed_at = math.inf
+            if item["known"] == math.inf:
+                item["known"] = self.now + schedule.COLUMN_LATENCY
+
     def engine(self):
         """Multiply one product after the other."""
         engine = self.config.engine
@@ -286,12 +330,11 @@ class Stepper:
                                                   self.jobs[0]["queued"] + schedule.LIST_LATENCY):
                 yield
             job = self.jobs.popleft()
-            while len([item for item in self.items if item["words"]]) <= matrices:
-                self.plan()
-            item = [item for item in self.items if item["words"]][matrices]
+            item = self.matrix(matrices)
             matrices += 1
-            if item["known"] == math.inf:
-                item["known"] = self.now + schedule.COLUMN_LATENCY
+            if self.asked < matrices:
+                self.ask()
+            self.listed_at = self.now       # later for long lists, behind which none is a token's
             shape = {"rows": job["rows"], "columns": job["columns"], "planes": job["planes"]}
             for _ in range(engine.groups(job["rows"]) + 1):
                 yield
@@ -327,6 +370,7 @@ class Stepper:
                        "queued": self.now + INSTRUCTION_CYCLES[Opcode.MATMUL],
                        "columns": 1 if asked else count, "result": math.inf}
                 self.jobs.append(job)
+                self.lists.append(job)
                 self.products.append(job)
             elif opcode in (Opcode.DRAIN, Opcode.EMIT):
                 job = self.products.popleft()

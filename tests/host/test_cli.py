@@ -413,7 +413,7 @@ class TestEvaluate:
         ([], "evaluate: the following arguments are required: --corpus"),
         (["--corpus", "x", "--arithmetic", "fp8"],
          "evaluate: argument --arithmetic: 'fp8' is not an arithmetic (try 'lmul', 'mitchell', "
-         "'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
+         "'lmul_attention', 'exact', 'lmul_float32', 'exact_float32', 'float', 'all')"),
         (["--corpus", "x", "--save", "y"],
          "evaluate: Option --save must come with --fit, which finds what there is to save"),
         (["--corpus", "x", "--documents", "0"],

@@ -146,10 +146,14 @@ class TestProgram:
         listed, of = machines[1].rows
         assert 0 < listed < of if rows else of == 0
 
-    @pytest.mark.parametrize("mode", ["norms", "magnitudes", "threshold"])
-    def test_gates(self, model, mode):
-        """A gated program computes what the golden model computes with the same gates."""
-        config = CoreConfig()
+    @pytest.mark.parametrize(("mode", "config", "sparse"), [
+        ("norms", CoreConfig(), True), ("norms", CoreConfig(), False), ("magnitudes", BLOCKS, True),
+        ("threshold", CoreConfig(), True)])
+    def test_gates(self, model, mode, config, sparse):
+        """A gated program computes what the golden model computes with the same gates.
+
+        The walk by row changes nothing.
+        """
         gates = {}
         for label, matrices in model.network().lists().items():
             columns = matrices[0].weights.shape[1]
@@ -157,16 +161,37 @@ class TestProgram:
             if mode == "norms":
                 norms = column_norms([matrix.weights for matrix in matrices])
             gates[label] = Gate(norms, columns // 2, 900 if mode == "threshold" else None)
-        image = compile_model(model, config, sparse=True, gates=gates)
+        image = compile_model(model, config, sparse=sparse, gates=gates)
         machine = Machine(config, image.program.encoded(), image.memory)
         golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
                           gates=gates)
         state = golden.start()
         for index, token in enumerate([3, 1, 4, 1, 5, 9, 2, 6]):
-            emission, = machine.run(token, image.program.body if index else 0)
+            emissions = machine.run(token, image.program.body if index else 0)
             logits = golden.logits(golden.forward(np.array([[token]]), state))[0]
-            np.testing.assert_array_equal(emission.integers * emission.scale, logits)
+            np.testing.assert_array_equal(np.concatenate(
+                [emission.integers * emission.scale for emission in emissions]), logits)
         assert machine.skipped > 0.4 * (machine.skipped + machine.trits)
+        assert (machine.rows[1] > 0) == (sparse and config.engine.row_columns > 0)
+
+    def test_gated_products(self, model):
+        """Rows of one list are divided so that columns are whole transfers, but for the last."""
+        config = CoreConfig()
+        gates = {"blk.0.mix_in": Gate(np.ones(256, np.uint16), 128),
+                 "blk.1.ffn_in": Gate(np.ones(256, np.uint16), 128)}
+        image = compile_model(model, config, gates=gates)
+        names = [part.name for part in image.parts]
+        assert {"blk.0.forget + blk.0.candidate", "blk.0.gate"} <= {*names}
+        assert {"blk.1.forget", "blk.1.candidate", "blk.1.ffn_gate", "blk.1.ffn_up"} <= {*names}
+        # 96 rows are a word and a half: the next matrix begins within a word.
+        engine = EngineConfig(lanes=64, port_bytes=4)
+        narrow = tiny_model(width=96)
+        image = compile_model(narrow, CoreConfig(engine=engine), gates={
+            "blk.0.mix_in": Gate(np.ones(96, np.uint16), 48)})
+        names = [part.name for part in image.parts]
+        assert ["blk.0.forget + blk.0.candidate + blk.0.gate[0:64]", "blk.0.gate[64:96]"] == [
+            name for name in names if name.startswith("blk.0") and "gate" in name
+            and "ffn" not in name]
 
     def test_nothing_reads_memory_before_the_body(self, image):
         program = image.program

@@ -157,7 +157,7 @@ def test_missing_file(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04" + bytes(100)])
 def test_not_a_gguf_file(tmp_path, content):
-    path = tmp_path / "other.bin"
+    path = tmp_path / "other.gguf"
     path.write_bytes(content)
     assert message(path) == f"not a GGUF file: it must begin with b'GGUF', not {content[:4]!r}"
 
@@ -231,8 +231,9 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 # Models with something wrong.
 
 @pytest.mark.parametrize(("keys", "expected"), [
-    ({"general.architecture": "llama"},
-     "key general.architecture must be 'hgrn_bit' or 'mmfreelm', not 'llama'"),
+    ({"general.architecture": "llama2"},
+     "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm', "
+     "not 'llama2'"),
     ({"mmfreelm.block_count": None},
      "key mmfreelm.block_count must be a positive integer, not None"),
     ({"mmfreelm.block_count": integer(0)},
@@ -254,7 +255,7 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
      "key mmfreelm.logit_scale.lmul must be a positive bf16 number, not -1.0"),
     ({"mmfreelm.logit_scale.lmul": (1 + 2.0 ** -8, gguf.GGUFValueType.FLOAT32)},
      "key mmfreelm.logit_scale.lmul must be a positive bf16 number, not 1.00390625"),
-    ({"tokenizer.ggml.model": None}, "key tokenizer.ggml.model must be 'gpt2', not None"),
+    ({"tokenizer.ggml.model": None}, "tokenizer is missing: key tokenizer.ggml.model"),
     ({"tokenizer.ggml.model": text("llama")},
      "key tokenizer.ggml.model must be 'gpt2', not 'llama'"),
     ({"tokenizer.ggml.tokens": None},

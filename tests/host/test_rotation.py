@@ -11,7 +11,6 @@ import pytest
 from host.compress.rotation import (
     MATRICES,
     Llama,
-    LlamaFileError,
     LlamaLayer,
     fold_gains,
     forward,
@@ -19,6 +18,7 @@ from host.compress.rotation import (
     read_llama2c,
     rotate,
 )
+from host.model import ModelFileError
 
 MODELS = Path(__file__).parents[3] / "shared" / "data" / "models"
 
@@ -213,9 +213,10 @@ class TestFile:
                 (data[:20], "must have a header of 28 bytes, not 20 bytes"),
                 (data[:-4], f"must have {len(data)} bytes, as its header says, not "
                             f"{len(data) - 4}"),
-                (bytes(28), "no model of llama2.c: its header is [0, 0, 0, 0, 0, 0, 0]")):
+                (bytes(28), "neither a GGUF file nor one of llama2.c, whose header of sizes it has "
+                            "not: [0, 0, 0, 0, 0, 0, 0]")):
             path.write_bytes(content)
-            with pytest.raises(LlamaFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
+            with pytest.raises(ModelFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
                 read_llama2c(path)
-        with pytest.raises(LlamaFileError, match=r"nothing: No such file or directory$"):
+        with pytest.raises(ModelFileError, match=r"nothing: No such file or directory$"):
             read_llama2c(tmp_path / "nothing")
