@@ -448,15 +448,17 @@ def attending(config: CoreConfig, seed: int) -> tuple[Writer, int]:
         columns = {"a": 3 * lanes, "b": 2, "count": 4 * lanes}
         add(Opcode.MATMUL, function=Function.BY_COLUMN, **columns,
             address=writer.matrix(3 * lanes, 4 * lanes, 2))
-        for target, count in ((q, heads * elements), (key, elements), (value, elements)):
+        second = elements // 2 if halves else 0
+        # Halves do not follow one another: there is a word between, or they are of two vectors.
+        for target, count in ((q, heads * elements + (lanes if halves else 0)), (key, elements),
+                              (value, elements)):
             add(Opcode.LOAD_AT, target=target, count=count,
                 address=writer.vector(count * (config.context + 1)))
         places = [writer.place(bytes(2 * elements * config.context)) for _ in range(2)]
-        second = elements // 2 if halves else 0
-        add(Opcode.APPEND, function=formats[0], a=key, b=second and key + second, count=elements,
+        add(Opcode.APPEND, function=formats[0], a=key, b=second and value + second, count=elements,
             constant=config.caches - 1, address=places[0])
         add(Opcode.SCORE, function=formats[0], target=heads, a=q,
-            b=second and q + heads * second, count=heads * elements, constant=elements,
+            b=second and q + heads * second + lanes, count=heads * elements, constant=elements,
             address=places[0])
         if cache % 2:
             add(Opcode.APPEND, function=formats[1], a=value, count=elements, constant=cache,
