@@ -47,7 +47,7 @@ LIST_LATENCY = 4
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
 COLUMN_LATENCY = 4
 #: Cycles from an instruction that is decoded behind a STORE to its first read.
-FENCE_LATENCY = 16
+FENCE_LATENCY = 15
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
 #: Result transfers that the engine's queue takes before it waits.
