@@ -74,6 +74,7 @@ class Bench(wiring.Component):
 
 
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
+SLOW = ("sixteen-verilator",)
 
 
 class Ends:
