@@ -6,6 +6,7 @@ silently.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
@@ -409,6 +410,7 @@ def try_fault(fault: Fault, simulator: str = "verilator") -> FaultResult:
         done = subprocess.run(
             [sys.executable, "-m", "sim", "run", fault.bench, "--case", fault.case,
              "--simulator", simulator], cwd=copy, text=True, check=False,
+            env=os.environ | {"COCOTB_MAX_FAILURES": "1"},      # the first failure is enough
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     failed = sorted(set(re.findall(r"\*\* sim\.bench\.bench_\w+\.(\w+)\S*\s+FAIL", done.stdout)))
     # A copy that does not even run is no proof that the bench looks.
