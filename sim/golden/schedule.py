@@ -284,9 +284,11 @@ class _Walk:
                         self._multiply(1)
                     # Result transfers that were taken before, and those of the product that come.
                     before = product.taken // config.vector_lanes
-                    transfers = config.engine.result_transfers(product.instruction.a) - before
+                    batch = max(1, product.instruction.target)
+                    transfers = (config.engine.result_transfers(product.instruction.a) * batch
+                                 - before)
                     product.taken += instruction.count
-                    if product.taken == product.instruction.a:
+                    if product.taken == product.instruction.a * batch:
                         self._queue.popleft()
                     if product.instruction.function == Function.BY_ROW:
                         # Rows come slower than they are drained, and the last one is not there yet.
@@ -312,20 +314,21 @@ class _Walk:
             if product.instruction.function == Function.BY_ROW:
                 self._multiply_by_row(product)
                 continue
-            shape = {"rows": rows, "columns": product.columns, "planes": planes}
+            batch = max(1, product.instruction.target)
+            shape = {"rows": rows, "columns": product.columns, "planes": planes, "batch": batch}
             groups = engine.groups(rows)
             begins = max(self._idle_at, product.queued + LIST_LATENCY)
             asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
             words = product.columns * planes * groups
-            # Two accumulators pause in each round.
-            pace = 1.5 if groups == 2 else 1.0
-            first = begins + groups + 1
+            # A word is there for all vectors. Two accumulators pause in each round.
+            pace = 1.5 * batch if groups * batch == 2 else float(batch)
+            first = begins + groups * batch + 1
             if product.asked:
                 self._read_matrix(product.columns, planes * groups, asked, first, pace)
             else:
                 self._read_matrix(1, words, -math.inf, first, pace)
-            self._list_ends(product.columns, planes * groups, begins)
-            results = engine.result_transfers(rows)
+            self._list_ends(product.columns, planes * groups, begins, batch)
+            results = engine.result_transfers(rows) * batch
             period = engine_period(engine, **shape)
             self._idle_at = (self._taken.last if words else first) + 3 + results
             product.first_result = self._idle_at - results + engine_cycles(engine, **shape) - period
@@ -348,11 +351,11 @@ class _Walk:
         self._engine += engine_row_period(engine, **shape)
         self._useful += product.columns * planes * product.instruction.count
 
-    def _list_ends(self, columns: int, words: int, begins: float) -> None:
+    def _list_ends(self, columns: int, words: int, begins: float, batch: int = 1) -> None:
         """Find when the engine has accepted a product's list, and can take the next one."""
-        first = self._taken.count - ENTRIES_AHEAD * words
+        first = self._taken.count - ENTRIES_AHEAD // batch * words
         self._listed_at = begins
-        if columns > ENTRIES_AHEAD:
+        if columns > ENTRIES_AHEAD // batch:
             self._listed_at = float(self._taken.at(np.array([first]))[0])
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
