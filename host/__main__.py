@@ -305,6 +305,18 @@ def _parser() -> argparse.ArgumentParser:
                             "fresh clone as well")
     speed.set_defaults(function=_speed)
 
+    attention = commands.add_parser(
+        "attention", help="measure cycles of a token by its context",
+        description="Simulate tokens of the first layer of a model of the Llama family, at its "
+                    "real size but with a small vocabulary, at several positions of a sequence, "
+                    "each compared with the golden machine; compare their cycles with the formula, "
+                    "and derive those of the whole model.")
+    attention.add_argument("model", type=Path, metavar="MODEL")
+    attention.add_argument("--contexts", type=_integer(4), nargs="+", default=[16, 64, 256, 512],
+                           metavar="TOKENS", help="(default: 16 64 256 512)")
+    attention.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    attention.set_defaults(function=_attention)
+
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
     disassemble.set_defaults(function=_disassemble)
@@ -935,6 +947,42 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
         command = " ".join(["python -m host", *sys.argv[1:]])
         for path in write_records(command, image, measured, seconds):
             console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+# attention
+
+def _attention(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import attention_formula, first_layer, measure_attention, write_attention
+
+    model = read_model(options.model)
+    if not isinstance(model, LlamaLM):
+        raise UserError(f"{options.model}: must be a model of the Llama family")
+    most = max(options.contexts)
+    if most > model.attention.context:
+        raise UserError(f"Option --contexts must be at most {model.attention.context}, the context "
+                        f"of {model.name}, not {most}")
+    base = CoreConfig(context=2 ** (most - 1).bit_length())
+    layer = compile_fitted(first_layer(model), base)
+    with _progress(console) as bar:
+        rows = list(measure_attention(layer, options.contexts, bar("Opening the device"),
+                                      bar("Running tokens")))
+    whole = compile_fitted(model, base)
+    rows += attention_formula(whole, model.layer_count, options.contexts)
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"A token of {model.name}", caption_justify="left",
+                  caption="cycles: simulated; by formula: derived; port: weights, keys and values")
+    for column in ("layers", "context", "cycles", "by formula", "", "port"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(str(row.layers), str(row.context),
+                      f"{row.cycles:,}" if row.cycles else "", f"{row.formula_cycles:,}",
+                      f"{row.formula_cycles / row.cycles - 1:+.2%}" if row.cycles else "",
+                      f"{row.port_utilization:.2%}")
+    console.print(table)
+    if options.json:
+        write_attention(options.json, " ".join(["python -m host", *sys.argv[1:]]),
+                        [layer, whole], rows)
     return 0
 
 

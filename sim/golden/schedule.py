@@ -409,8 +409,8 @@ class _Walk:
 
         All that may be read before the write was asked for.
         """
-        arrivals = self._sent.since(0) + self._latency
-        coming = arrivals[np.searchsorted(arrivals, self.now):]
+        sent = self._sent.since(0)
+        coming = sent[np.searchsorted(sent, self.now - self._latency):] + self._latency
         if not len(coming) or coming[0] > self.now + self._step:
             return self.now
         pauses = np.flatnonzero(np.diff(coming) > 1.5 * self._step)
