@@ -19,8 +19,7 @@ from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
-__all__ = ["Generator", "GoldenGenerator", "Phase", "Sampler", "TokenGenerator", "TokenPhase",
-           "candidates"]
+__all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,46 +94,6 @@ class TokenPhase:
     def __add__(self, other: "TokenPhase") -> "TokenPhase":
         return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
                           self.cycles + other.cycles, self.transfers + other.transfers)
-
-
-class GoldenGenerator:
-    """A model computed by the golden model alone, for what no device can compute.
-
-    Parameters
-    ----------
-    model : LanguageModel
-
-    Attributes
-    ----------
-    model : LanguageModel
-    prompt, text : TokenPhase
-        Reading the prompt, and all passes after it.
-    """
-
-    def __init__(self, model: LanguageModel):
-        self.model = model
-        self._lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
-        self.prompt, self.text = TokenPhase(), TokenPhase()
-
-    def _pass(self, tokens: Sequence[int], state: State, phase: TokenPhase) -> NDArray[np.floating]:
-        began = time.perf_counter()
-        logits = self._lm.logits(self._lm.forward(np.array([tokens]), state)[-1:])[0]
-        phase.tokens += len(tokens)
-        phase.seconds += time.perf_counter() - began
-        return logits
-
-    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
-        """Yield up to ``count`` tokens that follow ``prompt``, as :meth:`Generator.generate` does.
-
-        Raises
-        ------
-        OverflowError
-            If the text becomes longer than the model's context.
-        """
-        state = self._lm.start()
-        logits = self._pass(begin(self.model.vocabulary, prompt), state, self.prompt)
-        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
-                             self.model.vocabulary.end_of_document, count, sampler)
 
 
 def _continue(read: Callable[[Sequence[int]], NDArray[np.floating]], logits: NDArray[np.floating],

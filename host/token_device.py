@@ -20,7 +20,7 @@ from sim.golden.machine import Best, HazardError, Machine, MachineFault
 from sim.golden.schedule import token_cycles
 
 __all__ = ["LATENCY", "REFRESH", "CheckedTokens", "GoldenTokenDevice", "SimulatedTokenDevice",
-           "TokenDevice", "TokenResult", "open_token_device"]
+           "TokenDevice", "TokenResult", "machine_of", "open_token_device"]
 
 #: The memory behind a simulated core: cycles until it answers, and the share in which it pauses.
 LATENCY = 20
@@ -69,6 +69,7 @@ class TokenDevice(abc.ABC):
         self.config = config
         self._image: Image | None = None
         self._continues = False             # there is a sequence that a token can continue
+        self._length = 0                    # tokens of the sequence
 
     def info(self) -> dict[str, Any]:
         """Plain facts: kind of device, the core's configuration and its fingerprint."""
@@ -93,7 +94,7 @@ class TokenDevice(abc.ABC):
         check_configuration(f"Image of {image.model}", image.config, self.config)
         for what, size, limit in (
                 ("instructions", len(image.program.instructions), self.config.program_depth),
-                ("bytes of memory", len(image.memory), self.config.memory_bytes)):
+                ("bytes of memory", image.memory_bytes, self.config.memory_bytes)):
             if size > limit:
                 raise DeviceError(f"Image of {image.model} must have at most {limit} {what} for "
                                   f"the {self.label}, not {size}")
@@ -125,6 +126,10 @@ class TokenDevice(abc.ABC):
         if not new and not self._continues:
             raise DeviceError(f"Token {token} must begin a new sequence: the {self.label} has none "
                               f"that it could continue")
+        self._length = 0 if new else self._length
+        if image.context and self._length == image.context:
+            raise DeviceError(f"Context must have at most {image.context} tokens, as the image of "
+                              f"{image.model} has room for, but token {token} is one more")
         self._continues = False
         try:
             result = self._token(token, 0 if new else image.program.body)
@@ -137,7 +142,18 @@ class TokenDevice(abc.ABC):
             self._reset()
             raise
         self._continues = True
+        self._length += 1
         return result
+
+    def run(self, token: int, start: int) -> TokenResult:
+        """Make a pass from any instruction on, for measurements.
+
+        Raises
+        ------
+        MachineFault
+            If the device stops.
+        """
+        return self._token(token, start)
 
     @abc.abstractmethod
     def _load(self, image: Image, report: Report) -> None:
@@ -172,16 +188,23 @@ class GoldenTokenDevice(TokenDevice):
         self._image = None
 
     def _load(self, image: Image, report: Report) -> None:
-        self._machine = Machine(image.config, image.program.encoded(), image.memory)
-        self._cost = token_cycles(image.config, image.program.instructions, image.program.body,
-                                  latency=LATENCY, refresh=REFRESH)
+        self._machine = machine_of(image)
+        # In between, cycles grow with the position.
+        self._last = max(0, image.context - 1)
+        self._costs = [token_cycles(image.config, image.program.instructions, image.program.body,
+                                    latency=LATENCY, refresh=REFRESH, position=position)
+                       for position in (0, self._last)]
 
     def _token(self, token: int, start: int) -> TokenResult:
         try:
             best = self._machine.run(token, start)
         except HazardError as error:
             raise DeviceError(str(error)) from error
-        return TokenResult(list(best), round(self._cost.cycles), self._cost.transfers)
+        first, last = self._costs
+        share = self._machine.position / self._last if self._last else 0.0
+        cycles, transfers = (round(begin + share * (end - begin)) for begin, end in (
+            (first.cycles, last.cycles), (first.transfers, last.transfers)))
+        return TokenResult(list(best), cycles, transfers)
 
     def _reset(self) -> None:
         self._machine.reset()
@@ -220,7 +243,7 @@ class SimulatedTokenDevice(TokenDevice):
         self._core.close()
 
     def _load(self, image: Image, report: Report) -> None:
-        self._core.load(image.program.encoded(), image.memory)
+        self._core.load(image.program.encoded(), image.memory + bytes(image.room))
 
     def _token(self, token: int, start: int) -> TokenResult:
         from sim.library import SimulatorStopped
@@ -232,6 +255,11 @@ class SimulatedTokenDevice(TokenDevice):
 
     def _reset(self) -> None:
         self._core.reset()
+
+
+def machine_of(image: Image) -> Machine:
+    """Make a golden machine with an image."""
+    return Machine(image.config, image.program.encoded(), image.memory + bytes(image.room))
 
 
 class CheckedTokens:
@@ -255,7 +283,7 @@ class CheckedTokens:
 
     def __init__(self, device: TokenDevice, image: Image):
         self.device = device
-        self.machine = Machine(image.config, image.program.encoded(), image.memory)
+        self.machine = machine_of(image)
         self.checked = 0
         self.seconds = 0.0
         self._body = image.program.body
@@ -275,8 +303,11 @@ class CheckedTokens:
         self.compare(token, result, new=new)
         return result
 
-    def compare(self, token: int, result: TokenResult, *, new: bool) -> None:
+    def compare(self, token: int, result: TokenResult, *, new: bool = False,
+                start: int | None = None) -> None:
         """Make a pass on the golden machine; it must deliver ``result``.
+
+        It begins at instruction ``start``, or as a sequence or a token of one does.
 
         Raises
         ------
@@ -287,7 +318,9 @@ class CheckedTokens:
         self._passes += 1
         began = time.perf_counter()
         try:
-            expected = self.machine.run(token, 0 if new else self._body)
+            if start is None:
+                start = 0 if new else self._body
+            expected = self.machine.run(token, start)
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error

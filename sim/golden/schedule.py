@@ -70,7 +70,7 @@ class TokenCycles:
     transfers : int
         Of the memory port, in both directions.
     useful_bits : float
-        Trits that were multiplied, at 1.6 bits.
+        Trits that were multiplied, at 1.6 bits, and keys and values that were read or written.
     port, engine, execution : float
         Cycles that each would take if it never waited.
     idle : float array, shape (instructions,)
@@ -96,7 +96,7 @@ class TokenCycles:
         return max(times, key=lambda name: times[name])
 
     def port_utilization(self, config: CoreConfig) -> float:
-        """Share of the port that carries useful weight bits, the refresh not counted."""
+        """Share of the port that carries useful bits, the refresh not counted."""
         return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
 
 
@@ -219,6 +219,7 @@ class _Walk:
         self._marks: list[tuple[float, int, int]] = []
         self._stored = 0
         self._useful = 0.0
+        self._cached = 0                        # transfers of keys and values
         self._engine = 0.0
         self._execution = 0.0
 
@@ -230,6 +231,7 @@ class _Walk:
         self._marks.append((self.now, self._sent.count, self._stored))
         self._dispatched = []
         self._useful = self._engine = self._execution = 0.0
+        self._cached = 0
         opens = Opcode.TOKEN                    # what made the newest list
         kept: int | None = None                 # entries of the newest list; None: all
         loaded = 0.0                            # the newest LOAD has ended
@@ -250,6 +252,7 @@ class _Walk:
                     self._multiply(len(self._queue))
                     walk, transfers = cache_walk(config, instruction, self._position)
                     self._read_vector(transfers, walk / transfers)
+                    self._cached += transfers
                     # What was read last is followed by all that is no walk.
                     self.now = max(self.now + cycles, self._left.last + cycles - walk + 1)
                 case Opcode.LOAD | Opcode.LOAD_AT:
@@ -261,9 +264,13 @@ class _Walk:
                     loaded = max(self.now + whole, self._left.last + 1 + whole - transfers)
                     self.now = self.now + cycles if cycles < whole else loaded
                 case Opcode.STORE | Opcode.APPEND:
-                    self.now += cycles
+                    self._multiply(len(self._queue))
+                    self.now = self._port_is_free() + cycles
                     size = 1 if instruction.function == Function.E4M3 else 2
-                    self._stored += size * instruction.count // config.port_bytes
+                    written = size * instruction.count // config.port_bytes
+                    self._stored += written
+                    if instruction.opcode is Opcode.APPEND:
+                        self._cached += written
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
                     opens = instruction.opcode
@@ -400,6 +407,18 @@ class _Walk:
         for _, arrived in self._arrivals(transfers, -math.inf):
             self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, pace))
 
+    def _port_is_free(self) -> float:
+        """Find the time from now on at which no transfer arrives: a write waits for such a one.
+
+        All that may be read before the write was asked for.
+        """
+        sent = self._sent.since(0)
+        coming = sent[np.searchsorted(sent, self.now - self._latency):] + self._latency
+        if not len(coming) or coming[0] > self.now + self._step:
+            return self.now
+        pauses = np.flatnonzero(np.diff(coming) > 1.5 * self._step)
+        return float(coming[pauses[0] if len(pauses) else -1])
+
     def _arrivals(self, transfers: int,
                   known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """Yield numbers and arrival times of transfers in chunks.
@@ -470,6 +489,7 @@ class _Walk:
         idle[body:body + len(busy)] = np.diff(dispatched) - busy
         count = len(sent) + self._stored - stored
         return TokenCycles(
-            cycles=self.now - began, transfers=count, useful_bits=BITS_PER_TRIT * self._useful,
+            cycles=self.now - began, transfers=count,
+            useful_bits=BITS_PER_TRIT * self._useful + 8 * self._config.port_bytes * self._cached,
             port=count * self._step, engine=self._engine, execution=self._execution, idle=idle,
             refresh=self._refresh)
