@@ -43,12 +43,13 @@ from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
 from hw.config import TILE, CoreConfig
-from hw.isa import REGISTERS, Function, Instruction, Opcode
+from hw.isa import REGISTERS, Batch, Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
 from sim.golden.trits import pack_words, planes
+from sim.golden.wina import Gate
 
 __all__ = ["CONTEXT", "CompileError", "PlaneCount", "compile_fitted", "compile_model", "losses",
            "planes_of"]
@@ -367,11 +368,15 @@ class _Compiler:
     """Writes the program of one model."""
 
     def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool,
-                 gates: GateMap | None):
+                 gates: GateMap | None, prefill: int):
         self._model = model
         self._config = config
         self._sparse = sparse
         self._gates = dict(gates or {})
+        self._prefill = prefill
+        self._batch = 1                         # vectors of the lists that are made
+        self._slot = 0                          # ... and the one that is worked on
+        self._normed: tuple[Value, int] | None = None   # what the last register is the norm of
         self._norms: dict[bytes, int] = {}
         self._readers: dict[Value, list[Value]] = {}
         self._placed: set[Value] = set()        # whose matrices are in memory
@@ -396,16 +401,21 @@ class _Compiler:
         self._find(steps)
         for step in steps:
             self._place(step)
+        # A walk by row is of one vector.
+        columns = {step: self._memory.by_column([self._matrix(step)]) for step in self._live
+                   } if self._prefill > 1 else {}
         self._reserve(steps)
         states = [step for step in steps if step.kind is Kind.RECURRENCE]
         size = sum(map(self._size, states))
         first = self._vectors.take("states", size) if size else 0
         self._where = "new sequence"
-        self._clear(first, size)
+        cleared = [(first, size, "state")]
         if self._live:
             count = max(map(self._size, self._live))
             self._rows = self._vectors.take("rows", count)
-            self._clear(self._rows, count, "rows")
+            cleared.append((self._rows, count, "rows"))
+        for place in cleared:
+            self._clear(*place)
         if self._caches and not self._instructions:
             # A sequence begins at instruction 0, every other token behind it.
             count = self._config.vector_lanes
@@ -421,7 +431,12 @@ class _Compiler:
             self._act(action, {operand for operand in action.step.operands
                                if last[operand] == index and operand not in states})
         self._where = "head"
-        self._emit(Opcode.STOP, "the token is done")
+        self._stop("the token is done")
+        begins: tuple[int, ...] = ()
+        if self._prefill > 1:
+            self._live = {}
+            self._products |= columns
+            begins = self._read_prompt(steps, cleared)
 
         self._vectors.check()
         depth = self._config.program_depth
@@ -431,12 +446,126 @@ class _Compiler:
         heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
                       for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                          self._vectors.table)
+                          self._vectors.table, begins)
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
                      tuple(self._memory.parts), self._memory.bytes(),
                      words if isinstance(words, Vocabulary) else None,
                      context=self._context(steps), room=self._memory.room)
+
+    def _stop(self, note: str) -> None:
+        # Where passes begin at several places, fetching waits for the next one.
+        self._emit(Opcode.STOP, note, constant=int(self._prefill > 1))
+
+    # The prompt.
+
+    def _read_prompt(self, steps: Sequence[Value],
+                     cleared: Sequence[tuple[int, int, str]]) -> tuple[int, ...]:
+        """Write the passes that read tokens of a prompt together; return where they begin.
+
+        A pass for each token but the last one keeps its vector; that of the last one goes through
+        the model with all of them. Nothing but the states is left behind, so that what only leads
+        to logits is left out.
+        """
+        first, *_ = steps
+        needed = {step for step in steps if step.kind is Kind.RECURRENCE}
+        for step in reversed(steps):
+            if step in needed:
+                needed.update(step.operands)
+        self._batch = self._prefill
+        slots: list[dict[Value, int]] = [
+            {step: place for step, place in self._places.items()
+             if step.kind is Kind.RECURRENCE} for _ in range(self._batch)]
+        self._where = "new prompt"
+        begins = [len(self._instructions)]
+        for place in cleared:
+            self._clear(*place)
+        for slot in range(self._batch):
+            begins.append(len(self._instructions))
+            self._where = f"token {slot} of the prompt"
+            self._places = slots[slot]
+            self._emit(Opcode.TOKEN, "the list is the token's column")
+            for product in self._products[first]:
+                self._queue(product)
+                self._take(product.parts[0])
+            if slot < self._batch - 1:
+                self._stop("the next token is read")
+
+        actions = [action for phase in self._phases([step for step in steps if step in needed])
+                   for action in self._order(phase)
+                   if action.step is not first]
+        parts_of = {id(action.product.parts[0]): action.product.parts for action in actions
+                    if action.product is not None}
+        last: dict[Value, int] = {}
+        for index, action in enumerate(actions):
+            if action.product is None:
+                for operand in action.step.operands:
+                    last[operand] = index
+                    if operand.kind is Kind.NORM:       # it is computed where it is needed
+                        last[operand.operands[0]] = index
+        for index, action in enumerate(actions):
+            step = action.step
+            self._where = f"{step.part}, prompt"
+            if action.product is not None:
+                self._queue(action.product)
+                continue
+            # Rows come vector by vector, so those of all parts are taken with the first.
+            parts: tuple[_Rows | None, ...] = (None,)
+            if action.part is not None:
+                parts = parts_of.get(id(action.part), ())
+            dying = {operand for operand in last if last[operand] == index}
+            constants = {operand for operand in dying if operand.kind is Kind.CONSTANT}
+            for self._slot, self._places in enumerate(slots):
+                for part in parts:
+                    self._compute_slot(step, part, dying - constants)
+                for operand in dying - constants:
+                    if operand.kind in VECTORS and operand in self._places:
+                        self._vectors.free(self._places.pop(operand), self._size(operand))
+            # All have the same ones.
+            for operand in constants:
+                first_place, *_ = [places.pop(operand) for places in slots]
+                self._vectors.free(first_place, self._size(operand))
+            if step.kind is Kind.CONSTANT:
+                for places in slots:
+                    places[step] = slots[-1][step]
+        self._where = "prompt"
+        self._stop("the tokens are read")
+        return tuple(begins)
+
+    def _compute_slot(self, step: Value, part: _Rows | None, dying: set[Value]) -> None:
+        """Write a step, or take rows, of one of the vectors of a batch."""
+        if part is not None:
+            self._take(part)
+        elif step.kind is Kind.CONSTANT:
+            if self._slot == self._batch - 1:           # one for all
+                self._compute(step, dying)
+        elif step.kind is Kind.RECURRENCE:
+            # The next token changes the state, so that this one keeps a copy.
+            state = self._places[step]
+            self._recur(step, dying)
+            self._places[step] = self._vectors.take(step.name, self._size(step))
+            self._vector(Function.COPY, f"{step.name} of this token", self._places[step], state,
+                         count=self._size(step))
+        elif step.kind is not Kind.NORM:
+            self._compute(step, dying)
+
+    def _norm(self, norm: Value) -> int:
+        """Return the register of a norm; of a batch, there is one, and each is computed anew."""
+        if self._batch == 1:
+            return self._registers[norm]
+        register = REGISTERS - 1
+        if self._normed != (norm, self._slot):
+            self._normed = norm, self._slot
+            vector, = norm.operands
+            self._emit(Opcode.NORM, norm.formula, target=register, a=self._places[vector],
+                       count=self._size(vector))
+        return register
+
+    def _queue(self, product: _Product, function: Function = Function.BY_COLUMN) -> None:
+        batch = self._batch if product.parts[0].step.kind is not Kind.EMBEDDING else 1
+        self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
+                   b=product.planes, count=product.columns, address=product.address,
+                   target=batch if batch > 1 else 0)
 
     def _size(self, step: Value) -> int:
         """Elements of a vector with those that fill it up."""
@@ -656,8 +785,7 @@ class _Compiler:
                 self._emit(Opcode.PACK, f"rows of {step.name}: {action.live.name} is not zero",
                            function=Function.NONZERO, a=self._places[action.live],
                            count=self._size(action.live))
-            self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
-                       b=product.planes, count=product.columns, address=product.address)
+            self._queue(product, function)
         elif action.part is not None:
             self._take(action.part)
         else:
@@ -674,9 +802,9 @@ class _Compiler:
         if step.kind is Kind.HEAD:
             scale = self._model.logit_scales["lmul"]
         if step.operands:
-            exponent = _EXPONENT
+            exponent = _EXPONENT + self._slot
         if len(step.operands) > 1:
-            norm = self._registers[step.operands[1]]
+            norm = self._norm(step.operands[1])
             scale *= math.sqrt(step.operands[1].elements)
         scaled = {"a": exponent, "b": norm, "count": part.count, "constant": _bf16(scale)}
         if step.kind is Kind.HEAD:
@@ -830,13 +958,22 @@ class _Compiler:
         count = self._size(vector)
         self._check_list(count)
         note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
-        fields = {"target": _EXPONENT, "a": place, "count": count}
-        if gate is None:
+        fields = {"target": _EXPONENT + self._slot, "a": place, "count": count}
+        if self._batch > 1:
+            self._check_list(count * self._batch)
+            part = Batch(log2=self._batch.bit_length() - 1, slot=self._slot)
+            self._emit(Opcode.PACK, f"{note}, token {self._slot}", **fields,
+                       function=Function.DENSE, constant=part.constant)
+        elif gate is None:
             sparse = self._leaves_out(step)
             self._emit(Opcode.PACK, note, **fields,
                        function=Function.SPARSE if sparse else Function.DENSE)
-            return
+        else:
+            self._pack_gated(step, gate, note, fields)
+
+    def _pack_gated(self, step: Value, gate: Gate, note: str, fields: dict[str, int]) -> None:
         if (gate.norms != 1).any():
+            count = fields["count"]
             fields["b"] = self._vectors.take("norms", count)
             self._emit(Opcode.LOAD, f"column norms of {step.name}", target=fields["b"],
                        count=count, address=self._addresses[step])
@@ -863,7 +1000,7 @@ class _Compiler:
                      count=count)
         self._vector(Function.ADD, f"{h} = {step.formula}", state, state, change, count=count)
 
-    def _clear(self, first: int, count: int, what: str = "state") -> None:
+    def _clear(self, first: int, count: int, what: str) -> None:
         done = 0
         while done < count:
             source = first if done else 0
@@ -885,7 +1022,7 @@ class _Compiler:
 
 
 def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False,
-                  gates: GateMap | None = None) -> Image:
+                  gates: GateMap | None = None, prefill: int = 1) -> Image:
     """Compile a model for a configuration.
 
     Parameters
@@ -898,6 +1035,9 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         No result changes.
     gates : mapping of str to Gate, optional
         Of lists, by label: which of their entries are kept. Results change.
+    prefill : int
+        Tokens of a prompt that are read together, a power of two; each weight is read once for
+        them. No result changes. Only for models without attention.
 
     Raises
     ------
@@ -917,7 +1057,31 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         if step.kind is Kind.SIGMOID_OF_NEGATIVE and step.elements % unit:
             raise CompileError(f"Model {model.name} must have a width that is a multiple of {unit} "
                                f"for this configuration, not {step.elements}")
-    return _Compiler(model, config, sparse, gates).compile()
+    _check_prefill(model, config, gates, prefill)
+    return _Compiler(model, config, sparse, gates, prefill).compile()
+
+
+def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | None,
+                   prefill: int) -> None:
+    most = min(config.engine.max_batch, REGISTERS // 2)
+    if not 1 <= prefill <= most or prefill & (prefill - 1):
+        raise CompileError(f"Tokens of a prompt that are read together must be a power of two up "
+                           f"to {most}, not {prefill}")
+    if prefill == 1:
+        return
+    if gates:
+        raise CompileError("Gates leave out entries of each token's list, so that tokens of a "
+                           "prompt cannot be read together (try without one of the two)")
+    for step in model.network():
+        if step.kind is Kind.APPEND:
+            raise CompileError(f"Model {model.name} has attention, whose prompts are read token by "
+                               f"token")
+        if step.kind is Kind.LINEAR:
+            rows = config.engine.max_rows // prefill
+            if len(step.weights.weights) > rows:
+                raise CompileError(f"Matrix {step.weights.name} must have at most {rows} rows for "
+                                   f"{prefill} tokens at once (engine field accumulator_depth), "
+                                   f"not {len(step.weights.weights)}")
 
 
 #: Tokens of a sequence at most, where nobody says how many.

@@ -520,11 +520,12 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                 some = lanes if by_row or rng.integers(2) else int(rng.integers(1, 200))
                 target = 0
                 if not by_row and some % lanes == 0:
-                    target = int(rng.choice([0, *(1 << k for k in range(
-                        engine.max_batch.bit_length()))]))
+                    most = min(engine.max_batch, engine.accumulator_depth // engine.groups(some))
+                    target = int(rng.choice([0, *(1 << k for k in range(most.bit_length()))]))
                 rows.append((some * max(1, target), by_row))
                 values = {"function": Function.BY_ROW if by_row else Function.BY_COLUMN,
-                          "target": target, "a": some, "b": int(rng.integers(1, engine.max_planes + 1)),
+                          "target": target, "a": some,
+                          "b": int(rng.integers(1, engine.max_planes + 1)),
                           "address": 64}
                 count = int(rng.integers(1, 9))
             case _:
