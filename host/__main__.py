@@ -172,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
                           "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    run.add_argument("--prefill", type=_integer(1), default=1, metavar="TOKENS",
+                     help="tokens of the prompt that are read together, a power of two: each "
+                          "weight is read once for them (default: 1)")
     run.add_argument("--dense", action="store_true",
                      help="leave out nothing that is zero: the same text in more cycles")
     run.add_argument("--context", type=_integer(2), metavar="TOKENS",
@@ -316,6 +319,19 @@ def _parser() -> argparse.ArgumentParser:
                            metavar="TOKENS", help="(default: 16 64 256 512)")
     attention.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     attention.set_defaults(function=_attention)
+
+    prefill = commands.add_parser(
+        "prefill", help="measure cycles of a prompt by the tokens that are read together",
+        description="Simulate a prompt of a model without attention, read in batches; each pass is "
+                    "compared with the golden machine, and its cycles with the formula.")
+    prefill.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
+    prefill.add_argument("--tokens", type=_integer(1), default=64, help="(default: 64)")
+    prefill.add_argument("--batches", type=_integer(1), nargs="+", default=[1, 2, 4, 8],
+                         metavar="TOKENS", help="(default: 1 2 4 8)")
+    prefill.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                         dest="fields", help="change a field of the core's configuration")
+    prefill.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    prefill.set_defaults(function=_prefill)
 
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
@@ -493,14 +509,15 @@ def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = 
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        if options and (options.dense or options.gate):
-            raise UserError(f"{path}: an image is as it was compiled; options --dense and --gate "
-                            f"need the model that it was made of")
+        if options and (options.dense or options.gate or options.prefill > 1):
+            raise UserError(f"{path}: an image is as it was compiled; options --dense, --gate and "
+                            f"--prefill need the model that it was made of")
         return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
     compiler = compile_fitted if fit else compile_model
     image = compiler(model, config, sparse=bool(options and not options.dense),
-                     gates=_gates(options, model) if options else None)
+                     gates=_gates(options, model) if options else None,
+                     prefill=options.prefill if options else 1)
     return image, tokenizer, model.vocabulary
 
 
@@ -983,6 +1000,39 @@ def _attention(console: Console, options: argparse.Namespace) -> int:
     if options.json:
         write_attention(options.json, " ".join(["python -m host", *sys.argv[1:]]),
                         [layer, whole], rows)
+    return 0
+
+
+# prefill
+
+def _prefill(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import measure_prefill, write_prefill
+
+    for batch in options.batches:
+        if options.tokens % batch:
+            raise UserError(f"Option --batches must divide the {options.tokens} tokens of the "
+                            f"prompt, which {batch} does not")
+    model = read_model(options.model)
+    # One core for all of them, so that its clock and its memories are the same.
+    core = compile_fitted(model, _core_config(CoreConfig(), options.fields),
+                          prefill=max(options.batches)).config
+    images = [compile_model(model, core, prefill=batch) for batch in options.batches]
+    with _progress(console) as bar:
+        rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
+                                    bar("Reading prompts")))
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"A prompt of {options.tokens} tokens, {model.name}",
+                  caption_justify="left", caption=f"cycles: simulated; by formula: derived; "
+                                                  f"port of {core.port_bytes} bytes")
+    for column in ("tokens at once", "cycles", "by formula", "", "speedup"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(str(row.batch), f"{row.cycles:,}", f"{row.formula_cycles:,}",
+                      f"{row.formula_cycles / row.cycles - 1:+.2%}",
+                      f"{rows[0].cycles / row.cycles:.2f}")
+    console.print(table)
+    if options.json:
+        write_prefill(options.json, " ".join(["python -m host", *sys.argv[1:]]), images[0], rows)
     return 0
 
 

@@ -464,14 +464,16 @@ class _Compiler:
         """Write the passes that read tokens of a prompt together; return where they begin.
 
         A pass for each token but the last one keeps its vector; that of the last one goes through
-        the model with all of them. Nothing but the states is left behind, so that what only leads
-        to logits is left out.
+        the model with all of them. What leads to logits and to no state is only done for it.
         """
         first, *_ = steps
         needed = {step for step in steps if step.kind is Kind.RECURRENCE}
         for step in reversed(steps):
             if step in needed:
                 needed.update(step.operands)
+        # A list is one of a batch for all that is multiplied by it.
+        needed.update(step for step in steps if step.matrix is not None and step.operands
+                      and step.operands[0] in needed)
         self._batch = self._prefill
         slots: list[dict[Value, int]] = [
             {step: place for step, place in self._places.items()
@@ -491,8 +493,7 @@ class _Compiler:
             if slot < self._batch - 1:
                 self._stop("the next token is read")
 
-        actions = [action for phase in self._phases([step for step in steps if step in needed])
-                   for action in self._order(phase)
+        actions = [action for phase in self._phases(steps) for action in self._order(phase)
                    if action.step is not first]
         parts_of = {id(action.product.parts[0]): action.product.parts for action in actions
                     if action.product is not None}
@@ -506,6 +507,7 @@ class _Compiler:
         for index, action in enumerate(actions):
             step = action.step
             self._where = f"{step.part}, prompt"
+            self._batch = self._prefill if step in needed else 1
             if action.product is not None:
                 self._queue(action.product)
                 continue
@@ -515,29 +517,34 @@ class _Compiler:
                 parts = parts_of.get(id(action.part), ())
             dying = {operand for operand in last if last[operand] == index}
             constants = {operand for operand in dying if operand.kind is Kind.CONSTANT}
-            for self._slot, self._places in enumerate(slots):
-                for part in parts:
-                    self._compute_slot(step, part, dying - constants)
-                for operand in dying - constants:
-                    if operand.kind in VECTORS and operand in self._places:
-                        self._vectors.free(self._places.pop(operand), self._size(operand))
+            for slot, places in enumerate(slots):
+                self._slot, self._places = slot, places
+                if slot >= self._prefill - self._batch:
+                    for part in parts:
+                        self._compute_slot(step, part, dying - constants)
+                self._free(dying - constants)
             # All have the same ones.
-            for operand in constants:
-                first_place, *_ = [places.pop(operand) for places in slots]
-                self._vectors.free(first_place, self._size(operand))
             if step.kind is Kind.CONSTANT:
                 for places in slots:
                     places[step] = slots[-1][step]
+            for operand in constants:
+                first_place, *_ = [places.pop(operand) for places in slots]
+                self._vectors.free(first_place, self._size(operand))
         self._where = "prompt"
         self._stop("the tokens are read")
         return tuple(begins)
+
+    def _free(self, operands: set[Value]) -> None:
+        for operand in operands:
+            if operand.kind in VECTORS and operand in self._places:
+                self._vectors.free(self._places.pop(operand), self._size(operand))
 
     def _compute_slot(self, step: Value, part: _Rows | None, dying: set[Value]) -> None:
         """Write a step, or take rows, of one of the vectors of a batch."""
         if part is not None:
             self._take(part)
         elif step.kind is Kind.CONSTANT:
-            if self._slot == self._batch - 1:           # one for all
+            if self._slot == self._prefill - 1:         # one for all
                 self._compute(step, dying)
         elif step.kind is Kind.RECURRENCE:
             # The next token changes the state, so that this one keeps a copy.
@@ -550,8 +557,8 @@ class _Compiler:
             self._compute(step, dying)
 
     def _norm(self, norm: Value) -> int:
-        """Return the register of a norm; of a batch, there is one, and each is computed anew."""
-        if self._batch == 1:
+        """Return the register of a norm; prompts have one, and each norm is computed anew."""
+        if norm in self._registers:
             return self._registers[norm]
         register = REGISTERS - 1
         if self._normed != (norm, self._slot):
@@ -1089,8 +1096,10 @@ CONTEXT = 2048
 
 
 def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = False,
-                   gates: GateMap | None = None) -> Image:
-    """Compile a transformer for a core that is as large as it must be; others for ``base``.
+                   gates: GateMap | None = None, prefill: int = 1) -> Image:
+    """Compile for a core that is as large as it must be, if ``base`` may be too small.
+
+    That is so for a transformer, and for prompts that are read several tokens at once.
 
     The core has attention for the model's context, or :data:`CONTEXT` tokens if that is longer,
     unless ``base`` says how many.
@@ -1100,7 +1109,7 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
     model : LanguageModel
     base : CoreConfig
         Its memories and lists are the smallest that the core may have.
-    sparse, gates
+    sparse, gates, prefill
         As :func:`compile_model` takes them.
 
     Raises
@@ -1110,27 +1119,36 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
     """
     steps = model.network().steps
     attends = [step for step in steps if step.kind is Kind.ATTEND]
-    if not attends:
-        return compile_model(model, base, sparse=sparse, gates=gates)
     layout = _Layout(steps, base)
+    longest = max(len(layout(step.operands[0])) for step in steps if step.kind is Kind.CODES)
+    fields: dict[str, Any] = {
+        "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
+    if not attends:
+        if prefill == 1:
+            return compile_model(model, base, sparse=sparse, gates=gates)
+        return _compile_fitted(model, base, fields, sparse, gates, prefill)
     keys = [step.operands[1] for step in attends]
     context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
     group = max(step.heads // key.heads for step, key in zip(attends, keys, strict=True))
-    longest = max(len(layout(step.operands[0])) for step in steps if step.kind is Kind.CODES)
     group = min(group, 16)
-    fields: dict[str, Any] = {
+    fields |= {
         "context": max(2, context if base.context else min(context, CONTEXT)),
         "group": group, "attention_heads": min(group, base.attention_heads),
         "head_elements": max(2 * layout.half(step.elements // step.heads) for step in attends),
-        "caches": 1 + sum(step.operands[2].heads for step in attends),
-        "list_depth": max(base.list_depth, -(-longest // TILE) * TILE)}
+        "caches": 1 + sum(step.operands[2].heads for step in attends)}
+    return _compile_fitted(model, base, fields, sparse, gates, prefill)
+
+
+def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, Any], sparse: bool,
+                    gates: GateMap | None, prefill: int) -> Image:
+    """Compile for ``base`` with some ``fields``, and with memories that are large enough."""
     try:
         # Fields of an instruction hold elements in 16 bits.
         largest = dataclasses.replace(base, **fields, program_depth=2 ** 16,
                                       vector_depth=2 ** 16 - 2 ** 16 % base.vector_lanes)
     except ValueError as error:
         raise CompileError(f"Model {model.name}: {error}") from None
-    image = compile_model(model, largest, sparse=sparse, gates=gates)
+    image = compile_model(model, largest, sparse=sparse, gates=gates, prefill=prefill)
     program = image.program
     end = sum(size for _, size in program.vectors.values())
     depth = 2 ** (len(program.instructions) - 1).bit_length()

@@ -226,9 +226,10 @@ class TokenGenerator:
         self.prompt = TokenPhase()
         self.text = TokenPhase()
 
-    def _pass(self, token: int, phase: TokenPhase, *, new: bool = False) -> TokenResult:
+    def _pass(self, token: int, phase: TokenPhase, *, new: bool = False,
+              slot: int | None = None) -> TokenResult:
         began = time.perf_counter()
-        result = self._device.token(token, new=new)
+        result = self._device.token(token, new=new, slot=slot)
         phase.tokens += 1
         phase.seconds += time.perf_counter() - began
         phase.cycles += result.cycles
@@ -247,11 +248,15 @@ class TokenGenerator:
             As the device does.
         """
         choose = sampler.choices()
-        for index, token in enumerate(begin(self._words, prompt)):
-            result = self._pass(token, self.prompt, new=index == 0)
+        tokens = list(begin(self._words, prompt))
+        batch = self._image.program.prefill_tokens
+        together = len(tokens) // batch * batch if batch > 1 else 0
+        for index, token in enumerate(tokens):
+            result = self._pass(token, self.prompt, new=index == 0,
+                                slot=index % batch if index < together else None)
         for remaining in range(count, 0, -1):
-            tokens, logits = candidates(self._image, result.best)
-            token = int(tokens[choose(logits)])
+            best, logits = candidates(self._image, result.best)
+            token = int(best[choose(logits)])
             if token == self._words.end_of_document:
                 return
             yield token

