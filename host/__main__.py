@@ -901,11 +901,11 @@ def _by_planes(image: Image, cost: TokenCycles) -> Table:
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title="Matrices by trit planes", caption_justify="left",
                   caption="cycles: derived, of the memory port for a token if it never waits")
-    for column in ("planes", "matrices", "weights", "bytes", "cycles", "share"):
+    for column in ("planes", "products", "weights", "bytes", "cycles", "share"):
         table.add_column(column, justify="right")
     for planes, found in planes_of(image).items():
         cycles = found.token_bytes / config.port_bytes / (1 - cost.refresh)
-        table.add_row(str(planes), str(found.matrices), f"{found.weights:,}", _size(found.bytes),
+        table.add_row(str(planes), str(found.products), f"{found.weights:,}", _size(found.bytes),
                       f"{cycles:,.0f}", f"{cycles / cost.cycles:.1%}")
     return table
 

@@ -1163,8 +1163,8 @@ class PlaneCount:
 
     Attributes
     ----------
-    matrices : int
-        Products: a matrix with more rows than accumulators is several.
+    products : int
+        A matrix with more rows than accumulators is several.
     weights : int
     bytes : int
         In memory, with padding.
@@ -1172,7 +1172,7 @@ class PlaneCount:
         Read for a token by dense lists; of the embedding only a column is.
     """
 
-    matrices: int = 0
+    products: int = 0
     weights: int = 0
     bytes: int = 0
     token_bytes: int = 0
@@ -1192,7 +1192,7 @@ def planes_of(image: Image) -> dict[int, PlaneCount]:
         before = found.get(planes, PlaneCount())
         read = part.bytes // (instruction.count if opens is Opcode.TOKEN else 1)
         found[planes] = PlaneCount(
-            before.matrices + 1, before.weights + part.trits // planes,
+            before.products + 1, before.weights + part.trits // planes,
             before.bytes + part.bytes, before.token_bytes + read)
     return dict(sorted(found.items()))
 

@@ -387,5 +387,5 @@ class TestCommandLine:
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
         assert (status, err) == (1, f"python -m host disassemble: {model_path}: not an image: it "
-                                    f"must begin with b'TALLY\\x00\\x02\\n', "
+                                    f"must begin with b'TALLY\\x00\\x03\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

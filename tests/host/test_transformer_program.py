@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
+import host.speed
 from host.compile import CompileError, compile_fitted, compile_model, losses, planes_of
 from host.device import DeviceError
 from host.examples import (
@@ -241,10 +242,27 @@ class TestCommands:
         assert cli.main(["compile", str(path), "--planes", "3", "--position", "9"]) == 0
         out = capsys.readouterr().out
         assert "Keys and values" in out
-        assert re.search(r"^ +3 +14 +61,440 ", out, re.MULTILINE)
+        assert re.search(r"^ +3 +18 +61,440 ", out, re.MULTILINE)
         assert cli.main(["compile", str(path), "--position", "64"]) == 1
         assert ("Option --position must be below 64, the tokens of a sequence, not 64"
                 in capsys.readouterr().err)
+
+    def test_attention(self, capsys, monkeypatch, path, tmp_path):
+        """The golden machine stands for the core: its cycles are nearly the formula's."""
+        monkeypatch.setattr(host.speed, "SimulatedTokenDevice",
+                            lambda config, report: GoldenTokenDevice(config))
+        result = tmp_path / "result.json"
+        assert cli.main(["attention", str(path), "--contexts", "4", "64", "--json",
+                         str(result)]) == 0
+        rows = json.loads(result.read_text())["rows"]
+        assert [(row["layers"], row["context"]) for row in rows] == [(1, 4), (1, 64), (2, 4),
+                                                                    (2, 64)]
+        for row in rows[:2]:
+            assert row["cycles"] == pytest.approx(row["formula_cycles"], rel=0.002)
+        assert rows[2]["cycles"] is None
+        assert rows[0]["port_utilization"] < rows[1]["port_utilization"] < 1
+        assert cli.main(["attention", str(path), "--contexts", "65"]) == 1
+        assert "must be at most 64, the context of example, not 65" in capsys.readouterr().err
 
     def test_planes_of_ternary_matrices(self, capsys):
         assert cli.main(["compile", "--planes", "3"]) == 1
