@@ -221,10 +221,8 @@ class LinkTarget(wiring.Component):
         limits = {code: self.payload_bytes // transfer_bytes(exchange.data)
                   for code, exchange in pulling.items()}
         room = Signal(range(max(limits.values()) + 1))
-        room_held = Signal.like(room)           # ... from a register
         left = Signal.like(room)
         m.d.comb += room.eq(chosen({code: C(limit) for code, limit in limits.items()}))
-        m.d.sync += room_held.eq(room)
         count = collected[8 * (longest - COUNT_BYTES):]
 
         # What is emitted is loaded as long as it may come: whether it has, is known late.
@@ -354,7 +352,7 @@ class LinkTarget(wiring.Component):
             with m.State("ANSWER"):
                 pull(asking)
             with m.State("COUNT"):
-                m.d.sync += left.eq(Mux(count > room_held, room_held, count))
+                m.d.sync += left.eq(Mux(count > room, room, count))
                 m.next = "RESULT"
                 with m.If(~ended):
                     finish(Status.WRONG_LENGTH)

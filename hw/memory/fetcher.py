@@ -274,14 +274,11 @@ class Fetcher(wiring.Component):
         free = Signal(range(self.config.queue_words + 1), init=self.config.queue_words)
         reads = self.o_reads
         allowed = Signal()
-        enough = Signal(init=1)                 # places are free for the request; from a register
-        following = Signal.like(request.transfers)
-        m.d.comb += following.eq(Mux(rest.end, 0, Mux(more, burst, left)))
         with m.If(cut):
             m.d.sync += [
                 ready.eq(1),
                 reads.p.address.eq(Cat(C(0, below), row)),
-                request.transfers.eq(following),
+                request.transfers.eq(Mux(rest.end, 0, Mux(more, burst, left))),
                 request.low.eq(Mux(first, rest.low, 0)),
                 request.high.eq(Mux(more, 0, rest.high)),
                 request.last.eq(rest.last & ~more),
@@ -293,23 +290,14 @@ class Fetcher(wiring.Component):
         with m.Elif(sent):
             m.d.sync += ready.eq(0)
         m.d.comb += [
-            allowed.eq(ready & pieces.w_rdy & enough),
+            allowed.eq(ready & pieces.w_rdy & (free >= request.transfers)),
             reads.valid.eq(allowed & ~request.end),
             reads.p.transfers.eq(request.transfers),
             sent.eq(allowed & (reads.ready | request.end)),
             pieces.w_en.eq(sent),
             pieces.w_data.eq(request),
         ]
-        # Readiness for columns depends on it, and what they come from is far away: compared a cycle
-        # ahead, for each of what this cycle may still do.
-        left_free = Signal.like(free)
-        m.d.comb += left_free.eq(free - request.transfers)
-        m.d.sync += [
-            free.eq(Mux(sent, left_free, free) + freed),
-            enough.eq(Mux(cut,
-                          Mux(sent, left_free + freed >= following, free + freed >= following),
-                          Mux(sent, 1, free + freed >= request.transfers))),
-        ]
+        m.d.sync += free.eq(free - Mux(sent, request.transfers, 0) + freed)
 
     def _deliver(self, m, pieces, piece, freed):
         """Queue what comes, and deliver it piece by piece."""

@@ -145,9 +145,6 @@ class ListMemory(wiring.Component):
         left = Signal(range(tiles + 1))         # tiles, with that one
         following = Signal(place_width)         # place of the next one
         looked_up, end = Signal(), Signal()
-        fresh = Signal()                        # ... in the cycle before: the memory delivers it
-        delivered = Signal(stored)
-        kept = Signal(stored, reset_less=True)
         looked_up_tile = Signal.like(tile.tile)
         look, walking, at_end = Signal(), Signal(), Signal()
         leaves = Signal()
@@ -157,19 +154,16 @@ class ListMemory(wiring.Component):
             at_end.eq(left == 0),
             walked.eq(walking & look & at_end),
             record_read.addr.eq(Cat(following, Mux(walking, buffer, product.buffer))),
-            # The memory is always read, and what waits is kept: `look` is known late.
-            read_port.en.eq(1),
-            delivered.eq(Mux(fresh, read_port.data, kept)),
+            read_port.en.eq(look),
             read_port.addr.eq(Cat(slot(tile.tile, position), buffer)),
         ]
-        m.d.sync += [fresh.eq(look), kept.eq(delivered)]
         with m.If(look):
             m.d.sync += [looked_up.eq(walking), end.eq(at_end), looked_up_tile.eq(tile.tile)]
         with m.If(leaves):
             m.d.sync += [
                 self.o_entries.valid.eq(looked_up),
-                self.o_entries.p.index.eq(Cat(delivered.index, looked_up_tile)),
-                self.o_entries.p.value.eq(Mux(end, 0, delivered.value)),
+                self.o_entries.p.index.eq(Cat(read_port.data.index, looked_up_tile)),
+                self.o_entries.p.value.eq(Mux(end, 0, read_port.data.value)),
                 self.o_entries.p.end.eq(end),
             ]
         with m.FSM():

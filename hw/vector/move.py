@@ -95,7 +95,9 @@ class Drain(wiring.Component):
         taking = Signal()
         draining = Signal()                     # the command is valid
         accepted, final = Signal(), Signal()    # ... a transfer, the last one of the command
-        m.submodules.scale = scale = ScaleUnit(self.config)
+        # Registers of the scale unit only move while there is work.
+        scale = ScaleUnit(self.config)
+        m.submodules.scale = EnableInserter(draining)(scale)
         scaled = scale.o
         m.d.comb += [
             scale.factor.eq(command.scalar.number),

@@ -115,11 +115,11 @@ class VectorUnit(wiring.Component):
             ]
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + 1)
-        # A register: the first word reaches the lanes two cycles after the command was taken, and
-        # the sums are cleared before that.
+        # A register, for thousands of clock enables: the first word reaches the lanes two cycles
+        # after the command was taken, and the sums are cleared before that.
         busy, working = Signal(), Signal()
         m.d.sync += working.eq(busy)
-        self._lanes(m, command, valid, squares)
+        self._lanes(m, command, valid, squares, working)
 
         magnitude = largest.largest
         bound = Signal(signed(10), reset_less=True)
@@ -192,8 +192,8 @@ class VectorUnit(wiring.Component):
                     m.next = "IDLE"
         return m
 
-    def _lanes(self, m, command, valid, squares):
-        """Join the lanes; what leaves them without work is never written."""
+    def _lanes(self, m, command, valid, squares, working):
+        """Join the lanes; their registers only move while there is work."""
         lanes = self.config.vector_lanes
         function = command.function
         subtract, add, multiply = (Signal(name=name) for name in ("subtract", "add", "multiply"))
@@ -205,13 +205,13 @@ class VectorUnit(wiring.Component):
         for first in range(0, lanes, 2):
             pair = range(first, min(first + 2, lanes))
             functions = FunctionLanes(len(pair), target=self.config.engine.target)
-            m.submodules[f"functions_{first}"] = functions
+            m.submodules[f"functions_{first}"] = EnableInserter(working)(functions)
             m.d.comb += functions.function.eq(function)
             for k, lane in enumerate(pair):
                 x, y = self.read_0.data[lane], self.read_1.data[lane]
                 adder, lmul = Bf16Adder(), LMulLane()
-                m.submodules[f"adder_{lane}"] = adder
-                m.submodules[f"lmul_{lane}"] = lmul
+                m.submodules[f"adder_{lane}"] = EnableInserter(working)(adder)
+                m.submodules[f"lmul_{lane}"] = EnableInserter(working)(lmul)
                 m.d.comb += [
                     functions.arguments[k].eq(x),
                     lmul.x.eq(x),
