@@ -251,7 +251,7 @@ class Core(wiring.Component):
             self._activations(m, sequencer, packed, ternary.i_activations)
 
         # The list's end goes both ways at once; the engine's readiness for it depends on registers.
-        listed, columns = list_memory.o_entries, self._columns(m, fetcher.i_columns)
+        listed, columns = list_memory.o_entries, fetcher.i_columns
         end = Signal()
         m.d.comb += [
             end.eq(listed.p.end),
@@ -264,21 +264,6 @@ class Core(wiring.Component):
             columns.valid.eq(asked & Mux(end, listed.valid & ternary.i_entries.ready,
                                          ternary.o_columns.valid & (~rows | places.w_rdy))),
         ]
-
-    @staticmethod
-    def _columns(m, taken):
-        """Queue columns on their way to fetching: it is far from what waits for its readiness."""
-        columns = taken.signature.flip().create()
-        m.submodules.columns = queue = fifo.SyncFIFO(width=taken.p.shape().size, depth=2)
-        m.d.comb += [
-            queue.w_data.eq(columns.p),
-            queue.w_en.eq(columns.valid),
-            columns.ready.eq(queue.w_rdy),
-            taken.p.eq(queue.r_data),
-            taken.valid.eq(queue.r_rdy),
-            queue.r_en.eq(taken.ready),
-        ]
-        return columns
 
     def _activations(self, m, sequencer, packed, activations):
         """Hand DENSE and gated lists to the walk by row, where they stay until the next one.

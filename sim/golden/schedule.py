@@ -45,7 +45,7 @@ WORD_LATENCY = 8
 #: Cycles from a MATMUL to the first entry that the engine accepts.
 LIST_LATENCY = 4
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
-COLUMN_LATENCY = 5
+COLUMN_LATENCY = 4
 #: Cycles from an instruction that is decoded behind a STORE to its first read.
 FENCE_LATENCY = 15
 #: Entries of the next product's list that the engine accepts before it begins it.
