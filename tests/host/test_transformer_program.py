@@ -315,7 +315,7 @@ class TestSimulatedCore:
         model = read_model(smollm2())
         model = dataclasses.replace(model, layers=model.layers[:1],
                                     embedding=model.embedding[:512], head=model.head[:512])
-        image = compile_fitted(model, CoreConfig(context=512))
+        image = compile_fitted(model, CoreConfig(context=256))
         equal(image, model, TOKENS[:2])
         device = SimulatedTokenDevice(image.config)
         try:
