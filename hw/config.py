@@ -324,6 +324,11 @@ class CoreConfig:
         return self.engine.port_bytes
 
     @property
+    def cache_formats(self) -> tuple[str, ...]:
+        """Formats that a cache can have: a word of e4m3 numbers must fill a transfer."""
+        return ("bf16", "e4m3") if self.port_bytes <= self.vector_lanes else ("bf16",)
+
+    @property
     def memory_bytes(self) -> int:
         """Bytes that an address can reach."""
         return 2 ** self.address_width

@@ -5,6 +5,7 @@ from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from hw.attention.unit import AttentionUnit
 from hw.common.stream import connect_stream
 from hw.config import CoreConfig
 from hw.memory.fetcher import Fetcher
@@ -102,7 +103,9 @@ class Core(wiring.Component):
         m.submodules.fetcher = fetcher = self._fetcher
         m.submodules.ternary = ternary = self._ternary
         m.submodules.list = list_memory = ListMemory(config)
-        m.submodules.vectors = vectors = VectorMemory(config, readers=(3, 2), writers=3)
+        attention = AttentionUnit(config) if config.context else None
+        m.submodules.vectors = vectors = VectorMemory(
+            config, readers=(3 + bool(config.context), 2), writers=3)
         packer, selector, vector = Packer(config), Selector(config), VectorUnit(config)
         mover, drain, top_k = self._mover, Drain(config), TopK(config)
         units = packer, selector, vector, mover, drain, top_k, sequencer
@@ -136,7 +139,12 @@ class Core(wiring.Component):
                 (sequencer.o_scale, wiring.flipped(self.o_scale)),
                 (sequencer.o_faults, wiring.flipped(self.o_faults))):
             connect_stream(m, producer, consumer)
-        for reads, users in ((vectors.reads_0, (vector.read_0, packer.read, mover.read)),
+        readers = [vector.read_0, packer.read, mover.read]
+        if attention is not None:
+            m.submodules.attention = attention
+            readers.append(attention.read)
+            self._attend(m, sequencer, fetching, fetcher, mover, attention)
+        for reads, users in ((vectors.reads_0, readers),
                              (vectors.reads_1, (vector.read_1, selector.read))):
             for port, user in zip(reads, users, strict=True):
                 wiring.connect(m, user, port)
@@ -163,8 +171,23 @@ class Core(wiring.Component):
             self.executing.eq(sequencer.executing),
         ]
         self._lists(m, sequencer, selector.o_entries, list_memory, ternary, fetcher, drain)
-        self._results(m, ternary, drain, top_k)
+        self._results(m, ternary, drain, top_k, sequencer, attention)
         return m
+
+    @staticmethod
+    def _attend(m, sequencer, fetching, fetcher, mover, attention):
+        """Join attention with the caches that are read and written for it."""
+        for producer, consumer in ((sequencer.o_attends, attention.i_commands),
+                                   (attention.o_answers, sequencer.i_attended),
+                                   (fetcher.o_cache, attention.i_vectors)):
+            connect_stream(m, producer, consumer)
+        m.d.comb += [
+            fetching.position.eq(sequencer.position),
+            mover.first.eq(sequencer.position == 0),
+            mover.asked.eq(sequencer.cache),
+            sequencer.bound.eq(mover.bound),
+            sequencer.not_finite.eq(mover.not_finite),
+        ]
 
     def _lists(self, m, sequencer, packed, list_memory, ternary, fetcher, drain):
         """Join lists from both their makers with the list memory, and that with the engine.
@@ -265,8 +288,11 @@ class Core(wiring.Component):
             ]
 
     @staticmethod
-    def _results(m, ternary, drain, top_k):
-        """Hand products to the unit that was told to take one: it stops at its product's end."""
+    def _results(m, ternary, drain, top_k, sequencer, attention):
+        """Hand products to the unit that was told to take one: it stops at its product's end.
+
+        A mixture of attention is drained as a product is; those of the engine wait.
+        """
         results = ternary.o_results
         for unit in (drain, top_k):
             m.d.comb += [
@@ -274,3 +300,11 @@ class Core(wiring.Component):
                 unit.i_results.valid.eq(results.valid),
             ]
         m.d.comb += results.ready.eq(drain.i_results.ready | top_k.i_results.ready)
+        if attention is not None:
+            with m.If(sequencer.mixing):
+                m.d.comb += [
+                    drain.i_results.p.eq(attention.o_results.p),
+                    drain.i_results.valid.eq(attention.o_results.valid),
+                    attention.o_results.ready.eq(drain.i_results.ready),
+                    results.ready.eq(0),
+                ]

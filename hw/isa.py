@@ -8,8 +8,9 @@ bit. This module imports no Amaranth.
 import dataclasses
 import enum
 
-__all__ = ["ADDRESSED", "FIELDS", "FUNCTIONS", "GATED", "INSTRUCTION_BYTES", "REGISTERS", "USED",
-           "Fault", "Function", "Instruction", "Opcode", "decode", "disassemble", "encode"]
+__all__ = ["ADDRESSED", "ATTENTION", "FIELDS", "FUNCTIONS", "GATED", "INSTRUCTION_BYTES",
+           "REGISTERS", "USED", "Fault", "Function", "Instruction", "Opcode", "decode",
+           "disassemble", "encode"]
 
 #: Bytes of an instruction in a program.
 INSTRUCTION_BYTES = 16
@@ -37,6 +38,12 @@ class Opcode(enum.IntEnum):
     LOAD = 0x02
     #: ``memory[address] = v[a]``.
     STORE = 0x03
+    #: ``v[target] = memory[address + position * 2 * count]``.
+    LOAD_AT = 0x04
+    #: ``memory[address + position * bytes] = v[a]``, as ``function`` says, or ``v[a]`` and ``v[b]``
+    #: of half the count each, if ``b`` is not 0. Cache ``constant`` of :attr:`CoreConfig.caches`
+    #: remembers the largest element; caches whose values are not mixed may share one.
+    APPEND = 0x05
     #: The list becomes one entry: the column of the token's number, with activation 1.
     TOKEN = 0x10
     #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register. TOP_K
@@ -56,10 +63,17 @@ class Opcode(enum.IntEnum):
     VECTOR = 0x20
     #: ``r[target] = 1 / sqrt(sum of squares of v[a])``, 0 for a zero vector.
     NORM = 0x21
+    #: The keys up to the position, from ``address`` on, are scored with ``target`` heads of
+    #: ``constant`` elements each, ``count`` together: those of ``v[a]``, or their first halves in
+    #: ``v[a]`` and their second ones in ``v[b]``, if ``b`` is not 0.
+    SCORE = 0x30
+    #: ``v[target]`` is what the heads that were scored last make of the values from ``address``
+    #: on, appended to cache ``a``; ``count`` and ``constant`` are those of the SCORE.
+    MIX = 0x31
 
 
 class Function(enum.IntEnum):
-    """Variants of PACK, MATMUL, DRAIN and VECTOR."""
+    """Variants of PACK, MATMUL, DRAIN and VECTOR, and formats of caches."""
 
     #: PACK: every element becomes an entry, and weights may be read before the list is known.
     DENSE = 0x01
@@ -85,6 +99,9 @@ class Function(enum.IntEnum):
     #: ``1 / (1 + exp(a))``: the share of the state that is replaced.
     SIGMOID_OF_NEGATIVE = 0x22
     SILU = 0x23
+    #: APPEND, SCORE and MIX: elements of a cache.
+    BF16 = 0x30
+    E4M3 = 0x31
 
 
 #: Fields that each opcode uses beside ``opcode``; all others must be zero.
@@ -92,6 +109,8 @@ USED = {
     Opcode.STOP: (),
     Opcode.LOAD: ("target", "count", "address"),
     Opcode.STORE: ("a", "count", "address"),
+    Opcode.LOAD_AT: ("target", "count", "address"),
+    Opcode.APPEND: ("function", "a", "b", "count", "constant", "address"),
     Opcode.TOKEN: (),
     Opcode.PACK: ("function", "target", "a", "b", "count", "constant", "address"),
     Opcode.MATMUL: ("function", "a", "b", "count", "address"),
@@ -99,6 +118,8 @@ USED = {
     Opcode.EMIT: ("a", "b", "count", "constant"),
     Opcode.VECTOR: ("function", "target", "a", "b", "count"),
     Opcode.NORM: ("target", "a", "count"),
+    Opcode.SCORE: ("function", "target", "a", "b", "count", "constant", "address"),
+    Opcode.MIX: ("function", "target", "a", "count", "constant", "address"),
 }
 
 #: Functions that each opcode with a ``function`` field takes.
@@ -109,13 +130,19 @@ FUNCTIONS = {
     Opcode.DRAIN: (Function.COPY, Function.RELU),
     Opcode.VECTOR: (Function.ADD, Function.SUBTRACT, Function.LMUL, Function.COPY, Function.RELU,
                     Function.SIGMOID_OF_NEGATIVE, Function.SILU),
+    Opcode.APPEND: (Function.BF16, Function.E4M3),
+    Opcode.SCORE: (Function.BF16, Function.E4M3),
+    Opcode.MIX: (Function.BF16, Function.E4M3),
 }
+
+#: Opcodes of a configuration with a context; they depend on the position in the sequence.
+ATTENTION = (Opcode.LOAD_AT, Opcode.APPEND, Opcode.SCORE, Opcode.MIX)
 
 #: Functions of PACK that pass the list through the gate.
 GATED = (Function.TOP_K, Function.THRESHOLD)
 
 #: Opcodes whose ``address`` is one of the memory.
-ADDRESSED = (Opcode.LOAD, Opcode.STORE, Opcode.MATMUL)
+ADDRESSED = (Opcode.LOAD, Opcode.STORE, Opcode.MATMUL, *ATTENTION)
 
 
 class Fault(enum.IntEnum):
@@ -130,6 +157,8 @@ class Fault(enum.IntEnum):
     MATRIX = 6
     NOT_FINITE = 7
     NO_PRODUCT = 8
+    CONTEXT = 9
+    HEADS = 10
 
     @property
     def sentence(self) -> str:
@@ -146,9 +175,12 @@ _SENTENCES = {
     Fault.REGISTER: "a scalar register is beyond the last one, or register 0 is written",
     Fault.MEMORY_ADDRESS: "an address is not aligned to the memory port, or beyond the memory",
     Fault.MATRIX: "a matrix has more rows, columns or planes than the engine takes, or none",
-    Fault.NOT_FINITE: "a vector to be packed holds an infinity or a NaN",
+    Fault.NOT_FINITE: "a vector to be packed, appended or scored holds an infinity or a NaN",
     Fault.NO_PRODUCT: "a product is taken that was not queued or has fewer rows left, or rows of "
                       "it are left that an EMIT, or the DRAIN of a product by row, does not take",
+    Fault.CONTEXT: "the sequence is longer than the context",
+    Fault.HEADS: "heads are none or more than the group, have more elements than attention takes "
+                 "or do not fill words and transfers, or a cache is beyond the last one",
 }
 
 

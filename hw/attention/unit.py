@@ -168,7 +168,7 @@ class AttentionUnit(wiring.Component):
             turn=Signal(range(max(2, self.turns))), row=Signal(range(max(2, self.rows))),
             first_row=Signal(), last_row=Signal(), first_token=Signal(), token_ends=Signal(),
             final=Signal())
-        last_turn, last_token, wanted = Signal(), Signal(), Signal()
+        last_turn, last_token, more, wanted = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             last_turn.eq(walk.turn == shape.last_turn),
             last_token.eq(walk.left == 1),
@@ -178,8 +178,8 @@ class AttentionUnit(wiring.Component):
             walk.token_ends.eq(source.take & walk.last_row),
             walk.final.eq(walk.token_ends & last_token),
             # What comes behind the last row belongs to the next command.
-            wanted.eq(walk.on & (walk.left != 0)
-                      & ~(source.valid & walk.last_row & last_token)),
+            more.eq((walk.left != 0) & ~(source.valid & walk.last_row & last_token)),
+            wanted.eq(walk.on & more),
             source.e4m3.eq(command.e4m3),
             source.take.eq(walk.step & last_turn),
             source.i.p.eq(self.i_vectors.p),
@@ -288,7 +288,7 @@ class AttentionUnit(wiring.Component):
             table = memory.Memory(
                 shape=_AMOUNT_WIDTH + _FACTOR_WIDTH, depth=len(words),
                 init=[amount | factor << _AMOUNT_WIDTH for amount, factor in words],
-                attrs={"rom_style": "distributed"})
+                attrs={"rom_style": "logic"})
             m.submodules[f"powers_{head}"] = table
             read, powers = its.scores.read_port(), table.read_port(domain="comb")
             pipeline = Pipeline(m, enable=C(1), valid=asks)
@@ -374,7 +374,6 @@ class AttentionUnit(wiring.Component):
             adds = at.valid
         summed = along.step(**_along(at))
         rounded = along.step(**_along(summed))
-        limit = 1 << (SCORE_WIDTH - 1)
         scores = []
         for slot in range(slots):
             values = lanes.terms[slot * count:(slot + 1) * count]
@@ -403,10 +402,13 @@ class AttentionUnit(wiring.Component):
             for turn in range(self.turns):
                 with m.If(adds & (at.turn == turn)):
                     m.d.sync += kept[turn].eq(total)
-            whole = (newest + (1 << (SCORE_GUARD - 1))) >> SCORE_GUARD
+            whole = (newest + (1 << (SCORE_GUARD - 1)))[SCORE_GUARD:]
+            beyond = whole[SCORE_WIDTH - 1:]        # all like the sign, if the score fits
+            fits = beyond.all() | ~beyond.any()
             score = Signal(signed(SCORE_WIDTH), name=f"score_{slot}", reset_less=True)
-            m.d.sync += score.eq(Mux(whole >= limit, limit - 1,
-                                     Mux(whole < -limit, -limit, whole)))
+            m.d.sync += score.eq(Mux(
+                fits, whole[:SCORE_WIDTH],
+                Cat((~whole[-1]).replicate(SCORE_WIDTH - 1), whole[-1])).as_signed())
             scores.append(score)
 
         token = Signal(range(config.context))

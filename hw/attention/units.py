@@ -13,6 +13,6 @@ _LANES = _CONFIG.attention_heads * _CONFIG.attention_elements
 
 UNITS: dict[str, Unit] = {
     "attention": Unit(unit="attention", format="bf16 and e4m3", lanes=_LANES, clock_mhz=120,
-                      bar=">= 95 MHz", build=partial(AttentionUnit, _CONFIG),
+                      bar=">= 80 MHz", build=partial(AttentionUnit, _CONFIG),
                       synthesis="-nowidelut"),
 }

@@ -24,26 +24,29 @@ _DIGIT = 4
 
 
 class Kind(enum.Enum, shape=unsigned(2)):
-    """What a fetch is; 0b11 reads as VECTOR."""
+    """What a fetch is."""
 
     WHOLE = 0b00            #: a matrix, for the gearbox
     COLUMNS = 0b01          #: the listed columns of a matrix, for the gearbox
     VECTOR = 0b10           #: a vector, for LOAD
+    CACHE = 0b11            #: vectors of a cache, for attention; without a context as VECTOR
 
 
 def _count_width(config: CoreConfig) -> int:
     # The instruction's ``count`` has 16 bits; a vector counts its words.
     columns = min(config.engine.max_columns, 2 ** 16 - 1)
-    return bits_for(max(columns, config.vector_depth // config.vector_lanes))
+    return bits_for(max(columns, config.vector_depth // config.vector_lanes, config.context))
 
 
 def fetch_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a fetch: ``count`` columns, or words of a vector, of ``size`` bytes each.
+    """Layout of a fetch: ``count`` columns, words or vectors of ``size`` bytes each.
 
     ``address`` is a multiple of ``port_bytes``. COLUMNS ignores ``count``.
     """
     engine = config.engine
     column = engine.accumulator_depth * engine.max_planes * engine.word_bytes
+    if config.context:
+        column = max(column, 2 * config.head_elements)
     return data.StructLayout({
         "kind": Kind,
         "address": config.address_width,
@@ -108,6 +111,8 @@ class Fetcher(wiring.Component):
         gearbox is where it began.
     o_vector : Out(stream) of :func:`vector_layout`
         Bytes of the vectors.
+    o_cache : Out(stream) of :func:`hw.memory.port.transfer_layout`
+        Bytes of the vectors of caches; only with a context.
 
     Raises
     ------
@@ -121,6 +126,7 @@ class Fetcher(wiring.Component):
     i_data: stream.Interface
     o_weights: stream.Interface
     o_vector: stream.Interface
+    o_cache: stream.Interface
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -132,7 +138,8 @@ class Fetcher(wiring.Component):
             "i_data": In(stream.Signature(transfer_layout(config.port_bytes))),
             "o_weights": Out(stream.Signature(port_layout(config.engine))),
             "o_vector": Out(stream.Signature(vector_layout(config))),
-        })
+        } | ({"o_cache": Out(stream.Signature(transfer_layout(config.port_bytes)))}
+             if config.context else {}))
         # Bytes move in granules, the largest power of two that divides a transfer and a word.
         self._granule = math.gcd(config.port_bytes, config.engine.word_bytes)
         self._granules = config.port_bytes // self._granule
@@ -145,7 +152,7 @@ class Fetcher(wiring.Component):
         piece = data.StructLayout({
             "transfers": bits_for(BURST_TRANSFERS), "low": granules, "high": granules,
             "last": 1, "end": 1, "vector": 1,
-        })
+        } | ({"cache": 1} if self.config.context else {}))
         m.submodules.pieces = pieces = fifo.SyncFIFO(width=piece.size, depth=PIECE_DEPTH)
         freed = Signal()                        # a transfer has left the queue's RAM
         span = self._spans(m)
@@ -207,8 +214,8 @@ class Fetcher(wiring.Component):
         for k, pair in enumerate(pairs[1:], start=1):
             total = total + (pair << (2 * _DIGIT * k))
         span = Signal(data.StructLayout({
-            "begin": self.config.address_width, "size": len(product), "asked": 1, "vector": 1}),
-            reset_less=True)
+            "begin": self.config.address_width, "size": len(product), "asked": 1, "vector": 1}
+            | ({"cache": 1} if self.config.context else {})), reset_less=True)
         with m.If(flow):
             m.d.sync += [
                 Cat(stages).eq(Cat(given, stages)),
@@ -219,6 +226,8 @@ class Fetcher(wiring.Component):
                 span.asked.eq(asks),
                 span.vector.eq(fetch.kind.as_value()[1]),
             ]
+            if self.config.context:
+                m.d.sync += span.cache.eq(fetch.kind == Kind.CACHE)
         return _Spans(valid=stages[-1], end=ends[-1], span=span, flow=flow)
 
     def _send(self, m, spans, pieces, piece, freed):
@@ -256,6 +265,8 @@ class Fetcher(wiring.Component):
                 rest.vector.eq(span.vector),
                 rest.end.eq(spans.end),
             ]
+            if self.config.context:
+                m.d.sync += rest.cache.eq(span.cache)
         with m.Elif(cut):
             m.d.sync += [held.eq(more), first.eq(0), left.eq(left - burst), row.eq(row + burst)]
 
@@ -274,6 +285,8 @@ class Fetcher(wiring.Component):
                 request.end.eq(rest.end),
                 request.vector.eq(rest.vector),
             ]
+            if self.config.context:
+                m.d.sync += request.cache.eq(rest.cache)
         with m.Elif(sent):
             m.d.sync += ready.eq(0)
         m.d.comb += [
@@ -319,15 +332,24 @@ class Fetcher(wiring.Component):
         current = Signal(piece)
         have, first, final, done = Signal(), Signal(), Signal(), Signal()
         join, finish, move = Signal(), Signal(), Signal()
+        of_cache: Value = C(0)
+        attended: Value = C(0)
+        if self.config.context:
+            of_cache = current.cache
+            attended = self.o_cache.valid & self.o_cache.ready
+            m.d.comb += [
+                self.o_cache.valid.eq(have & of_cache & queued),
+                self.o_cache.p.data.eq(queue.read_data),
+            ]
         m.d.comb += [
             final.eq(current.transfers == 1),
             move.eq(~self.o_weights.valid | self.o_weights.ready),
             join.eq(have & ~current.vector & ~current.end & queued & move),
             finish.eq(have & current.end & move),
-            self.o_vector.valid.eq(have & current.vector & queued),
+            self.o_vector.valid.eq(have & current.vector & queued & ~of_cache),
             self.o_vector.p.data.eq(queue.read_data),
             self.o_vector.p.last.eq(final & current.last),
-            consume.eq(join | (self.o_vector.valid & self.o_vector.ready)),
+            consume.eq(join | (self.o_vector.valid & self.o_vector.ready) | attended),
             done.eq(finish | (consume & final)),
             pieces.r_en.eq(~have | done),
         ]

@@ -8,6 +8,7 @@ from amaranth.utils import bits_for, exact_log2
 from hw.config import CoreConfig
 from hw.isa import (
     ADDRESSED,
+    ATTENTION,
     FIELDS,
     FUNCTIONS,
     GATED,
@@ -18,7 +19,7 @@ from hw.isa import (
     Opcode,
 )
 
-__all__ = ["Decoder", "decoded_layout"]
+__all__ = ["Decoder", "decoded_layout", "position_members"]
 
 #: Fields that hold where a vector begins. ``b`` is one only with some functions.
 _VECTORS = {
@@ -28,6 +29,10 @@ _VECTORS = {
     Opcode.DRAIN: ("target",),
     Opcode.VECTOR: ("target", "a", "b"),
     Opcode.NORM: ("a",),
+    Opcode.LOAD_AT: ("target",),
+    Opcode.APPEND: ("a", "b"),
+    Opcode.SCORE: ("a", "b"),
+    Opcode.MIX: ("target",),
 }
 _OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *GATED)
 
@@ -35,15 +40,22 @@ _OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *GATED)
 def decoded_layout(config: CoreConfig) -> data.StructLayout:
     """Layout of a decoded instruction: :data:`hw.isa.FIELDS`, ``fault``, and ``column_bytes``.
 
-    The latter are the bytes of a column, or row, of MATMUL's matrix, and of a word of any other's
-    vector.
+    The latter are the bytes of a column, or row, of MATMUL's matrix, of a vector of a cache, and of
+    a word of any other's vector. An address that depends on the position is that of the position.
     """
     engine = config.engine
     # A row is no longer: `row_columns` is at most `max_rows`.
     largest = engine.column_bytes(engine.max_rows, engine.max_planes)
+    largest = max(largest, 2 * config.vector_lanes)
+    if config.context:
+        largest = max(largest, 2 * config.head_elements)
     return data.StructLayout(FIELDS | {
-        "fault": bits_for(max(Fault)), "column_bytes": bits_for(max(largest,
-                                                                    2 * config.vector_lanes))})
+        "fault": bits_for(max(Fault)), "column_bytes": bits_for(largest)})
+
+
+def position_members(config: CoreConfig) -> dict:
+    """Members of whoever needs the position in the sequence: none without a context."""
+    return {"position": In(bits_for(config.context)), "known": In(1)} if config.context else {}
 
 
 class Decoder(wiring.Component):
@@ -63,6 +75,10 @@ class Decoder(wiring.Component):
     i : In(stream) of {instruction: 128}
         As :func:`hw.isa.encode` makes it, the first byte lowest.
     o : Out(stream) of :func:`decoded_layout`
+    position : In
+        Of the token in its sequence, at most the context; only with a context.
+    known : In(1)
+        The position is that of the instruction's pass: it is waited for.
 
     Raises
     ------
@@ -72,6 +88,8 @@ class Decoder(wiring.Component):
 
     i: stream.Interface
     o: stream.Interface
+    position: Signal
+    known: Signal
 
     def __init__(self, config: CoreConfig):
         self.config = config
@@ -82,7 +100,7 @@ class Decoder(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"instruction": 8 * INSTRUCTION_BYTES}))),
             "o": Out(stream.Signature(decoded_layout(config))),
-        })
+        } | position_members(config))
 
     def elaborate(self, platform):
         m = Module()
@@ -94,16 +112,20 @@ class Decoder(wiring.Component):
             return Cat(at.opcode == opcode for opcode in opcodes).any()
 
         # One flag for each fault, the first one lowest.
+        of_attention = (Fault.CONTEXT, Fault.HEADS) if config.context else ()
         flags = data.StructLayout({fault.name: 1 for fault in Fault
-                                   if Fault.NONE < fault <= Fault.MATRIX})
+                                   if Fault.NONE < fault <= Fault.MATRIX or fault in of_attention})
+        opcodes = [opcode for opcode in Opcode if config.context or opcode not in ATTENTION]
+        no_format = () if "e4m3" in config.cache_formats else (Function.E4M3,)
         by_row = Signal()
         m.d.comb += by_row.eq((at.opcode == Opcode.MATMUL) & (at.function == Function.BY_ROW))
         seen, found = Signal(flags), Signal(flags, reset_less=True)
         m.d.comb += [
-            seen.OPCODE.eq(~opcode_in(Opcode)),
+            seen.OPCODE.eq(~opcode_in(opcodes)),
             seen.FUNCTION.eq(Cat(
-                (at.opcode == opcode) & ~Cat(at.function == known for known in functions).any()
-                for opcode, functions in FUNCTIONS.items()).any()),
+                (at.opcode == opcode) & ~Cat(at.function == known for known in functions
+                                             if known not in no_format).any()
+                for opcode, functions in FUNCTIONS.items() if opcode in opcodes).any()),
             seen.REGISTER.eq(
                 (((at.opcode == Opcode.NORM)
                   | ((at.opcode == Opcode.PACK) & (at.function != Function.NONZERO)))
@@ -118,16 +140,21 @@ class Decoder(wiring.Component):
                     (at.count, Mux(by_row, engine.row_columns, engine.max_columns)))).any()),
         ]
         below = exact_log2(config.vector_lanes)
-        bad = [at.count == 0, at.count[:below].any()]
+        vectors = {opcode: names for opcode, names in _VECTORS.items() if opcode in opcodes}
+        parts = self._parts(opcode_in)          # vectors are of half the elements
+        elements = Mux(parts, at.count >> 1, at.count)
+        bad = [at.count == 0, elements[:below].any(), parts & at.count[0]]
         for name in ("target", "a", "b"):
-            used = opcode_in(opcode for opcode, names in _VECTORS.items() if name in names)
+            used = opcode_in(opcode for opcode, names in vectors.items() if name in names)
             if name == "b":
-                used &= Cat(at.function == function for function in _OF_TWO).any()
-            bad.append(used & (at[name][:below].any() | (at[name] + at.count
+                used &= Cat(at.function == function for function in _OF_TWO).any() | parts
+            bad.append(used & (at[name][:below].any() | (at[name] + elements
                                                          > config.vector_depth)))
         m.d.comb += seen.VECTOR_ADDRESS.eq(
-            (opcode_in(_VECTORS) & Cat(bad).any())
+            (opcode_in(vectors) & Cat(bad).any())
             | ((at.opcode == Opcode.PACK) & (at.count > config.list_depth)))
+        if config.context:
+            self._see_attention(m, at, seen, opcode_in)
 
         # Bytes of a matrix: word bytes times planes times groups times columns, one factor after
         # the other, from its lowest bit up; by row it is the other way round. A vector has two
@@ -140,17 +167,22 @@ class Decoder(wiring.Component):
         factor = Signal(len(groups), reset_less=True)
         passes = Signal(range(3), reset_less=True)      # behind the present one
         end = Signal(max(len(bytes_), len(at.address)) + 1)
+        beyond = Signal()                               # the address of the position
         m.d.comb += [
             end.eq(at.address + bytes_),
             seen.MEMORY_ADDRESS.eq(
-                opcode_in(ADDRESSED)
-                & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes))),
+                opcode_in(opcode for opcode in ADDRESSED if opcode in opcodes)
+                & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes)
+                   | beyond)),
         ]
+        places = opcode_in((Opcode.LOAD_AT, Opcode.APPEND))     # ... depends on the position
         m.d.sync += found.eq(seen)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [at[name].eq(fields[name]) for name in FIELDS]
+                if config.context:
+                    m.d.sync += beyond.eq(0)
                 with m.If(self.i.valid):
                     m.next = "BEGIN"
             with m.State("BEGIN"):
@@ -164,6 +196,19 @@ class Decoder(wiring.Component):
                 m.next = "CHECK"
                 with m.If(at.opcode == Opcode.MATMUL):
                     m.next = "MULTIPLY"
+                if config.context:
+                    size = self._cache_bytes(at)
+                    with m.Elif(opcode_in(ATTENTION)):
+                        m.d.sync += [
+                            bytes_.eq(0),
+                            term.eq(size),
+                            at.column_bytes.eq(size),
+                            passes.eq(0),
+                            factor.eq(self.position + opcode_in((Opcode.SCORE, Opcode.MIX))),
+                        ]
+                        m.next = "MULTIPLY"
+                        with m.If(~self.known):
+                            m.next = "BEGIN"
             with m.State("MULTIPLY"):
                 m.d.sync += [term.eq(term << 1), factor.eq(factor >> 1)]
                 with m.If(factor[0]):
@@ -172,6 +217,9 @@ class Decoder(wiring.Component):
                     m.d.sync += passes.eq(passes - 1)
                     with m.If(passes == 0):
                         m.next = "CHECK"
+                        if config.context:
+                            with m.If(places):
+                                m.next = "PLACE"
                     with m.Else():
                         m.d.sync += [
                             # Those of a plane first, then those of a column.
@@ -180,6 +228,16 @@ class Decoder(wiring.Component):
                             bytes_.eq(0),
                             factor.eq(Mux(passes == 2, groups, Mux(by_row, at.a, at.count))),
                         ]
+            if config.context:
+                with m.State("PLACE"):
+                    m.d.sync += [
+                        at.address.eq(end),
+                        beyond.eq(end > config.memory_bytes),
+                        bytes_.eq(self._cache_bytes(at)),
+                    ]
+                    with m.If(at.opcode == Opcode.LOAD_AT):
+                        m.d.sync += at.column_bytes.eq(2 * config.vector_lanes)
+                    m.next = "CHECK"
             with m.State("CHECK"):
                 m.next = "CHOOSE"
             with m.State("CHOOSE"):
@@ -195,3 +253,37 @@ class Decoder(wiring.Component):
                     m.d.sync += self.o.valid.eq(0)
                     m.next = "IDLE"
         return m
+
+    # Attention.
+
+    def _parts(self, opcode_in) -> Value:
+        """Tell whether a vector lies in two halves."""
+        if not self.config.context:
+            return C(0)
+        return opcode_in((Opcode.APPEND, Opcode.SCORE)) & self.o.p.b.any()
+
+    @staticmethod
+    def _cache_bytes(at) -> Value:
+        """Return the bytes of a vector at each position."""
+        elements = Mux((at.opcode == Opcode.SCORE) | (at.opcode == Opcode.MIX), at.constant,
+                       at.count)
+        return Mux((at.opcode != Opcode.LOAD_AT) & (at.function == Function.E4M3), elements,
+                   elements << 1)
+
+    def _see_attention(self, m, at, seen, opcode_in):
+        """Look at heads, caches and the position."""
+        config = self.config
+        lanes, port = config.vector_lanes, config.port_bytes
+        appends, scores = at.opcode == Opcode.APPEND, at.opcode == Opcode.SCORE
+        elements = Mux(appends, at.count, at.constant)
+        cache = Mux(appends, at.constant, Mux(scores, 0, at.a))
+        halves = scores & at.b.any()
+        bytes_ = Mux(at.function == Function.E4M3, elements, elements << 1)
+        m.d.comb += [
+            seen.CONTEXT.eq(opcode_in(ATTENTION) & (self.position >= config.context)),
+            seen.HEADS.eq(opcode_in((Opcode.APPEND, Opcode.SCORE, Opcode.MIX)) & Cat(
+                elements == 0, elements > config.head_elements, cache >= config.caches,
+                (elements & (lanes - 1)).any(), halves & (elements & (2 * lanes - 1)).any(),
+                (bytes_ & (port - 1)).any(),
+                scores & ((at.target == 0) | (at.target > config.group))).any()),
+        ]

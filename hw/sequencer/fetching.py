@@ -12,13 +12,15 @@ from hw.sequencer.program import ProgramReader, program_layout
 
 __all__ = ["Fetching"]
 
+_LOADS = (Opcode.LOAD, Opcode.LOAD_AT)
+
 
 class Fetching(wiring.Component):
     """Turns the matrices and vectors of the program into fetches, as docs/machine.md orders them.
 
     It begins with the first pass, and goes on at the start of the program behind each STOP. An
-    instruction with a fault ends it: execution will stop there. A STORE is passed when it was
-    executed.
+    instruction with a fault ends it: execution will stop there. A STORE or APPEND is passed when it
+    was executed, and what depends on the position waits for the pass to begin.
 
     Parameters
     ----------
@@ -35,7 +37,9 @@ class Fetching(wiring.Component):
         A pass begins at ``start``; only the first one since reset matters.
     start : In
     stored : In(1)
-        A STORE was executed.
+        A STORE or APPEND was executed.
+    position : In
+        Of the pass that is executed; only with a context.
     o_fetches : Out(stream) of :func:`hw.memory.fetcher.fetch_layout`
 
     Raises
@@ -53,7 +57,7 @@ class Fetching(wiring.Component):
             "begin": In(1), "start": In(exact_log2(config.program_depth)),
             "stored": In(1),
             "o_fetches": Out(stream.Signature(fetch_layout(config))),
-        })
+        } | ({"position": In(bits_for(config.context))} if config.context else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -66,12 +70,15 @@ class Fetching(wiring.Component):
         # Stores that were executed and not passed: fetching passes none before its execution.
         stores = Signal(bits_for(self.config.program_depth))
         passes_store = Signal()
+        loads = Cat(given.opcode == opcode for opcode in _LOADS).any()
         m.d.comb += [
             reader.write.eq(self.write),
             reader.instruction.eq(self.instruction),
             reader.start.eq(Mux(begun, 0, self.start)),
         ]
         m.d.sync += stores.eq(stores + self.stored - passes_store)
+        if self.config.context:
+            self._position(m, reader)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += reader.restart.eq(self.begin)
@@ -82,23 +89,26 @@ class Fetching(wiring.Component):
                 m.d.sync += [
                     fetch.address.eq(given.address),
                     fetch.size.eq(given.column_bytes),
-                    fetch.count.eq(Mux(given.opcode == Opcode.LOAD,
-                                       given.count >> exact_log2(self.config.vector_lanes),
+                    fetch.count.eq(Mux(loads, given.count >> exact_log2(self.config.vector_lanes),
                                        given.count)),
                     fetch.kind.eq(Mux(
-                        given.opcode == Opcode.LOAD, Kind.VECTOR,
+                        loads, Kind.VECTOR,
                         Mux(asked | (given.function == Function.BY_ROW), Kind.COLUMNS,
                             Kind.WHOLE))),
                 ]
+                if self.config.context:
+                    with m.If((given.opcode == Opcode.SCORE) | (given.opcode == Opcode.MIX)):
+                        m.d.sync += [fetch.count.eq(reader.position + 1),
+                                     fetch.kind.eq(Kind.CACHE)]
                 with m.If(reader.o.valid):
                     with m.If(given.fault != Fault.NONE):
                         m.next = "STOPPED"
                     with m.Else():
                         with m.Switch(given.opcode):
-                            with m.Case(Opcode.MATMUL, Opcode.LOAD):
+                            with m.Case(Opcode.MATMUL, *_LOADS, Opcode.SCORE, Opcode.MIX):
                                 m.d.sync += self.o_fetches.valid.eq(1)
                                 m.next = "FETCH"
-                            with m.Case(Opcode.STORE):
+                            with m.Case(Opcode.STORE, Opcode.APPEND):
                                 m.d.comb += [
                                     passes_store.eq(stores != 0),
                                     reader.o.ready.eq(stores != 0),
@@ -119,3 +129,18 @@ class Fetching(wiring.Component):
             with m.State("STOPPED"):
                 pass
         return m
+
+    def _position(self, m, reader):
+        """Keep the position of the pass that is walked; execution is in it, one before or behind.
+
+        That of the next pass is known when this one has ended here and that one has begun.
+        """
+        given = reader.o.p
+        ahead = Signal(2)                       # passes that have begun and not ended here
+        ends = (reader.o.valid & reader.o.ready & (given.opcode == Opcode.STOP)
+                & (given.fault == Fault.NONE))
+        position = Signal.like(self.position)
+        m.d.sync += [ahead.eq(ahead + self.begin - ends), reader.known.eq(ahead != 0)]
+        with m.If(ahead == 1):
+            m.d.sync += position.eq(self.position)
+        m.d.comb += reader.position.eq(position)

@@ -7,7 +7,7 @@ from amaranth.utils import bits_for, exact_log2
 
 from hw.config import CoreConfig
 from hw.isa import INSTRUCTION_BYTES
-from hw.sequencer.decoder import Decoder, decoded_layout
+from hw.sequencer.decoder import Decoder, decoded_layout, position_members
 
 __all__ = ["ProgramReader", "program_layout"]
 
@@ -36,6 +36,8 @@ class ProgramReader(wiring.Component):
         What was decoded is dropped; the next instruction is that at ``start``.
     start : In
     o : Out(stream) of :func:`hw.sequencer.decoder.decoded_layout`
+    position, known : In
+        As :class:`hw.sequencer.decoder.Decoder` has them.
     active : Out(1)
         A clock matters: see :attr:`hw.core.Core.active`.
 
@@ -60,7 +62,7 @@ class ProgramReader(wiring.Component):
             "restart": In(1), "start": In(exact_log2(config.program_depth)),
             "o": Out(stream.Signature(decoded_layout(config))),
             "active": Out(1),
-        })
+        } | position_members(config))
 
     def elaborate(self, platform):
         m = Module()
@@ -88,6 +90,8 @@ class ProgramReader(wiring.Component):
         with m.If(self.restart):
             m.d.sync += [found.eq(0), following.eq(self.start)]
         wiring.connect(m, decoder.o, wiring.flipped(self.o))
+        if config.context:
+            m.d.comb += [decoder.position.eq(self.position), decoder.known.eq(self.known)]
         # An instruction is decoded, the one behind it is read, and neither is wanted.
         m.d.comb += self.active.eq(~(found & self.o.valid & ~self.o.ready)
                                    | self.write | self.restart)

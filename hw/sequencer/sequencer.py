@@ -5,6 +5,7 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
+from hw.attention.unit import answer_layout, attention_layout
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.isa import FIELDS, GATED, REGISTERS, Fault, Function, Opcode
@@ -79,6 +80,17 @@ class Sequencer(wiring.Component):
     loading : Out(1)
         A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
         reach the selector, which needs what is loaded.
+    o_attends, i_attended : Out(stream), In(stream)
+        ``i_commands`` and ``o_answers`` of :class:`hw.attention.unit.AttentionUnit`. These and the
+        following are there only with a context.
+    mixing : Out(1)
+        The product of a DRAIN is the mixture of attention.
+    position : Out
+        Of the token in its sequence, at most the context.
+    cache, bound : Out, In(8)
+        Cache whose values are mixed, and the exponent field of its largest element.
+    not_finite : In(1)
+        Beside ``moved``: a vector that was appended is not finite.
     o_faults : Out(stream) of :func:`fault_layout`
         What stopped the core; only a reset starts it again.
     executing : Out
@@ -142,7 +154,13 @@ class Sequencer(wiring.Component):
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
             "loading": Out(1),
             "executing": Out(bits_for(config.program_depth)), "active": Out(1),
-        })
+        } | ({
+            "o_attends": Out(stream.Signature(attention_layout(config))),
+            "i_attended": In(stream.Signature(answer_layout())),
+            "mixing": Out(1), "position": Out(bits_for(config.context)),
+            "cache": Out(bits_for(config.caches - 1)), "bound": In(bf16.exponent_bits),
+            "not_finite": In(1),
+        } if config.context else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -231,6 +249,8 @@ class Sequencer(wiring.Component):
 
         if engine.row_columns:
             m.d.comb += self.o_products.p.by_row.eq(by_row)
+        if config.context:
+            self._position(m, now, reader)
 
         with m.If(self.o_moves.valid & self.o_moves.ready):
             m.d.sync += self.loading.eq(~self.o_moves.p.store)
@@ -243,6 +263,7 @@ class Sequencer(wiring.Component):
         with m.Elif(self.listed):
             m.d.sync += listed.eq(1)
 
+        states = _STATES | (_ATTENTION_STATES if config.context else {})
         waits = Signal()                        # for another unit, and nothing changes
         m.d.comb += self.active.eq(~waits | self.listed | self.moved | (~known & products.r_rdy))
 
@@ -283,7 +304,7 @@ class Sequencer(wiring.Component):
                         m.next = "FAULT"
                     with m.Else():
                         with m.Switch(given.opcode):
-                            for opcode, state in _STATES.items():
+                            for opcode, state in states.items():
                                 with m.Case(opcode):
                                     m.next = state
             with m.State("DONE"):
@@ -386,11 +407,91 @@ class Sequencer(wiring.Component):
                 m.d.comb += waits.eq(~done)
                 with m.If(done):
                     m.next = "DONE"
+            if config.context:
+                self._attention(m, now, scalar, fault, waits, command)
 
             command("FAULT", self.o_faults, "STOPPED")
             with m.State("STOPPED"):
                 pass
         return m
+
+    def _position(self, m, now, reader):
+        """Count tokens of the sequence, and hand what depends on them to the units."""
+        config = self.config
+        below = exact_log2(config.vector_lanes)
+        with m.If(self.i_tokens.valid & self.i_tokens.ready):
+            with m.If(self.i_tokens.p.start == 0):
+                m.d.sync += self.position.eq(0)
+            with m.Elif(self.position != config.context):
+                m.d.sync += self.position.eq(self.position + 1)
+        attends, moves = self.o_attends.p, self.o_moves.p
+        appends = now.opcode == Opcode.APPEND
+        m.d.comb += [
+            reader.position.eq(self.position),
+            reader.known.eq(1),
+            self.cache.eq(now.a),
+            attends.mix.eq(now.opcode == Opcode.MIX),
+            attends.e4m3.eq(now.function == Function.E4M3),
+            attends.tokens.eq(self.position + 1),
+            attends.bound.eq(self.bound),
+            attends.heads.eq(now.target),
+            attends.split.eq(now.b.any()),
+            attends.a.eq(now.a >> below),
+            attends.b.eq(now.b >> below),
+            attends.words.eq(now.constant >> below),
+            moves.append.eq(appends),
+            moves.e4m3.eq(now.function == Function.E4M3),
+            moves.split.eq(now.b.any()),
+            moves.second.eq(now.b >> below),
+            moves.cache.eq(now.constant),
+        ]
+        with m.If(appends):
+            m.d.comb += [moves.store.eq(1), moves.vector.eq(now.a >> below)]
+        with m.If(attends.mix):
+            m.d.comb += self.o_drains.p.words.eq(attends.words)
+
+    def _attention(self, m, now, scalar, fault, waits, command):
+        """Execute APPEND, SCORE and MIX: the heads of a mixture are drained one by one."""
+        heads = Signal.like(self.o_attends.p.heads)     # that were scored last
+        left = Signal.like(heads)
+        attended = self.i_attended
+        command("APPEND", self.o_moves, "APPENDED")
+        with m.State("APPENDED"):
+            m.d.comb += waits.eq(~self.moved)
+            m.d.sync += fault.eq(Fault.NOT_FINITE)
+            with m.If(self.moved):
+                m.next = "DONE"
+                with m.If(self.not_finite):
+                    m.next = "FAULT"
+        with m.State("ATTEND"):
+            m.d.comb += [self.o_attends.valid.eq(1), waits.eq(~self.o_attends.ready)]
+            m.d.sync += [self.o_drains.p.by_row.eq(0), left.eq(heads)]
+            with m.If(self.o_attends.ready):
+                m.next = "MIXED"
+                with m.If(now.opcode == Opcode.SCORE):
+                    m.d.sync += heads.eq(now.target)
+                    m.next = "SCORED"
+        with m.State("SCORED"):
+            m.d.comb += [attended.ready.eq(1), waits.eq(~attended.valid)]
+            m.d.sync += fault.eq(Fault.NOT_FINITE)
+            with m.If(attended.valid):
+                m.next = "DONE"
+                with m.If(attended.p.fault):
+                    m.next = "FAULT"
+        with m.State("MIXED"):
+            m.d.comb += [attended.ready.eq(1), waits.eq(~attended.valid)]
+            m.d.sync += [scalar.number.eq(attended.p.number),
+                         scalar.exponent.eq(attended.p.exponent)]
+            with m.If(attended.valid):
+                m.next = "MIX"
+        command("MIX", self.o_drains, "MIXING")
+        with m.State("MIXING"):
+            m.d.comb += [self.mixing.eq(1), waits.eq(~self.drained)]
+            with m.If(self.drained):
+                m.d.sync += [now.target.eq(now.target + now.constant), left.eq(left - 1)]
+                m.next = "MIXED"
+                with m.If(left == 1):
+                    m.next = "DONE"
 
 
 #: Where the execution of each instruction begins.
@@ -399,3 +500,5 @@ _STATES = {
     Opcode.PACK: "GATE", Opcode.MATMUL: "MATMUL", Opcode.DRAIN: "TAKE", Opcode.EMIT: "TAKE",
     Opcode.VECTOR: "VECTOR", Opcode.NORM: "VECTOR",
 }
+_ATTENTION_STATES = {Opcode.LOAD_AT: "MOVE", Opcode.APPEND: "APPEND", Opcode.SCORE: "ATTEND",
+                     Opcode.MIX: "ATTEND"}

@@ -3,8 +3,9 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import bits_for, exact_log2
 
+from hw.attention.cache import CacheWriter
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.memory.fetcher import vector_layout
@@ -33,10 +34,17 @@ def drain_layout(config: CoreConfig) -> data.StructLayout:
 
 
 def move_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number."""
+    """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number.
+
+    A STORE may ``append`` to a cache: as ``e4m3`` or bf16, in two halves if ``split``, the second
+    of which begins at ``second``; to cache ``cache``.
+    """
+    append = {"append": 1, "e4m3": 1, "split": 1, "second": address_width(config),
+              "cache": bits_for(config.caches - 1)}
     return data.StructLayout({"store": 1, "address": config.address_width,
                               "vector": address_width(config),
-                              "words": address_width(config) + 1})
+                              "words": address_width(config) + 1}
+                             | (append if config.context else {}))
 
 
 class Drain(wiring.Component):
@@ -154,10 +162,10 @@ class Drain(wiring.Component):
 
 
 class Mover(wiring.Component):
-    """LOAD and STORE of the instruction set.
+    """LOAD and STORE of the instruction set, and APPEND.
 
-    A transfer of the memory port a cycle. Cycles: :func:`sim.golden.cycles.load_cycles` and
-    :func:`sim.golden.cycles.store_cycles`.
+    A transfer of the memory port a cycle. Cycles: :func:`sim.golden.cycles.load_cycles`,
+    :func:`sim.golden.cycles.store_cycles` and :func:`sim.golden.cycles.append_cycles`.
 
     Parameters
     ----------
@@ -175,6 +183,12 @@ class Mover(wiring.Component):
     write : Out(:func:`hw.vector.memory.write_signature`)
     loaded, stored : Out(1)
         For a cycle when a LOAD, or STORE, is done: all of it was written.
+    not_finite : Out(1)
+        Beside ``stored``: what was appended holds an infinity or a NaN; only with a context.
+    first : In(1)
+        What is appended is the first vector of a sequence; only with a context.
+    asked, bound : In, Out(8)
+        As :class:`hw.attention.cache.CacheWriter` has them; only with a context.
     active : Out(1)
         A clock matters: see :attr:`hw.core.Core.active`.
 
@@ -209,7 +223,8 @@ class Mover(wiring.Component):
                                                           config.port_bytes))),
             "read": Out(read_signature(config)), "write": Out(write_signature(config)),
             "loaded": Out(1), "stored": Out(1), "active": Out(1),
-        })
+        } | ({"not_finite": Out(1), "first": In(1), "asked": In(bits_for(config.caches - 1)),
+              "bound": Out(bf16.exponent_bits)} if config.context else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -220,8 +235,16 @@ class Mover(wiring.Component):
         final = Signal()
         word = Signal(parts * bits, reset_less=True)
         writes = self.o_writes
+        last_part: Value = C(parts - 1)
+        stored: Value = self.read.data.as_value()
+        if config.context:
+            m.submodules.cache = cache = CacheWriter(config)
+            append = self._append(m, move, cache)
+            half = Signal.like(move.words)          # words of each of two halves
+            last_part = Mux(append & move.e4m3, parts // 2 - 1, parts - 1)
+            stored = Mux(append, cache.stored, stored)
         m.d.comb += [
-            final.eq(part == parts - 1),
+            final.eq(part == last_part),
             # A word is written with its last part.
             self.write.address.eq(move.vector),
             self.write.data.eq(Cat(word, self.i_vector.p.data)[-parts * bits:]),
@@ -251,9 +274,14 @@ class Mover(wiring.Component):
         with m.Elif(delay != 0):
             m.d.sync += delay.eq(delay - 1)
         with m.If(load):
-            m.d.sync += [word.eq(self.read.data), reading.eq(self.read.enable), held.eq(1)]
+            m.d.sync += [word.eq(stored), reading.eq(self.read.enable), held.eq(1)]
         with m.Elif(accepted):
             m.d.sync += [word.eq(word >> bits), held.eq(~final)]
+        if config.context:
+            m.d.comb += cache.valid.eq(load)
+            # The first half has been read but for the word that is asked for now.
+            with m.If(self.read.enable & append & move.split & (move.words == half + 1)):
+                m.d.sync += move.vector.eq(move.second)
 
         m.d.sync += [self.loaded.eq(0), self.stored.eq(0)]
         with m.FSM() as fsm:
@@ -262,6 +290,8 @@ class Mover(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.i_moves.ready.eq(1)
                 m.d.sync += move.eq(self.i_moves.p)
+                if config.context:
+                    m.d.sync += half.eq(self.i_moves.p.words >> 1)
                 with m.If(self.i_moves.valid):
                     m.next = "LOAD"
                     with m.If(self.i_moves.p.store):
@@ -292,4 +322,30 @@ class Mover(wiring.Component):
                     with m.If(writes.p.last):
                         m.d.sync += self.stored.eq(1)
                         m.next = "IDLE"
+                        if config.context:
+                            with m.If(append):
+                                m.d.sync += self.stored.eq(0)
+                                m.next = "APPEND"
+            if config.context:
+                left = Signal(range(cache.latency))
+                with m.State("APPEND"):
+                    m.d.sync += left.eq(left + 1)
+                    with m.If(left == cache.latency - 1):
+                        m.d.comb += cache.finish.eq(1)
+                        m.d.sync += [left.eq(0), self.stored.eq(1)]
+                        m.next = "IDLE"
         return m
+
+    def _append(self, m, move, cache) -> Value:
+        """Join the move with what writes caches, and return whether it appends."""
+        m.d.comb += [
+            cache.word.eq(self.read.data),
+            cache.e4m3.eq(move.e4m3),
+            cache.first.eq(self.first),
+            cache.cache.eq(move.cache),
+            cache.clear.eq(self.i_moves.ready),
+            cache.asked.eq(self.asked),
+            self.bound.eq(cache.bound),
+            self.not_finite.eq(cache.not_finite),
+        ]
+        return move.append

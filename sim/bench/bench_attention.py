@@ -96,8 +96,11 @@ class Machine:
         size = self.config.port_bytes
         return [int.from_bytes(raw[k:k + size], "little") for k in range(0, len(raw), size)]
 
-    async def score(self, q: np.ndarray, keys: np.ndarray) -> bool:
-        """Score keys as the cache holds them; return whether a fault was answered."""
+    async def score(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> bool:
+        """Score keys as the cache holds them; return whether a fault was answered.
+
+        The values are offered behind the keys, before they are asked for.
+        """
         heads, elements = q.shape
         lanes = self.config.vector_lanes
         half = elements // 2
@@ -114,13 +117,13 @@ class Machine:
             "e4m3": keys.dtype == np.uint8, "tokens": len(keys), "heads": heads, "split": split,
             "words": elements // lanes, "a": a // lanes, "b": b // lanes if split else 0}])
         first = self.commands.last_cycle
-        sending = cocotb.start_soon(self.vectors.send(self.transfers(keys)))
+        sending = cocotb.start_soon(self.vectors.send(
+            [*self.transfers(keys), *self.transfers(values)]))
         answer = (await self.answers.receive(1))[0]
         if answer.fault:
             sending.cancel()
             self.dut.i_vectors__valid.value = 0
             return True
-        await sending
         if self.stall == 0:
             assert self.answers.last_cycle - first + 1 == score_cycles(
                 self.config, elements=elements, heads=heads, tokens=len(keys),
@@ -134,7 +137,6 @@ class Machine:
         await self.commands.send([{"mix": 1, "e4m3": values.dtype == np.uint8, "tokens": tokens,
                                    "bound": bound}])
         first = self.commands.last_cycle
-        sending = cocotb.start_soon(self.vectors.send(self.transfers(values)))
         answers, integers = [], []
         for _ in range(heads):
             answers += await self.answers.receive(1)
@@ -142,7 +144,6 @@ class Machine:
             assert [transfer.last for transfer in received] == [0] * (len(received) - 1) + [1]
             integers.append([transfer.values[lane] for transfer in received
                              for lane in range(lanes)])
-        await sending
         if self.stall == 0:
             assert self.results.last_cycle - first + 1 == mix_cycles(
                 self.config, elements=elements, heads=heads, tokens=tokens,
@@ -155,7 +156,7 @@ class Machine:
                      slack: int = 0) -> None:
         """Attend, and compare with the golden function."""
         bound = min(int(value_bounds(from_cache(values))[-1]) + slack, 255)
-        assert not await self.score(q, keys)
+        assert not await self.score(q, keys, values)
         found = await self.mix(len(q), values, bound)
         expected = mix(scores(q, from_cache(keys)), from_cache(values), bound,
                        accumulator_width=self.config.engine.accumulator_width)
@@ -245,6 +246,9 @@ async def extremes(dut, stall):
     keys = zeros.copy()
     keys[:, 0] = 0xC000 + np.arange(tokens)[::-1]
     await machine.attend(q, keys, numbers(rng, (tokens, elements), 5))
+    # Weights whose sum, 1 + 253/256 + 2.5/256, is 2 when it is rounded.
+    keys[:3, 0] = [0, 0xBC80, 0xC0D6]
+    await machine.attend(q, keys[:3], numbers(rng, (3, elements), 0))
     await machine.attend(q, zeros[:1], zeros[:1])
     await machine.attend(q[:1], zeros[:1], to_cache(values[:1], "e4m3"))
 
@@ -263,5 +267,5 @@ async def queries_that_are_not_finite(dut, stall):
         keys, values = (numbers(rng, (3, elements), 0) for _ in range(2))
         broken = q.copy()
         broken[int(rng.integers(heads)), (0, -1, 1, -2)[number]] = bad
-        assert await machine.score(broken, keys)
+        assert await machine.score(broken, keys, values)
         await machine.attend(q, keys, values)

@@ -1,5 +1,6 @@
 """The core against the golden machine: each instruction, random programs, a model of two layers."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -38,6 +39,14 @@ CONFIGURATIONS = {
                             port_bytes=8),
         vector_depth=1024, program_depth=512, list_depth=128, queue_words=64, best=1,
         address_width=16),
+    # Heads take turns; weight words and vectors of caches share the queue.
+    "attention": CoreConfig(
+        engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=24, accumulator_depth=16,
+                            max_planes=3, max_batch=1, index_width=9, port_bytes=4,
+                            row_columns=64),
+        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
+        address_width=16, context=8, head_elements=16, group=3, attention_heads=2,
+        attention_elements=2, caches=5),
 }
 SLOW = ("equal",)
 DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
@@ -416,6 +425,119 @@ async def model(dut, sparse, stall):
     await driver.run([4, 49], body)
 
 
+def attending(config: CoreConfig, seed: int) -> tuple[Writer, int]:
+    """Write a program that attends to several caches; vectors of the tokens come by position.
+
+    Products of the engine are queued around what attends, and wait for it. All mixtures are
+    appended to caches of their own, so that memory has those of all positions in the end.
+    """
+    writer = Writer(config, seed)
+    rng, add = writer.rng, writer.add
+    lanes, widest = config.vector_lanes, config.group * config.head_elements
+    q, key, value, out, listed = (lanes + k * widest for k in range(5))
+    # Something before the body, which therefore begins at another instruction than a sequence.
+    add(Opcode.VECTOR, function=Function.COPY, target=out, a=0, count=lanes)
+    body = len(writer.program)
+    add(Opcode.LOAD, target=listed, count=4 * lanes, address=writer.vector(4 * lanes))
+    add(Opcode.PACK, function=Function.DENSE, target=1, a=listed, count=4 * lanes)
+    for cache in range(config.caches - 1):
+        heads = 1 + cache % config.group
+        elements = config.head_elements // (1 + cache // 3)
+        formats = [int(rng.choice([Function.BF16, Function.E4M3])) for _ in range(2)]
+        halves = elements // 2 % lanes == 0 and cache % 2
+        columns = {"a": 3 * lanes, "b": 2, "count": 4 * lanes}
+        add(Opcode.MATMUL, function=Function.BY_COLUMN, **columns,
+            address=writer.matrix(3 * lanes, 4 * lanes, 2))
+        second = elements // 2 if halves else 0
+        # Halves do not follow one another: there is a word between, or they are of two vectors.
+        for target, count in ((q, heads * elements + (lanes if halves else 0)), (key, elements),
+                              (value, elements)):
+            add(Opcode.LOAD_AT, target=target, count=count,
+                address=writer.vector(count * (config.context + 1)))
+        places = [writer.place(bytes(2 * elements * config.context)) for _ in range(2)]
+        add(Opcode.APPEND, function=formats[0], a=key, b=second and value + second, count=elements,
+            constant=config.caches - 1, address=places[0])
+        add(Opcode.SCORE, function=formats[0], target=heads, a=q,
+            b=second and q + heads * second + lanes, count=heads * elements, constant=elements,
+            address=places[0])
+        if cache % 2:
+            add(Opcode.APPEND, function=formats[1], a=value, count=elements, constant=cache,
+                address=places[1])
+            add(Opcode.MATMUL, function=Function.BY_COLUMN, **columns,
+                address=writer.matrix(3 * lanes, 4 * lanes, 2))
+        else:
+            add(Opcode.APPEND, function=formats[1], a=value, b=value + elements // 2
+                if elements // 2 % lanes == 0 else 0, count=elements, constant=cache,
+                address=places[1])
+        add(Opcode.MIX, function=formats[1], target=out, a=cache, count=heads * elements,
+            constant=elements, address=places[1])
+        for head in range(heads):
+            add(Opcode.APPEND, function=Function.BF16, a=out + head * elements, count=elements,
+                constant=config.caches - 1,
+                address=writer.place(bytes(2 * elements * config.context)))
+        for _ in range(1 + cache % 2):
+            add(Opcode.EMIT, a=1, b=0, count=3 * lanes, constant=bf16.one)
+    add(Opcode.STOP)
+    return writer, body
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]))
+async def attention(dut, latency, stall):
+    """Whole contexts, sequences that end early, and one that begins again."""
+    config = CONFIGURATIONS[bench_case()]
+    if not config.context:
+        pytest.skip("There is no attention in this case")
+    writer, body = attending(config, 1)
+    driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+    await driver.load()
+    await driver.run([1])
+    await driver.run([2, 3, 4], body)
+    await driver.run([5])
+    await driver.run(list(range(config.context - 1)), body)
+    await driver.run([6])
+    await driver.run([7], body)
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(kind=["context", "key", "query", "heads"])
+async def attention_faults(dut, kind):
+    """Tell what is wrong in attention: a sequence that is too long, vectors, heads."""
+    config = CONFIGURATIONS[bench_case()]
+    if not config.context:
+        pytest.skip("There is no attention in this case")
+    writer, body = attending(config, 2)
+    lanes = config.vector_lanes
+    broken = writer.place(np.full(config.head_elements, bf16.infinity, "<u2").tobytes())
+    at = {opcode: next(k for k, instruction in enumerate(writer.program)
+                       if instruction.opcode is opcode)
+          for opcode in (Opcode.APPEND, Opcode.SCORE, Opcode.MIX)}
+    program = list(writer.program)
+    if kind == "key":
+        place = at[Opcode.APPEND]
+        program.insert(place, Instruction(opcode=Opcode.LOAD, target=program[place].a,
+                                          count=lanes, address=broken))
+    if kind == "query":
+        place = at[Opcode.SCORE]
+        program.insert(place, Instruction(opcode=Opcode.LOAD, target=program[place].a,
+                                          count=lanes, address=broken))
+    if kind == "heads":
+        program[at[Opcode.MIX]] = dataclasses.replace(program[at[Opcode.MIX]], a=config.caches)
+    driver = Driver(dut, program, writer.contents(), latency=5)
+    await driver.load()
+    if kind == "context":
+        await driver.run([1])
+        await driver.run([2] * (config.context - 1), body)
+    first = body if kind == "context" else 0
+    await driver.begin(3, first)
+    fault = (await driver.streams["o_faults"].receive(1))[0]
+    with pytest.raises(MachineFault) as found:
+        driver.machine.run(3, first)
+    assert (fault.fault, fault.instruction) == (found.value.fault, found.value.instruction)
+    assert fault.fault == {"context": Fault.CONTEXT, "heads": Fault.HEADS}.get(
+        kind, Fault.NOT_FINITE)
+
+
 @cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(kind=["opcode", "address", "not_finite", "no_product"])
 async def faults(dut, kind):
@@ -461,7 +583,25 @@ async def faults(dut, kind):
     await driver.run([1, 2], body)
 
 
-def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list[Instruction]]]:
+def timed_attention(config: CoreConfig, cache: int) -> list[tuple]:
+    """As :func:`timed`, of attention at position 0; memory is free from ``cache`` on."""
+    lanes = config.vector_lanes
+    cases: list[tuple] = []
+    for function, heads, elements in itertools.product(
+            FUNCTIONS[Opcode.APPEND], range(1, config.group + 1), (lanes, config.head_elements)):
+        shape = {"function": function, "count": heads * elements, "constant": elements,
+                 "address": cache}
+        append = Instruction(opcode=Opcode.APPEND, function=function, a=lanes, count=elements,
+                             address=cache)
+        score = Instruction(opcode=Opcode.SCORE, target=heads, a=lanes, **shape)
+        mix = Instruction(opcode=Opcode.MIX, target=lanes, **shape)
+        cases += [(append, [], []), (score, [], []), (mix, [append, score], []),
+                  (Instruction(opcode=Opcode.LOAD_AT, target=lanes, count=elements), [], [])]
+    return cases
+
+
+def timed(config: CoreConfig, cache: int) -> list[
+        tuple[Instruction, list[Instruction], list[Instruction]]]:
     """Instructions to be timed, what comes before each, and what must come behind it."""
     lanes, engine = config.vector_lanes, config.engine
     cases = []
@@ -476,6 +616,8 @@ def timed(config: CoreConfig) -> list[tuple[Instruction, list[Instruction], list
             (Instruction(opcode=Opcode.LOAD, target=lanes, count=count), [], []),
             (Instruction(opcode=Opcode.STORE, a=lanes, count=count), [], []),
         ]
+    if config.context:
+        cases += timed_attention(config, cache)
     # The first word of the vector memory is zero.
     cases.append((Instruction(opcode=Opcode.PACK, function=Function.NONZERO, count=lanes), [], []))
     token = Instruction(opcode=Opcode.TOKEN)
@@ -506,6 +648,7 @@ async def cycles(dut):
     config = CONFIGURATIONS[bench_case()]
     writer = Writer(config, 1)
     writer.matrix(config.engine.max_rows, 8, 1)
+    cache = writer.place(bytes(2 * config.head_elements))
     stop = Instruction(opcode=Opcode.STOP)
     # Long enough for decoding, and for what is fetched, to be no part of what is measured.
     rest = [Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=0, a=0,
@@ -560,7 +703,7 @@ async def cycles(dut):
         if took != cycles:
             wrong.append(f"LOAD and {Function(function).name} of {count}: {took} cycles, "
                          f"not {cycles}")
-    for instruction, before, behind in timed(config):
+    for instruction, before, behind in timed(config, cache):
         took = await measure(before, rest, [instruction], behind, rest)
         # A product is taken in both programs, or in none; what takes it has been measured.
         took -= await measure(before, rest, behind[:-1], rest)

@@ -31,15 +31,16 @@ SHARED_BYTES = 16
 READS_AHEAD = 4096
 
 
-def _core(*, queue_words: int, **engine) -> CoreConfig:
+def _core(*, queue_words: int, context: int = 0, **engine) -> CoreConfig:
     return CoreConfig(
+        context=context,
         engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=10, **engine),
         queue_words=queue_words, vector_depth=1024, address_width=ADDRESS_WIDTH)
 
 
 #: Transfer smaller than a word, larger, and equal, where nothing is to be shifted.
 FETCHERS = {
-    "smaller": _core(queue_words=128),
+    "smaller": _core(queue_words=128, context=32),
     "larger": _core(port_bytes=32, lanes=8, packing="3in5", queue_words=64),
     "equal": _core(lanes=40, queue_words=64),
 }
@@ -435,6 +436,11 @@ class Fetch:
         return self.indices if self.kind is Kind.COLUMNS else tuple(range(self.count))
 
 
+#: Where each kind of fetch is delivered.
+_DELIVERED = {"o_weights": (Kind.WHOLE, Kind.COLUMNS), "o_vector": (Kind.VECTOR,),
+              "o_cache": (Kind.CACHE,)}
+
+
 class Machine:
     """A fetcher's streams, and a memory behind its port that answers in order."""
 
@@ -448,7 +454,8 @@ class Machine:
                                            seed=seed) for port in ("i_fetches", "i_columns")}
         self.sinks = {port: StreamSink(dut, f"{port}_{name}",
                                        getattr(spec, port).payload.shape(), stall=stall,
-                                       seed=seed) for port in ("o_weights", "o_vector")}
+                                       seed=seed)
+                      for port in spec.signature.members if port in _DELIVERED}
         #: Transfers of each read.
         self.reads: list[int] = []
         self.task = cocotb.start_soon(self._run())
@@ -484,13 +491,14 @@ class Machine:
 
     async def fetch(self, fetches: list[Fetch], *, late: int = 0) -> None:
         """Send fetches and lists, and compare all that comes, taken ``late`` cycles later."""
-        weights, vectors = [], []
+        wanted: dict[str, list] = {name: [] for name in self.sinks}
         columns: list[dict] = []
         for item in fetches:
             listed = item.kind is Kind.COLUMNS
             text = fetched_bytes(self.memory, item.address, item.size, item.columns)
             transfers = fetched_transfers(self.config, text, listed=listed)
-            (vectors if item.kind is Kind.VECTOR else weights).extend(transfers)
+            next(wanted[name] for name, kinds in _DELIVERED.items()
+                 if item.kind in kinds).extend(transfers)
             if listed:
                 columns += [{"index": index, "end": 0} for index in item.indices]
                 columns.append({"index": self._rng.randrange(1024), "end": 1})
@@ -503,19 +511,17 @@ class Machine:
             await ClockCycles(self.dut.clk, late)
             # The queue, and behind it two transfers of the RAM's read and two that are joined.
             assert 0 <= sum(self.reads) - self.config.queue_words <= 4, self.name
-        receiving = [cocotb.start_soon(self.sinks[name].receive(len(wanted)))
-                     for name, wanted in (("o_weights", weights), ("o_vector", vectors))]
-        got_weights, got_vectors = [await task for task in receiving]
+        receiving = {name: cocotb.start_soon(self.sinks[name].receive(len(transfers)))
+                     for name, transfers in wanted.items()}
+        delivered = {name: await task for name, task in receiving.items()}
         for task in sending:
             await task
         wide = self.config.port_bytes > self.config.engine.word_bytes
-        for got, (text, last, padding) in zip(got_weights, weights, strict=True):
-            assert got.data.to_bytes(self.config.port_bytes, "little")[:len(text)] == text
-            assert got.last == last
-            assert not (wide and last) or got.spare == padding
-        for got, (text, last, _) in zip(got_vectors, vectors, strict=True):
-            assert got.data.to_bytes(self.config.port_bytes, "little")[:len(text)] == text
-            assert got.last == last
+        for name, transfers in wanted.items():
+            for got, (text, last, padding) in zip(delivered[name], transfers, strict=True):
+                assert got.data.to_bytes(self.config.port_bytes, "little")[:len(text)] == text
+                assert name == "o_cache" or got.last == last
+                assert not (wide and last and name == "o_weights") or got.spare == padding
 
     def cycles(self, stream: str) -> int:
         """Count the cycles from the first fetch accepted to the last transfer of ``stream``."""
@@ -562,8 +568,11 @@ async def fetches_in_any_order(dut):
             machine = Machine(dut, name, stall=stall, seed=7)
             rng = random.Random(8)
             fetches = []
-            for kind in [*Kind, *rng.choices(list(Kind), k=15)]:
-                size = 16 if kind is Kind.VECTOR else word * rng.choice((1, 2, 3, 11, 32))
+            kinds = [kind for kind in Kind if config.context or kind is not Kind.CACHE]
+            for kind in [*kinds, *rng.choices(kinds, k=15)]:
+                size = 16
+                if kind not in (Kind.VECTOR, Kind.CACHE):
+                    size = word * rng.choice((1, 2, 3, 11, 32))
                 count = rng.choice((1, 2, 25))
                 indices = tuple(sorted(rng.sample(range(min(1024, MEMORY_BYTES // 2 // size)),
                                                   rng.choice((0, 1, 2, 20)))))

@@ -11,7 +11,18 @@ from cocotb.triggers import RisingEdge
 
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FIELDS, FUNCTIONS, GATED, USED, Fault, Function, Instruction, Opcode, encode
+from hw.isa import (
+    ATTENTION,
+    FIELDS,
+    FUNCTIONS,
+    GATED,
+    USED,
+    Fault,
+    Function,
+    Instruction,
+    Opcode,
+    encode,
+)
 from hw.sequencer.decoder import Decoder
 from hw.sequencer.list_memory import ListMemory
 from hw.sequencer.sequencer import Sequencer
@@ -29,6 +40,10 @@ CONFIGURATIONS = {
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
         vector_depth=64, list_depth=8, product_depth=1, best=1, address_width=16),
+    "attention": CoreConfig(
+        engine=EngineConfig(lanes=8, result_lanes=4, index_width=9, port_bytes=4),
+        vector_depth=256, list_depth=16, product_depth=2, best=2, address_width=14, context=32,
+        head_elements=16, caches=6),
 }
 
 
@@ -186,16 +201,29 @@ async def lists(dut, stall):
             assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(len(indices))
 
 
-def expected_fault(config: CoreConfig, instruction: Instruction) -> Fault:
+def expected_fault(config: CoreConfig, instruction: Instruction, position: int) -> Fault:
     """Return what the golden machine says of an instruction, if it says it before executing it."""
+    machine = Machine(config, 2 * encode(instruction), b"")
+    machine.position = position - 1
+    start = int(position > 0)
     try:
-        Machine(config, encode(instruction), b"").run(0)
+        machine.run(0, start)
     except MachineFault as found:
-        if found.instruction == 0 and found.fault < Fault.NOT_FINITE:
+        if found.instruction == start and found.fault not in (Fault.NOT_FINITE, Fault.NO_PRODUCT):
             return found.fault
     except HazardError:
         pass
     return Fault.NONE
+
+
+def placed_address(config: CoreConfig, instruction: Instruction, position: int) -> int:
+    """Return the address as it is decoded: at the position, for vectors that have one each."""
+    size = 2 * instruction.count
+    if not config.context or instruction.opcode not in (Opcode.LOAD_AT, Opcode.APPEND):
+        return instruction.address
+    if instruction.opcode is Opcode.APPEND and instruction.function == Function.E4M3:
+        size //= 2
+    return (instruction.address + position * size) % 2 ** 32
 
 
 def random_instruction(rng: np.random.Generator, config: CoreConfig,
@@ -228,7 +256,8 @@ def random_instruction(rng: np.random.Generator, config: CoreConfig,
             values[name] = int(rng.choice(edges))
         elif (opcode, name) in registers:
             values[name] = int(rng.integers(1, 16))
-        elif opcode is Opcode.MATMUL:
+        elif opcode is Opcode.MATMUL or (opcode, name) in (
+                (Opcode.SCORE, "target"), (Opcode.MIX, "a"), (Opcode.APPEND, "constant")):
             values[name] = int(rng.integers(1, 7))
         else:
             values[name] = int(rng.integers(1, 4)) * lanes
@@ -250,13 +279,17 @@ async def instructions(dut, stall):
             cases.append(random_instruction(rng, config, opcode))
     for opcode in FUNCTIONS:
         for function in range(256):
-            fields = {"target": 1, "b": 0}
+            fields = dict.fromkeys(("target", "a", "count"), config.vector_lanes)
             if opcode is Opcode.MATMUL:
-                fields = {"b": 1}
-            elif opcode is not Opcode.PACK:
-                fields["target"] = config.vector_lanes
-            cases.append(Instruction(opcode=opcode, function=function, a=config.vector_lanes,
-                                     count=config.vector_lanes, **fields))
+                fields["b"] = 1
+            elif opcode in (Opcode.PACK, Opcode.SCORE):
+                fields["target"] = 1
+            if opcode is Opcode.MIX:
+                fields["a"] = 1
+            if opcode in (Opcode.SCORE, Opcode.MIX):
+                fields["constant"] = config.vector_lanes
+            fields = {name: value for name, value in fields.items() if name in USED[opcode]}
+            cases.append(Instruction(opcode=opcode, function=function, **fields))
     for _ in range(60):
         # The last byte of the matrix is the memory's last one, or the next transfer's.
         rows, columns = (int(rng.integers(1, limit + 1))
@@ -272,24 +305,39 @@ async def instructions(dut, stall):
                 cases.append(Instruction(opcode=Opcode.MATMUL, function=function,
                                          address=address, **matrix))
     seen = set()
+    position = 0
     for instruction in cases:
+        if config.context:
+            position = int(rng.choice([0, 1, 5, config.context - 1, config.context]))
+            dut.position_decoder.value = position
+            waits = stall and instruction.opcode in ATTENTION and rng.integers(8) == 0
+            dut.known_decoder.value = int(not waits)
         await source.send([int.from_bytes(encode(instruction), "little")])
+        if config.context and waits:
+            # Without the position nothing is decoded that depends on it.
+            for _ in range(30):
+                await RisingEdge(dut.clk)
+                assert not dut.o_decoder__valid.value
+            dut.known_decoder.value = 1
         decoded = (await sink.receive(1))[0]
         assert {name: decoded[name] for name in FIELDS} == {
-            name: getattr(instruction, name) for name in FIELDS}
-        expected = expected_fault(config, instruction)
-        assert decoded.fault == expected, instruction
+            name: getattr(instruction, name) for name in FIELDS} | {
+            "address": placed_address(config, instruction, position)}
+        expected = expected_fault(config, instruction, position)
+        assert decoded.fault == expected, (instruction, position)
         seen.add(expected)
         if stall == 0:
             cycles = sink.last_cycle - source.last_cycle + 1
-            assert cycles == decode_cycles(config, instruction)
-    assert seen == {fault for fault in Fault if fault not in (
-        Fault.OPCODE, Fault.NOT_FINITE, Fault.NO_PRODUCT)}
+            assert cycles == decode_cycles(config, instruction, position=position)
+    missing = {Fault.NOT_FINITE, Fault.NO_PRODUCT}
+    missing |= {Fault.OPCODE} if config.context else {Fault.CONTEXT, Fault.HEADS}
+    assert seen == set(Fault) - missing
+    opcodes = {opcode for opcode in Opcode if config.context or opcode not in ATTENTION}
     for code in range(256):
         rest = int(rng.integers(1 << 60)) << 60
         await source.send([rest << 8 & ((1 << 128) - 1) | code])
         decoded = (await sink.receive(1))[0]
-        assert (decoded.fault == Fault.OPCODE) == (code not in set(Opcode))
+        assert (decoded.fault == Fault.OPCODE) == (code not in opcodes)
 
 
 class Units:
@@ -359,9 +407,10 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
         match instruction.opcode:
             case Opcode.LOAD | Opcode.STORE:
                 store = instruction.opcode is Opcode.STORE
-                assert (name, found) == ("moves", {
-                    "store": store, "address": instruction.address,
-                    "vector": (a if store else target) // lanes, "words": words})
+                assert name == "moves"
+                assert not found.get("append")
+                assert [found[field] for field in ("store", "address", "vector", "words")] == [
+                    store, instruction.address, (a if store else target) // lanes, words]
             case Opcode.TOKEN:
                 assert (name, found) == ("entries", {"index": token, "value": 1, "end": 0})
                 assert next(rest)[1]["end"] == 1
@@ -442,7 +491,8 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
 
     for _ in range(25):
         count = int(rng.integers(1, 4)) * lanes
-        opcode = rng.choice(np.array([*Opcode][1:], object))
+        opcode = rng.choice(np.array([opcode for opcode in Opcode if opcode not in ATTENTION][1:],
+                                     object))
         match opcode:
             case Opcode.LOAD:
                 values = {"target": vector(), "address": int(rng.integers(1000)) * 8}

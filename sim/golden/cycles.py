@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import GATED, Function, Instruction, Opcode
+from hw.isa import ATTENTION, GATED, Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 from sim.golden.select import select_bound
 
-__all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "axi4_read_cycles", "block_ram_memory_cycles",
-           "core_cycles", "decode_cycles", "dispatch_cycles", "drain_cycles", "engine_cycles",
-           "engine_lane_words", "engine_period", "engine_row_cycles", "engine_row_period",
-           "engine_sequence", "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles",
-           "gearbox_cycles", "instruction_cycles", "list_cycles", "load_cycles", "mix_cycles",
-           "norm_cycles", "pack_cycles", "port_transfers", "product_cycles", "score_cycles",
-           "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles",
-           "touched_transfers", "uart_cycles", "vector_cycles"]
+__all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cycles",
+           "block_ram_memory_cycles", "cache_walk", "core_cycles", "decode_cycles",
+           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
+           "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
+           "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
+           "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
+           "port_transfers", "product_cycles", "score_cycles", "select_cycles", "store_cycles",
+           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -298,8 +298,12 @@ def list_cycles(entries: int) -> int:
     return entries + 5
 
 
-def decode_cycles(config: CoreConfig, instruction: Instruction) -> int:
+def decode_cycles(config: CoreConfig, instruction: Instruction, *, position: int = 0) -> int:
     """Cycles of the decoder from an instruction accepted to its fields delivered, both included."""
+    if config.context and instruction.opcode in ATTENTION:
+        # The bytes of a vector times the position, or the number of vectors.
+        placed = instruction.opcode in (Opcode.LOAD_AT, Opcode.APPEND)
+        return 6 + (position + (not placed)).bit_length() + placed
     if instruction.opcode is not Opcode.MATMUL:
         return 5
     groups, walked = config.engine.groups(instruction.a), instruction.count
@@ -404,6 +408,16 @@ def store_cycles(config: CoreConfig, words: int) -> int:
     return (words - 1) * max(2, parts) + parts + 5
 
 
+def append_cycles(config: CoreConfig, words: int, *, cache: str) -> int:
+    """Cycles of the mover from an APPEND accepted to its end told, both included.
+
+    As :func:`store_cycles`, with half the transfers of e4m3; then the largest element is found.
+    """
+    parts = 2 * config.vector_lanes // config.port_bytes // (1 + (cache == "e4m3"))
+    levels = (config.vector_lanes - 1).bit_length()
+    return (words - 1) * max(2, parts) + parts + levels + 6
+
+
 #: Cycles from the dispatch of a DRAIN or EMIT to its unit's command: two products of scalars. They
 #: pass while the product is waited for.
 SCALAR_CYCLES = 21
@@ -417,12 +431,13 @@ LOADING_CYCLES = 2
 #: begun and its first instruction decoded.
 INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TOKEN: 4,
                       Opcode.PACK: 4, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
-                      Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2}
+                      Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2,
+                      Opcode.LOAD_AT: 2, Opcode.APPEND: 2, Opcode.SCORE: 2, Opcode.MIX: 13}
 
 
 def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
                        entries: Sequence[float] | None = None, selected: int = 0, loading: int = 0,
-                       following: Instruction | None = None) -> int:
+                       following: Instruction | None = None, position: int = 0) -> int:
     """Cycles of the core from dispatch to dispatch of the next instruction.
 
     Nothing is waited for: products are there, vectors of a LOAD were read, and memory takes a
@@ -443,15 +458,27 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
         is the first in which an entry leaves. Exact if each word has an entry.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
+    position : int
+        Of the token in its sequence.
     """
     count = instruction.count
     words = -(-count // config.vector_lanes)
     cycles = INSTRUCTION_CYCLES[instruction.opcode]
     match instruction.opcode:
-        case Opcode.LOAD:
+        case Opcode.LOAD | Opcode.LOAD_AT:
             cycles += load_cycles(config, words)
             if following is not None and following.function in GATED:
                 cycles = min(cycles, decode_cycles(config, following) + LOADING_CYCLES)
+        case Opcode.APPEND:
+            cycles += append_cycles(config, words, cache=_cache(instruction))
+        case Opcode.SCORE | Opcode.MIX:
+            unit = score_cycles if instruction.opcode is Opcode.SCORE else mix_cycles
+            elements = instruction.constant
+            cycles += unit(config, elements=elements, heads=count // elements,
+                           tokens=position + 1, cache=_cache(instruction))
+            if instruction.opcode is Opcode.MIX:
+                # A head is drained while the weights of the next one are normalized.
+                cycles += (count // elements - 1) * max(0, 9 - config.context.bit_length())
         case Opcode.STORE:
             cycles += store_cycles(config, words)
         case Opcode.PACK:
@@ -468,7 +495,20 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
             cycles += top_k_cycles(config, count, kept)
         case Opcode.NORM:
             cycles += norm_cycles(config, words)
-    return max(cycles, decode_cycles(config, following or _STOP))
+    return max(cycles, decode_cycles(config, following or _STOP, position=position))
+
+
+def cache_walk(config: CoreConfig, instruction: Instruction, position: int) -> tuple[int, int]:
+    """Cycles of the walk of a SCORE or MIX over its cache, and the transfers that it takes."""
+    elements, cache = instruction.constant, _cache(instruction)
+    walk, _ = _cache_walk(config, elements, instruction.count // elements, position + 1, cache)
+    size = elements * (1 if cache == "e4m3" else 2)
+    return walk, (position + 1) * size // config.port_bytes
+
+
+def _cache(instruction: Instruction) -> str:
+    """Return the format of an instruction's cache."""
+    return "e4m3" if instruction.function == Function.E4M3 else "bf16"
 
 
 _STOP = Instruction(opcode=Opcode.STOP)

@@ -21,6 +21,7 @@ from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.isa import (
     ADDRESSED,
+    ATTENTION,
     FUNCTIONS,
     GATED,
     INSTRUCTION_BYTES,
@@ -31,13 +32,15 @@ from hw.isa import (
     Opcode,
     decode,
 )
+from sim.golden.attention import from_cache, mix, scores, to_cache
 from sim.golden.bf16 import add, subtract, to_float32
 from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
 from sim.golden.schedule import ListCounts
 from sim.golden.trits import combine_planes, unpack_words
-from sim.golden.wina import keep_above, keep_largest, scores
+from sim.golden.wina import keep_above, keep_largest
+from sim.golden.wina import scores as gate_scores
 
 __all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 
@@ -54,6 +57,8 @@ _FUNCTIONS: dict[Function, Callable[..., NDArray[np.uint16]]] = {
     Function.SILU: _LMUL.silu,
 }
 _BINARY = (Function.ADD, Function.SUBTRACT, Function.LMUL)
+_CACHE_FORMATS = {Function.BF16: "bf16", Function.E4M3: "e4m3"}
+_CACHE_BYTES = {Function.BF16: 2, Function.E4M3: 1}
 
 
 class MachineFault(Exception):
@@ -164,6 +169,8 @@ class Machine:
         Vector memory; it is zero from power-up on.
     memory : uint8 array
     registers : list
+    position : int
+        Position of the token in its sequence; at most the context.
     fault : MachineFault or None
         What stopped the core, until :meth:`reset`.
     executed : int
@@ -191,7 +198,8 @@ class Machine:
         # The first word is zero and stays it; all others must be written before they are read.
         self._written = np.zeros(config.vector_depth, bool)
         self._written[:config.vector_lanes] = True
-        self._matrices: dict[tuple[int, int, int, int, bool], ExactProducts] = {}
+        # With the end of each matrix in memory.
+        self._matrices: dict[tuple[int, int, int, int, bool], tuple[int, ExactProducts]] = {}
         self.executed = 0
         self.trits = 0
         self.skipped = 0
@@ -206,6 +214,10 @@ class Machine:
         self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
         self._loaded: Instruction | None = None             # the LOAD just before
         self._products: deque[_Product] = deque()
+        self.position = 0
+        self._bounds: dict[int, tuple[int, int]] = {}       # of each cache: position, field
+        self._scored: NDArray[np.int32] | None = None
+        self._scored_elements = 0
         self.fault: MachineFault | None = None
 
     def run(self, token: int, start: int = 0) -> list[Emission]:
@@ -215,7 +227,8 @@ class Machine:
         ----------
         token : int
         start : int
-            Instruction to begin at.
+            Instruction to begin at. At 0 a sequence begins: the position is 0, else it is one more
+            than in the pass before.
 
         Raises
         ------
@@ -227,6 +240,8 @@ class Machine:
         if self.fault is not None:
             raise self.fault
         emissions = []
+        self.position = min(self.position + 1, self.config.context) if start else 0
+        self._scored = None
         index = start
         while True:
             instruction = self._program[index] if index < len(self._program) else None
@@ -244,7 +259,8 @@ class Machine:
                 raise HazardError(f"Instruction {index}: {error}") from None
             if emission is not None:
                 emissions.append(emission)
-            self._loaded = instruction if instruction.opcode is Opcode.LOAD else None
+            loads = instruction.opcode in (Opcode.LOAD, Opcode.LOAD_AT)
+            self._loaded = instruction if loads else None
             if instruction.opcode is Opcode.PACK and self._list is not None:
                 counts = 1, self._list.found, len(self._list.listed)
                 self.lists[index] = [sum(pair) for pair in zip(
@@ -265,8 +281,17 @@ class Machine:
     def _check(self, instruction: Instruction) -> Fault:
         """Return what the hardware would stop with before it executes the instruction."""
         config, opcode, count = self.config, instruction.opcode, instruction.count
-        if opcode in FUNCTIONS and instruction.function not in FUNCTIONS[opcode]:
+        if opcode in ATTENTION and not config.context:
+            return Fault.OPCODE
+        if opcode in FUNCTIONS and (
+                instruction.function not in FUNCTIONS[opcode]
+                or _CACHE_FORMATS.get(Function(instruction.function),
+                                      "bf16") not in config.cache_formats):
             return Fault.FUNCTION
+        if opcode in (Opcode.APPEND, Opcode.SCORE) and instruction.b:
+            if count % 2:
+                return Fault.VECTOR_ADDRESS
+            count //= 2
         for first in self._vectors_of(instruction):
             if (count == 0 or first % config.vector_lanes or count % config.vector_lanes
                     or first + count > config.vector_depth):
@@ -290,8 +315,13 @@ class Machine:
             if (not 0 < instruction.a <= rows or not 0 < instruction.b <= engine.max_planes
                     or not 0 < count <= columns):
                 return Fault.MATRIX
-        if opcode is Opcode.PACK and instruction.function != Function.NONZERO:
-            vector = self._view(instruction.a, count)
+        if opcode in ATTENTION and self.position >= config.context:
+            return Fault.CONTEXT
+        if opcode in ATTENTION and not self._heads_fit(instruction):
+            return Fault.HEADS
+        if (opcode in (Opcode.APPEND, Opcode.SCORE)
+                or (opcode is Opcode.PACK and instruction.function != Function.NONZERO)):
+            vector = self._two_parts(instruction)
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
         if opcode in (Opcode.DRAIN, Opcode.EMIT):
@@ -304,16 +334,41 @@ class Machine:
                 return Fault.NO_PRODUCT
         return Fault.NONE
 
+    def _heads_fit(self, instruction: Instruction) -> bool:
+        """Tell whether the heads and the cache of an instruction are some that there can be."""
+        config, opcode = self.config, instruction.opcode
+        if opcode is Opcode.LOAD_AT:
+            return True
+        elements = instruction.count if opcode is Opcode.APPEND else instruction.constant
+        if opcode is Opcode.SCORE and not 0 < instruction.target <= config.group:
+            return False
+        cache = {Opcode.APPEND: instruction.constant, Opcode.MIX: instruction.a}.get(opcode, 0)
+        # Of each vector that is read or written on its own.
+        halves = 2 if opcode is Opcode.SCORE and instruction.b else 1
+        return (0 < elements <= config.head_elements and cache < config.caches
+                and elements % (halves * config.vector_lanes) == 0
+                and elements * _CACHE_BYTES[Function(instruction.function)]
+                % config.port_bytes == 0)
+
+    def _two_parts(self, instruction: Instruction) -> NDArray[np.uint16]:
+        """Return ``v[a]``, or its halves in ``v[a]`` and ``v[b]``."""
+        a, b, count = instruction.a, instruction.b, instruction.count
+        if not b or instruction.opcode is Opcode.PACK:
+            return self._view(a, count)
+        return np.concatenate([self._view(first, count // 2) for first in (a, b)])
+
     def _vectors_of(self, instruction: Instruction) -> list[int]:
         """Return where each vector begins that the instruction reads or writes."""
         target, a, b = instruction.target, instruction.a, instruction.b
         match instruction.opcode:
-            case Opcode.LOAD | Opcode.DRAIN:
+            case Opcode.LOAD | Opcode.LOAD_AT | Opcode.DRAIN | Opcode.MIX:
                 return [target]
             case Opcode.STORE | Opcode.NORM:
                 return [a]
             case Opcode.PACK:
                 return [a, b] if instruction.function in GATED else [a]
+            case Opcode.APPEND | Opcode.SCORE:
+                return [a, b] if b else [a]
             case Opcode.VECTOR:
                 return [target, a, b] if instruction.function in _BINARY else [target, a]
         return []
@@ -326,7 +381,18 @@ class Machine:
                 columns, rows = rows, columns
             return instruction.address + columns * self.config.engine.column_bytes(
                 rows, instruction.b)
+        if instruction.opcode in ATTENTION:
+            return instruction.address + (self.position + 1) * self._vector_bytes(instruction)
         return instruction.address + 2 * instruction.count
+
+    @staticmethod
+    def _vector_bytes(instruction: Instruction) -> int:
+        """Return the bytes of a vector at each position."""
+        if instruction.opcode is Opcode.LOAD_AT:
+            return 2 * instruction.count
+        appends = instruction.opcode is Opcode.APPEND
+        return (_CACHE_BYTES[Function(instruction.function)]
+                * (instruction.count if appends else instruction.constant))
 
     # Instructions.
 
@@ -337,9 +403,15 @@ class Machine:
             case Opcode.LOAD:
                 self._write(target, self._bytes(instruction).view("<u2"))
             case Opcode.STORE:
-                self._bytes(instruction)[:] = self._read(a, count).astype("<u2").view(np.uint8)
-                # A matrix may have changed.
-                self._matrices.clear()
+                self._store(instruction.address, self._read(a, count))
+            case Opcode.LOAD_AT:
+                self._write(target, self._bytes(instruction)[-2 * count:].view("<u2"))
+            case Opcode.APPEND:
+                self._append(instruction)
+            case Opcode.SCORE:
+                self._score(instruction)
+            case Opcode.MIX:
+                self._mix(instruction)
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
@@ -358,6 +430,70 @@ class Machine:
                 vector = self._read(a, count)
                 self.registers[target] = _Register(int(_LMUL.inverse_norm(vector)), 0)
         return None
+
+    def _store(self, address: int, values: NDArray) -> None:
+        """Write numbers to memory, and forget the matrices that they change."""
+        stored = values.astype(values.dtype.newbyteorder("<")).view(np.uint8)
+        end = address + len(stored)
+        if end > len(self.memory):
+            raise HazardError(f"Memory up to byte {end} is used, but only {len(self.memory)} are "
+                              f"defined")
+        self.memory[address:end] = stored
+        self._matrices = {key: matrix for key, matrix in self._matrices.items()
+                          if matrix[0] <= address or key[0] >= end}
+
+    def _append(self, instruction: Instruction) -> None:
+        vector = np.concatenate([self._read(first, instruction.count // (1 + bool(instruction.b)))
+                                 for first in self._vectors_of(instruction)])
+        cached = to_cache(vector, _CACHE_FORMATS[Function(instruction.function)])
+        size = self._vector_bytes(instruction)
+        self._store(instruction.address + self.position * size, cached)
+        field = int((from_cache(cached) & np.uint16(bf16.magnitude_mask)).max()
+                    ) >> bf16.mantissa_bits
+        if self.position:
+            before = self._bounds.get(instruction.constant)
+            if before is None or before[0] < self.position - 1:
+                raise HazardError(f"Cache {instruction.constant} got no vector at position "
+                                  f"{self.position - 1}")
+            field = max(field, before[1])
+        self._bounds[instruction.constant] = self.position, field
+
+    def _cached(self, instruction: Instruction) -> NDArray[np.uint16]:
+        """Return the vectors of a cache up to the position."""
+        size = _CACHE_BYTES[Function(instruction.function)]
+        found = from_cache(self._bytes(instruction).view("<u2" if size == 2 else np.uint8))
+        if ((found & bf16.infinity) == bf16.infinity).any():
+            raise HazardError("A cache holds an infinity or a NaN")
+        return found.reshape(self.position + 1, instruction.constant)
+
+    def _score(self, instruction: Instruction) -> None:
+        heads, elements = instruction.target, instruction.constant
+        self._check_heads(instruction, heads)
+        halves = 2 if instruction.b else 1
+        q = np.concatenate([
+            self._read(first, instruction.count // halves).reshape(heads, elements // halves)
+            for first in self._vectors_of(instruction)], axis=1)
+        self._scored = scores(q, self._cached(instruction))
+        self._scored_elements = elements
+
+    def _mix(self, instruction: Instruction) -> None:
+        if self._scored is None or self._scored_elements != instruction.constant:
+            raise HazardError(f"Values of {instruction.constant} elements are mixed, but no heads "
+                              f"of so many were scored")
+        self._check_heads(instruction, len(self._scored))
+        position, bound = self._bounds.get(instruction.a, (-1, 0))
+        if position != self.position:
+            raise HazardError(f"Cache {instruction.a} is mixed, but nothing was appended to it at "
+                              f"position {self.position}")
+        mixed = mix(self._scored, self._cached(instruction), bound,
+                    accumulator_width=self.config.engine.accumulator_width)
+        self._write(instruction.target, mixed.vectors.reshape(-1))
+
+    @staticmethod
+    def _check_heads(instruction: Instruction, heads: int) -> None:
+        if instruction.count != heads * instruction.constant:
+            raise HazardError(f"{heads} heads of {instruction.constant} elements have "
+                              f"{heads * instruction.constant}, not {instruction.count}")
 
     def _pack(self, instruction: Instruction) -> None:
         vector = self._read(instruction.a, instruction.count)
@@ -378,7 +514,7 @@ class Machine:
             norms = np.ones(len(values), np.uint16)
             if instruction.b:
                 norms = self._read(instruction.b, len(values))
-            weights = scores(values, norms)
+            weights = gate_scores(values, norms)
             if function == Function.THRESHOLD:
                 kept = keep_above(weights, instruction.address)
             elif not instruction.constant:
@@ -474,8 +610,9 @@ class Machine:
             image = self._bytes(instruction).reshape(columns, planes, engine.groups(rows),
                                                      engine.word_bytes)
             weights = combine_planes(unpack_words(image, rows, engine))
-            self._matrices[key] = ExactProducts({"": weights.T if by_row else weights})
-        return self._matrices[key]
+            self._matrices[key] = (self._end(instruction), ExactProducts(
+                {"": weights.T if by_row else weights}))
+        return self._matrices[key][1]
 
     def _scalar(self, instruction: Instruction) -> _Register:
         """Return ``constant * r[a] * r[b]``, rounded after each product."""

@@ -20,6 +20,8 @@ from hw.isa import GATED, Function, Instruction, Opcode
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
+    cache_walk,
+    decode_cycles,
     drain_cycles,
     engine_cycles,
     engine_period,
@@ -44,6 +46,8 @@ WORD_LATENCY = 8
 LIST_LATENCY = 4
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
 COLUMN_LATENCY = 4
+#: Cycles from an instruction that is decoded behind a STORE to its first read.
+FENCE_LATENCY = 15
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
 #: Result transfers that the engine's queue takes before it waits.
@@ -158,7 +162,7 @@ def _in_order(earliest: NDArray[np.float64], after: float, step: float) -> NDArr
 def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: int = 0, *,
                  latency: int = 20, refresh: float = 0.0, density: float = 1.0,
                  lists: Mapping[int, ListCounts] | None = None,
-                 turnaround: int = 0) -> TokenCycles:
+                 turnaround: int = 0, position: int = 0) -> TokenCycles:
     """Cycles of a token in steady state.
 
     Parameters
@@ -178,9 +182,11 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
         What lists really held, by the index of their PACK; ``density`` is for all others.
     turnaround : int
         Cycles from STOP to the next token.
+    position : int
+        Of each token in its sequence.
     """
     counts = {index - body: count for index, count in (lists or {}).items()}
-    walk = _Walk(config, instructions[body:], latency, refresh, density, counts)
+    walk = _Walk(config, instructions[body:], latency, refresh, density, counts, position)
     for _ in range(3):
         walk.token()
         walk.now += turnaround
@@ -190,18 +196,19 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
 class _Walk:
     """Times of everything, token after token."""
 
-    def __init__(self, config, instructions, latency, refresh, density, counts):
+    def __init__(self, config, instructions, latency, refresh, density, counts, position):
         self._config = config
         self._instructions = instructions
         self._latency = latency
         self._refresh = refresh
         self._step = 1 / (1 - refresh)          # cycles of a transfer
         self._density = density
+        self._position = position
         self._counts = counts
         self.now = 0.0                          # execution
         self._idle_at = 0.0                     # the engine begins the next product
         self._listed_at = 0.0                   # ... and takes its list
-        self._fence = 0.0                       # nothing is read before
+        self._fence = 0.0                       # fetching decodes nothing before
         self._dispatched: list[float] = []
         # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
         # queue; taken by the engine.
@@ -229,15 +236,23 @@ class _Walk:
         for index, (instruction, following) in enumerate(itertools.zip_longest(
                 self._instructions, self._instructions[1:])):
             self._dispatched.append(self.now)
+            if self._fence:
+                self._fence += decode_cycles(config, instruction, position=self._position)
             counts = self._list_counts(index, instruction)
             cycles = instruction_cycles(config, instruction, kept=self._kept(instruction),
                                         entries=self._entries(instruction, counts),
                                         selected=self._selected(instruction, counts),
                                         loading=max(0, math.ceil(loaded - 1 - self.now)),
-                                        following=following)
+                                        following=following, position=self._position)
             self._execution += cycles
             match instruction.opcode:
-                case Opcode.LOAD:
+                case Opcode.SCORE | Opcode.MIX:
+                    self._multiply(len(self._queue))
+                    walk, transfers = cache_walk(config, instruction, self._position)
+                    self._read_vector(transfers, walk / transfers)
+                    # What was read last is followed by all that is no walk.
+                    self.now = max(self.now + cycles, self._left.last + cycles - walk + 1)
+                case Opcode.LOAD | Opcode.LOAD_AT:
                     self._multiply(len(self._queue))
                     transfers = 2 * instruction.count // config.port_bytes
                     self._read_vector(transfers)
@@ -245,9 +260,10 @@ class _Walk:
                     whole = load_cycles(config, words) + INSTRUCTION_CYCLES[Opcode.LOAD]
                     loaded = max(self.now + whole, self._left.last + 1 + whole - transfers)
                     self.now = self.now + cycles if cycles < whole else loaded
-                case Opcode.STORE:
+                case Opcode.STORE | Opcode.APPEND:
                     self.now += cycles
-                    self._stored += 2 * instruction.count // config.port_bytes
+                    size = 1 if instruction.function == Function.E4M3 else 2
+                    self._stored += size * instruction.count // config.port_bytes
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
                     opens = instruction.opcode
@@ -373,10 +389,13 @@ class _Walk:
                 self._taken.append(_in_order(available, after, pace))
                 done += len(word)
 
-    def _read_vector(self, transfers: int) -> None:
-        """Find the times of the transfers of a vector, which execution takes as they come."""
+    def _read_vector(self, transfers: int, pace: float = 1.0) -> None:
+        """Find the times of the transfers of a vector, which execution takes as they come.
+
+        ``pace`` are the cycles between two of them, if they are there.
+        """
         for _, arrived in self._arrivals(transfers, -math.inf):
-            self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, 1.0))
+            self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, pace))
 
     def _arrivals(self, transfers: int,
                   known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -393,7 +412,8 @@ class _Walk:
             index = np.arange(chunk, min(chunk + step, begin + transfers))
             burst_end = begin + (index - begin) // burst * burst + burst
             room = self._left.at(np.minimum(burst_end, begin + transfers) - 1 - queue)
-            sent = _in_order(np.maximum(room, max(known, self._fence)), self._sent.last, self._step)
+            fence = self._fence + FENCE_LATENCY if self._fence else 0.0
+            sent = _in_order(np.maximum(room, max(known, fence)), self._sent.last, self._step)
             self._sent.append(sent)
             yield index, sent + self._latency
 

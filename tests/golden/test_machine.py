@@ -363,8 +363,8 @@ class TestFaults:
     def test_not_finite(self, bits):
         data, _ = memory_of(np.array([0, 0x3F80, bits, 0], np.uint16))
         machine = Machine(CONFIG, program(load(4, 4, 0), pack(4, 4), STOP), data)
-        with pytest.raises(MachineFault, match=r"^Instruction 1: a vector to be packed holds an "
-                                               r"infinity or a NaN$"):
+        with pytest.raises(MachineFault, match=r"^Instruction 1: a vector to be packed, appended "
+                                               r"or scored holds an infinity or a NaN$"):
             machine.run(0)
 
     def test_works_again_after_reset(self):

@@ -12,6 +12,7 @@ from host.compile import compile_model
 from hw.config import CoreConfig, EngineConfig
 from hw.core import Core
 from hw.isa import Fault, Instruction, Opcode, encode
+from sim.bench.bench_core import CONFIGURATIONS, attending
 from sim.golden.machine import Machine, MachineFault
 from sim.golden.schedule import token_cycles
 from sim.golden.wina import Gate
@@ -97,6 +98,27 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
             for best, emission in zip(a.emissions, b.emissions, strict=True):
                 equal(best, emission)
         np.testing.assert_array_equal(profile_a, profile_b)
+
+
+def test_attention():
+    """Whole contexts and a new sequence; the cycles of a token to half a percent.
+
+    An APPEND stops fetching: what that costs is a constant here, and depends on the walk in truth.
+    """
+    config = CONFIGURATIONS["attention"]
+    writer, body = attending(config, 1)
+    code = b"".join(map(encode, writer.program))
+    golden = Machine(config, code, writer.contents())
+    passes = [(1, 0), *((token, body) for token in range(1, config.context)), (3, 0), (4, body)]
+    with VerilatedMachine(config, latency=20, refresh=0.0) as machine:
+        machine.load(code, writer.contents())
+        for run, one in zip(machine.run(passes), passes, strict=True):
+            for best, emission in zip(run.emissions, golden.run(*one), strict=True):
+                equal(best, emission)
+            if one[1]:
+                cost = token_cycles(config, writer.program, body, position=golden.position)
+                assert run.cycles == pytest.approx(cost.cycles, rel=0.005)
+        np.testing.assert_array_equal(machine.memory[:len(golden.memory)], golden.memory)
 
 
 def test_memory_is_written():
