@@ -315,8 +315,8 @@ def _parser() -> argparse.ArgumentParser:
                     "each compared with the golden machine; compare their cycles with the formula, "
                     "and derive those of the whole model.")
     attention.add_argument("model", type=Path, metavar="MODEL")
-    attention.add_argument("--contexts", type=_integer(4), nargs="+", default=[16, 64, 256, 512],
-                           metavar="TOKENS", help="(default: 16 64 256 512)")
+    attention.add_argument("--contexts", type=_integer(3), nargs="+", default=[16, 64, 128, 256],
+                           metavar="TOKENS", help="(default: 16 64 128 256)")
     attention.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     attention.set_defaults(function=_attention)
 
@@ -975,17 +975,18 @@ def _attention(console: Console, options: argparse.Namespace) -> int:
     model = read_model(options.model)
     if not isinstance(model, LlamaLM):
         raise UserError(f"{options.model}: must be a model of the Llama family")
-    most = max(options.contexts)
+    contexts = sorted(set(options.contexts))
+    most = contexts[-1]
     if most > model.attention.context:
         raise UserError(f"Option --contexts must be at most {model.attention.context}, the context "
                         f"of {model.name}, not {most}")
     base = CoreConfig(context=2 ** (most - 1).bit_length())
     layer = compile_fitted(first_layer(model), base)
     with _progress(console) as bar:
-        rows = list(measure_attention(layer, options.contexts, bar("Opening the device"),
+        rows = list(measure_attention(layer, contexts, bar("Opening the device"),
                                       bar("Running tokens")))
     whole = compile_fitted(model, base)
-    rows += attention_formula(whole, model.layer_count, options.contexts)
+    rows += attention_formula(whole, model.layer_count, contexts)
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"A token of {model.name}", caption_justify="left",
                   caption="cycles: simulated; by formula: derived; port: weights, keys and values")

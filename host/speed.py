@@ -17,7 +17,6 @@ from host.device import DeviceError
 from host.families.llama import LlamaLM
 from host.image import Image
 from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
-from hw.isa import Opcode
 from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, passes_cycles, token_cycles
 
 __all__ = ["AttentionCycles", "TokenSpeed", "attention_formula", "first_layer",
@@ -140,7 +139,7 @@ def _at_position(image: Image, position: int) -> TokenCycles:
 
 def attention_formula(image: Image, layers: int,
                       contexts: Sequence[int]) -> Iterator[AttentionCycles]:
-    """Derive what a token takes with each of some contexts, the first of which is 1."""
+    """Derive what a token takes with each of some contexts, the smallest of which is 1."""
     for context in contexts:
         cost = _at_position(image, context - 1)
         yield AttentionCycles(image.model, layers, context, None, round(cost.cycles),
@@ -149,17 +148,14 @@ def attention_formula(image: Image, layers: int,
 
 def measure_attention(image: Image, contexts: Sequence[int], building: Callable[[float, str], None],
                       running: Callable[[float, str], None]) -> Iterator[AttentionCycles]:
-    """Simulate a token with each of some contexts; the two before it bring the steady state.
-
-    The positions before these get keys and values that are left in the vector memory: passes over
-    the APPENDs of the program alone.
+    """Simulate one sequence of random tokens; yield what those with some contexts take.
 
     Parameters
     ----------
     image : Image
         Of a model with one layer.
     contexts : sequence of int
-        Each from 4 to the image's context.
+        Ascending, each from 3, which is the steady state, to the image's context.
     building, running : callable
         Called with the share that is done (0 to 1) and what is under way.
 
@@ -170,28 +166,19 @@ def measure_attention(image: Image, contexts: Sequence[int], building: Callable[
     DeviceError
         If the simulator cannot be built.
     """
-    program, body = image.program, image.program.body
-    filling = [(instruction, note) for instruction, note
-               in zip(program.instructions, program.notes, strict=True)
-               if instruction.opcode in (Opcode.APPEND, Opcode.STOP)]
-    instructions, notes = (tuple(field) for field in zip(*filling, strict=True))
-    longer = dataclasses.replace(image, program=dataclasses.replace(
-        program, instructions=program.instructions + instructions, notes=program.notes + notes))
-    fill = len(program.instructions)
     device = SimulatedTokenDevice(image.config, building)
     try:
-        for index, context in enumerate(contexts):
-            running(index / len(contexts), f"context {context}")
-            device.load(longer)
-            checked = CheckedTokens(device, longer)
-            starts = [0, *(context - 4) * [fill], *3 * [body]]
-            for token, start in enumerate(starts):
-                result = device.run(token % image.vocab, start)
-                checked.compare(token % image.vocab, result, start=start)
-            cost = _at_position(image, context - 1)
-            yield AttentionCycles(
-                image.model, 1, context, result.cycles, round(cost.cycles),
-                cost.port_utilization(image.config) * cost.cycles / result.cycles)
+        device.load(image)
+        checked = CheckedTokens(device, image)
+        tokens = np.random.default_rng(1).integers(0, image.vocab, contexts[-1]).tolist()
+        for position, token in enumerate(tokens):
+            running(position / len(tokens), f"{position} of {len(tokens)}")
+            result = checked.token(token, new=position == 0)
+            if position + 1 in contexts:
+                cost = _at_position(image, position)
+                yield AttentionCycles(
+                    image.model, 1, position + 1, result.cycles, round(cost.cycles),
+                    cost.port_utilization(image.config) * cost.cycles / result.cycles)
     finally:
         device.close()
 

@@ -148,16 +148,6 @@ class TokenDevice(abc.ABC):
         self._length += 1
         return result
 
-    def run(self, token: int, start: int) -> TokenResult:
-        """Make a pass from any instruction on, for measurements.
-
-        Raises
-        ------
-        MachineFault
-            If the device stops.
-        """
-        return self._token(token, start)
-
     @abc.abstractmethod
     def _load(self, image: Image, report: Report) -> None:
         """Reset the core, and write program and memory."""
@@ -310,14 +300,12 @@ class CheckedTokens:
             As :meth:`TokenDevice.token` does.
         """
         result = self.device.token(token, new=new, slot=slot)
-        self.compare(token, result, start=self._program.start(new=new, slot=slot))
+        self.compare(token, result, new=new, slot=slot)
         return result
 
-    def compare(self, token: int, result: TokenResult, *, new: bool = False,
-                start: int | None = None) -> None:
+    def compare(self, token: int, result: TokenResult, *, new: bool,
+                slot: int | None = None) -> None:
         """Make a pass on the golden machine; it must deliver ``result``.
-
-        It begins at instruction ``start``, or as a sequence or a token of one does.
 
         Raises
         ------
@@ -328,9 +316,7 @@ class CheckedTokens:
         self._passes += 1
         began = time.perf_counter()
         try:
-            if start is None:
-                start = self._program.start(new=new)
-            expected = self.machine.run(token, start)
+            expected = self.machine.run(token, self._program.start(new=new, slot=slot))
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error

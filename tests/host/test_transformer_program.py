@@ -274,7 +274,8 @@ class TestCommands:
 class TestSimulatedCore:
     def test_small(self, llama, bitnet):
         """Both families on a small core, and cycles beside the formula's."""
-        base = dataclasses.replace(SMALL, context=16, address_width=24, vector_depth=8192)
+        engine = dataclasses.replace(SMALL.engine, max_planes=6)
+        base = dataclasses.replace(SMALL, engine=engine, context=16, address_width=24)
         for model in (llama, bitnet):
             image = compile_fitted(model, base)
             device = SimulatedTokenDevice(image.config)
@@ -315,7 +316,7 @@ class TestSimulatedCore:
         model = read_model(smollm2())
         model = dataclasses.replace(model, layers=model.layers[:1],
                                     embedding=model.embedding[:512], head=model.head[:512])
-        image = compile_fitted(model, CoreConfig(context=512))
+        image = compile_fitted(model, CoreConfig(context=256))
         equal(image, model, TOKENS[:2])
         device = SimulatedTokenDevice(image.config)
         try:
