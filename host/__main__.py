@@ -28,7 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
-from host.compile import compile_model, compiles, losses
+from host.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
     METHODS,
@@ -41,10 +41,11 @@ from host.compress.gates import (
 from host.corpus import CorpusError, read_corpus
 from host.device import Device, DeviceError, open_device
 from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
+from host.families.llama import LlamaLM
 from host.families.mmfreelm import TernaryLM, write_model
 from host.fit import Shape, fit, largest, write_fits
 from host.fuzz import READERS, fuzz, write_outcomes
-from host.generate import Generator, GoldenGenerator, Phase, Sampler, TokenGenerator
+from host.generate import Generator, Phase, Sampler, TokenGenerator
 from host.image import Image, is_image, listing, read_image, write_image
 from host.model import (
     LanguageModel,
@@ -171,8 +172,14 @@ def _parser() -> argparse.ArgumentParser:
                           "but what a core delivers, 16)")
     run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
+    run.add_argument("--prefill", type=_integer(1), default=1, metavar="TOKENS",
+                     help="tokens of the prompt that are read together, a power of two: each "
+                          "weight is read once for them (default: 1)")
     run.add_argument("--dense", action="store_true",
                      help="leave out nothing that is zero: the same text in more cycles")
+    run.add_argument("--context", type=_integer(2), metavar="TOKENS",
+                     help=f"of a core that is made for a transformer, rounded up to a power of two "
+                          f"(default: the model's, at most {CONTEXT})")
     _add_gate(run, "of a core's lists")
     run.set_defaults(function=_run)
 
@@ -263,6 +270,11 @@ def _parser() -> argparse.ArgumentParser:
                           help="of the memory (default: 20)")
     compiler.add_argument("--refresh", type=_share, default=0.01, metavar="SHARE",
                           help="of the cycles, in which the memory pauses (default: 0.01)")
+    compiler.add_argument("--planes", type=_integer(1), metavar="N",
+                          help="of the layers' matrices of a model whose weights are not ternary "
+                               "(default: 5)")
+    compiler.add_argument("--position", type=_integer(0), default=0, metavar="TOKENS",
+                          help="of the token in its sequence, for a transformer (default: 0)")
     compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
                           help="of the columns that --sparse reads (default: 1)")
     compiler.set_defaults(function=_compile)
@@ -295,6 +307,31 @@ def _parser() -> argparse.ArgumentParser:
                        help="write docs/results/token.json and simulator.json; times the demo on a "
                             "fresh clone as well")
     speed.set_defaults(function=_speed)
+
+    attention = commands.add_parser(
+        "attention", help="measure cycles of a token by its context",
+        description="Simulate tokens of the first layer of a model of the Llama family, at its "
+                    "real size but with a small vocabulary, at several positions of a sequence, "
+                    "each compared with the golden machine; compare their cycles with the formula, "
+                    "and derive those of the whole model.")
+    attention.add_argument("model", type=Path, metavar="MODEL")
+    attention.add_argument("--contexts", type=_integer(3), nargs="+", default=[16, 64, 128, 256],
+                           metavar="TOKENS", help="(default: 16 64 128 256)")
+    attention.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    attention.set_defaults(function=_attention)
+
+    prefill = commands.add_parser(
+        "prefill", help="measure cycles of a prompt by the tokens that are read together",
+        description="Simulate a prompt of a model without attention, read in batches; each pass is "
+                    "compared with the golden machine, and its cycles with the formula.")
+    prefill.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
+    prefill.add_argument("--tokens", type=_integer(1), default=64, help="(default: 64)")
+    prefill.add_argument("--batches", type=_integer(1), nargs="+", default=[1, 2, 4, 8],
+                         metavar="TOKENS", help="(default: 1 2 4 8)")
+    prefill.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                         dest="fields", help="change a field of the core's configuration")
+    prefill.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    prefill.set_defaults(function=_prefill)
 
     disassemble = commands.add_parser("disassemble", help="print the program of an image")
     disassemble.add_argument("image", type=Path, metavar="IMAGE")
@@ -357,12 +394,6 @@ def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str
 
 
 def _run(console: Console, options: argparse.Namespace) -> int:
-    if options.device == "golden":
-        path, prompt = _model_and_prompt(options)
-        if not (path.is_file() and is_image(path)):
-            model, tokenizer = _read(path)
-            if not compiles(model):
-                return _run_golden(console, options, model, tokenizer, prompt)
     is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
     return (_run_core if is_core else _run_engine)(console, options)
 
@@ -385,27 +416,6 @@ def _write_text(console: Console, prompt: str, tokenizer: AnyTokenizer,
     if written < wanted:
         console.print("The text ends here.", style="dim")
     return written, first or time.perf_counter()
-
-
-def _run_golden(console: Console, options: argparse.Namespace, model: LanguageModel,
-                tokenizer: AnyTokenizer, prompt: str) -> int:
-    """Write text of the golden model alone, which no device computes yet."""
-    console.print(f"No program: {model.name} needs attention, for which the core has no "
-                  f"instructions. The golden model computes the same numbers.", style="dim",
-                  highlight=False, soft_wrap=True)
-    if options.gate:
-        raise UserError("Option --gate needs a model that compiles")
-    generator = GoldenGenerator(model)
-    sampler = Sampler(0.0 if options.greedy else options.temperature,
-                      40 if options.top_k is None else options.top_k, options.seed)
-    written, _ = _write_text(
-        console, prompt, tokenizer,
-        generator.generate(tokenizer.encode(prompt), options.tokens, sampler), options.tokens)
-    total = generator.prompt + generator.text
-    console.print(f"{written} tokens after {generator.prompt.tokens} of the prompt, "
-                  f"{total.seconds / total.tokens:.2f} s each, measured", style="dim",
-                  highlight=False)
-    return 0
 
 
 def _run_engine(console: Console, options: argparse.Namespace) -> int:
@@ -489,20 +499,25 @@ def _report(generator: Generator, device: Device, written: int, loading: float,
     return table
 
 
-def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None,
-           ) -> tuple[Image, AnyTokenizer, Words]:
-    """Read an image, or compile a model: dense, or as the options of ``run`` say."""
+def _image(path: Path, config: CoreConfig, options: argparse.Namespace | None = None, *,
+           fit: bool = True) -> tuple[Image, AnyTokenizer, Words]:
+    """Read an image, or compile a model: dense, or as the options of ``run`` say.
+
+    The core is as large as a transformer needs it if it is there to ``fit``.
+    """
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        if options and (options.dense or options.gate):
-            raise UserError(f"{path}: an image is as it was compiled; options --dense and --gate "
-                            f"need the model that it was made of")
+        if options and (options.dense or options.gate or options.prefill > 1):
+            raise UserError(f"{path}: an image is as it was compiled; options --dense, --gate and "
+                            f"--prefill need the model that it was made of")
         return image, Tokenizer(image.vocabulary), image.vocabulary
     model, tokenizer = _read(path)
-    image = compile_model(model, config, sparse=bool(options and not options.dense),
-                          gates=_gates(options, model) if options else None)
+    compiler = compile_fitted if fit else compile_model
+    image = compiler(model, config, sparse=bool(options and not options.dense),
+                     gates=_gates(options, model) if options else None,
+                     prefill=options.prefill if options else 1)
     return image, tokenizer, model.vocabulary
 
 
@@ -518,8 +533,13 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
             if options.device.startswith(BOARD_CORE):
                 # What a model becomes depends on the board's core.
                 device = open_token_device(options.device)
-            image, tokenizer, words = _image(path, device.config if device else CoreConfig(),
-                                             options)
+            if device and options.context:
+                raise UserError(f"Option --context must not be given for device "
+                                f"{options.device!r}: its core is as it is")
+            context = 2 ** (options.context - 1).bit_length() if options.context else 0
+            image, tokenizer, words = _image(
+                path, device.config if device else CoreConfig(context=context), options,
+                fit=device is None)
             most = image.config.best
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "
@@ -566,7 +586,8 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
     if checked:
         machine = checked.machine
         cost = token_cycles(config, image.program.instructions, image.program.body,
-                            latency=LATENCY, refresh=REFRESH, lists=machine.list_counts())
+                            latency=LATENCY, refresh=REFRESH, lists=machine.list_counts(),
+                            position=total.tokens // 2)
         table.add_row("... by the formula", f"{cost.cycles:,.0f}",
                       f"derived; {cost.cycles / cycles - 1:+.2%}")
         trits = machine.trits / total.tokens
@@ -586,7 +607,8 @@ def _core_report(generator: TokenGenerator, device: TokenDevice, checked: Checke
                           "derived: gate not zero")
     table.add_row("Bytes moved per token",
                   _size(config.port_bytes * total.transfers / total.tokens), device.evidence)
-    table.add_row("Image on the device", _size(len(image.memory)), "derived")
+    caches = f"; {_size(image.room)} for {image.context:,} keys and values" * bool(image.context)
+    table.add_row("Image on the device", _size(len(image.memory)), f"derived{caches}")
     table.add_row("First token after", f"{first:.1f} s", f"measured; loading {loading:.1f} s")
     table.add_row("Time per token", f"{total.seconds / total.tokens:.2f} s",
                   f"measured; {total.seconds:.1f} s in all")
@@ -806,15 +828,24 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
     model = read_model(options.model)
+    if options.planes:
+        model = _with_planes(model, options.planes)
     base = _core_board(options.board).config if options.board else CoreConfig()
-    image = compile_model(model, _core_config(base, options.fields), sparse=options.sparse,
-                          gates=_gates(options, model))
+    image = (compile_model if options.board else compile_fitted)(
+        model, _core_config(base, options.fields), sparse=options.sparse,
+        gates=_gates(options, model))
     if options.listing:
         print(listing(image.program))
+    if image.context <= options.position != 0:
+        raise UserError(f"Option --position must be below {image.context}, the tokens of a "
+                        f"sequence, not {options.position}")
     cost = token_cycles(image.config, image.program.instructions, image.program.body,
-                        latency=options.latency, refresh=options.refresh, density=options.density)
+                        latency=options.latency, refresh=options.refresh, density=options.density,
+                        position=options.position)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
-                                     f"{options.refresh:.1%} refresh"))
+                                     f"{options.refresh:.1%} refresh"
+                                     + f", position {options.position}" * bool(image.context)))
+    console.print(_by_planes(image, cost))
     for note in model.notes:
         console.print(note, markup=False, highlight=False)
     if options.output:
@@ -841,16 +872,41 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
         useful = BITS_PER_TRIT / 8 * sum(part.trits for part in parts)
         table.add_row(what, _size(sum(part.bytes for part in parts)),
                       f"{len(parts)}" + (f"; {_size(useful)} without padding" if useful else ""))
+    if image.context:
+        table.add_row("Keys and values", _size(image.room), f"of {image.context:,} tokens")
     table.add_row("Cycles per token", f"{cost.cycles:,.0f}", f"derived: {memory}")
     for name, cycles in (("memory port", cost.port), ("engine", cost.engine),
                          ("vector unit and lists", cost.execution)):
         table.add_row(f"... the {name} alone", f"{cycles:,.0f}", "derived")
     table.add_row("What binds", cost.limit, "")
-    table.add_row("Weight port used", f"{cost.port_utilization(config):.2%}",
+    table.add_row("Memory port, useful", f"{cost.port_utilization(config):.2%}",
                   f"derived, of {config.port_bytes} bytes a cycle without refresh")
     for reason, share in losses(image, cost):
         if share >= 0.0005:
             table.add_row("... lost", f"{share:.2%}", reason)
+    return table
+
+
+def _with_planes(model: LanguageModel, planes: int) -> LanguageModel:
+    """Change the trit planes of a model whose weights were not ternary."""
+    if not isinstance(model, LlamaLM):
+        raise UserError(f"Option --planes needs a model of the Llama family: the matrices of "
+                        f"{model.name} are ternary")
+    return dataclasses.replace(model, planes=planes)
+
+
+def _by_planes(image: Image, cost: TokenCycles) -> Table:
+    """List matrices by the number of their trit planes."""
+    config = image.config
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title="Matrices by trit planes", caption_justify="left",
+                  caption="cycles: derived, of the memory port for a token if it never waits")
+    for column in ("planes", "products", "weights", "bytes", "cycles", "share"):
+        table.add_column(column, justify="right")
+    for planes, found in planes_of(image).items():
+        cycles = found.token_bytes / config.port_bytes / (1 - cost.refresh)
+        table.add_row(str(planes), str(found.products), f"{found.weights:,}", _size(found.bytes),
+                      f"{cycles:,.0f}", f"{cycles / cost.cycles:.1%}")
     return table
 
 
@@ -908,6 +964,76 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
         command = " ".join(["python -m host", *sys.argv[1:]])
         for path in write_records(command, image, measured, seconds):
             console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+# attention
+
+def _attention(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import attention_formula, first_layer, measure_attention, write_attention
+
+    model = read_model(options.model)
+    if not isinstance(model, LlamaLM):
+        raise UserError(f"{options.model}: must be a model of the Llama family")
+    contexts = sorted(set(options.contexts))
+    most = contexts[-1]
+    if most > model.attention.context:
+        raise UserError(f"Option --contexts must be at most {model.attention.context}, the context "
+                        f"of {model.name}, not {most}")
+    base = CoreConfig(context=2 ** (most - 1).bit_length())
+    layer = compile_fitted(first_layer(model), base)
+    with _progress(console) as bar:
+        rows = list(measure_attention(layer, contexts, bar("Opening the device"),
+                                      bar("Running tokens")))
+    whole = compile_fitted(model, base)
+    rows += attention_formula(whole, model.layer_count, contexts)
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"A token of {model.name}", caption_justify="left",
+                  caption="cycles: simulated; by formula: derived; port: weights, keys and values")
+    for column in ("layers", "context", "cycles", "by formula", "", "port"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(str(row.layers), str(row.context),
+                      f"{row.cycles:,}" if row.cycles else "", f"{row.formula_cycles:,}",
+                      f"{row.formula_cycles / row.cycles - 1:+.2%}" if row.cycles else "",
+                      f"{row.port_utilization:.2%}")
+    console.print(table)
+    if options.json:
+        write_attention(options.json, " ".join(["python -m host", *sys.argv[1:]]),
+                        [layer, whole], rows)
+    return 0
+
+
+# prefill
+
+def _prefill(console: Console, options: argparse.Namespace) -> int:
+    from host.speed import measure_prefill, write_prefill
+
+    for batch in options.batches:
+        if options.tokens % batch:
+            raise UserError(f"Option --batches must divide the {options.tokens} tokens of the "
+                            f"prompt, which {batch} does not")
+    model = read_model(options.model)
+    # One core for all of them, so that its clock and its memories are the same.
+    core = compile_fitted(model, _core_config(CoreConfig(), options.fields),
+                          prefill=max(options.batches)).config
+    images = [compile_model(model, core, prefill=batch) for batch in options.batches]
+    with _progress(console) as bar:
+        rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
+                                    bar("Reading prompts")))
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"A prompt of {options.tokens} tokens, {model.name}",
+                  caption_justify="left", caption=f"cycles: simulated; by formula: derived; "
+                                                  f"port of {core.port_bytes} bytes")
+    for column in ("tokens at once", "cycles", "by formula", "", "speedup"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(str(row.batch), f"{row.cycles:,}", f"{row.formula_cycles:,}",
+                      f"{row.formula_cycles / row.cycles - 1:+.2%}",
+                      f"{rows[0].cycles / row.cycles:.2f}")
+    console.print(table)
+    if options.json:
+        write_prefill(options.json, " ".join(["python -m host", *sys.argv[1:]]), images[0], rows)
     return 0
 
 

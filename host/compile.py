@@ -13,6 +13,11 @@ network's order: before the first product is queued, behind it, or behind a drai
 is read with all transfers of the port that it touches; so the rows of all matrices of such a list
 are divided into products whose columns are whole transfers.
 
+**Places.** Elements of a vector lie in the order that instructions want, filled up with zeros to
+whole words and transfers; rows and columns of matrices, and constants, follow. Heads that are
+turned have all their first halves in front of their second ones, so that a VECTOR turns all heads
+at once; other heads lie one behind the other.
+
 **Vector memory.** Its first word is zero from power-up on and never written. From it, a new
 sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
 been read for the last time; a step may write its result over an operand that nobody reads again.
@@ -28,6 +33,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,15 +42,17 @@ from host.device import DeviceError, pack_matrix, planes_needed
 from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
-from hw.config import CoreConfig
-from hw.isa import REGISTERS, Function, Instruction, Opcode
+from hw.config import TILE, CoreConfig
+from hw.isa import REGISTERS, Batch, Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import VECTORS, Kind, Value
 from sim.golden.schedule import TokenCycles
 from sim.golden.trits import pack_words, planes
+from sim.golden.wina import Gate
 
-__all__ = ["CompileError", "compile_model", "compiles", "losses"]
+__all__ = ["CONTEXT", "CompileError", "PlaneCount", "compile_fitted", "compile_model", "losses",
+           "planes_of"]
 
 # Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
 _EXPONENT = 1
@@ -54,11 +62,21 @@ class CompileError(DeviceError):
     """A model does not fit a configuration; the message is one sentence."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Rows:
-    """Rows of a step's matrix; ``first`` is the first of them."""
+    """Rows of a step's matrix; ``first`` is the first of them.
+
+    Attributes
+    ----------
+    matrix : integer array, shape (rows, columns)
+        All of them, laid out.
+    trits : int array, shape (rows,)
+        Elements of each row that are not there to fill up.
+    """
 
     step: Value
+    matrix: NDArray[np.integer]
+    trits: NDArray[np.int64]
     first: int
     count: int
 
@@ -66,7 +84,7 @@ class _Rows:
     def name(self) -> str:
         """Name of the matrix, with the rows unless these are all."""
         name = self.step.weights.name
-        whole = self.count == len(self.step.weights.weights)
+        whole = self.count == len(self.matrix)
         return name if whole else f"{name}[{self.first}:{self.end}]"
 
     @property
@@ -75,9 +93,19 @@ class _Rows:
         return self.first + self.count
 
     @property
+    def last(self) -> bool:
+        """Whether no row of the matrix is behind them."""
+        return self.end == len(self.matrix)
+
+    @property
     def weights(self) -> NDArray[np.integer]:
         """These rows of the matrix."""
-        return self.step.weights.weights[self.first:self.end]
+        return self.matrix[self.first:self.end]
+
+    @property
+    def elements(self) -> int:
+        """Elements of these rows that are not there to fill up."""
+        return int(self.trits[self.first:self.end].sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +146,6 @@ class _Action:
     live: Value | None = None
 
 
-def _all_rows(step: Value) -> _Rows:
-    return _Rows(step, 0, len(step.weights.weights))
-
-
 def _name(rows: Sequence[_Rows]) -> str:
     return " + ".join(part.name for part in rows)
 
@@ -133,9 +157,10 @@ def _split(rows: Sequence[_Rows], count: int) -> tuple[list[_Rows], list[_Rows]]
         taken = min(count, part.count)
         count -= taken
         if taken:
-            first.append(_Rows(part.step, part.first, taken))
+            first.append(dataclasses.replace(part, count=taken))
         if taken < part.count:
-            rest.append(_Rows(part.step, part.first + taken, part.count - taken))
+            rest.append(dataclasses.replace(part, first=part.first + taken,
+                                            count=part.count - taken))
     return first, rest
 
 
@@ -150,6 +175,7 @@ class _Memory:
         self._config = config
         self._data = bytearray()
         self.parts: list[Part] = []
+        self.room = 0                           # bytes of caches
 
     def by_column(self, rows: Sequence[_Rows], *, token: bool = False) -> list[_Product]:
         """Pack rows, one below the other; pack_matrix proves that no accumulator overflows."""
@@ -159,7 +185,7 @@ class _Memory:
         for _, count, image in packed.blocks:
             parts, rest = _split(rest, count)
             address = self._add(_name(parts), "trits", image.tobytes(),
-                                count * packed.columns * packed.planes)
+                                sum(part.elements for part in parts) * packed.planes)
             products.append(_Product(_name(parts), address, tuple(parts), packed.columns,
                                      packed.planes))
         return products
@@ -169,24 +195,36 @@ class _Memory:
         engine, weights = self._config.engine, rows.weights
         packed = pack_matrix(rows.name, weights, engine)    # which proves that no sum overflows
         image = pack_words(planes(weights.T, packed.planes), engine)
-        address = self._add(rows.name, "trits", image.tobytes(), weights.size * packed.planes)
+        address = self._add(rows.name, "trits", image.tobytes(), rows.elements * packed.planes)
         return [_Product(rows.name, address, (rows,), packed.columns, packed.planes)]
 
     def vector(self, name: str, values: NDArray[np.uint16]) -> int:
         """Place a vector of bf16 numbers; return its address."""
         return self._add(name, "vector", values.astype("<u2").tobytes(), 0)
 
+    def cache(self, name: str, size: int) -> int:
+        """Leave room behind all parts; return its address."""
+        address = len(self._data) + self.room
+        self.room += size
+        self._check(name)
+        return address
+
     def _add(self, name, kind, data, trits):
+        assert not self.room
         port = self._config.port_bytes
         address = len(self._data)
         self._data += data
         self._data += bytes(-len(data) % port)
-        if len(self._data) > self._config.memory_bytes:
-            raise CompileError(f"Image must have at most {self._config.memory_bytes} bytes for an "
-                               f"address width of {self._config.address_width}, but {name} ends "
-                               f"at byte {len(self._data)}")
+        self._check(name)
         self.parts.append(Part(name, kind, address, len(data), trits))
         return address
+
+    def _check(self, name: str) -> None:
+        end = len(self._data) + self.room
+        if end > self._config.memory_bytes:
+            raise CompileError(f"Image must have at most {self._config.memory_bytes} bytes for an "
+                               f"address width of {self._config.address_width}, but {name} ends "
+                               f"at byte {end}")
 
     def bytes(self) -> bytes:
         """Return the memory from address 0."""
@@ -226,16 +264,99 @@ class _Vectors:
                                f"memory, but the model needs {least}{self._end}")
 
 
-#: What the core has no instructions for.
-_UNKNOWN = (Kind.POSITION, Kind.ROTATE, Kind.APPEND, Kind.ATTEND)
+#: Steps whose vectors lie as those of their operands.
+_ELEMENTWISE = (Kind.ADD, Kind.SUBTRACT, Kind.MULTIPLY, Kind.RELU, Kind.SILU,
+                Kind.SIGMOID_OF_NEGATIVE, Kind.RECURRENCE, Kind.ROTATE)
 
 
-def compiles(model: LanguageModel) -> bool:
-    """Whether the core has instructions for all that a model computes."""
-    return all(step.kind not in _UNKNOWN for step in model.network())
+class _Layout:
+    """Where each element of each vector lies.
+
+    Vectors that are added or multiplied lie alike: so a layout belongs to all that are connected
+    that way.
+    """
+
+    def __init__(self, steps: Sequence[Value], config: CoreConfig):
+        # A vector fills whole words of the vector memory, and whole transfers of the port.
+        self.unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
+        self._parents: dict[Value, Value] = {}
+        self._orders: dict[Value, tuple[str, int]] = {}
+        self._known: dict[Value, NDArray[np.int64]] = {}
+        for step in steps:
+            if step.kind in _ELEMENTWISE:
+                for operand in step.operands[:1 if step.kind is Kind.ROTATE else None]:
+                    one, other = self._root(operand), self._root(step)
+                    if one is not other:
+                        self._parents[one] = other
+        for step in steps:
+            if step.kind is Kind.ROTATE:
+                self._order(step, "halves", step.heads)
+        for step in steps:
+            if step.kind is not Kind.ATTEND:
+                continue
+            query, *cached = step.operands
+            key, value = (append.operands[0] for append in cached)
+            # Scores do not depend on the order, if queries and keys have the same.
+            order, _ = self._orders.get(self._root(query), ("heads", 0))
+            self._order(query, order, step.heads)
+            self._order(key, order, cached[0].heads)
+            self._order(value, "heads", cached[1].heads)
+            self._order(step, "heads", step.heads)
+
+    def _root(self, value: Value) -> Value:
+        while value in self._parents:
+            value = self._parents[value]
+        return value
+
+    def _order(self, value: Value, order: str, heads: int) -> None:
+        wanted = order, heads
+        if self._orders.setdefault(self._root(value), wanted) != wanted:
+            raise CompileError(f"Vector {value.label} would have to lie in two orders at once")
+
+    def halves(self, value: Value) -> bool:
+        """Whether all first halves of heads lie in front of all second ones."""
+        return self._orders[self._root(value)][0] == "halves"
+
+    def half(self, elements: int) -> int:
+        """Places of half a head of ``elements``."""
+        return -(-elements // (2 * self.unit)) * self.unit
+
+    def __call__(self, value: Value) -> NDArray[np.int64]:
+        """Return the number of the element in each place of a vector, -1 where a zero fills up."""
+        if value not in self._known:
+            order, heads = self._orders.get(self._root(value), ("halves", 0))
+            self._known[value] = self._places(value.elements, order, heads)
+        return self._known[value]
+
+    def _places(self, elements: int, order: str, heads: int) -> NDArray[np.int64]:
+        if not heads:
+            size = -(-elements // self.unit) * self.unit
+            return np.where(np.arange(size) < elements, np.arange(size), -1)
+        size = elements // heads
+        half = self.half(size)
+        # By head, half and place; a head that is not turned is one piece.
+        places = np.full((heads, 2 * half), -1, np.int64)
+        numbers = np.arange(elements).reshape(heads, size)
+        if order == "heads":
+            places[:, :size] = numbers
+            return places.reshape(-1)
+        for first, part in zip((0, half), np.split(numbers, 2, axis=1), strict=True):
+            places[:, first:first + size // 2] = part
+        return places.reshape(heads, 2, half).transpose(1, 0, 2).reshape(-1)
+
+
+def _lay(values: NDArray, places: NDArray[np.int64], axis: int = 0) -> NDArray:
+    """Put values into their places, and zeros where there is none."""
+    if len(places) == values.shape[axis] and (places == np.arange(len(places))).all():
+        return values
+    laid = np.take(values, places, axis)
+    np.moveaxis(laid, axis, 0)[places < 0] = 0
+    return laid
 
 
 _LMUL = ARITHMETICS["lmul"]
+
+_CACHE_FUNCTIONS = {"bf16": Function.BF16, "e4m3": Function.E4M3}
 
 #: Function of a step that is one VECTOR.
 _FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
@@ -247,11 +368,15 @@ class _Compiler:
     """Writes the program of one model."""
 
     def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool,
-                 gates: GateMap | None):
+                 gates: GateMap | None, prefill: int):
         self._model = model
         self._config = config
         self._sparse = sparse
         self._gates = dict(gates or {})
+        self._prefill = prefill
+        self._batch = 1                         # vectors of the lists that are made
+        self._slot = 0                          # ... and the one that is worked on
+        self._normed: tuple[Value, int] | None = None   # what the last register is the norm of
         self._norms: dict[bytes, int] = {}
         self._readers: dict[Value, list[Value]] = {}
         self._placed: set[Value] = set()        # whose matrices are in memory
@@ -260,6 +385,9 @@ class _Compiler:
         self._rows = 0                          # place of the results by row
         self._memory = _Memory(config)
         self._vectors = _Vectors(config)
+        self._layout = _Layout(model.network().steps, config)
+        self._heads: dict[Value, int] = {}      # POSITION: heads that are turned by it
+        self._caches: dict[Value, int] = {}     # APPEND: its first cache
         self._products: dict[Value, list[_Product]] = {}
         self._addresses: dict[Value, int] = {}
         self._places: dict[Value, int] = {}
@@ -273,17 +401,27 @@ class _Compiler:
         self._find(steps)
         for step in steps:
             self._place(step)
+        # A walk by row is of one vector.
+        columns = {step: self._memory.by_column([self._matrix(step)]) for step in self._live
+                   } if self._prefill > 1 else {}
+        self._reserve(steps)
         states = [step for step in steps if step.kind is Kind.RECURRENCE]
-        size = sum(step.elements for step in states)
+        size = sum(map(self._size, states))
         first = self._vectors.take("states", size) if size else 0
         self._where = "new sequence"
-        self._clear(first, size)
+        cleared = [(first, size, "state")]
         if self._live:
-            count = max(step.elements for step in self._live)
+            count = max(map(self._size, self._live))
             self._rows = self._vectors.take("rows", count)
-            self._clear(self._rows, count, "rows")
+            cleared.append((self._rows, count, "rows"))
+        for place in cleared:
+            self._clear(*place)
+        if self._caches and not self._instructions:
+            # A sequence begins at instruction 0, every other token behind it.
+            count = self._config.vector_lanes
+            self._clear(self._vectors.take("nothing", count), count, "nothing")
         for step in states:
-            self._places[step], first = first, first + step.elements
+            self._places[step], first = first, first + self._size(step)
         body = len(self._instructions)
         actions = [action for phase in self._phases(steps) for action in self._order(phase)]
         last = {operand: index for index, action in enumerate(actions) if action.product is None
@@ -293,7 +431,12 @@ class _Compiler:
             self._act(action, {operand for operand in action.step.operands
                                if last[operand] == index and operand not in states})
         self._where = "head"
-        self._emit(Opcode.STOP, "the token is done")
+        self._stop("the token is done")
+        begins: tuple[int, ...] = ()
+        if self._prefill > 1:
+            self._live = {}
+            self._products |= columns
+            begins = self._read_prompt(steps, cleared)
 
         self._vectors.check()
         depth = self._config.program_depth
@@ -303,11 +446,185 @@ class _Compiler:
         heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
                       for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                          self._vectors.table)
+                          self._vectors.table, begins)
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
                      tuple(self._memory.parts), self._memory.bytes(),
-                     words if isinstance(words, Vocabulary) else None)
+                     words if isinstance(words, Vocabulary) else None,
+                     context=self._context(steps), room=self._memory.room)
+
+    def _stop(self, note: str) -> None:
+        # Where passes begin at several places, fetching waits for the next one.
+        self._emit(Opcode.STOP, note, constant=int(self._prefill > 1))
+
+    # The prompt.
+
+    def _read_prompt(self, steps: Sequence[Value],
+                     cleared: Sequence[tuple[int, int, str]]) -> tuple[int, ...]:
+        """Write the passes that read tokens of a prompt together; return where they begin.
+
+        A pass for each token but the last one keeps its vector; that of the last one goes through
+        the model with all of them. What leads to logits and to no state is only done for it.
+        """
+        first, *_ = steps
+        needed = {step for step in steps if step.kind is Kind.RECURRENCE}
+        for step in reversed(steps):
+            if step in needed:
+                needed.update(step.operands)
+        # A list is one of a batch for all that is multiplied by it.
+        needed.update(step for step in steps if step.matrix is not None and step.operands
+                      and step.operands[0] in needed)
+        self._batch = self._prefill
+        slots: list[dict[Value, int]] = [
+            {step: place for step, place in self._places.items()
+             if step.kind is Kind.RECURRENCE} for _ in range(self._batch)]
+        self._where = "new prompt"
+        begins = [len(self._instructions)]
+        for place in cleared:
+            self._clear(*place)
+        for slot in range(self._batch):
+            begins.append(len(self._instructions))
+            self._where = f"token {slot} of the prompt"
+            self._places = slots[slot]
+            self._emit(Opcode.TOKEN, "the list is the token's column")
+            for product in self._products[first]:
+                self._queue(product)
+                self._take(product.parts[0])
+            if slot < self._batch - 1:
+                self._stop("the next token is read")
+
+        actions = [action for phase in self._phases(steps) for action in self._order(phase)
+                   if action.step is not first]
+        parts_of = {id(action.product.parts[0]): action.product.parts for action in actions
+                    if action.product is not None}
+        last: dict[Value, int] = {}
+        for index, action in enumerate(actions):
+            if action.product is None:
+                for operand in action.step.operands:
+                    last[operand] = index
+                    if operand.kind is Kind.NORM:       # it is computed where it is needed
+                        last[operand.operands[0]] = index
+        for index, action in enumerate(actions):
+            step = action.step
+            self._where = f"{step.part}, prompt"
+            self._batch = self._prefill if step in needed else 1
+            if action.product is not None:
+                self._queue(action.product)
+                continue
+            # Rows come vector by vector, so those of all parts are taken with the first.
+            parts: tuple[_Rows | None, ...] = (None,)
+            if action.part is not None:
+                parts = parts_of.get(id(action.part), ())
+            dying = {operand for operand in last if last[operand] == index}
+            constants = {operand for operand in dying if operand.kind is Kind.CONSTANT}
+            for slot, places in enumerate(slots):
+                self._slot, self._places = slot, places
+                if slot >= self._prefill - self._batch:
+                    for part in parts:
+                        self._compute_slot(step, part, dying - constants)
+                self._free(dying - constants)
+            # All have the same ones.
+            if step.kind is Kind.CONSTANT:
+                for places in slots:
+                    places[step] = slots[-1][step]
+            for operand in constants:
+                first_place, *_ = [places.pop(operand) for places in slots]
+                self._vectors.free(first_place, self._size(operand))
+        self._where = "prompt"
+        self._stop("the tokens are read")
+        return tuple(begins)
+
+    def _free(self, operands: set[Value]) -> None:
+        for operand in operands:
+            if operand.kind in VECTORS and operand in self._places:
+                self._vectors.free(self._places.pop(operand), self._size(operand))
+
+    def _compute_slot(self, step: Value, part: _Rows | None, dying: set[Value]) -> None:
+        """Write a step, or take rows, of one of the vectors of a batch."""
+        if part is not None:
+            self._take(part)
+        elif step.kind is Kind.CONSTANT:
+            if self._slot == self._prefill - 1:         # one for all
+                self._compute(step, dying)
+        elif step.kind is Kind.RECURRENCE:
+            # The next token changes the state, so that this one keeps a copy.
+            state = self._places[step]
+            self._recur(step, dying)
+            self._places[step] = self._vectors.take(step.name, self._size(step))
+            self._vector(Function.COPY, f"{step.name} of this token", self._places[step], state,
+                         count=self._size(step))
+        elif step.kind is not Kind.NORM:
+            self._compute(step, dying)
+
+    def _norm(self, norm: Value) -> int:
+        """Return the register of a norm; prompts have one, and each norm is computed anew."""
+        if norm in self._registers:
+            return self._registers[norm]
+        register = REGISTERS - 1
+        if self._normed != (norm, self._slot):
+            self._normed = norm, self._slot
+            vector, = norm.operands
+            self._emit(Opcode.NORM, norm.formula, target=register, a=self._places[vector],
+                       count=self._size(vector))
+        return register
+
+    def _queue(self, product: _Product, function: Function = Function.BY_COLUMN) -> None:
+        batch = self._batch if product.parts[0].step.kind is not Kind.EMBEDDING else 1
+        self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
+                   b=product.planes, count=product.columns, address=product.address,
+                   target=batch if batch > 1 else 0)
+
+    def _size(self, step: Value) -> int:
+        """Elements of a vector with those that fill it up."""
+        if step.kind is Kind.POSITION:
+            return self._heads[step] * self._layout.half(2 * step.elements)
+        return len(self._layout(step))
+
+    def _context(self, steps: Sequence[Value]) -> int:
+        """Tokens of a sequence at most, 0 if there is no limit."""
+        known = [step.context for step in steps if step.kind is Kind.APPEND]
+        return min(*known, self._config.context) if known else 0
+
+    def _matrix(self, step: Value) -> _Rows:
+        """Lay out all rows of a step's matrix."""
+        weights = step.weights.weights
+        filled = np.ones(len(weights), np.int64)
+        if step.kind is not Kind.HEAD:
+            weights = _lay(weights, self._layout(step))
+            filled = (self._layout(step) >= 0).astype(np.int64)
+        filled *= step.weights.weights.shape[1]
+        if step.operands:
+            weights = _lay(weights, self._layout(step.operands[0].operands[0]), axis=1)
+        return _Rows(step, weights, filled, 0, len(weights))
+
+    def _reserve(self, steps: Sequence[Value]) -> None:
+        """Find places of the caches, behind all that has contents."""
+        config, context = self._config, self._context(steps)
+        values = {step.operands[2] for step in steps if step.kind is Kind.ATTEND}
+        # Nobody asks for the largest key: all keys share a cache.
+        count = 1
+        for step in steps:
+            if step.kind is not Kind.APPEND:
+                continue
+            if step.cache not in config.cache_formats:
+                raise CompileError(f"Cache of {step.label} must be one of "
+                                   f"{', '.join(config.cache_formats)} for this configuration, "
+                                   f"not {step.cache}")
+            self._addresses[step] = self._memory.cache(
+                step.label, step.heads * context * self._vector_bytes(step))
+            self._caches[step] = count if step in values else 0
+            count += step.heads if step in values else 0
+        if self._caches and count > config.caches:
+            raise CompileError(f"Configuration field caches must be at least {count} for model "
+                               f"{self._model.name}, not {config.caches}")
+
+    def _head_size(self, step: Value) -> int:
+        """Elements of a head with those that fill it up."""
+        return 2 * self._layout.half(step.elements // step.heads)
+
+    def _vector_bytes(self, step: Value) -> int:
+        """Bytes of a vector in one of the caches of an APPEND."""
+        return self._head_size(step) * (2 if step.cache == "bf16" else 1)
 
     def _find(self, steps: Sequence[Value]) -> None:
         """Find what a drain does beside scaling, and what is walked by row."""
@@ -315,6 +632,9 @@ class _Compiler:
         for step in steps:
             for operand in step.operands:
                 readers.setdefault(operand, []).append(step)
+            if step.kind is Kind.ROTATE:
+                for operand in step.operands[1:]:
+                    self._heads[operand] = max(self._heads.get(operand, 0), step.heads)
         for step in steps:
             if step.kind is Kind.RELU and step.operands[0].kind is Kind.LINEAR and (
                     len(readers[step.operands[0]]) == 1):
@@ -328,7 +648,7 @@ class _Compiler:
             for live in product.operands:
                 if (product.kind is Kind.MULTIPLY and live in self._fused.values()
                         and live.operands[0].operands[0] is codes
-                        and codes.elements <= engine.row_columns):
+                        and self._size(codes.operands[0]) <= engine.row_columns):
                     self._live[step] = live
 
     def _place(self, step: Value) -> None:
@@ -336,15 +656,29 @@ class _Compiler:
         if step in self._placed:
             pass
         elif step in self._live:
-            self._products[step] = self._memory.by_row(_all_rows(step))
+            self._products[step] = self._memory.by_row(self._matrix(step))
         elif step.matrix is not None:
             for rows in self._shared(step):
                 products = self._memory.by_column(rows, token=step.kind is Kind.EMBEDDING)
                 self._products.setdefault(rows[0].step, []).extend(products)
                 self._placed.update(part.step for part in rows)
+        elif step.kind is Kind.CODES:
+            gate = self._gates.get(step.label)
+            if gate is not None and (gate.norms != 1).any():
+                norms = _lay(gate.norms, self._layout(step.operands[0]))
+                data = norms.tobytes()
+                if data not in self._norms:
+                    self._norms[data] = self._memory.vector(f"{step.label}.norms", norms)
+                self._addresses[step] = self._norms[data]
         elif step.constant is not None:
             values = (_LMUL.factor if step.factor else from_float)(step.constant)
-            self._addresses[step] = self._memory.vector(f"{step.part}.{step.name}", values)
+            if step.kind is Kind.POSITION:
+                half = self._layout.half(2 * step.elements)
+                values = np.pad(values[:self._config.context],
+                                ((0, 0), (0, half - step.elements))).reshape(-1)
+            else:
+                values = _lay(values, self._layout(step))
+            self._addresses[step] = self._memory.vector(step.label, values)
 
     def _leaves_out(self, codes: Value) -> bool:
         """Whether a list does not name all columns."""
@@ -363,11 +697,11 @@ class _Compiler:
                      if reader.kind is Kind.LINEAR and reader not in self._live]
         counts = {planes_needed(int(np.abs(item.weights.weights).max())) for item in steps}
         if len(steps) == 1 or len(counts) > 1:
-            yield [_all_rows(step)]
+            yield [self._matrix(step)]
             return
         size = counts.pop() * engine.word_bytes
         unit = engine.lanes * engine.port_bytes // math.gcd(engine.port_bytes, size)
-        rest = [_all_rows(item) for item in steps]
+        rest = [self._matrix(item) for item in steps]
         while rest:
             count = rest[0].count
             whole = -(-count // unit) * unit
@@ -432,7 +766,7 @@ class _Compiler:
                 yield _Action(part.step, part=part)
                 if part is product.parts[-1] and index + ahead < len(products):
                     yield queue(products[index + ahead])
-                if part.end == part.step.elements:
+                if part.last:
                     missing.remove(part.step)
                     yield from ready()
         # Their list replaces that of the columns, whose products have all been queued.
@@ -454,19 +788,18 @@ class _Compiler:
             function = Function.BY_COLUMN
             if action.live is not None:
                 function = Function.BY_ROW
-                self._check_list(action.live.elements)
+                self._check_list(self._size(action.live))
                 self._emit(Opcode.PACK, f"rows of {step.name}: {action.live.name} is not zero",
                            function=Function.NONZERO, a=self._places[action.live],
-                           count=action.live.elements)
-            self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
-                       b=product.planes, count=product.columns, address=product.address)
+                           count=self._size(action.live))
+            self._queue(product, function)
         elif action.part is not None:
             self._take(action.part)
         else:
             self._compute(step, dying)
         for operand in dying:
             if operand.kind in VECTORS and operand in self._places and operand not in self._live:
-                self._vectors.free(self._places.pop(operand), operand.elements)
+                self._vectors.free(self._places.pop(operand), self._size(operand))
             self._registers.pop(operand, None)
 
     def _take(self, part: _Rows) -> None:
@@ -476,9 +809,9 @@ class _Compiler:
         if step.kind is Kind.HEAD:
             scale = self._model.logit_scales["lmul"]
         if step.operands:
-            exponent = _EXPONENT
+            exponent = _EXPONENT + self._slot
         if len(step.operands) > 1:
-            norm = self._registers[step.operands[1]]
+            norm = self._norm(step.operands[1])
             scale *= math.sqrt(step.operands[1].elements)
         scaled = {"a": exponent, "b": norm, "count": part.count, "constant": _bf16(scale)}
         if step.kind is Kind.HEAD:
@@ -488,7 +821,7 @@ class _Compiler:
         if step in self._live:
             self._places[step] = self._rows
         elif drained not in self._places:
-            self._places[drained] = self._vectors.take(drained.name, step.elements)
+            self._places[drained] = self._vectors.take(drained.name, self._size(step))
         relu = drained is not step
         self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{part.name}",
                    function=Function.RELU if relu else Function.COPY,
@@ -507,11 +840,19 @@ class _Compiler:
                                        f"be used, but {step.name} is one more")
                 self._registers[step] = min(free)
                 self._emit(Opcode.NORM, step.formula, target=min(free), a=places[0],
-                           count=step.elements)
+                           count=self._size(step.operands[0]))
             case Kind.CONSTANT:
-                self._places[step] = self._vectors.take(step.name, step.elements)
-                self._emit(Opcode.LOAD, step.name, target=self._places[step], count=step.elements,
-                           address=self._addresses[step])
+                self._places[step] = self._vectors.take(step.name, self._size(step))
+                self._emit(Opcode.LOAD, step.name, target=self._places[step],
+                           count=self._size(step), address=self._addresses[step])
+            case Kind.POSITION:
+                self._look_up(step)
+            case Kind.ROTATE:
+                self._rotate(step, dying)
+            case Kind.APPEND:
+                self._append(step, places[0])
+            case Kind.ATTEND:
+                self._attend(step)
             case Kind.RECURRENCE:
                 self._recur(step, dying)
             case Kind.RELU if step in self._fused.values():
@@ -521,7 +862,90 @@ class _Compiler:
                 note = step.formula if step.name == step.formula else \
                     f"{step.name} = {step.formula}"
                 self._vector(_FUNCTIONS[step.kind], note, self._places[step], *places,
-                             count=step.elements)
+                             count=self._size(step))
+
+    def _look_up(self, step: Value) -> None:
+        """Load the position's row of a table, and repeat it for each head."""
+        half, size = self._layout.half(2 * step.elements), self._size(step)
+        place = self._places[step] = self._vectors.take(step.name, size)
+        self._emit(Opcode.LOAD_AT, step.formula, target=place, count=half,
+                   address=self._addresses[step])
+        done = half
+        while done < size:
+            count = min(done, size - done)
+            self._vector(Function.COPY, f"{step.name} of the next heads", place + done, place,
+                         count=count)
+            done += count
+
+    def _rotate(self, step: Value, dying: set[Value]) -> None:
+        """Turn all heads at once: ``a cos - b sin`` in front of ``b cos + a sin``."""
+        x, *turns = step.operands
+        source, (cosine, sine) = self._places[x], (self._places[turn] for turn in turns)
+        size = self._size(step)
+        count = size // 2
+        if x in dying:
+            dying.remove(x)
+            target = self._places.pop(x)
+        else:
+            target = self._vectors.take(step.name, size)
+        self._places[step] = target
+        a, b = (self._vectors.take("turned", count) for _ in range(2))
+        for function, note, *places in (
+                (Function.LMUL, "a sin", a, source, sine),
+                (Function.LMUL, "b sin", b, source + count, sine),
+                (Function.LMUL, "a cos", target, source, cosine),
+                (Function.SUBTRACT, "a cos - b sin", target, target, b),
+                (Function.LMUL, "b cos", target + count, source + count, cosine),
+                (Function.ADD, "b cos + a sin", target + count, target + count, a)):
+            self._vector(function, f"{step.name}: {note}", *places, count=count)
+        for place in (a, b):
+            self._vectors.free(place, count)
+
+    def _append(self, step: Value, place: int) -> None:
+        """Write the heads of a vector into the caches."""
+        size, halves = self._head_size(step), self._layout.halves(step.operands[0])
+        half = size // 2
+        for head in range(step.heads):
+            fields = {"a": place + head * size}
+            if halves:
+                fields = {"a": place + head * half, "b": place + (step.heads + head) * half}
+            self._emit(Opcode.APPEND, f"{step.name} of head {head}",
+                       function=_CACHE_FUNCTIONS[step.cache], count=size,
+                       constant=self._caches[step] + (head if self._caches[step] else 0),
+                       address=self._cache(step, head), **fields)
+
+    def _cache(self, step: Value, head: int) -> int:
+        """Address of the cache of a head."""
+        context = self._context(self._model.network().steps)
+        return self._addresses[step] + head * context * self._vector_bytes(step)
+
+    def _attend(self, step: Value) -> None:
+        """Score keys and mix values, for as many heads at once as share them and have room."""
+        query, keys, values = step.operands
+        if values.cache != keys.cache:
+            raise CompileError(f"Caches of {keys.label} and {values.label} must have one format")
+        size, place = self._head_size(step), self._places[query]
+        half, halves = size // 2, self._layout.halves(query)
+        if size > self._config.head_elements:
+            raise CompileError(f"Configuration field head_elements must be at least {size} for "
+                               f"model {self._model.name}, not {self._config.head_elements}")
+        target = self._places[step] = self._vectors.take(step.name, self._size(step))
+        group = step.heads // keys.heads
+        for first in range(0, step.heads, group):
+            cache = first // group
+            for head in range(first, first + group, self._config.group):
+                heads = min(self._config.group, first + group - head)
+                fields = {"function": _CACHE_FUNCTIONS[keys.cache], "count": heads * size,
+                          "constant": size}
+                queries = {"a": place + head * size}
+                if halves:
+                    queries = {"a": place + head * half, "b": place + (step.heads + head) * half}
+                which = f"heads {head} to {head + heads - 1}" if heads > 1 else f"head {head}"
+                self._emit(Opcode.SCORE, f"{keys.name} by {query.name}, {which}", target=heads,
+                           address=self._cache(keys, cache), **queries, **fields)
+                self._emit(Opcode.MIX, f"{step.name}: {values.name} mixed, {which}",
+                           target=target + head * size, a=self._caches[values] + cache,
+                           address=self._cache(values, cache), **fields)
 
     def _target(self, step: Value, dying: set[Value]) -> int:
         """Choose where a step writes: over an operand that nobody reads again, if there is one."""
@@ -529,7 +953,7 @@ class _Compiler:
             if operand in dying and operand not in self._live:
                 dying.remove(operand)
                 return self._places.pop(operand)
-        return self._vectors.take(step.name, step.elements)
+        return self._vectors.take(step.name, self._size(step))
 
     def _check_list(self, elements: int) -> None:
         if elements > self._config.list_depth:
@@ -537,22 +961,30 @@ class _Compiler:
                                f"{self._where} packs {elements}")
 
     def _pack(self, step: Value, place: int) -> None:
-        self._check_list(step.elements)
+        vector, = step.operands
+        count = self._size(vector)
+        self._check_list(count)
         note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
-        fields = {"target": _EXPONENT, "a": place, "count": step.elements}
-        if gate is None:
+        fields = {"target": _EXPONENT + self._slot, "a": place, "count": count}
+        if self._batch > 1:
+            self._check_list(count * self._batch)
+            part = Batch(log2=self._batch.bit_length() - 1, slot=self._slot)
+            self._emit(Opcode.PACK, f"{note}, token {self._slot}", **fields,
+                       function=Function.DENSE, constant=part.constant)
+        elif gate is None:
             sparse = self._leaves_out(step)
             self._emit(Opcode.PACK, note, **fields,
                        function=Function.SPARSE if sparse else Function.DENSE)
-            return
+        else:
+            self._pack_gated(step, gate, note, fields)
+
+    def _pack_gated(self, step: Value, gate: Gate, note: str, fields: dict[str, int]) -> None:
         if (gate.norms != 1).any():
-            data = gate.norms.tobytes()
-            if data not in self._norms:
-                self._norms[data] = self._memory.vector(f"{step.label}.norms", gate.norms)
-            fields["b"] = self._vectors.take("norms", step.elements)
+            count = fields["count"]
+            fields["b"] = self._vectors.take("norms", count)
             self._emit(Opcode.LOAD, f"column norms of {step.name}", target=fields["b"],
-                       count=step.elements, address=self._norms[data])
-            self._vectors.free(fields["b"], step.elements)
+                       count=count, address=self._addresses[step])
+            self._vectors.free(fields["b"], count)
         if gate.threshold is None:
             self._emit(Opcode.PACK, f"{note}, {gate.keep} of them", **fields,
                        function=Function.TOP_K, constant=gate.keep)
@@ -563,7 +995,7 @@ class _Compiler:
     def _recur(self, step: Value, dying: set[Value]) -> None:
         """Update a state; the difference is written over the candidate if nobody reads it again."""
         update, candidate = step.operands
-        state, count = self._places[step], step.elements
+        state, count = self._places[step], self._size(step)
         change = self._places[candidate]
         if candidate not in dying:
             change = self._vectors.take("change", count)
@@ -575,7 +1007,7 @@ class _Compiler:
                      count=count)
         self._vector(Function.ADD, f"{h} = {step.formula}", state, state, change, count=count)
 
-    def _clear(self, first: int, count: int, what: str = "state") -> None:
+    def _clear(self, first: int, count: int, what: str) -> None:
         done = 0
         while done < count:
             source = first if done else 0
@@ -597,7 +1029,7 @@ class _Compiler:
 
 
 def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False,
-                  gates: GateMap | None = None) -> Image:
+                  gates: GateMap | None = None, prefill: int = 1) -> Image:
     """Compile a model for a configuration.
 
     Parameters
@@ -610,6 +1042,9 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         No result changes.
     gates : mapping of str to Gate, optional
         Of lists, by label: which of their entries are kept. Results change.
+    prefill : int
+        Tokens of a prompt that are read together, a power of two; each weight is read once for
+        them. No result changes. Only for models without attention.
 
     Raises
     ------
@@ -619,20 +1054,153 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     if "lmul" not in model.logit_scales:
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
-    if not compiles(model):
-        raise CompileError(f"Model {model.name} needs attention, for which the core has no "
-                           f"instructions (try 'python -m host run --device golden')")
-    # A vector fills whole words of the vector memory, and whole transfers of the port.
+    steps = model.network().steps
+    if not config.context and any(step.kind is Kind.APPEND for step in steps):
+        raise CompileError(f"Model {model.name} needs attention: configuration field context must "
+                           f"be a number of tokens, not 0")
+    # What fills a vector up stays zero under all functions but this one.
     unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
-    for what, value in (("width", model.width), ("FFN width", model.ffn_width)):
-        if value % unit:
-            raise CompileError(f"Model {model.name} must have a {what} that is a multiple of "
-                               f"{unit} for this configuration, not {value}")
-    return _Compiler(model, config, sparse, gates).compile()
+    for step in steps:
+        if step.kind is Kind.SIGMOID_OF_NEGATIVE and step.elements % unit:
+            raise CompileError(f"Model {model.name} must have a width that is a multiple of {unit} "
+                               f"for this configuration, not {step.elements}")
+    _check_prefill(model, config, gates, prefill)
+    return _Compiler(model, config, sparse, gates, prefill).compile()
+
+
+def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | None,
+                   prefill: int) -> None:
+    most = min(config.engine.max_batch, REGISTERS // 2)
+    if not 1 <= prefill <= most or prefill & (prefill - 1):
+        raise CompileError(f"Tokens of a prompt that are read together must be a power of two up "
+                           f"to {most}, not {prefill}")
+    if prefill == 1:
+        return
+    if gates:
+        raise CompileError("Gates leave out entries of each token's list, so that tokens of a "
+                           "prompt cannot be read together (try without one of the two)")
+    for step in model.network():
+        if step.kind is Kind.APPEND:
+            raise CompileError(f"Model {model.name} has attention, whose prompts are read token by "
+                               f"token")
+        if step.kind is Kind.LINEAR:
+            rows = config.engine.max_rows // prefill
+            if len(step.weights.weights) > rows:
+                raise CompileError(f"Matrix {step.weights.name} must have at most {rows} rows for "
+                                   f"{prefill} tokens at once (engine field accumulator_depth), "
+                                   f"not {len(step.weights.weights)}")
+
+
+#: Tokens of a sequence at most, where nobody says how many.
+CONTEXT = 2048
+
+
+def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = False,
+                   gates: GateMap | None = None, prefill: int = 1) -> Image:
+    """Compile for a core that is as large as it must be, if ``base`` may be too small.
+
+    That is so for a transformer, and for prompts that are read several tokens at once.
+
+    The core has attention for the model's context, or :data:`CONTEXT` tokens if that is longer,
+    unless ``base`` says how many.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    base : CoreConfig
+        Its memories and lists are the smallest that the core may have.
+    sparse, gates, prefill
+        As :func:`compile_model` takes them.
+
+    Raises
+    ------
+    DeviceError
+        As :func:`compile_model` does, or if no core can have such heads.
+    """
+    steps = model.network().steps
+    attends = [step for step in steps if step.kind is Kind.ATTEND]
+    layout = _Layout(steps, base)
+    longest = max(len(layout(step.operands[0])) for step in steps if step.kind is Kind.CODES)
+    fields: dict[str, Any] = {
+        "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
+    if not attends:
+        if prefill == 1:
+            return compile_model(model, base, sparse=sparse, gates=gates)
+        return _compile_fitted(model, base, fields, sparse, gates, prefill)
+    keys = [step.operands[1] for step in attends]
+    context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
+    group = max(step.heads // key.heads for step, key in zip(attends, keys, strict=True))
+    group = min(group, 16)
+    fields |= {
+        "context": max(2, context if base.context else min(context, CONTEXT)),
+        "group": group, "attention_heads": min(group, base.attention_heads),
+        "head_elements": max(2 * layout.half(step.elements // step.heads) for step in attends),
+        "caches": 1 + sum(step.operands[2].heads for step in attends)}
+    return _compile_fitted(model, base, fields, sparse, gates, prefill)
+
+
+def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, Any], sparse: bool,
+                    gates: GateMap | None, prefill: int) -> Image:
+    """Compile for ``base`` with some ``fields``, and with memories that are large enough."""
+    try:
+        # Fields of an instruction hold elements in 16 bits.
+        largest = dataclasses.replace(base, **fields, program_depth=2 ** 16,
+                                      vector_depth=2 ** 16 - 2 ** 16 % base.vector_lanes)
+    except ValueError as error:
+        raise CompileError(f"Model {model.name}: {error}") from None
+    image = compile_model(model, largest, sparse=sparse, gates=gates, prefill=prefill)
+    program = image.program
+    end = sum(size for _, size in program.vectors.values())
+    depth = 2 ** (len(program.instructions) - 1).bit_length()
+    return dataclasses.replace(image, config=dataclasses.replace(
+        largest, program_depth=max(base.program_depth, depth),
+        vector_depth=max(base.vector_depth, end)))
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaneCount:
+    """Matrices of one number of trit planes.
+
+    Attributes
+    ----------
+    products : int
+        A matrix with more rows than accumulators is several.
+    weights : int
+    bytes : int
+        In memory, with padding.
+    token_bytes : int
+        Read for a token by dense lists; of the embedding only a column is.
+    """
+
+    products: int = 0
+    weights: int = 0
+    bytes: int = 0
+    token_bytes: int = 0
+
+
+def planes_of(image: Image) -> dict[int, PlaneCount]:
+    """Sum up the matrices of an image by the number of their trit planes, fewest first."""
+    parts = {part.address: part for part in image.parts}
+    found: dict[int, PlaneCount] = {}
+    opens = Opcode.TOKEN
+    for instruction in image.program.instructions:
+        if instruction.opcode in (Opcode.TOKEN, Opcode.PACK):
+            opens = instruction.opcode
+        if instruction.opcode is not Opcode.MATMUL:
+            continue
+        part, planes = parts[instruction.address], instruction.b
+        before = found.get(planes, PlaneCount())
+        read = part.bytes // (instruction.count if opens is Opcode.TOKEN else 1)
+        found[planes] = PlaneCount(
+            before.products + 1, before.weights + part.trits // planes,
+            before.bytes + part.bytes, before.token_bytes + read)
+    return dict(sorted(found.items()))
 
 
 def losses(image: Image, cost: TokenCycles) -> list[tuple[str, float]]:
-    """Say where the port's bits go that carry no useful weights: reason and share, largest first.
+    """Say where the port's bits go that are of no use: reason and share, largest first.
+
+    Useful are weights, and keys and values.
 
     Parameters
     ----------
@@ -643,13 +1211,13 @@ def losses(image: Image, cost: TokenCycles) -> list[tuple[str, float]]:
     config, program = image.config, image.program
     peak = 8 * config.port_bytes * cost.cycles * (1 - cost.refresh)
     vectors = sum(16 * instruction.count for instruction in program.instructions[program.body:]
-                  if instruction.opcode in (Opcode.LOAD, Opcode.STORE))
+                  if instruction.opcode in (Opcode.LOAD, Opcode.STORE, Opcode.LOAD_AT))
     moved = 8 * config.port_bytes * cost.transfers
     shares = {"padding of weight words and columns": (moved - vectors - cost.useful_bits) / peak,
               "vectors of constants": vectors / peak}
     for instruction, note, idle in zip(program.instructions, program.notes, cost.idle.tolist(),
                                        strict=True):
-        what = re.sub(r"blk\.\d+[.:] *", "", note)
+        what = re.sub(r"blk\.\d+[.:] *|(, heads \d+ to| of head|, head) \d+", "", note)
         reason = f"port idle during {instruction.opcode.name}, {what}"
         shares[reason] = shares.get(reason, 0.0) + idle / cost.cycles
     return sorted(shares.items(), key=lambda item: -item[1])

@@ -19,8 +19,7 @@ from host.token_device import CheckedTokens, TokenDevice, TokenResult
 from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
-__all__ = ["Generator", "GoldenGenerator", "Phase", "Sampler", "TokenGenerator", "TokenPhase",
-           "candidates"]
+__all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,46 +94,6 @@ class TokenPhase:
     def __add__(self, other: "TokenPhase") -> "TokenPhase":
         return TokenPhase(self.tokens + other.tokens, self.seconds + other.seconds,
                           self.cycles + other.cycles, self.transfers + other.transfers)
-
-
-class GoldenGenerator:
-    """A model computed by the golden model alone, for what no device can compute.
-
-    Parameters
-    ----------
-    model : LanguageModel
-
-    Attributes
-    ----------
-    model : LanguageModel
-    prompt, text : TokenPhase
-        Reading the prompt, and all passes after it.
-    """
-
-    def __init__(self, model: LanguageModel):
-        self.model = model
-        self._lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
-        self.prompt, self.text = TokenPhase(), TokenPhase()
-
-    def _pass(self, tokens: Sequence[int], state: State, phase: TokenPhase) -> NDArray[np.floating]:
-        began = time.perf_counter()
-        logits = self._lm.logits(self._lm.forward(np.array([tokens]), state)[-1:])[0]
-        phase.tokens += len(tokens)
-        phase.seconds += time.perf_counter() - began
-        return logits
-
-    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler) -> Iterator[int]:
-        """Yield up to ``count`` tokens that follow ``prompt``, as :meth:`Generator.generate` does.
-
-        Raises
-        ------
-        OverflowError
-            If the text becomes longer than the model's context.
-        """
-        state = self._lm.start()
-        logits = self._pass(begin(self.model.vocabulary, prompt), state, self.prompt)
-        yield from _continue(lambda tokens: self._pass(tokens, state, self.text), logits,
-                             self.model.vocabulary.end_of_document, count, sampler)
 
 
 def _continue(read: Callable[[Sequence[int]], NDArray[np.floating]], logits: NDArray[np.floating],
@@ -267,9 +226,10 @@ class TokenGenerator:
         self.prompt = TokenPhase()
         self.text = TokenPhase()
 
-    def _pass(self, token: int, phase: TokenPhase, *, new: bool = False) -> TokenResult:
+    def _pass(self, token: int, phase: TokenPhase, *, new: bool = False,
+              slot: int | None = None) -> TokenResult:
         began = time.perf_counter()
-        result = self._device.token(token, new=new)
+        result = self._device.token(token, new=new, slot=slot)
         phase.tokens += 1
         phase.seconds += time.perf_counter() - began
         phase.cycles += result.cycles
@@ -288,11 +248,15 @@ class TokenGenerator:
             As the device does.
         """
         choose = sampler.choices()
-        for index, token in enumerate(begin(self._words, prompt)):
-            result = self._pass(token, self.prompt, new=index == 0)
+        tokens = list(begin(self._words, prompt))
+        batch = self._image.program.prefill_tokens
+        together = len(tokens) // batch * batch if batch > 1 else 0
+        for index, token in enumerate(tokens):
+            result = self._pass(token, self.prompt, new=index == 0,
+                                slot=index % batch if index < together else None)
         for remaining in range(count, 0, -1):
-            tokens, logits = candidates(self._image, result.best)
-            token = int(tokens[choose(logits)])
+            best, logits = candidates(self._image, result.best)
+            token = int(best[choose(logits)])
             if token == self._words.end_of_document:
                 return
             yield token

@@ -21,7 +21,7 @@ from hw.isa import INSTRUCTION_BYTES, Instruction, decode, disassemble, encode
 __all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
            "read_image", "write_image"]
 
-MAGIC = b"TALLY\x00\x02\n"
+MAGIC = b"TALLY\x00\x03\n"
 _LENGTHS = struct.Struct("<II")
 
 
@@ -44,6 +44,10 @@ class Program:
         Rows of the head that each EMIT covers.
     vectors : dict of (first element, elements)
         Vector memory by name.
+    prefill : tuple of int
+        Where the passes begin that read tokens of a prompt together: the first token of a new
+        sequence, then the first, second, ... token of a sequence that goes on. Empty if each token
+        is read on its own.
     """
 
     instructions: tuple[Instruction, ...]
@@ -51,6 +55,18 @@ class Program:
     body: int
     heads: tuple[tuple[int, int], ...]
     vectors: dict[str, tuple[int, int]]
+    prefill: tuple[int, ...] = ()
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens of a prompt that are read together."""
+        return max(1, len(self.prefill) - 1)
+
+    def start(self, *, new: bool, slot: int | None = None) -> int:
+        """Where a pass begins: that of a token, or of token ``slot`` of those read together."""
+        if slot is None:
+            return 0 if new else self.body
+        return self.prefill[0 if new and slot == 0 else 1 + slot]
 
     def encoded(self) -> bytes:
         """Return the program as the device takes it."""
@@ -97,6 +113,10 @@ class Image:
         From address 0.
     vocabulary : Vocabulary or None
         What the tokens are, if the model knows it.
+    context : int
+        Tokens of a sequence at most; 0 if there is no limit.
+    room : int
+        Bytes behind ``memory`` that the program uses, and writes before it reads them.
     """
 
     config: CoreConfig
@@ -106,6 +126,13 @@ class Image:
     parts: tuple[Part, ...]
     memory: bytes
     vocabulary: Vocabulary | None = None
+    context: int = 0
+    room: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of memory that the program uses."""
+        return len(self.memory) + self.room
 
 
 def listing(program: Program) -> str:
@@ -130,8 +157,11 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         "vocabulary": image.vocabulary and dataclasses.asdict(image.vocabulary),
         "program": {"bytes": len(program), "crc32": zlib.crc32(program),
                     "body": image.program.body, "heads": image.program.heads,
-                    "notes": image.program.notes, "vectors": image.program.vectors},
+                    "notes": image.program.notes, "vectors": image.program.vectors,
+                    "prefill": image.program.prefill},
         "memory_bytes": len(image.memory),
+        "context": image.context,
+        "room": image.room,
         "parts": [dataclasses.asdict(part) | {"crc32": _crc(image.memory, part)}
                   for part in image.parts],
     }).encode()
@@ -223,9 +253,11 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
                                for k in range(0, len(program), INSTRUCTION_BYTES)),
             notes=tuple(facts["notes"]), body=facts["body"],
             heads=tuple((first, rows) for first, rows in facts["heads"]),
-            vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()}),
+            vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()},
+            prefill=tuple(facts["prefill"])),
         parts=tuple(parts), memory=memory,
-        vocabulary=Vocabulary(**words) if words else None)
+        vocabulary=Vocabulary(**words) if words else None, context=fields["context"],
+        room=fields["room"])
 
 
 def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:

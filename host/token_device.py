@@ -17,10 +17,10 @@ from host.image import Image, check_configuration
 from hw.config import CoreConfig
 from hw.isa import disassemble
 from sim.golden.machine import Best, HazardError, Machine, MachineFault
-from sim.golden.schedule import token_cycles
+from sim.golden.schedule import passes_cycles, token_cycles
 
 __all__ = ["LATENCY", "REFRESH", "CheckedTokens", "GoldenTokenDevice", "SimulatedTokenDevice",
-           "TokenDevice", "TokenResult", "open_token_device"]
+           "TokenDevice", "TokenResult", "machine_of", "open_token_device"]
 
 #: The memory behind a simulated core: cycles until it answers, and the share in which it pauses.
 LATENCY = 20
@@ -69,6 +69,7 @@ class TokenDevice(abc.ABC):
         self.config = config
         self._image: Image | None = None
         self._continues = False             # there is a sequence that a token can continue
+        self._length = 0                    # tokens of the sequence
 
     def info(self) -> dict[str, Any]:
         """Plain facts: kind of device, the core's configuration and its fingerprint."""
@@ -93,7 +94,7 @@ class TokenDevice(abc.ABC):
         check_configuration(f"Image of {image.model}", image.config, self.config)
         for what, size, limit in (
                 ("instructions", len(image.program.instructions), self.config.program_depth),
-                ("bytes of memory", len(image.memory), self.config.memory_bytes)):
+                ("bytes of memory", image.memory_bytes, self.config.memory_bytes)):
             if size > limit:
                 raise DeviceError(f"Image of {image.model} must have at most {limit} {what} for "
                                   f"the {self.label}, not {size}")
@@ -101,7 +102,7 @@ class TokenDevice(abc.ABC):
         self._load(image, report or (lambda done, what: None))
         self._image = image
 
-    def token(self, token: int, *, new: bool = False) -> TokenResult:
+    def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
         """Make a pass over the program.
 
         Parameters
@@ -109,6 +110,9 @@ class TokenDevice(abc.ABC):
         token : int
         new : bool
             Whether it begins a new sequence. The first token does, and the first after an error.
+        slot : int, optional
+            Number of the token among :attr:`Program.prefill_tokens` of a prompt, which are read
+            together: given one after the other from 0 on. The last one delivers logits.
 
         Raises
         ------
@@ -125,9 +129,13 @@ class TokenDevice(abc.ABC):
         if not new and not self._continues:
             raise DeviceError(f"Token {token} must begin a new sequence: the {self.label} has none "
                               f"that it could continue")
+        self._length = 0 if new else self._length
+        if image.context and self._length == image.context:
+            raise DeviceError(f"Context must have at most {image.context} tokens, as the image of "
+                              f"{image.model} has room for, but token {token} is one more")
         self._continues = False
         try:
-            result = self._token(token, 0 if new else image.program.body)
+            result = self._token(token, image.program.start(new=new, slot=slot))
         except MachineFault as error:
             self._reset()
             raise DeviceError(f"The {self.label} stopped at instruction {error.instruction} "
@@ -137,6 +145,7 @@ class TokenDevice(abc.ABC):
             self._reset()
             raise
         self._continues = True
+        self._length += 1
         return result
 
     @abc.abstractmethod
@@ -172,16 +181,30 @@ class GoldenTokenDevice(TokenDevice):
         self._image = None
 
     def _load(self, image: Image, report: Report) -> None:
-        self._machine = Machine(image.config, image.program.encoded(), image.memory)
-        self._cost = token_cycles(image.config, image.program.instructions, image.program.body,
-                                  latency=LATENCY, refresh=REFRESH)
+        self._machine = machine_of(image)
+        # In between, cycles grow with the position.
+        self._last = max(0, image.context - 1)
+        self._costs = [token_cycles(image.config, image.program.instructions, image.program.body,
+                                    latency=LATENCY, refresh=REFRESH, position=position)
+                       for position in (0, self._last)]
+        self._prefill = image.program.prefill
+        if self._prefill:
+            self._prompt = passes_cycles(image.config, image.program.instructions,
+                                         self._prefill[1:], latency=LATENCY, refresh=REFRESH)
 
     def _token(self, token: int, start: int) -> TokenResult:
         try:
             best = self._machine.run(token, start)
         except HazardError as error:
             raise DeviceError(str(error)) from error
-        return TokenResult(list(best), round(self._cost.cycles), self._cost.transfers)
+        if start in self._prefill:          # its share of what the tokens take together
+            cycles, transfers = (round(value / (len(self._prefill) - 1)) for value in self._prompt)
+            return TokenResult(list(best), cycles, transfers)
+        first, last = self._costs
+        share = self._machine.position / self._last if self._last else 0.0
+        cycles, transfers = (round(begin + share * (end - begin)) for begin, end in (
+            (first.cycles, last.cycles), (first.transfers, last.transfers)))
+        return TokenResult(list(best), cycles, transfers)
 
     def _reset(self) -> None:
         self._machine.reset()
@@ -220,7 +243,7 @@ class SimulatedTokenDevice(TokenDevice):
         self._core.close()
 
     def _load(self, image: Image, report: Report) -> None:
-        self._core.load(image.program.encoded(), image.memory)
+        self._core.load(image.program.encoded(), image.memory + bytes(image.room))
 
     def _token(self, token: int, start: int) -> TokenResult:
         from sim.library import SimulatorStopped
@@ -232,6 +255,11 @@ class SimulatedTokenDevice(TokenDevice):
 
     def _reset(self) -> None:
         self._core.reset()
+
+
+def machine_of(image: Image) -> Machine:
+    """Make a golden machine with an image."""
+    return Machine(image.config, image.program.encoded(), image.memory + bytes(image.room))
 
 
 class CheckedTokens:
@@ -255,14 +283,14 @@ class CheckedTokens:
 
     def __init__(self, device: TokenDevice, image: Image):
         self.device = device
-        self.machine = Machine(image.config, image.program.encoded(), image.memory)
+        self.machine = machine_of(image)
         self.checked = 0
         self.seconds = 0.0
-        self._body = image.program.body
+        self._program = image.program
         self._passes = 0
 
-    def token(self, token: int, *, new: bool = False) -> TokenResult:
-        """Make a pass on both.
+    def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
+        """Make a pass on both, as :meth:`TokenDevice.token` does.
 
         Raises
         ------
@@ -271,11 +299,12 @@ class CheckedTokens:
         DeviceError
             As :meth:`TokenDevice.token` does.
         """
-        result = self.device.token(token, new=new)
-        self.compare(token, result, new=new)
+        result = self.device.token(token, new=new, slot=slot)
+        self.compare(token, result, new=new, slot=slot)
         return result
 
-    def compare(self, token: int, result: TokenResult, *, new: bool) -> None:
+    def compare(self, token: int, result: TokenResult, *, new: bool,
+                slot: int | None = None) -> None:
         """Make a pass on the golden machine; it must deliver ``result``.
 
         Raises
@@ -287,7 +316,7 @@ class CheckedTokens:
         self._passes += 1
         began = time.perf_counter()
         try:
-            expected = self.machine.run(token, 0 if new else self._body)
+            expected = self.machine.run(token, self._program.start(new=new, slot=slot))
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error

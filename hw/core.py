@@ -3,7 +3,7 @@
 from amaranth import *
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import bits_for, exact_log2
 
 from hw.attention.unit import AttentionUnit
 from hw.common.stream import connect_stream
@@ -168,6 +168,7 @@ class Core(wiring.Component):
             fetching.begin.eq(self.i_tokens.valid & self.i_tokens.ready),
             fetching.start.eq(self.i_tokens.p.start),
             fetching.stored.eq(mover.stored),
+            sequencer.late.eq(fetching.late),
             self.executing.eq(sequencer.executing),
         ]
         self._lists(m, sequencer, selector.o_entries, list_memory, ternary, fetcher, drain)
@@ -204,6 +205,16 @@ class Core(wiring.Component):
             of_token.ready.eq(entries.ready),
             packed.ready.eq(entries.ready & ~of_token.valid),
         ]
+        if engine.max_batch > 1:
+            # Of a batch, the entries of a column follow one another.
+            batch = sequencer.batch
+            log2 = batch.log2[:bits_for(engine.max_batch.bit_length() - 1)]
+            m.d.comb += [
+                list_memory.batched.eq(batch.log2 != 0),
+                list_memory.more.eq(sequencer.more),
+            ]
+            with m.If(~of_token.valid & ~batch.across):
+                m.d.comb += entries.p.index.eq((packed.p.index << log2) | batch.slot)
         newest = Signal()                       # ... the columns of the newest list are asked for
         with m.If(of_token.valid):
             m.d.sync += newest.eq(1)
@@ -271,7 +282,9 @@ class Core(wiring.Component):
         with m.If(left != 0):
             m.d.sync += [cleared.eq(cleared + 1), left.eq(left - 1)]
         with m.If(packs.valid & packs.ready):
-            m.d.sync += [gated.eq(0), codes.eq(gated | ~packs.p.sparse), cleared.eq(0)]
+            # A batch has no activations by row.
+            m.d.sync += [gated.eq(0), cleared.eq(0),
+                         codes.eq(gated | (~packs.p.sparse & (sequencer.batch.log2 == 0)))]
             with m.If(gated):
                 m.d.sync += left.eq((packs.p.words + ((1 << words) - 1)) >> words)
         m.d.comb += [

@@ -8,9 +8,9 @@ bit. This module imports no Amaranth.
 import dataclasses
 import enum
 
-__all__ = ["ADDRESSED", "ATTENTION", "FIELDS", "FUNCTIONS", "GATED", "INSTRUCTION_BYTES",
-           "REGISTERS", "USED", "Fault", "Function", "Instruction", "Opcode", "decode",
-           "disassemble", "encode"]
+__all__ = ["ADDRESSED", "ATTENTION", "BATCH_FIELDS", "FIELDS", "FUNCTIONS", "GATED",
+           "INSTRUCTION_BYTES", "REGISTERS", "USED", "Batch", "Fault", "Function", "Instruction",
+           "Opcode", "decode", "disassemble", "encode"]
 
 #: Bytes of an instruction in a program.
 INSTRUCTION_BYTES = 16
@@ -32,7 +32,8 @@ class Opcode(enum.IntEnum):
     until it has none left.
     """
 
-    #: The pass over the program ends.
+    #: The pass over the program ends. Fetching goes on at the start of the program, or, if
+    #: ``constant`` is 1, waits for the next pass, which may begin anywhere.
     STOP = 0x01
     #: ``v[target] = memory[address]``.
     LOAD = 0x02
@@ -48,10 +49,12 @@ class Opcode(enum.IntEnum):
     TOKEN = 0x10
     #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register. TOP_K
     #: and THRESHOLD look at the vector of integers ``v[b]``, norms of the columns: 1 if ``b`` is 0.
+    #: With DENSE, ``constant`` may say that the list is that of a :class:`Batch`.
     PACK = 0x11
     #: A product is queued: the list times the matrix of ``a`` rows, ``count`` columns and ``b``
     #: planes whose packed columns, or rows, begin at ``address``. A matrix with fewer rows than
-    #: lanes, or more than accumulators, is several.
+    #: lanes, or more than accumulators, is several. ``target`` is the number of vectors in a list
+    #: of a batch, 0 or 1 otherwise; the product then has ``a`` rows for each, vector by vector.
     MATMUL = 0x12
     #: ``v[target] = function(S(product, constant * r[a] * r[b]))``, of the product's next
     #: ``count`` rows. A product by row is taken whole; only the listed elements are written.
@@ -106,14 +109,14 @@ class Function(enum.IntEnum):
 
 #: Fields that each opcode uses beside ``opcode``; all others must be zero.
 USED = {
-    Opcode.STOP: (),
+    Opcode.STOP: ("constant",),
     Opcode.LOAD: ("target", "count", "address"),
     Opcode.STORE: ("a", "count", "address"),
     Opcode.LOAD_AT: ("target", "count", "address"),
     Opcode.APPEND: ("function", "a", "b", "count", "constant", "address"),
     Opcode.TOKEN: (),
     Opcode.PACK: ("function", "target", "a", "b", "count", "constant", "address"),
-    Opcode.MATMUL: ("function", "a", "b", "count", "address"),
+    Opcode.MATMUL: ("function", "target", "a", "b", "count", "address"),
     Opcode.DRAIN: ("function", "target", "a", "b", "count", "constant"),
     Opcode.EMIT: ("a", "b", "count", "constant"),
     Opcode.VECTOR: ("function", "target", "a", "b", "count"),
@@ -145,6 +148,60 @@ GATED = (Function.TOP_K, Function.THRESHOLD)
 ADDRESSED = (Opcode.LOAD, Opcode.STORE, Opcode.MATMUL, *ATTENTION)
 
 
+#: Parts of a DENSE PACK's ``constant`` with their widths in bits, from bit 0 up; what is above them
+#: is zero.
+BATCH_FIELDS = {"log2": 3, "across": 1, "slot": 7}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A list of several vectors, which products with it multiply in one pass over their weights.
+
+    Attributes
+    ----------
+    log2 : int
+        Logarithm of the number of vectors; 0 is a list as ever.
+    slot : int
+        The packed vector becomes this one of them. They are packed from 0 on, one after the other;
+        behind the last one the list is complete.
+    across : bool
+        The packed vector is all of them: element e is in column ``e // vectors`` of vector
+        ``e % vectors``.
+    """
+
+    log2: int = 0
+    slot: int = 0
+    across: bool = False
+
+    @property
+    def vectors(self) -> int:
+        """Number of vectors."""
+        return 1 << self.log2
+
+    @property
+    def last(self) -> bool:
+        """Whether the list is complete with this PACK."""
+        return self.across or self.slot == self.vectors - 1
+
+    @property
+    def constant(self) -> int:
+        """The field of PACK."""
+        value, shift = 0, 0
+        for name, width in BATCH_FIELDS.items():
+            value |= int(getattr(self, name)) << shift
+            shift += width
+        return value
+
+    @classmethod
+    def of(cls, constant: int) -> "Batch":
+        """Take the field of PACK apart; what is above its parts is left out."""
+        values = {}
+        for name, width in BATCH_FIELDS.items():
+            values[name] = constant & (2 ** width - 1)
+            constant >>= width
+        return cls(log2=values["log2"], slot=values["slot"], across=bool(values["across"]))
+
+
 class Fault(enum.IntEnum):
     """Why the core stopped; the driver turns it into a sentence."""
 
@@ -159,6 +216,7 @@ class Fault(enum.IntEnum):
     NO_PRODUCT = 8
     CONTEXT = 9
     HEADS = 10
+    BATCH = 11
 
     @property
     def sentence(self) -> str:
@@ -181,6 +239,8 @@ _SENTENCES = {
     Fault.CONTEXT: "the sequence is longer than the context",
     Fault.HEADS: "heads are none or more than the group, have more elements than attention takes "
                  "or do not fill words and transfers, or a cache is beyond the last one",
+    Fault.BATCH: "a batch is none that the engine takes, is longer than the list, has more rows "
+                 "than accumulators, does not fill words, or is walked by row",
 }
 
 
@@ -248,7 +308,10 @@ def disassemble(instruction: Instruction) -> str:
             parts.append(Function(value).name if known else f"function={value:#04x}")
         elif name in ("b", "constant", "address") and not value and (
                 instruction.opcode is Opcode.PACK):
-            continue                        # only a gated list has them
+            continue                        # only a gated list, or one of a batch, has them
+        elif not value and (instruction.opcode, name) in ((Opcode.MATMUL, "target"),
+                                                          (Opcode.STOP, "constant")):
+            continue                        # no batch; no other place to begin
         elif name in ("constant", "address"):
             parts.append(f"{name}={value:#x}")
         else:

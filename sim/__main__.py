@@ -7,12 +7,20 @@ import importlib.metadata
 import json
 import os
 import pathlib
+import subprocess
 import sys
 
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
 from sim.tables import DOCUMENTS, RESULTS, render_document, write_record
-from sim.tools import TOOLS, ToolMissing, icarus_version, missing_tools
+from sim.tools import (
+    TOOLS,
+    WASM_TOOLS,
+    ToolMissing,
+    icarus_version,
+    missing_tools,
+    simulation_environment,
+)
 
 #: Faults run under Icarus: a changed design compiles in seconds.
 _FAULT_SIMULATOR = "icarus"
@@ -56,6 +64,11 @@ def _tools() -> int:
     """Print what is missing, and what is therefore not tested; never a failure by itself."""
     for sentence in missing_tools(*TOOLS):
         print(sentence)
+    # These compile themselves on first use: two tests that both began to would disturb one another.
+    for tool in WASM_TOOLS:
+        if not missing_tools(tool):
+            subprocess.run([tool, "--version"], check=False, capture_output=True,
+                           env=simulation_environment())
     for simulator, programs in SIMULATORS.items():
         if missing_tools(*programs):
             print(f"Not tested here: every bench under {simulator}")

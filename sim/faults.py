@@ -6,6 +6,7 @@ silently.
 """
 
 import dataclasses
+import os
 import pathlib
 import re
 import shutil
@@ -55,6 +56,16 @@ class FaultResult:
 
 
 FAULTS: tuple[Fault, ...] = (
+    Fault("core", "entries of a batch are not apart by its vectors", "hw/core.py",
+          "(packed.p.index << log2) | batch.slot", "packed.p.index | batch.slot", "core", "small"),
+    Fault("list memory", "a list of a batch is the newest one behind its first vector",
+          "hw/sequencer/list_memory.py", "with m.If(~more):", "with m.If(1):", "core", "small"),
+    Fault("sequencer", "a product of a batch has only the rows of one vector",
+          "hw/sequencer/sequencer.py", "rows.eq(now.a << log2)", "rows.eq(now.a)",
+          "core", "small"),
+    Fault("fetching", "a pass that begins anywhere is fetched from the start of the program",
+          "hw/sequencer/fetching.py", "reader.start.eq(Mux(pending, start, self.start))",
+          "reader.start.eq(0)", "core", "small"),
     Fault("trit decoder", "trits 3 and 4 of an escape code are not zero", "hw/ternary/decoder.py",
           "escape | (p2 & ~p0), escape | (p2 & p0)", "p2 & ~p0, p2 & p0", "engine", "wide"),
     Fault("lane", "a subtraction lacks the one that completes its negation", "hw/ternary/lanes.py",
@@ -270,7 +281,8 @@ FAULTS: tuple[Fault, ...] = (
           "Cat(asked, rows).eq(queue.r_data)", "Cat(asked, rows).eq(Cat(newest, 0))",
           "core", "small"),
     Fault("core", "a DENSE list does not reach the walk by row", "hw/core.py",
-          "codes.eq(gated | ~packs.p.sparse)", "codes.eq(gated)", "core", "small"),
+          "codes.eq(gated | (~packs.p.sparse & (sequencer.batch.log2 == 0)))", "codes.eq(gated)",
+          "core", "small"),
     Fault("core", "what a gated list leaves out stays in the walk by row", "hw/core.py",
           "left.eq((packs.p.words + ((1 << words) - 1)) >> words)", "left.eq(0)", "core", "small"),
     Fault("core", "scores are made of norms that are yet to be loaded", "hw/core.py",
@@ -409,6 +421,7 @@ def try_fault(fault: Fault, simulator: str = "verilator") -> FaultResult:
         done = subprocess.run(
             [sys.executable, "-m", "sim", "run", fault.bench, "--case", fault.case,
              "--simulator", simulator], cwd=copy, text=True, check=False,
+            env=os.environ | {"COCOTB_MAX_FAILURES": "1"},      # the first failure is enough
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     failed = sorted(set(re.findall(r"\*\* sim\.bench\.bench_\w+\.(\w+)\S*\s+FAIL", done.stdout)))
     # A copy that does not even run is no proof that the bench looks.

@@ -17,7 +17,7 @@ from cocotb_tools.runner import get_results, get_runner
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
 __all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench",
-           "slow_cases"]
+           "slow_runs"]
 
 #: Simulators by name, each with the programs that it needs.
 SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
@@ -29,6 +29,8 @@ _BUILD_ARGS = {
     "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS)],
     "icarus": [],
 }
+# Most of a bench under Verilator is compiling what runs for seconds.
+_COMPILER_LEVELS = "OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
 _CASE_VARIABLE = "TALLY_CASE"
 
 # Yosys gives every `always @*` a register that is meant to start it. Icarus gives it its value
@@ -59,9 +61,15 @@ def bench_cases(name: str) -> list[str]:
     return list(_bench_module(name).DUTS)
 
 
-def slow_cases(name: str) -> tuple[str, ...]:
-    """Return the cases of bench ``name`` that compile or run for minutes: its ``SLOW``, if any."""
-    return getattr(_bench_module(name), "SLOW", ())
+def slow_runs(name: str) -> set[tuple[str, str]]:
+    """Return the runs of bench ``name``, {case, simulator}, that a short test run leaves out.
+
+    A bench names them in ``SLOW``: cases, or cases with one simulator, as ``wide-icarus``. They
+    take minutes, or show under the slower simulator what the faster one has shown.
+    """
+    return {(case, simulator) for entry in getattr(_bench_module(name), "SLOW", ())
+            for case, _, only in [entry.partition("-")]
+            for simulator in SIMULATORS if only in ("", simulator)}
 
 
 def bench_case() -> str:
@@ -106,7 +114,9 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
             work_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work_dir = work_dir.resolve()
         work_dir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(_environment(simulation_environment()))
+        environment = simulation_environment()
+        environment["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
+        stack.enter_context(_environment(environment))
         component = _bench_module(name).DUTS[case]()
         source = work_dir / f"{name}.v"
         text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)

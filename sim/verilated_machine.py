@@ -24,7 +24,7 @@ __all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedMachine"]
 DESIGN = Design(
     name="core",
     sources=("hw/config.py", "hw/isa.py", "hw/core.py", "hw/common", "hw/formats", "hw/ternary",
-             "hw/lmul", "hw/vector", "hw/memory", "hw/sequencer", "hw/sparse",
+             "hw/lmul", "hw/vector", "hw/memory", "hw/sequencer", "hw/sparse", "hw/attention",
              "sim/verilated_machine.py"),
     harness="sim/machine_harness.cpp",
     component=functools.partial(Core, unit_clocks=True),

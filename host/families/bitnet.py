@@ -119,9 +119,10 @@ class BitNetLM(Transformer):
             # The norm behind attention makes the scale of the values free.
             key, value = (_balance(matrix, layer.attn_norm)
                           for matrix in (layer.attn_k, layer.attn_v))
-            mixed = self.attend(n, (
-                linear("attn_q", behind, self.attention.octaves / key),
-                linear("attn_k", behind, key), linear("attn_v", behind, value)), cosine, sine)
+            # Keys and values are in their caches before the query's weights have been read.
+            keys, values = linear("attn_k", behind, key), linear("attn_v", behind, value)
+            query = linear("attn_q", behind, self.attention.octaves / key)
+            mixed = self.attend(n, (query, keys, values), cosine, sine)
             behind = behind_norm("mix_out", mixed, layer.attn_sub_norm)
             x = n.add(x, linear("attn_output", behind), "x")
 

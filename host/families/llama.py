@@ -113,10 +113,11 @@ class LlamaLM(Transformer):
             behind = _Norm(self, n, "mix_in", x, layer.attn_norm,
                            (layer.attn_q, layer.attn_k, layer.attn_v))
             octaves = np.float32(shape.octaves)
-            mixed = self.attend(n, (
-                behind.linear("attn_q", _split_pairs(layer.attn_q * octaves, shape.heads)),
-                behind.linear("attn_k", _split_pairs(layer.attn_k, shape.kv_heads)),
-                behind.linear("attn_v", layer.attn_v)), cosine, sine)
+            # Keys and values are in their caches before the query's weights have been read.
+            key = behind.linear("attn_k", _split_pairs(layer.attn_k, shape.kv_heads))
+            value = behind.linear("attn_v", layer.attn_v)
+            query = behind.linear("attn_q", _split_pairs(layer.attn_q * octaves, shape.heads))
+            mixed = self.attend(n, (query, key, value), cosine, sine)
             codes = n.codes("mix_out", mixed)
             x = n.add(x, self.linear(n, "attn_output", layer.attn_output, codes), "x")
 

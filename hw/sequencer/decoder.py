@@ -9,6 +9,7 @@ from hw.config import CoreConfig
 from hw.isa import (
     ADDRESSED,
     ATTENTION,
+    BATCH_FIELDS,
     FIELDS,
     FUNCTIONS,
     GATED,
@@ -112,9 +113,9 @@ class Decoder(wiring.Component):
             return Cat(at.opcode == opcode for opcode in opcodes).any()
 
         # One flag for each fault, the first one lowest.
-        of_attention = (Fault.CONTEXT, Fault.HEADS) if config.context else ()
+        others = (Fault.BATCH, *((Fault.CONTEXT, Fault.HEADS) if config.context else ()))
         flags = data.StructLayout({fault.name: 1 for fault in Fault
-                                   if Fault.NONE < fault <= Fault.MATRIX or fault in of_attention})
+                                   if Fault.NONE < fault <= Fault.MATRIX or fault in others})
         opcodes = [opcode for opcode in Opcode if config.context or opcode not in ATTENTION]
         no_format = () if "e4m3" in config.cache_formats else (Function.E4M3,)
         by_row = Signal()
@@ -156,10 +157,12 @@ class Decoder(wiring.Component):
         if config.context:
             self._see_attention(m, at, seen, opcode_in)
 
+        groups = (Mux(by_row, at.count, at.a) + (engine.lanes - 1)) >> exact_log2(engine.lanes)
+        self._see_batch(m, at, seen, by_row, groups)
+
         # Bytes of a matrix: word bytes times planes times groups times columns, one factor after
         # the other, from its lowest bit up; by row it is the other way round. A vector has two
         # bytes for each element.
-        groups = (Mux(by_row, at.count, at.a) + (engine.lanes - 1)) >> exact_log2(engine.lanes)
         largest = engine.word_bytes * (2 ** len(at.b) - 1) * (2 ** len(groups) - 1) * (
             2 ** len(at.count) - 1)
         bytes_ = Signal(range(largest + 1), reset_less=True)
@@ -253,6 +256,24 @@ class Decoder(wiring.Component):
                     m.d.sync += self.o.valid.eq(0)
                     m.next = "IDLE"
         return m
+
+    def _see_batch(self, m, at, seen, by_row, groups):
+        """Look at the batch of a DENSE PACK or of a MATMUL: a power of two."""
+        config, engine = self.config, self.config.engine
+        part = data.StructLayout(BATCH_FIELDS)(at.constant[:sum(BATCH_FIELDS.values())])
+        above = at.constant[sum(BATCH_FIELDS.values()):].any()
+        filled = ~(at.a & (config.vector_lanes - 1)).any()
+        packed, multiplied = [], [at.target <= 1]
+        for log2 in range(1, engine.max_batch.bit_length()):
+            packed.append((part.log2 == log2) & Mux(
+                part.across, (part.slot == 0) & ~at.count[:log2].any(),
+                (part.slot < 1 << log2) & (at.count <= config.list_depth >> log2)))
+            multiplied.append((at.target == 1 << log2) & ~by_row & filled
+                              & (groups <= engine.accumulator_depth >> log2))
+        m.d.comb += seen.BATCH.eq(
+            ((at.opcode == Opcode.PACK) & (at.function == Function.DENSE) & at.constant.any()
+             & ~(Cat(packed).any() & ~above))
+            | ((at.opcode == Opcode.MATMUL) & ~Cat(multiplied).any()))
 
     # Attention.
 

@@ -18,9 +18,10 @@ _LOADS = (Opcode.LOAD, Opcode.LOAD_AT)
 class Fetching(wiring.Component):
     """Turns the matrices and vectors of the program into fetches, as docs/machine.md orders them.
 
-    It begins with the first pass, and goes on at the start of the program behind each STOP. An
-    instruction with a fault ends it: execution will stop there. A STORE or APPEND is passed when it
-    was executed, and what depends on the position waits for the pass to begin.
+    It begins with the first pass. Behind a STOP it goes on at the start of the program, or waits
+    for the next pass, as the STOP says: all of a program say the same. An instruction with a fault
+    ends it: execution will stop there. A STORE or APPEND is passed when it was executed, and what
+    depends on the position waits for the pass to begin.
 
     Parameters
     ----------
@@ -34,8 +35,11 @@ class Fetching(wiring.Component):
         ``instruction`` is written.
     instruction : In(:func:`hw.sequencer.program.program_layout`)
     begin : In(1)
-        A pass begins at ``start``; only the first one since reset matters.
+        A pass begins at ``start``; that matters for the first one since reset, and behind a STOP
+        that waits.
     start : In
+    late : Out(1)
+        Fetching has yet to come to a STOP that was executed: no pass may begin.
     stored : In(1)
         A STORE or APPEND was executed.
     position : In
@@ -55,7 +59,7 @@ class Fetching(wiring.Component):
         super().__init__({
             "write": In(1), "instruction": In(program_layout(config)),
             "begin": In(1), "start": In(exact_log2(config.program_depth)),
-            "stored": In(1),
+            "stored": In(1), "late": Out(1),
             "o_fetches": Out(stream.Signature(fetch_layout(config))),
         } | ({"position": In(bits_for(config.context))} if config.context else {}))
 
@@ -63,7 +67,10 @@ class Fetching(wiring.Component):
         m = Module()
         reader = self.reader
         m.submodules.reader = DomainRenamer(self._reader_domain)(reader)
-        begun = Signal()
+        # The first pass has begun, and its STOP was not seen; STOPs wait; one was not seen, but the
+        # pass behind it has begun.
+        unseen, waits, pending = Signal(), Signal(), Signal()
+        start = Signal.like(self.start)
         given = reader.o.p
         fetch = self.o_fetches.p
         asked = Signal()                        # columns of the newest list are read as listed
@@ -74,16 +81,21 @@ class Fetching(wiring.Component):
         m.d.comb += [
             reader.write.eq(self.write),
             reader.instruction.eq(self.instruction),
-            reader.start.eq(Mux(begun, 0, self.start)),
+            self.late.eq(unseen | pending),
         ]
+        with m.If(self.begin):
+            m.d.sync += [start.eq(self.start), pending.eq(waits)]
         m.d.sync += stores.eq(stores + self.stored - passes_store)
         if self.config.context:
             self._position(m, reader)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += reader.restart.eq(self.begin)
-                with m.If(self.begin):
-                    m.d.sync += begun.eq(1)
+                m.d.comb += [
+                    reader.restart.eq(self.begin | pending),
+                    reader.start.eq(Mux(pending, start, self.start)),
+                ]
+                with m.If(reader.restart):
+                    m.d.sync += [pending.eq(0), unseen.eq(~waits)]
                     m.next = "NEXT"
             with m.State("NEXT"):
                 m.d.sync += [
@@ -118,7 +130,13 @@ class Fetching(wiring.Component):
                                                      | (given.function != Function.DENSE))
                                 m.d.comb += reader.o.ready.eq(1)
                             with m.Case(Opcode.STOP):
-                                m.d.comb += [reader.o.ready.eq(1), reader.restart.eq(1)]
+                                m.d.comb += [
+                                    reader.o.ready.eq(1),
+                                    reader.restart.eq(~given.constant[0]),
+                                ]
+                                m.d.sync += [unseen.eq(0), waits.eq(given.constant[0])]
+                                with m.If(given.constant[0]):
+                                    m.next = "IDLE"
                             with m.Default():
                                 m.d.comb += reader.o.ready.eq(1)
             with m.State("FETCH"):

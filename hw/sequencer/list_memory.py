@@ -39,12 +39,18 @@ class ListMemory(wiring.Component):
         Products of the newest list. There must be one, and no list half accepted.
     o_jobs, o_entries : Out(stream)
         For ``i_jobs`` and ``i_entries`` of the engine: product by product, each with its list.
+    batched, more : In(1)
+        Beside ``i_entries``: the list is one of a batch, and has an entry for each index. These
+        come in as many passes as it has vectors, if not at once; ``more`` follow this one. Only if
+        the engine takes batches.
     """
 
     i_entries: stream.Interface
     i_products: stream.Interface
     o_jobs: stream.Interface
     o_entries: stream.Interface
+    batched: Signal
+    more: Signal
 
     def __init__(self, config: CoreConfig, *, tile: int = TILE):
         self.config = config
@@ -55,7 +61,7 @@ class ListMemory(wiring.Component):
             "i_products": In(stream.Signature(job)),
             "o_jobs": Out(stream.Signature(job)),
             "o_entries": Out(stream.Signature(entry)),
-        })
+        } | ({"batched": In(1), "more": In(1)} if config.engine.max_batch > 1 else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -88,13 +94,17 @@ class ListMemory(wiring.Component):
         goes_on = Signal()
         accepted = Signal()
         given = self.i_entries.p
+        batched, more = ((self.batched, self.more) if config.engine.max_batch > 1
+                         else (C(0), C(0)))
         m.d.comb += [
             self.i_entries.ready.eq(Mux(newest, uses[0], uses[1]) == 0),
             accepted.eq(self.i_entries.valid & self.i_entries.ready),
             goes_on.eq((begun != 0) & (given.index[within:] == newest_tile.tile)),
             place.eq(begun - goes_on),
             record_write.data.tile.eq(given.index[within:]),
-            record_write.data.last.eq(Mux(goes_on, newest_tile.last + 1, 0)),
+            # Of a batch, the last vector's entries are the last ones of their tiles.
+            record_write.data.last.eq(Mux(batched, given.index[:within],
+                                          Mux(goes_on, newest_tile.last + 1, 0))),
             record_write.addr.eq(Cat(place[:place_width], ~newest)),
             record_write.en.eq(accepted & ~given.end),
             write_port.en.eq(record_write.en),
@@ -105,7 +115,9 @@ class ListMemory(wiring.Component):
         with m.If(accepted):
             m.d.sync += [newest_tile.eq(record_write.data), begun.eq(place + 1)]
             with m.If(given.end):
-                m.d.sync += [counts[~newest].eq(begun), begun.eq(0), newest.eq(~newest)]
+                m.d.sync += begun.eq(0)
+                with m.If(~more):
+                    m.d.sync += [counts[~newest].eq(begun), newest.eq(~newest)]
 
         if platform == "formal":
             self._contract(m, begun, newest_tile, place, write_port, record_write)
@@ -183,7 +195,12 @@ class ListMemory(wiring.Component):
         return m
 
     def _contract(self, m, begun, newest_tile, place, write_port, record_write):
-        """Say for proofs what lists may come, and what is never written."""
+        """Say for proofs what lists may come, and what is never written.
+
+        Lists of a batch are left out: their entries lie where their indices say.
+        """
+        if self.config.engine.max_batch > 1:
+            m.d.comb += Assume(~self.batched & ~self.more, "lists are of one vector")
         depth = self.config.list_depth
         index = self.i_entries.p.index
         before = Signal.like(index)

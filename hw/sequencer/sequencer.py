@@ -8,7 +8,7 @@ from amaranth.utils import bits_for, exact_log2
 from hw.attention.unit import answer_layout, attention_layout
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FIELDS, GATED, REGISTERS, Fault, Function, Opcode
+from hw.isa import BATCH_FIELDS, FIELDS, GATED, REGISTERS, Fault, Function, Opcode
 from hw.lmul.exact import ExactMultiplier
 from hw.sequencer.decoder import decoded_layout
 from hw.sequencer.program import ProgramReader, program_layout
@@ -80,6 +80,12 @@ class Sequencer(wiring.Component):
     loading : Out(1)
         A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
         reach the selector, which needs what is loaded.
+    late : In(1)
+        No pass may begin yet.
+    batch : Out of :data:`hw.isa.BATCH_FIELDS`
+        Of the list that a PACK makes; ``log2`` is 0 if it is not one of a batch.
+    more : Out(1)
+        More vectors of it are to come.
     o_attends, i_attended : Out(stream), In(stream)
         ``i_commands`` and ``o_answers`` of :class:`hw.attention.unit.AttentionUnit`. These and the
         following are there only with a context.
@@ -152,7 +158,8 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
-            "loading": Out(1),
+            "loading": Out(1), "late": In(1),
+            "batch": Out(data.StructLayout(BATCH_FIELDS)), "more": Out(1),
             "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         } | ({
             "o_attends": Out(stream.Signature(attention_layout(config))),
@@ -182,9 +189,17 @@ class Sequencer(wiring.Component):
         by_row = Signal()
         m.submodules.products = products = fifo.SyncFIFO(width=len(now.a) + 1,
                                                          depth=config.product_depth)
+        batched = Signal()
+        rows = Signal.like(now.a)               # of all vectors: the decoder has looked
+        m.d.comb += rows.eq(now.a)
+        if engine.max_batch > 1:
+            m.d.comb += batched.eq(now.target[1:].any())
+            for log2 in range(1, engine.max_batch.bit_length()):
+                with m.If(now.target[log2]):
+                    m.d.comb += rows.eq(now.a << log2)
         m.d.comb += [
             by_row.eq(now.function == Function.BY_ROW),
-            products.w_data.eq(Cat(now.a, by_row)),
+            products.w_data.eq(Cat(rows, by_row)),
         ]
         # Rows that are left of the oldest of them: known two cycles after it is the oldest one.
         left = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
@@ -232,7 +247,7 @@ class Sequencer(wiring.Component):
             self.o_products.p.groups.eq((below_last >> exact_log2(engine.lanes)) + 1),
             self.o_products.p.tail.eq(((below_last & (engine.lanes - 1)) >> below) + 1),
             self.o_products.p.planes.eq(now.b),
-            self.o_products.p.batch.eq(1),
+            self.o_products.p.batch.eq(Mux(batched, now.target, 1)),
             self.o_drains.p.scalar.eq(scalar),
             self.o_drains.p.target.eq(now.target >> below),
             self.o_drains.p.words.eq(words),
@@ -249,6 +264,13 @@ class Sequencer(wiring.Component):
 
         if engine.row_columns:
             m.d.comb += self.o_products.p.by_row.eq(by_row)
+        if engine.max_batch > 1:
+            part = self.batch
+            with m.If((now.opcode == Opcode.PACK) & (now.function == Function.DENSE)):
+                m.d.comb += [
+                    part.eq(now.constant[:part.shape().size]),
+                    self.more.eq(~part.across & (part.slot != (1 << part.log2) - 1)),
+                ]
         if config.context:
             self._position(m, now, reader)
 
@@ -281,13 +303,14 @@ class Sequencer(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
+                begins = self.i_tokens.valid & ~self.late
                 m.d.comb += [
                     self.i_program.ready.eq(1),
-                    self.i_tokens.ready.eq(1),
-                    reader.restart.eq(self.i_tokens.valid),
+                    self.i_tokens.ready.eq(~self.late),
+                    reader.restart.eq(begins),
                 ]
                 m.d.sync += [token.eq(self.i_tokens.p.token), index.eq(self.i_tokens.p.start)]
-                with m.If(self.i_tokens.valid):
+                with m.If(begins):
                     m.next = "NEXT"
             with m.State("NEXT"):
                 given = reader.o.p

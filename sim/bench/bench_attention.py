@@ -54,6 +54,7 @@ class Bench(wiring.Component):
 
 
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
+SLOW = ("group-verilator", "wide-verilator")
 
 
 class Machine:

@@ -14,7 +14,7 @@ from cocotb.triggers import RisingEdge
 from hw.config import CoreConfig, EngineConfig
 from hw.core import Core
 from hw.formats.minifloat import bf16
-from hw.isa import FUNCTIONS, GATED, Fault, Function, Instruction, Opcode, encode
+from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
 from sim.golden.cycles import instruction_cycles, select_cycles, threshold_cycles
 from sim.golden.largest import kept_count
@@ -28,7 +28,7 @@ from sim.streams import StreamSink, StreamSource, start
 CONFIGURATIONS = {
     "small": CoreConfig(
         engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=20, accumulator_depth=16,
-                            max_planes=3, max_batch=1, index_width=9, port_bytes=4,
+                            max_planes=3, max_batch=4, index_width=9, port_bytes=4,
                             row_columns=64),
         vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
         address_width=16),
@@ -48,7 +48,7 @@ CONFIGURATIONS = {
         address_width=16, context=8, head_elements=16, group=3, attention_heads=2,
         attention_elements=2, caches=5),
 }
-SLOW = ("equal",)
+SLOW = ("equal", "small-icarus", "attention-verilator")
 DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
 
 
@@ -248,9 +248,23 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
         writer.add(Opcode.PACK, function=Function.DENSE, target=register, a=anywhere(), count=lanes)
     waiting: deque[int] = deque()
 
+    def pack_batch(log2):
+        """Write the PACKs of a batch; return the columns."""
+        most = min(room, config.list_depth)
+        across = bool(rng.integers(2))
+        unit = math.lcm(lanes, 1 << log2)
+        if not across:
+            most, unit = most >> log2, lanes
+        count = int(rng.integers(1, most // unit + 1)) * unit
+        for slot in range(1 if across else 1 << log2):
+            part = Batch(log2=log2, slot=slot, across=across)
+            writer.add(Opcode.PACK, function=Function.DENSE, target=int(rng.integers(3, 16)),
+                       a=anywhere(), count=count, constant=part.constant)
+        return count >> log2 if across else count
+
     def take(count):
-        while count > lanes and rng.integers(2):            # a part of it
-            part = int(rng.integers(1, -(-count // lanes))) * lanes
+        while count > room or (count > lanes and rng.integers(2)):      # a part of it
+            part = int(rng.integers(1, min(-(-count // lanes), room // lanes + 1))) * lanes
             writer.add(Opcode.DRAIN, function=Function.COPY, target=anywhere(), a=1, count=part,
                        constant=int(rng.integers(0x3E00, 0x4000)))
             count -= part
@@ -293,6 +307,17 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
                        **matrix(columns, rows))
             writer.add(Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
                        target=anywhere(), count=rows, constant=bf16.one)
+        if config.engine.max_batch > 1 and rng.integers(3) == 0:
+            log2 = int(rng.integers(1, config.engine.max_batch.bit_length()))
+            columns = pack_batch(log2)
+            for _ in range(int(rng.integers(1, config.product_depth + 1))):
+                most = config.engine.accumulator_depth * config.engine.lanes >> log2
+                rows = min(int(rng.choice(sizes)), most // lanes * lanes)
+                writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, target=1 << log2, a=rows,
+                           count=columns, **matrix(rows, columns))
+                waiting.append(rows << log2)
+            while waiting:
+                take(waiting.popleft())
         writer.add(Opcode.NORM, target=int(rng.integers(1, 3)), a=anywhere(), count=room)
         # What is stored is read again behind the fence.
         place = int(rng.integers(len(slots)))
@@ -328,6 +353,31 @@ async def programs(dut, latency, stall):
     driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
     await driver.load()
     await driver.run(tokens)
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]))
+async def entries(dut, latency, stall):
+    """Begin passes anywhere, behind STOPs that wait; some read nothing."""
+    config = CONFIGURATIONS[bench_case()]
+    writer = Writer(config, 4)
+    count = 2 * config.vector_lanes
+    starts = []
+    for index in range(4):
+        starts.append(len(writer.program))
+        for _ in range(index):
+            writer.add(Opcode.LOAD, target=count, count=count, address=writer.vector(count))
+            writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=count, count=count)
+            writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=count, b=1, count=count,
+                       address=writer.matrix(count, count, 1))
+            writer.add(Opcode.EMIT, a=1, count=count, constant=bf16.one)
+        writer.add(Opcode.STOP, constant=1)
+    driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+    await driver.load()
+    for first in [*starts, *reversed(starts), *writer.rng.choice(starts, 20).tolist()]:
+        sending = cocotb.start_soon(driver.begin(0, first))
+        await driver.compare(driver.machine.run(0, first))
+        await sending
 
 
 def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
@@ -639,6 +689,27 @@ def timed(config: CoreConfig, cache: int) -> list[
                                         count=count, constant=bf16.one)
                             for count in (lanes, rows - lanes))
             cases.append((part, [token, product, wait], [others]))
+    if engine.max_batch > 1:
+        cases += timed_batches(config, wait)
+    return cases
+
+
+def timed_batches(config: CoreConfig, wait: Instruction) -> list[tuple]:
+    """As :func:`timed`, of lists of two vectors, and of a product with one."""
+    lanes = config.vector_lanes
+    slots, across = (
+        [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, a=lanes, count=count,
+                     constant=Batch(log2=1, slot=slot, across=size == 1).constant)
+         for slot in range(size)] for size, count in ((2, 2 * lanes), (1, 4 * lanes)))
+    cases: list[tuple] = [(slots[0], [], []), (slots[1], slots[:1], []), (across[0], [], [])]
+    for rows in (lanes, 3 * lanes):
+        product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, target=2, a=rows,
+                              b=1, count=2 * lanes)
+        one, both = (Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+                                 count=count, constant=bf16.one) for count in (rows, 2 * rows))
+        for made in (slots, across):
+            cases += [(product, made, [wait, both]), (both, [*made, product, wait], []),
+                      (one, [*made, product, wait], [one])]
     return cases
 
 

@@ -34,6 +34,7 @@ VOCABULARY = 20
 WIDTH = 16
 
 DUTS = {"small": lambda: LinkedDevice(BOARD, watchdog_cycles=WATCHDOG_CYCLES)}
+SLOW = ("small-verilator",)
 
 
 class Host(Requests):

@@ -44,7 +44,8 @@ CONFIGURATIONS |= {
     "ecp5_rows": dataclasses.replace(CONFIGURATIONS["ecp5"], max_planes=5, row_columns=64),
 }
 #: 64 lanes and both walks take minutes under Icarus; `narrow_rows` has everything but the width.
-SLOW = ("wide_rows",)
+SLOW = ("wide_rows", "wide-icarus",
+        "ecp5-verilator", "ecp5_rows-verilator", "narrow_rows-verilator")
 DUTS = {name: lambda config=config: TernaryEngine(config)
         for name, config in CONFIGURATIONS.items()}
 MODELS = [pathlib.Path(__file__).parents[1] / "models" / "ecp5.v"]

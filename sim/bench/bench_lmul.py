@@ -106,6 +106,7 @@ def variants() -> Bench:
 
 
 DUTS = {"formats": formats, "variants": variants}
+SLOW = ("formats-icarus",)
 
 
 def golden(unit, x: np.ndarray, y: np.ndarray) -> np.ndarray:

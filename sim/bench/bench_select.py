@@ -47,6 +47,7 @@ class Bench(wiring.Component):
 
 
 DUTS = {name: lambda case=case: Bench(*case) for name, case in CONFIGURATIONS.items()}
+SLOW = ("eight-icarus",)
 
 
 class Machine:

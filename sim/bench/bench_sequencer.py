@@ -74,6 +74,7 @@ class Bench(wiring.Component):
 
 
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
+SLOW = ("sixteen-verilator",)
 
 
 class Ends:
@@ -428,12 +429,13 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
                     registers[target] = (bf16.one, found["answer"])
             case Opcode.MATMUL:
                 by_row = instruction.function == Function.BY_ROW
+                batch = max(1, target)
                 job = (config.engine.row_job(instruction.count, planes=b) if by_row
-                       else config.engine.job(a, planes=b))
+                       else config.engine.job(a, planes=b, batch=batch))
                 if by_row:                      # a walk by row has no last group
                     job["tail"] = found["tail"]
                 assert (name, found) == ("products", job)
-                waiting.append([by_row, a])
+                waiting.append([by_row, a * batch])
             case Opcode.DRAIN | Opcode.EMIT:
                 number, exponent = scalar(instruction, registers)
                 by_row = waiting[0][0]
@@ -506,6 +508,8 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                     values |= {"function": int(rng.choice(FUNCTIONS[opcode])), "b": vector(),
                                "constant": int(rng.integers(1 << 16)),
                                "address": int(rng.integers(1 << 30))}
+                    if values["function"] == Function.DENSE:
+                        values["constant"] = 0
             case Opcode.VECTOR:
                 values = {"function": int(rng.choice(FUNCTIONS[opcode])), "target": vector(),
                           "a": vector(), "b": vector()}
@@ -514,9 +518,14 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                     program.append(take())
                 by_row = bool(engine.row_columns and rng.integers(2))
                 some = lanes if by_row or rng.integers(2) else int(rng.integers(1, 200))
-                rows.append((some, by_row))
+                target = 0
+                if not by_row and some % lanes == 0:
+                    most = min(engine.max_batch, engine.accumulator_depth // engine.groups(some))
+                    target = int(rng.choice([0, *(1 << k for k in range(most.bit_length()))]))
+                rows.append((some * max(1, target), by_row))
                 values = {"function": Function.BY_ROW if by_row else Function.BY_COLUMN,
-                          "a": rows[-1][0], "b": int(rng.integers(1, engine.max_planes + 1)),
+                          "target": target, "a": some,
+                          "b": int(rng.integers(1, engine.max_planes + 1)),
                           "address": 64}
                 count = int(rng.integers(1, 9))
             case _:

@@ -77,7 +77,7 @@ class Bench(wiring.Component):
 
 
 #: Its eight lanes take minutes to compile; `three` has everything but the width.
-SLOW = ("eight",)
+SLOW = ("eight", "three-verilator")
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
 
 # Numbers on both sides of every edge of the format, of sums and of products, with both signs.

@@ -26,6 +26,7 @@ from hw.isa import (
     GATED,
     INSTRUCTION_BYTES,
     REGISTERS,
+    Batch,
     Fault,
     Function,
     Instruction,
@@ -132,13 +133,14 @@ class _List:
     """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
 
     ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too. ``found``
-    are their number before a gate.
+    are their number before a gate. A list of a batch has more than one of ``vectors``.
     """
 
     activations: NDArray[np.int8]
     columns: int
     listed: NDArray[np.int64]
     found: int
+    vectors: int = 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,6 +206,9 @@ class Machine:
         self.trits = 0
         self.skipped = 0
         self.rows = [0, 0]
+        if len({instruction.constant for instruction in self._program
+                if instruction is not None and instruction.opcode is Opcode.STOP}) > 1:
+            raise ValueError("Program must not have both STOPs that wait and STOPs that do not")
         self.lists: dict[int, list[int]] = {}
         self.reset()
 
@@ -212,6 +217,7 @@ class Machine:
         self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
         self._list: _List | None = None
         self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
+        self._slots: list[NDArray[np.int8]] = []            # of a batch that is not complete
         self._loaded: Instruction | None = None             # the LOAD just before
         self._products: deque[_Product] = deque()
         self.position = 0
@@ -319,6 +325,8 @@ class Machine:
             return Fault.CONTEXT
         if opcode in ATTENTION and not self._heads_fit(instruction):
             return Fault.HEADS
+        if not self._batch_fits(instruction):
+            return Fault.BATCH
         if (opcode in (Opcode.APPEND, Opcode.SCORE)
                 or (opcode is Opcode.PACK and instruction.function != Function.NONZERO)):
             vector = self._two_parts(instruction)
@@ -349,6 +357,25 @@ class Machine:
                 and elements % (halves * config.vector_lanes) == 0
                 and elements * _CACHE_BYTES[Function(instruction.function)]
                 % config.port_bytes == 0)
+
+    def _batch_fits(self, instruction: Instruction) -> bool:
+        """Tell whether the engine takes the batch of an instruction."""
+        engine, count = self.config.engine, instruction.count
+        if instruction.opcode is Opcode.MATMUL and instruction.target > 1:
+            batch = instruction.target
+            return (batch <= engine.max_batch and batch & (batch - 1) == 0
+                    and instruction.function == Function.BY_COLUMN
+                    and instruction.a % self.config.vector_lanes == 0
+                    and engine.groups(instruction.a) * batch <= engine.accumulator_depth)
+        if (instruction.opcode is Opcode.PACK and instruction.function == Function.DENSE
+                and instruction.constant):
+            part = Batch.of(instruction.constant)
+            fits = part.constant == instruction.constant and 1 < part.vectors <= engine.max_batch
+            if part.across:
+                return fits and part.slot == 0 and count % part.vectors == 0
+            return (fits and part.slot < part.vectors
+                    and count * part.vectors <= self.config.list_depth)
+        return True
 
     def _two_parts(self, instruction: Instruction) -> NDArray[np.uint16]:
         """Return ``v[a]``, or its halves in ``v[a]`` and ``v[b]``."""
@@ -413,6 +440,7 @@ class Machine:
             case Opcode.MIX:
                 self._mix(instruction)
             case Opcode.TOKEN:
+                self._begin_list()
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
                 self._list = _List(activations, 0, np.array([token]), 1)
@@ -495,7 +523,38 @@ class Machine:
             raise HazardError(f"{heads} heads of {instruction.constant} elements have "
                               f"{heads * instruction.constant}, not {instruction.count}")
 
+    def _begin_list(self) -> None:
+        if self._slots:
+            raise HazardError(f"A list begins, but one of a batch has only {len(self._slots)} of "
+                              f"its vectors")
+
+    def _pack_batch(self, instruction: Instruction, part: Batch) -> None:
+        """Make a list of a batch, or a part of one."""
+        codes = quantize(self._read(instruction.a, instruction.count))
+        values = codes.values
+        self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
+        if part.across:
+            self._begin_list()
+            vectors = values.reshape(-1, part.vectors).T
+        else:
+            if part.slot != len(self._slots) or any(len(slot) != len(values)
+                                                    for slot in self._slots):
+                raise HazardError(f"Vector {part.slot} of a batch is packed, but the list has "
+                                  f"{len(self._slots)}, of {[len(x) for x in self._slots]} "
+                                  f"elements")
+            self._slots.append(values)
+            if not part.last:
+                return
+            vectors, self._slots = np.stack(self._slots), []
+        self._by_row = None
+        count = vectors.shape[1]
+        self._list = _List(vectors, count, np.arange(count), count, part.vectors)
+
     def _pack(self, instruction: Instruction) -> None:
+        if instruction.function == Function.DENSE and instruction.constant:
+            self._pack_batch(instruction, Batch.of(instruction.constant))
+            return
+        self._begin_list()
         vector = self._read(instruction.a, instruction.count)
         function, load = instruction.function, self._loaded
         if (function in GATED and load is not None and instruction.a < load.target + load.count
@@ -572,11 +631,15 @@ class Machine:
         if self._list.columns and self._list.columns != columns:
             raise HazardError(f"The matrix has {columns} columns, but the list was made of "
                               f"{self._list.columns} elements")
-        activations: NDArray[np.int8] = np.zeros((1, columns), np.int8)
-        if len(self._list.activations) > columns:
-            raise HazardError(f"The token must be below {columns}, "
-                              f"not {len(self._list.activations) - 1}")
-        activations[0, :len(self._list.activations)] = self._list.activations
+        vectors = self._list.vectors
+        if vectors != max(1, instruction.target):
+            raise HazardError(f"The product is of a batch of {max(1, instruction.target)}, but the "
+                              f"list has {vectors}")
+        activations: NDArray[np.int8] = np.zeros((vectors, columns), np.int8)
+        given = self._list.activations.reshape(vectors, -1)
+        if given.shape[1] > columns:
+            raise HazardError(f"The token must be below {columns}, not {given.shape[1] - 1}")
+        activations[:, :given.shape[1]] = given
         if len(self._products) == self.config.product_depth:
             raise HazardError(f"More than {self.config.product_depth} products are not taken: "
                               f"the instruction would wait for one behind it")
@@ -593,7 +656,8 @@ class Machine:
                 raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
                                   f"newest DENSE or gated list has another number of elements")
             listed, activations = self._list.listed, self._by_row[np.newaxis]
-        product = self._matrix(instruction)("", activations)[0]
+        # Vector by vector.
+        product = self._matrix(instruction)("", activations).reshape(-1)
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
         self._products.append(_Product(((product + half) & (2 * half - 1)) - half, listed))

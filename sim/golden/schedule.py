@@ -33,7 +33,7 @@ from sim.golden.cycles import (
     threshold_cycles,
 )
 
-__all__ = ["ListCounts", "TokenCycles", "token_cycles"]
+__all__ = ["ListCounts", "TokenCycles", "passes_cycles", "token_cycles"]
 
 #: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
 #: queue has room for all of it.
@@ -70,7 +70,7 @@ class TokenCycles:
     transfers : int
         Of the memory port, in both directions.
     useful_bits : float
-        Trits that were multiplied, at 1.6 bits.
+        Trits that were multiplied, at 1.6 bits, and keys and values that were read or written.
     port, engine, execution : float
         Cycles that each would take if it never waited.
     idle : float array, shape (instructions,)
@@ -96,7 +96,7 @@ class TokenCycles:
         return max(times, key=lambda name: times[name])
 
     def port_utilization(self, config: CoreConfig) -> float:
-        """Share of the port that carries useful weight bits, the refresh not counted."""
+        """Share of the port that carries useful bits, the refresh not counted."""
         return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
 
 
@@ -193,12 +193,30 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
     return walk.last_token(body)
 
 
+def passes_cycles(config: CoreConfig, instructions: Sequence[Instruction], starts: Sequence[int],
+                  *, latency: int = 20, refresh: float = 0.0) -> tuple[float, int]:
+    """Cycles and transfers of passes that follow one another again and again.
+
+    Each begins at one of ``starts``, and fetching waits for it; their lists name all columns. The
+    other parameters are those of :func:`token_cycles`.
+    """
+    walk = _Walk(config, instructions, latency, refresh, 1.0, {}, 0)
+    cycles, transfers = 0.0, 0
+    for _ in range(2):
+        begins, sent, stored = walk.now, walk.sent, walk.stored
+        for start in starts:
+            walk.begin(start)
+            walk.token()
+        cycles, transfers = walk.now - begins, walk.sent - sent + walk.stored - stored
+    return cycles, transfers
+
+
 class _Walk:
     """Times of everything, token after token."""
 
     def __init__(self, config, instructions, latency, refresh, density, counts, position):
         self._config = config
-        self._instructions = instructions
+        self._program = self._instructions = instructions
         self._latency = latency
         self._refresh = refresh
         self._step = 1 / (1 - refresh)          # cycles of a transfer
@@ -219,8 +237,24 @@ class _Walk:
         self._marks: list[tuple[float, int, int]] = []
         self._stored = 0
         self._useful = 0.0
+        self._cached = 0                        # transfers of keys and values
         self._engine = 0.0
         self._execution = 0.0
+
+    @property
+    def sent(self) -> int:
+        """Transfers that were read."""
+        return self._sent.count
+
+    @property
+    def stored(self) -> int:
+        """Transfers that were written."""
+        return self._stored
+
+    def begin(self, start: int) -> None:
+        """Begin the next pass at an instruction, which fetching has waited for."""
+        self._instructions = self._program[start:]
+        self._fence = self.now
 
     # Execution.
 
@@ -230,6 +264,7 @@ class _Walk:
         self._marks.append((self.now, self._sent.count, self._stored))
         self._dispatched = []
         self._useful = self._engine = self._execution = 0.0
+        self._cached = 0
         opens = Opcode.TOKEN                    # what made the newest list
         kept: int | None = None                 # entries of the newest list; None: all
         loaded = 0.0                            # the newest LOAD has ended
@@ -250,6 +285,7 @@ class _Walk:
                     self._multiply(len(self._queue))
                     walk, transfers = cache_walk(config, instruction, self._position)
                     self._read_vector(transfers, walk / transfers)
+                    self._cached += transfers
                     # What was read last is followed by all that is no walk.
                     self.now = max(self.now + cycles, self._left.last + cycles - walk + 1)
                 case Opcode.LOAD | Opcode.LOAD_AT:
@@ -261,9 +297,13 @@ class _Walk:
                     loaded = max(self.now + whole, self._left.last + 1 + whole - transfers)
                     self.now = self.now + cycles if cycles < whole else loaded
                 case Opcode.STORE | Opcode.APPEND:
-                    self.now += cycles
+                    self._multiply(len(self._queue))
+                    self.now = self._port_is_free() + cycles
                     size = 1 if instruction.function == Function.E4M3 else 2
-                    self._stored += size * instruction.count // config.port_bytes
+                    written = size * instruction.count // config.port_bytes
+                    self._stored += written
+                    if instruction.opcode is Opcode.APPEND:
+                        self._cached += written
                     self._fence = self.now
                 case Opcode.TOKEN | Opcode.PACK:
                     opens = instruction.opcode
@@ -284,9 +324,11 @@ class _Walk:
                         self._multiply(1)
                     # Result transfers that were taken before, and those of the product that come.
                     before = product.taken // config.vector_lanes
-                    transfers = config.engine.result_transfers(product.instruction.a) - before
+                    batch = max(1, product.instruction.target)
+                    transfers = (config.engine.result_transfers(product.instruction.a) * batch
+                                 - before)
                     product.taken += instruction.count
-                    if product.taken == product.instruction.a:
+                    if product.taken == product.instruction.a * batch:
                         self._queue.popleft()
                     if product.instruction.function == Function.BY_ROW:
                         # Rows come slower than they are drained, and the last one is not there yet.
@@ -312,20 +354,21 @@ class _Walk:
             if product.instruction.function == Function.BY_ROW:
                 self._multiply_by_row(product)
                 continue
-            shape = {"rows": rows, "columns": product.columns, "planes": planes}
+            batch = max(1, product.instruction.target)
+            shape = {"rows": rows, "columns": product.columns, "planes": planes, "batch": batch}
             groups = engine.groups(rows)
             begins = max(self._idle_at, product.queued + LIST_LATENCY)
             asked = max(self._listed_at, product.queued + LIST_LATENCY) + COLUMN_LATENCY
             words = product.columns * planes * groups
-            # Two accumulators pause in each round.
-            pace = 1.5 if groups == 2 else 1.0
-            first = begins + groups + 1
+            # A word is there for all vectors. Two accumulators pause in each round.
+            pace = 1.5 * batch if groups * batch == 2 else float(batch)
+            first = begins + groups * batch + 1
             if product.asked:
                 self._read_matrix(product.columns, planes * groups, asked, first, pace)
             else:
                 self._read_matrix(1, words, -math.inf, first, pace)
-            self._list_ends(product.columns, planes * groups, begins)
-            results = engine.result_transfers(rows)
+            self._list_ends(product.columns, planes * groups, begins, batch)
+            results = engine.result_transfers(rows) * batch
             period = engine_period(engine, **shape)
             self._idle_at = (self._taken.last if words else first) + 3 + results
             product.first_result = self._idle_at - results + engine_cycles(engine, **shape) - period
@@ -348,11 +391,11 @@ class _Walk:
         self._engine += engine_row_period(engine, **shape)
         self._useful += product.columns * planes * product.instruction.count
 
-    def _list_ends(self, columns: int, words: int, begins: float) -> None:
+    def _list_ends(self, columns: int, words: int, begins: float, batch: int = 1) -> None:
         """Find when the engine has accepted a product's list, and can take the next one."""
-        first = self._taken.count - ENTRIES_AHEAD * words
+        first = self._taken.count - ENTRIES_AHEAD // batch * words
         self._listed_at = begins
-        if columns > ENTRIES_AHEAD:
+        if columns > ENTRIES_AHEAD // batch:
             self._listed_at = float(self._taken.at(np.array([first]))[0])
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
@@ -396,6 +439,18 @@ class _Walk:
         """
         for _, arrived in self._arrivals(transfers, -math.inf):
             self._left.append(_in_order(np.maximum(arrived, self.now), self._left.last, pace))
+
+    def _port_is_free(self) -> float:
+        """Find the time from now on at which no transfer arrives: a write waits for such a one.
+
+        All that may be read before the write was asked for.
+        """
+        sent = self._sent.since(0)
+        coming = sent[np.searchsorted(sent, self.now - self._latency):] + self._latency
+        if not len(coming) or coming[0] > self.now + self._step:
+            return self.now
+        pauses = np.flatnonzero(np.diff(coming) > 1.5 * self._step)
+        return float(coming[pauses[0] if len(pauses) else -1])
 
     def _arrivals(self, transfers: int,
                   known: float) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
@@ -467,6 +522,7 @@ class _Walk:
         idle[body:body + len(busy)] = np.diff(dispatched) - busy
         count = len(sent) + self._stored - stored
         return TokenCycles(
-            cycles=self.now - began, transfers=count, useful_bits=BITS_PER_TRIT * self._useful,
+            cycles=self.now - began, transfers=count,
+            useful_bits=BITS_PER_TRIT * self._useful + 8 * self._config.port_bytes * self._cached,
             port=count * self._step, engine=self._engine, execution=self._execution, idle=idle,
             refresh=self._refresh)

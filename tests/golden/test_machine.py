@@ -14,7 +14,7 @@ from host.model import read_model
 from host.tokenizer import Tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
-from hw.isa import Fault, Function, Instruction, Opcode, encode
+from hw.isa import Batch, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.machine import HazardError, Machine, MachineFault
@@ -512,3 +512,88 @@ class TestModels:
         measured = evaluate(model, documents, byte_count, "lmul", workers=1)
         assert measured.tokens == sum(map(len, documents)) + len(documents)
         assert measured.bits_per_byte[0] == pytest.approx(bits / byte_count, rel=1e-6)
+
+
+class TestBatches:
+    """Lists of several vectors, against one vector after the other."""
+
+    COUNT, ROWS = 16, 12
+
+    def machine(self, *instructions, vectors=4):
+        rng = np.random.default_rng(9)
+        weights = rng.integers(-1, 2, (self.ROWS, self.COUNT))
+        data, addresses = memory_of(pack_words(planes(weights, 1), CONFIG.engine),
+                                    random_vector(3, vectors * self.COUNT))
+        first = load(8, vectors * self.COUNT, addresses[1])
+        return Machine(CONFIG, program(first, *instructions, STOP), data + bytes(64))
+
+    def slot(self, slot, log2=2, count=COUNT, across=False):
+        part = Batch(log2=log2, slot=slot, across=across)
+        return dataclasses.replace(pack(8 + slot * count, count, 3 + slot),
+                                   constant=part.constant)
+
+    def product(self, vectors):
+        return dataclasses.replace(matmul(self.ROWS, self.COUNT, 0), target=vectors)
+
+    def test_slots_equal_single_lists(self):
+        count, rows = self.COUNT, self.ROWS
+        together = self.machine(*map(self.slot, range(4)), self.product(4),
+                                *(drain(128 + k * rows, rows, 3 + k) for k in range(4)))
+        together.run(0)
+        single = self.machine(*(instruction for k in range(4) for instruction in (
+            pack(8 + k * count, count, 3 + k), matmul(rows, count, 0),
+            drain(128 + k * rows, rows, 3 + k))))
+        single.run(0)
+        found, expected = (machine.vectors[128:128 + 4 * rows] for machine in (together, single))
+        assert (found == expected).all()
+        assert len(set(found.tolist())) > rows
+        assert together.trits == single.trits // 4
+
+    @pytest.mark.parametrize("log2", [1, 2])
+    def test_across(self, log2):
+        """Elements of a vector are columns of all vectors, one after the other."""
+        count = self.COUNT << log2
+        machine = self.machine(
+            self.slot(0, log2, count, across=True), self.product(1 << log2),
+            drain(160, self.ROWS << log2), vectors=1 << log2)
+        machine.run(0)
+        codes = quantize(machine.vectors[8:8 + count])
+        weights = np.random.default_rng(9).integers(-1, 2, (self.ROWS, self.COUNT))
+        integers = (weights @ codes.values.reshape(self.COUNT, -1).astype(np.int64)).T.reshape(-1)
+        expected = scale(integers[np.newaxis], np.array([bf16.one], np.uint16),
+                         np.array([0], np.int32))[0]
+        assert (machine.vectors[160:160 + len(expected)] == expected).all()
+
+    @pytest.mark.parametrize("constant", [
+        1 << 11, Batch(log2=0, slot=1).constant, Batch(log2=4).constant,
+        Batch(log2=1, slot=2).constant, Batch(log2=1, slot=1, across=True).constant,
+        Batch(log2=3).constant])
+    def test_faults_of_pack(self, constant):
+        machine = self.machine(dataclasses.replace(pack(8, 12), constant=constant))
+        with pytest.raises(MachineFault, match=Fault.BATCH.sentence):
+            machine.run(0)
+
+    @pytest.mark.parametrize(("rows", "vectors", "function"), [
+        (12, 3, Function.BY_COLUMN), (12, 16, Function.BY_COLUMN), (10, 2, Function.BY_COLUMN),
+        (24, 4, Function.BY_COLUMN)])
+    def test_faults_of_matmul(self, rows, vectors, function):
+        wrong = Instruction(opcode=Opcode.MATMUL, function=function, target=vectors, a=rows, b=1,
+                            count=16)
+        machine = self.machine(*map(self.slot, range(4)), wrong)
+        with pytest.raises(MachineFault, match=Fault.BATCH.sentence):
+            machine.run(0)
+
+    def test_hazards(self):
+        for message, *instructions in (
+                ("has only 1 of its vectors", self.slot(0), TOKEN),
+                ("has only 2 of its vectors", self.slot(0), self.slot(1), pack(8, 16)),
+                ("Vector 2 of a batch is packed, but the list has 1", self.slot(0), self.slot(2)),
+                ("the list has 4", *map(self.slot, range(4)), self.product(2)),
+                ("the list has 1", pack(8, 16), self.product(2))):
+            with pytest.raises(HazardError, match=message):
+                self.machine(*instructions).run(0)
+
+    def test_stops_are_alike(self):
+        waits = Instruction(opcode=Opcode.STOP, constant=1)
+        with pytest.raises(ValueError, match="both STOPs that wait and STOPs that do not"):
+            Machine(CONFIG, program(waits, STOP), b"")

@@ -130,26 +130,6 @@ class TestCommands:
         assert attention["attention_cost_percent"] == pytest.approx(
             100 * (attention["bits_per_byte"] / exact["bits_per_byte"] - 1), abs=0.01)
 
-    def test_run_without_a_program(self, capsys, path):
-        arguments = ["run", str(path), "the", "--tokens", "3", "--greedy"]
-        assert cli.main([*arguments, "--device", "golden"]) == 0
-        out = capsys.readouterr().out
-        assert ("No program: example needs attention, for which the core has no instructions."
-                in out)
-        assert "3 tokens after 2 of the prompt" in out
-
-    def test_context_is_full(self, capsys, path):
-        assert cli.main(["run", str(path), "the", "--tokens", "80", "--greedy",
-                         "--device", "golden"]) == 1
-        assert capsys.readouterr().err == ("python -m host run: Context must have at most 64 "
-                                           "tokens, not 65\n")
-
-    @pytest.mark.parametrize("command", [["run", "{}", "the"], ["compile", "{}"]])
-    def test_compiler(self, capsys, path, command):
-        assert cli.main([word.format(path) for word in command]) == 1
-        assert ("Model example needs attention, for which the core has no instructions (try "
-                "'python -m host run --device golden')") in capsys.readouterr().err
-
     def test_other_family(self, tmp_path):
         write_model(tmp_path / "tiny.gguf", tiny_model())
         with pytest.raises(ModelFileError, match=r"must be of the Llama family to be compared"):

@@ -307,6 +307,7 @@ class TestErrors:
                      "blk.0: at most 14 norms can wait to be used, but 1 / |x| is one more")
 
     def test_width(self, model):
+        """What fills a vector up would not stay zero in a sigmoid."""
         self.refused(model, "Model tiny must have a width that is a multiple of 512 for this "
                             "configuration, not 256", engine=EngineConfig(port_bytes=1024))
 
@@ -349,7 +350,7 @@ class TestCommandLine:
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
                 (r"\.\.\. the engine alone", rf"{cost.engine:,.0f} +derived"),
                 ("What binds", cost.limit),
-                ("Weight port used", rf"{cost.port_utilization(image.config):.2%} +derived"),
+                ("Memory port, useful", rf"{cost.port_utilization(image.config):.2%} +derived"),
                 (r"\.\.\. lost", r"\d\.\d\d% +padding of weight words and columns")):
             assert re.search(f"{label} +{value}", out), label
         assert f"Wrote {output}" in out.replace("\n", "")
@@ -386,5 +387,5 @@ class TestCommandLine:
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
         assert (status, err) == (1, f"python -m host disassemble: {model_path}: not an image: it "
-                                    f"must begin with b'TALLY\\x00\\x02\\n', "
+                                    f"must begin with b'TALLY\\x00\\x03\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

