@@ -48,7 +48,7 @@ CONFIGURATIONS = {
         address_width=16, context=8, head_elements=16, group=3, attention_heads=2,
         attention_elements=2, caches=5),
 }
-SLOW = ("equal", "small-icarus", "attention-verilator")
+SLOW = ("equal", "small-icarus", "attention-icarus")
 DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
 
 
