@@ -55,6 +55,8 @@ DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATI
 class Memory:
     """What stands behind the memory port: it answers in order, each read after its latency.
 
+    A reset of the core is one of the memory too.
+
     Parameters
     ----------
     latency : int
@@ -98,6 +100,9 @@ class Memory:
                 answers += [(now + self._latency + k,
                              int.from_bytes(text[k * port:(k + 1) * port], "little"))
                             for k in range(read.transfers)]
+            if dut.rst.value:                   # of the core, which then awaits nothing
+                answers.clear()
+                offered = False
             if offered and dut.memory__data__ready.value:
                 answers.popleft()
                 offered = False
