@@ -569,7 +569,9 @@ class _Compiler:
         return register
 
     def _queue(self, product: _Product, function: Function = Function.BY_COLUMN) -> None:
-        batch = self._batch if product.parts[0].step.kind is not Kind.EMBEDDING else 1
+        step = product.parts[0].step
+        batch = self._batch if step.kind is not Kind.EMBEDDING else 1
+        batch *= self._vectors_of(step)
         self._emit(Opcode.MATMUL, product.name, function=function, a=product.rows,
                    b=product.planes, count=product.columns, address=product.address,
                    target=batch if batch > 1 else 0)
@@ -589,13 +591,48 @@ class _Compiler:
         """Lay out all rows of a step's matrix."""
         weights = step.weights.weights
         filled = np.ones(len(weights), np.int64)
-        if step.kind is not Kind.HEAD:
+        vectors = self._vectors_of(step)
+        if step.kind is not Kind.HEAD and vectors == 1:
             weights = _lay(weights, self._layout(step))
             filled = (self._layout(step) >= 0).astype(np.int64)
         filled *= step.weights.weights.shape[1]
-        if step.operands:
+        if vectors > 1:
+            weights = self._transposed(step, vectors)
+        elif step.operands:
             weights = _lay(weights, self._layout(step.operands[0].operands[0]), axis=1)
         return _Rows(step, weights, filled, 0, len(weights))
+
+    @staticmethod
+    def _vectors_of(step: Value) -> int:
+        """Vectors that a step's matrix is multiplied by: more than one in a chain of tensors."""
+        return step.operands[0].vectors if step.kind is Kind.LINEAR else 1
+
+    def _transposed(self, step: Value, vectors: int) -> NDArray[np.integer]:
+        """Lay out a matrix that is multiplied by several vectors, read across one vector.
+
+        Elements have to lie in order, so that the first ``vectors`` of them are the first column.
+        """
+        config, name, weights = self._config, step.weights.name, step.weights.weights
+        most = config.engine.max_batch
+        if self._prefill > 1:
+            raise CompileError(f"Matrix {name} is multiplied by {vectors} vectors at once, so that "
+                               f"prompts must be read token by token")
+        if vectors & (vectors - 1) or vectors > most:
+            raise CompileError(f"Matrix {name} must be multiplied by a power of two of vectors up "
+                               f"to {most} (engine field max_batch), not {vectors}")
+        rows = config.engine.lanes * (config.engine.accumulator_depth // vectors)
+        if len(weights) % self._layout.unit or len(weights) > rows:
+            raise CompileError(f"Matrix {name} must have a multiple of {self._layout.unit} rows up "
+                               f"to {rows} for {vectors} vectors, not {len(weights)}")
+        source = step.operands[0].operands[0]
+        for vector in (source, step):
+            places = self._layout(vector)
+            if (places[:vector.elements] != np.arange(vector.elements)).any():
+                raise CompileError(f"Vector {vector.label} must lie in order to be a matrix of "
+                                   f"{vectors} columns, but its heads are turned or filled up")
+        # What fills up the vector are columns of zeros.
+        columns = len(self._layout(source)) // vectors
+        return np.pad(weights, ((0, 0), (0, columns - weights.shape[1])))
 
     def _reserve(self, steps: Sequence[Value]) -> None:
         """Find places of the caches, behind all that has contents."""
@@ -682,7 +719,7 @@ class _Compiler:
 
     def _leaves_out(self, codes: Value) -> bool:
         """Whether a list does not name all columns."""
-        return codes.label in self._gates or (codes.sparse and self._sparse)
+        return codes.label in self._gates or (codes.sparse and self._sparse and codes.vectors == 1)
 
     def _shared(self, step: Value) -> Iterator[list[_Rows]]:
         """Divide the rows of all matrices that share the list of ``step`` into products.
@@ -822,10 +859,17 @@ class _Compiler:
             self._places[step] = self._rows
         elif drained not in self._places:
             self._places[drained] = self._vectors.take(drained.name, self._size(step))
-        relu = drained is not step
-        self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{part.name}",
-                   function=Function.RELU if relu else Function.COPY,
-                   target=self._places[drained] + part.first, **scaled)
+        relu, note = drained is not step, part.name
+        vectors, rows = self._vectors_of(step), len(part.matrix)
+        if part.count == rows:                  # so that all vectors lie one behind the other
+            scaled["count"] *= vectors
+            vectors = 1
+        for vector in range(vectors):
+            if vectors > 1:
+                note = f"{part.name} of vector {vector}"
+            self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{note}",
+                       function=Function.RELU if relu else Function.COPY,
+                       target=self._places[drained] + vector * rows + part.first, **scaled)
 
     def _compute(self, step: Value, dying: set[Value]) -> None:
         """Write the instructions of a step without a matrix."""
@@ -966,7 +1010,11 @@ class _Compiler:
         self._check_list(count)
         note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
         fields = {"target": _EXPONENT + self._slot, "a": place, "count": count}
-        if self._batch > 1:
+        if step.vectors > 1:
+            part = Batch(log2=step.vectors.bit_length() - 1, across=True)
+            self._emit(Opcode.PACK, f"{note}, {step.vectors} vectors across", **fields,
+                       function=Function.DENSE, constant=part.constant)
+        elif self._batch > 1:
             self._check_list(count * self._batch)
             part = Batch(log2=self._batch.bit_length() - 1, slot=self._slot)
             self._emit(Opcode.PACK, f"{note}, token {self._slot}", **fields,

@@ -19,10 +19,11 @@ from host.model import (
 )
 from host.tokenizer import SPLITS
 
-__all__ = ["GGUFFile"]
+__all__ = ["GGUFFile", "write_vocabulary"]
 
 _Type = gguf.GGMLQuantizationType
 _TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
+_INTEGER_TYPES = (_Type.I8, _Type.I16)
 _MATRIX_TYPES = (_Type.F32, _Type.F16, _Type.BF16, _Type.Q8_0, _Type.Q4_0, _Type.Q4_1)
 
 # Type of the files of bitnet.cpp, which the package does not know: blocks of 128 elements in 32
@@ -268,6 +269,18 @@ class GGUFFile:
         """Return a finite matrix as float32, whatever it was quantized to."""
         return self._floats(name, shape, _MATRIX_TYPES)
 
+    def integers(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        """Return a matrix of int8 or int16."""
+        tensor = self._tensor(name, shape, _INTEGER_TYPES)
+        return np.array(tensor.data).reshape(shape)
+
+    def rows(self, name: str) -> int:
+        """Return how many rows a matrix has."""
+        tensor = self._tensors.get(name)
+        if tensor is None or len(tensor.shape) != 2:
+            raise self.error(f"tensor {name} must be there, and a matrix")
+        return int(tensor.shape[1])
+
     def vector(self, name: str, size: int) -> np.ndarray:
         """Return a finite float32 vector."""
         return self._floats(name, (size,), (_Type.F32,))
@@ -369,3 +382,22 @@ class GGUFFile:
             elif _is_strings(value):
                 metadata[key.removeprefix("general.")] = tuple(value)
         return metadata
+
+
+def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | PieceVocabulary) -> None:
+    """Write the keys from which :meth:`GGUFFile.vocabulary` reads the same tokenizer."""
+    silent = {vocabulary.end_of_document, *vocabulary.controls}
+    if isinstance(vocabulary, Vocabulary):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(vocabulary.split)
+        writer.add_token_merges(list(vocabulary.merges))
+    else:
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores(list(vocabulary.scores))
+        writer.add_add_space_prefix(vocabulary.space)
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types([gguf.TokenType.CONTROL if token in silent else gguf.TokenType.NORMAL
+                            for token in range(vocabulary.size)])
+    writer.add_bos_token_id(vocabulary.start)
+    writer.add_eos_token_id(vocabulary.end_of_document)
+    writer.add_add_bos_token(vocabulary.prompted)

@@ -17,7 +17,7 @@ from host.planes import to_planes
 from sim.golden.network import CACHES, Matrix, Network, Value
 from sim.golden.trits import plane_limit
 
-__all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "balancing_powers",
+__all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "attend", "balancing_powers",
            "gguf_attention", "head_scale"]
 
 #: Trit planes of embedding and head, which have one scale: -364..364.
@@ -135,6 +135,17 @@ def head_scale(head: Floats, norm: Floats, powers: NDArray[np.float64]) -> float
     return to_bf16(largest * root * (1 + 2 ** -8)) / root or 1.0
 
 
+def attend(n: Network, shape: Attention, cache: str, vectors: tuple[Value, Value, Value],
+           cosine: Value, sine: Value) -> Value:
+    """Describe attention of queries, keys and values, as the matrices deliver them."""
+    query, key, value = vectors
+    query = n.rotate(query, cosine, sine, shape.heads, "q")
+    key = n.rotate(key, cosine, sine, shape.kv_heads, "k")
+    keys, values = (n.append(vector, shape.kv_heads, shape.context, cache, name)
+                    for vector, name in ((key, "keys"), (value, "values")))
+    return n.attend(query, keys, values, shape.heads, "o")
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Transformer(LanguageModel):
     """A transformer with RMSNorm, rotary embedding and grouped-query attention.
@@ -187,17 +198,6 @@ class Transformer(LanguageModel):
             x = n.embed(Matrix("embedding", self.embedding.T, 1.0), "x")
         cosine, sine = self.attention.tables()
         return x, n.position("cos", cosine), n.position("sin", sine)
-
-    def attend(self, n: Network, vectors: tuple[Value, Value, Value], cosine: Value,
-               sine: Value) -> Value:
-        """Describe attention of queries, keys and values, as the matrices deliver them."""
-        shape = self.attention
-        query, key, value = vectors
-        query = n.rotate(query, cosine, sine, shape.heads, "q")
-        key = n.rotate(key, cosine, sine, shape.kv_heads, "k")
-        keys, values = (n.append(vector, shape.kv_heads, shape.context, self.cache, name)
-                        for vector, name in ((key, "keys"), (value, "values")))
-        return n.attend(query, keys, values, shape.heads, "o")
 
     def finish(self, n: Network, x: Value) -> None:
         """Describe the last norm and the head."""

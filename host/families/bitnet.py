@@ -23,6 +23,7 @@ from host.transformer import (
     Attention,
     Floats,
     Transformer,
+    attend,
     balancing_powers,
     gguf_attention,
     head_scale,
@@ -122,7 +123,7 @@ class BitNetLM(Transformer):
             # Keys and values are in their caches before the query's weights have been read.
             keys, values = linear("attn_k", behind, key), linear("attn_v", behind, value)
             query = linear("attn_q", behind, self.attention.octaves / key)
-            mixed = self.attend(n, (query, keys, values), cosine, sine)
+            mixed = attend(n, self.attention, self.cache, (query, keys, values), cosine, sine)
             behind = behind_norm("mix_out", mixed, layer.attn_sub_norm)
             x = n.add(x, linear("attn_output", behind), "x")
 

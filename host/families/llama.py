@@ -28,6 +28,7 @@ from host.transformer import (
     Attention,
     Floats,
     Transformer,
+    attend,
     balancing_powers,
     gguf_attention,
     head_scale,
@@ -117,7 +118,7 @@ class LlamaLM(Transformer):
             key = behind.linear("attn_k", _split_pairs(layer.attn_k, shape.kv_heads))
             value = behind.linear("attn_v", layer.attn_v)
             query = behind.linear("attn_q", _split_pairs(layer.attn_q * octaves, shape.heads))
-            mixed = self.attend(n, (query, key, value), cosine, sine)
+            mixed = attend(n, self.attention, self.cache, (query, key, value), cosine, sine)
             codes = n.codes("mix_out", mixed)
             x = n.add(x, self.linear(n, "attn_output", layer.attn_output, codes), "x")
 
@@ -128,6 +129,10 @@ class LlamaLM(Transformer):
             x = n.add(x, self.linear(n, "ffn_down", layer.ffn_down, codes), "x")
         self.finish(n, x)
         return n
+
+    def list_powers(self, label: str, matrices: Sequence[Floats]) -> NDArray[np.float64]:
+        """Powers of two of a list behind a norm, for the matrices that it is multiplied by."""
+        return balancing_powers(matrices, self.sizes[label])
 
     def linear(self, n: Network, name: str, weights: Floats, codes: Value,
                norm: Value | None = None) -> Value:
@@ -155,8 +160,7 @@ class _Norm:
         self._columns = gains
         vector = x
         if model.integers:
-            powers = balancing_powers([matrix * gains for matrix in matrices],
-                                      model.sizes[f"{n.part}.{name}"])
+            powers = model.list_powers(f"{n.part}.{name}", [matrix * gains for matrix in matrices])
             self._columns = (gains / powers).astype(np.float32)
             vector = n.gain(f"{name}_powers", x, powers)
         self._codes = n.codes(name, vector)

@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-from host.gguf_file import GGUFFile
+from host.gguf_file import GGUFFile, write_vocabulary
 from host.model import LanguageModel, Source, TernaryMatrix, Vocabulary, is_bf16
 from sim.golden.network import Matrix, Network
 
@@ -167,16 +167,7 @@ def write_model(path: str | os.PathLike, model: TernaryLM) -> None:
     for arithmetic, scale in model.logit_scales.items():
         writer.add_float32(f"{ARCHITECTURE}.logit_scale.{arithmetic}", scale)
 
-    vocabulary = model.vocabulary
-    control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types([control if token == vocabulary.end_of_document else normal
-                            for token in range(len(vocabulary.tokens))])
-    writer.add_token_merges(list(vocabulary.merges))
-    writer.add_bos_token_id(vocabulary.end_of_document)
-    writer.add_eos_token_id(vocabulary.end_of_document)
+    write_vocabulary(writer, model.vocabulary)
 
     def add_ternary(name: str, trits: np.ndarray, scale: float) -> None:
         if not (scale > 0 and is_bf16(scale) and float(np.float16(scale)) == scale):

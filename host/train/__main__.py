@@ -124,7 +124,7 @@ class _Step:
         (loss + self._l1 * l1).backward()
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), _CLIP)
         with torch.no_grad():
-            torch._foreach_mul_(self._network.matrices(), self._kept)
+            torch._foreach_mul_([*self._network.matrices()], self._kept)
             self.states.copy_(states)
             self.loss += loss.detach()
         self._optimizer.step()

@@ -682,8 +682,14 @@ class GoldenLM:
                 return self._rotate(operands, step.heads)
             case Kind.LINEAR:
                 codes, *norm = operands
-                product = self.products(step.weights.name, codes.values)
-                return ar.scale(product, codes, self._constants[step], *norm)
+                vectors = step.operands[0].vectors
+                values = codes.values
+                if vectors > 1:
+                    columns = values.reshape(len(values), -1, vectors)
+                    values = columns.swapaxes(1, 2).reshape(-1, columns.shape[1])
+                product = self.products(step.weights.name, values)
+                return ar.scale(product.reshape(len(codes.values), -1), codes,
+                                self._constants[step], *norm)
         return getattr(ar, step.kind.name.lower())(*operands)
 
     def _rotate(self, operands: Sequence[NDArray], heads: int) -> NDArray:

@@ -97,6 +97,9 @@ class Value:
         Whether a CONSTANT or a POSITION is there to be multiplied by.
     sparse : bool
         Whether most CODES are expected to be zero.
+    vectors : int
+        Of CODES: vectors that they are, element ``e`` that of column ``e // vectors`` in vector
+        ``e % vectors``. A product with them has all its rows for each, vector by vector.
     epsilon : float
         Of NORM: what is added to the mean square. Only floating point does so.
     heads : int
@@ -117,6 +120,7 @@ class Value:
     constant: NDArray[np.floating] | None = None
     factor: bool = False
     sparse: bool = False
+    vectors: int = 1
     epsilon: float = 0.0
     heads: int = 1
     context: int = 0
@@ -154,10 +158,13 @@ class Network:
         return iter(self.steps)
 
     def lists(self) -> dict[str, tuple[Matrix, ...]]:
-        """Matrices that each list drives, but for the head's, by the list's :attr:`Value.label`."""
+        """Matrices that each list drives, but for the head's, by the list's :attr:`Value.label`.
+
+        Lists of several vectors are not among them.
+        """
         found: dict[str, tuple[Matrix, ...]] = {}
         for step in self.steps:
-            if step.kind is Kind.LINEAR:
+            if step.kind is Kind.LINEAR and step.operands[0].vectors == 1:
                 label = step.operands[0].label
                 found[label] = (*found.get(label, ()), step.weights)
         return found
@@ -219,13 +226,16 @@ class Network:
         return self._elementwise(Kind.RECURRENCE, (update, candidate), name,
                                  f"{name} + {update.name} ({candidate.name} - {name})")
 
-    def codes(self, name: str, x: Value, *, sparse: bool = False) -> Value:
+    def codes(self, name: str, x: Value, *, sparse: bool = False, vectors: int = 1) -> Value:
         """Quantize a vector for a list; ``sparse`` if most codes are expected to be zero.
 
         A machine has one list: products with these codes come before the next ones are made.
         """
-        return self._append(Kind.CODES, (_vector(x),), x.elements, name, f"Q({x.name})",
-                            sparse=sparse)
+        if _vector(x).elements % vectors:
+            raise ValueError(f"{x.name} must have a multiple of {vectors} elements to become so "
+                             f"many vectors, not {x.elements}")
+        return self._append(Kind.CODES, (x,), x.elements, name, f"Q({x.name})",
+                            sparse=sparse, vectors=vectors)
 
     def norm(self, x: Value, epsilon: float = 0.0) -> Value:
         """Compute the reciprocal of a vector's root mean square."""
@@ -294,15 +304,19 @@ class Network:
     def _product(self, kind: Kind, matrix: Matrix, codes: Value, norm: Value | None,
                  name: str) -> Value:
         rows, columns = matrix.weights.shape
-        if codes.kind is not Kind.CODES or codes.elements != columns:
-            raise ValueError(f"Matrix {matrix.name} must be multiplied by codes of {columns} "
-                             f"elements, not by {codes.kind.name} of {codes.elements}")
+        if codes.kind is not Kind.CODES or codes.elements != columns * codes.vectors:
+            raise ValueError(f"Matrix {matrix.name} must be multiplied by codes of "
+                             f"{columns * codes.vectors} elements, not by {codes.kind.name} of "
+                             f"{codes.elements}")
+        if kind is Kind.HEAD and codes.vectors != 1:
+            raise ValueError(f"Matrix {matrix.name} must be multiplied by codes of one vector, "
+                             f"not of {codes.vectors}")
         if norm is not None and norm.kind is not Kind.NORM:
             raise ValueError(f"Matrix {matrix.name} must be scaled by a norm, "
                              f"not by {norm.kind.name}")
         operands = (codes,) if norm is None else (codes, norm)
-        return self._append(kind, operands, rows, name or matrix.name.rsplit(".")[-1], matrix.name,
-                            matrix=matrix)
+        return self._append(kind, operands, rows * codes.vectors,
+                            name or matrix.name.rsplit(".")[-1], matrix.name, matrix=matrix)
 
     def _elementwise(self, kind: Kind, operands: tuple[Value, ...], name: str,
                      formula: str) -> Value:

@@ -337,7 +337,8 @@ class TestErrors:
 
     @pytest.mark.parametrize(("keys", "changed", "expected"), [
         ({"general.architecture": "phi3"}, {},
-         "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm', "
+         "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm' or "
+         "'mpo_llama', "
          "not 'phi3'"),
         ({"llama.attention.head_count": 5}, {},
          "key llama.attention.head_count must divide the width, 64, into heads of an even size, "

@@ -1,0 +1,146 @@
+"""Models of the Llama family with chains of tensors in the place of matrices.
+
+A **choice** says what becomes of one matrix: its shape, its bonds and its trit planes. Matrices are
+those of the machine's network, in which gains and balancing powers are already multiplied; so a
+chain replaces exactly what the engine would multiply by.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.chain import Shape, tensorize
+from host.families.llama import LlamaLM
+from host.families.mpo_llama import (
+    LISTS,
+    MATRICES,
+    ChainMatrix,
+    MpoLlamaLM,
+    quantize_chain,
+)
+from host.planes import ROWS, to_planes
+from host.transformer import Floats
+from sim.golden.model import ARITHMETICS
+from sim.golden.network import Network, Value
+from sim.golden.schedule import BITS_PER_TRIT
+from sim.golden.trits import plane_limit
+
+__all__ = ["Choice", "Layers", "compress", "layers_of"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What becomes of one matrix.
+
+    Attributes
+    ----------
+    shape : Shape
+    bonds : tuple of int
+    planes : int
+        Trit planes of all its cores.
+    """
+
+    shape: Shape
+    bonds: tuple[int, ...]
+    planes: int
+
+    @property
+    def bytes(self) -> float:
+        """Of the cores, and of the factors of the rows: power of two and rest."""
+        trits = self.shape.parameters(self.bonds) * self.planes
+        return trits * BITS_PER_TRIT / 8 + 4 * math.prod(self.shape.rows[-2:])
+
+    @property
+    def method(self) -> str:
+        """What the chain is, for people."""
+        if self.shape.sites == 1:
+            return "quantized"
+        return "low-rank" if max(self.shape.vectors) == 1 else f"mpo-{self.shape.sites}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layers:
+    """What a model's layers multiply by, on the machine's network.
+
+    Attributes
+    ----------
+    model : LlamaLM
+    matrices : tuple of mapping to float32 array, shape (rows, columns)
+        By :data:`host.families.mpo_llama.MATRICES`, of each layer.
+    powers : tuple of mapping to array, shape (columns,)
+        By :data:`host.families.mpo_llama.LISTS`, of each layer.
+    """
+
+    model: LlamaLM
+    matrices: tuple[Mapping[str, Floats], ...]
+    powers: tuple[Mapping[str, NDArray[np.float64]], ...]
+
+    def chain(self, layer: int, name: str, choice: Choice) -> ChainMatrix:
+        """Make the chain of a matrix."""
+        found = tensorize(self.matrices[layer][name], choice.shape, choice.bonds)
+        return quantize_chain(found, choice.planes, self.root(name))
+
+    def root(self, name: str) -> float:
+        """Return what a matrix' scale lacks for its list's norm: see :func:`quantize_chain`."""
+        return math.sqrt(self.model.width) if MATRICES[name] in LISTS else 1.0
+
+    def parameters(self) -> int:
+        """Elements of the matrices of all layers."""
+        return sum(matrix.size for layer in self.matrices for matrix in layer.values())
+
+
+class _Recorder(LlamaLM):
+    """Describes its network to find what it multiplies by."""
+
+    def linear(self, n: Network, name: str, weights: Floats, codes: Value,
+               norm: Value | None = None) -> Value:
+        self.__dict__.setdefault("matrices", {})[f"{n.part}.{name}"] = weights
+        # Of the right shape; nobody reads it.
+        return n.constant(name, np.zeros(len(weights)))
+
+    def list_powers(self, label, matrices):
+        powers = super().list_powers(label, matrices)
+        self.__dict__.setdefault("powers", {})[label] = powers
+        return powers
+
+
+def layers_of(model: LlamaLM) -> Layers:
+    """Find what a model's layers multiply by."""
+    recorder = _Recorder(**{field.name: getattr(model, field.name)
+                            for field in dataclasses.fields(LlamaLM)})
+    recorder.network()
+    matrices, powers = recorder.__dict__["matrices"], recorder.__dict__["powers"]
+    count = range(model.layer_count)
+    return Layers(
+        model,
+        tuple({name: matrices[f"blk.{k}.{name}"] for name in MATRICES} for k in count),
+        tuple({name: powers[f"blk.{k}.{name}"] for name in LISTS} for k in count))
+
+
+def compress(layers: Layers, chains: tuple[Mapping[str, ChainMatrix], ...],
+             embedding_planes: int) -> MpoLlamaLM:
+    """Put chains in the place of a model's matrices.
+
+    Parameters
+    ----------
+    layers : Layers
+    chains : tuple of mapping
+        Of every matrix of every layer.
+    embedding_planes : int
+        Trit planes of embedding and head.
+    """
+    model = layers.model
+    width, limit = model.width, plane_limit(embedding_planes)
+    root = math.sqrt(width)
+    embedding = to_planes(model.embedding, embedding_planes)
+    columns = model.head * (model.norm / model.head_powers).astype(np.float32)
+    head = to_planes(columns, embedding_planes, ROWS[0], root)
+    assert np.abs(head.weights).max() <= limit
+    return MpoLlamaLM(
+        name=f"{model.name}-mpo", vocabulary=model.vocabulary, attention=model.attention,
+        logit_scales=dict.fromkeys(ARITHMETICS, head.scale), embedding=embedding,
+        head=head.weights, head_powers=model.head_powers, cache=model.cache,
+        layers=chains, powers=layers.powers)
