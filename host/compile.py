@@ -194,7 +194,7 @@ class _Memory:
     def by_column(self, rows: Sequence[_Rows], *, token: bool = False) -> list[_Product]:
         """Pack rows, one below the other; pack_matrix proves that no accumulator overflows."""
         engine, count = self._config.engine, sum(part.count for part in rows)
-        if count > _FIELD < engine.max_rows:
+        if count > _FIELD < engine.max_rows:        # accumulators are a power of two
             depth = 2 ** ((_FIELD // engine.lanes).bit_length() - 1)
             engine = dataclasses.replace(engine, accumulator_depth=depth)
         packed = pack_matrix(_name(rows), np.concatenate([part.weights for part in rows]), engine,
@@ -392,7 +392,7 @@ class _Compiler:
         self._sparse = sparse
         self._gates = dict(gates or {})
         self._prefill = prefill
-        # First token of each range of the vocabulary; all have so many tokens but for the last one.
+        # Tokens of each range of the vocabulary, the last one may have fewer; and its first one.
         self._tokens = _range_tokens(model, config)
         self._ranges = range(0, model.vocab, self._tokens)
         self._table = 0                         # address of the marks that tell ranges apart
@@ -697,7 +697,19 @@ class _Compiler:
 
     def _below(self, weights: NDArray[np.integer],
                filled: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-        """Put the columns of all ranges one below the other; return also the weights of rows."""
+        """Put the columns of all ranges one below the other.
+
+        Parameters
+        ----------
+        weights : integer array, shape (rows, tokens)
+        filled : bool array, shape (rows,)
+            Rows that are not there to fill up.
+
+        Returns
+        -------
+        tuple of array
+            The matrix, and the weights of each of its rows.
+        """
         parts = [weights[:, first:first + self._tokens] for first in self._ranges]
         parts[-1] = np.pad(parts[-1], ((0, 0), (0, self._tokens - parts[-1].shape[1])))
         tokens = [min(self._tokens, self._model.vocab - first) for first in self._ranges]
@@ -1179,7 +1191,7 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
 
 
 def _range_tokens(model: LanguageModel, config: CoreConfig) -> int:
-    """Tokens of a range of the vocabulary: all, if the columns of one product are so many."""
+    """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
     most = min(_FIELD, config.engine.max_columns)
     return -(-model.vocab // -(-model.vocab // most))
 

@@ -43,7 +43,8 @@ class Program:
     notes : tuple of str
         What each instruction is for.
     body : int
-        Where a token begins that continues a sequence. A new sequence begins at 0.
+        Where a token begins that continues a sequence; of ranges, one of the last, which has the
+        longest way. A new sequence begins at 0.
     heads : tuple of (first row, rows)
         Rows of the head that each EMIT covers.
     vectors : dict of (first element, elements)
@@ -72,7 +73,10 @@ class Program:
         return max(1, len(self.prefill) - 1)
 
     def start(self, *, new: bool, slot: int | None = None) -> int:
-        """Where a pass begins: that of a token, or of token ``slot`` of those read together."""
+        """Where a pass begins: that of a token, or of token ``slot`` of those read together.
+
+        It knows no ranges; :meth:`passes` does.
+        """
         if slot is None:
             return 0 if new else self.body
         return self.prefill[0 if new and slot == 0 else 1 + slot]
