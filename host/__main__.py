@@ -864,7 +864,7 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
     table.add_column(style="dim")
     count = len(program.instructions)
     table.add_row("Instructions", f"{count:,}", f"{_size(count * INSTRUCTION_BYTES)}; "
-                  f"{count - program.body:,} for a token")
+                  f"{len(program.token()):,} for a token")
     table.add_row("Vector memory", f"{sum(size for _, size in program.vectors.values()):,}",
                   f"elements of {config.vector_depth:,}")
     for kind, what in (("trits", "Matrices"), ("vector", "Vectors of constants")):

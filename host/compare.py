@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from host.device import planes_needed
 from host.families.llama import PLANES, LlamaLM
-from host.model import ModelFileError, read_model
+from host.model import LanguageModel, ModelFileError, read_model
 from host.planes import ROWS
 from host.tokenizer import ByteTokenizer, open_tokenizer
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.network import CACHES
 from sim.golden.schedule import BITS_PER_TRIT
 
-__all__ = ["REFERENCE", "Comparison", "Text", "Variant", "compare", "read_llama", "rows_of",
-           "stored_bytes", "variants", "write_comparisons"]
+__all__ = ["REFERENCE", "Comparison", "Text", "Variant", "compare", "jensen_shannon",
+           "read_llama", "rows_of", "stored_bytes", "variants", "write_comparisons"]
 
 _TOKENS = 128       # whose distributions over the vocabulary are held at a time
 
@@ -165,7 +165,7 @@ class _Run:
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def stored_bytes(model: LlamaLM) -> int:
+def stored_bytes(model: LanguageModel) -> int:
     """Bytes of a model's matrices, 1.6 bits a trit, and of its constants.
 
     Planes that are zero everywhere are not stored.
@@ -202,6 +202,20 @@ def compare(model: LlamaLM, text: Text, wanted: Sequence[Variant],
     return found
 
 
+def jensen_shannon(found: NDArray[np.float32],
+                   expected: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Jensen-Shannon divergence of distributions, in bits.
+
+    Parameters
+    ----------
+    found, expected : array, shape (tokens, vocabulary)
+        Natural logarithms of probabilities.
+    """
+    middle = np.logaddexp(found, expected) - np.float32(math.log(2))
+    both = (np.exp(found) * (found - middle) + np.exp(expected) * (expected - middle)) / 2
+    return both.sum(axis=1, dtype=np.float64) / math.log(2)
+
+
 def _measure(variant: Variant, run: _Run, reference: _Run, text: Text) -> Comparison:
     targets = text.tokens[:, 1:].reshape(-1)
     bits, agreed, divergence = [], 0, 0.0
@@ -210,9 +224,7 @@ def _measure(variant: Variant, run: _Run, reference: _Run, text: Text) -> Compar
         found, expected = run.logarithms(part), reference.logarithms(part)
         bits.append(-found[np.arange(len(found)), targets[part]] / math.log(2))
         agreed += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-        middle = np.logaddexp(found, expected) - np.float32(math.log(2))
-        both = (np.exp(found) * (found - middle) + np.exp(expected) * (expected - middle)) / 2
-        divergence += float(both.sum(dtype=np.float64)) / math.log(2)
+        divergence += float(jensen_shannon(found, expected).sum())
     count = len(targets)
     return Comparison(variant, np.concatenate(bits).astype(np.float64), text.bytes, agreed / count,
                       divergence / count, run.bytes)

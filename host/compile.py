@@ -22,6 +22,13 @@ at once; other heads lie one behind the other.
 sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
 been read for the last time; a step may write its result over an operand that nobody reads again.
 
+**Vocabulary.** A field of an instruction and an index of a list name so many tokens; a larger
+vocabulary is divided into ranges. All ranges share the columns of the embedding: a column holds the
+vectors of one token of each, one below the other. They are drained one after the other, each times
+a NORM that is 1 for the range of the token and 0 for all others, and added up. A pass is told the
+range by where it begins (:attr:`host.image.Program.ranges`); the vector that the NORMs look at has
+a word for each range, and one in front of them that is moved into one of these.
+
 **Sparsity.** A list that leaves out what is zero changes no result. In a gated network, a row of
 the up projection counts only where its gate is not zero: it is walked by row, for a list of the
 gates that are alive, and drained into a place of its own, which holds finite numbers from the
@@ -43,7 +50,7 @@ from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
 from hw.config import TILE, CoreConfig
-from hw.isa import REGISTERS, Batch, Function, Instruction, Opcode
+from hw.isa import FIELDS, REGISTERS, Batch, Function, Instruction, Opcode
 from sim.golden.bf16 import from_float
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import VECTORS, Kind, Value
@@ -54,8 +61,15 @@ from sim.golden.wina import Gate
 __all__ = ["CONTEXT", "CompileError", "PlaneCount", "compile_fitted", "compile_model", "losses",
            "planes_of"]
 
-# Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
+# Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms. A list of a
+# token has no exponent: there it says whether the token is of a range.
 _EXPONENT = 1
+
+# A bf16 number whose NORM is 1, and not only nearly: L-Mul makes more of a square than it is.
+_MARK = 0x3F7C
+
+# Rows of a product, and columns, that a field of an instruction holds.
+_FIELD = 2 ** FIELDS["count"] - 1
 
 
 class CompileError(DeviceError):
@@ -179,8 +193,12 @@ class _Memory:
 
     def by_column(self, rows: Sequence[_Rows], *, token: bool = False) -> list[_Product]:
         """Pack rows, one below the other; pack_matrix proves that no accumulator overflows."""
-        packed = pack_matrix(_name(rows), np.concatenate([part.weights for part in rows]),
-                             self._config.engine, token=token)
+        engine, count = self._config.engine, sum(part.count for part in rows)
+        if count > _FIELD < engine.max_rows:        # accumulators are a power of two
+            depth = 2 ** ((_FIELD // engine.lanes).bit_length() - 1)
+            engine = dataclasses.replace(engine, accumulator_depth=depth)
+        packed = pack_matrix(_name(rows), np.concatenate([part.weights for part in rows]), engine,
+                             token=token)
         products, rest = [], [*rows]
         for _, count, image in packed.blocks:
             parts, rest = _split(rest, count)
@@ -374,6 +392,11 @@ class _Compiler:
         self._sparse = sparse
         self._gates = dict(gates or {})
         self._prefill = prefill
+        # Tokens of each range of the vocabulary, the last one may have fewer; and its first one.
+        self._tokens = _range_tokens(model, config)
+        self._ranges = range(0, model.vocab, self._tokens)
+        self._table = 0                         # address of the marks that tell ranges apart
+        self._marks = self._none = 0            # places: of the token's, and of none
         self._batch = 1                         # vectors of the lists that are made
         self._slot = 0                          # ... and the one that is worked on
         self._normed: tuple[Value, int] | None = None   # what the last register is the norm of
@@ -404,6 +427,12 @@ class _Compiler:
         # A walk by row is of one vector.
         columns = {step: self._memory.by_column([self._matrix(step)]) for step in self._live
                    } if self._prefill > 1 else {}
+        if len(self._ranges) > 1:
+            # One mark: what begins so many words in front of it has it there.
+            count = len(self._ranges)
+            marks = np.zeros((2 * count + 1, self._layout.unit), np.uint16)
+            marks[count, 0] = _MARK
+            self._table = self._memory.vector("ranges", marks.reshape(-1))
         self._reserve(steps)
         states = [step for step in steps if step.kind is Kind.RECURRENCE]
         size = sum(map(self._size, states))
@@ -423,6 +452,7 @@ class _Compiler:
         for step in states:
             self._places[step], first = first, first + self._size(step)
         body = len(self._instructions)
+        starts = self._choose() if len(self._ranges) > 1 else []
         actions = [action for phase in self._phases(steps) for action in self._order(phase)]
         last = {operand: index for index, action in enumerate(actions) if action.product is None
                 for operand in action.step.operands}
@@ -437,6 +467,7 @@ class _Compiler:
             self._live = {}
             self._products |= columns
             begins = self._read_prompt(steps, cleared)
+        ranges = tuple(zip(self._ranges, starts, self._announce(), strict=True)) if starts else ()
 
         self._vectors.check()
         depth = self._config.program_depth
@@ -446,7 +477,7 @@ class _Compiler:
         heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
                       for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                          self._vectors.table, begins)
+                          self._vectors.table, begins, ranges)
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
                      tuple(self._memory.parts), self._memory.bytes(),
@@ -455,7 +486,72 @@ class _Compiler:
 
     def _stop(self, note: str) -> None:
         # Where passes begin at several places, fetching waits for the next one.
-        self._emit(Opcode.STOP, note, constant=int(self._prefill > 1))
+        waits = self._prefill > 1 or len(self._ranges) > 1
+        self._emit(Opcode.STOP, note, constant=int(waits))
+
+    # Ranges of the vocabulary.
+
+    def _choose(self) -> list[int]:
+        """Write where a token of each range begins; return that, the first range first.
+
+        A pass moves the mark in front of all ranges to the one where it begins: what comes behind
+        that finds nothing to move. It is moved to the first range by looking at both.
+        """
+        count = (len(self._ranges) + 1) * self._layout.unit
+        self._marks = self._vectors.take("range", count)
+        self._none = self._vectors.take("no range", count)
+        starts = []
+        for index, first in reversed([*enumerate(self._ranges)]):
+            self._where = f"token from {first}"
+            starts.append(len(self._instructions))
+            if index:
+                place, count = self._mark(index)[0], self._config.vector_lanes
+                self._vector(Function.ADD, f"it is of range {index}, unless another was announced",
+                             place, place, self._marks, count=count)
+                self._vector(Function.COPY, "... and of no other", self._marks, 0, count=count)
+        return starts[::-1]
+
+    def _mark(self, index: int) -> tuple[int, int]:
+        """Find the elements of which one is not zero if the token is of a range: first, count."""
+        unit = self._layout.unit
+        return self._marks + (1 + index if index else 0) * unit, unit if index else 2 * unit
+
+    def _announce(self) -> Iterator[int]:
+        """Write the passes that precede a token at instruction 0; yield where each begins.
+
+        They move the mark already, and load what it is at the beginning of all other passes.
+        """
+        words, unit = len(self._ranges) + 1, self._layout.unit
+        for index, first in enumerate(self._ranges):
+            yield len(self._instructions)
+            self._where = f"new sequence, token from {first}"
+            for target, word, note in ((self._none, 0, "no range"),
+                                       (self._marks, 1 + index, f"range {index}")):
+                self._emit(Opcode.LOAD, note, target=target, count=words * unit,
+                           address=self._table + (words - 1 - word) * 2 * unit)
+            self._stop("the range is known")
+
+    def _take_ranges(self, part: _Rows) -> None:
+        """Take rows of the embedding, which has all ranges one below the other, and add them up."""
+        step, size = part.step, self._size(part.step)
+        if step not in self._places:
+            self._places[step] = self._vectors.take(step.name, size)
+        other = self._vectors.take("other range", size)
+        for index in range(part.first // size, -(-part.end // size)):
+            first, end = max(part.first - index * size, 0), min(part.end - index * size, size)
+            target, (place, count) = self._places[step] + first, self._mark(index)
+            self._emit(Opcode.NORM, f"1 for a token of range {index}, 0 for others",
+                       target=_EXPONENT, a=place, count=count)
+            self._emit(Opcode.DRAIN, f"{step.name} of range {index} = {part.name}",
+                       function=Function.COPY, target=other + first if index else target,
+                       b=_EXPONENT, count=end - first, constant=_bf16(step.weights.scale))
+            if index:
+                self._vector(Function.ADD, f"{step.name} = that of all ranges", target, target,
+                             other + first, count=end - first)
+        self._vectors.free(other, size)
+        if part.last:
+            self._vector(Function.COPY, "the next token is of no range yet", self._marks,
+                         self._none, count=(len(self._ranges) + 1) * self._layout.unit)
 
     # The prompt.
 
@@ -596,6 +692,8 @@ class _Compiler:
             weights = _lay(weights, self._layout(step))
             filled = (self._layout(step) >= 0).astype(np.int64)
         filled *= step.weights.weights.shape[1]
+        if step.kind is Kind.EMBEDDING and len(self._ranges) > 1:
+            weights, filled = self._below(weights, self._layout(step) >= 0)
         if vectors > 1:
             weights = self._transposed(step, vectors)
         elif step.operands:
@@ -633,6 +731,27 @@ class _Compiler:
         # What fills up the vector are columns of zeros.
         columns = len(self._layout(source)) // vectors
         return np.pad(weights, ((0, 0), (0, columns - weights.shape[1])))
+
+    def _below(self, weights: NDArray[np.integer],
+               filled: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+        """Put the columns of all ranges one below the other.
+
+        Parameters
+        ----------
+        weights : integer array, shape (rows, tokens)
+        filled : bool array, shape (rows,)
+            Rows that are not there to fill up.
+
+        Returns
+        -------
+        tuple of array
+            The matrix, and the weights of each of its rows.
+        """
+        parts = [weights[:, first:first + self._tokens] for first in self._ranges]
+        parts[-1] = np.pad(parts[-1], ((0, 0), (0, self._tokens - parts[-1].shape[1])))
+        tokens = [min(self._tokens, self._model.vocab - first) for first in self._ranges]
+        return np.concatenate(parts), np.concatenate([count * filled.astype(np.int64)
+                                                      for count in tokens])
 
     def _reserve(self, steps: Sequence[Value]) -> None:
         """Find places of the caches, behind all that has contents."""
@@ -842,6 +961,9 @@ class _Compiler:
     def _take(self, part: _Rows) -> None:
         """Take rows of the oldest product from the queue."""
         step = part.step
+        if step.kind is Kind.EMBEDDING and len(self._ranges) > 1:
+            self._take_ranges(part)
+            return
         scale, exponent, norm = step.weights.scale, 0, 0
         if step.kind is Kind.HEAD:
             scale = self._model.logit_scales["lmul"]
@@ -1116,6 +1238,12 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     return _Compiler(model, config, sparse, gates, prefill).compile()
 
 
+def _range_tokens(model: LanguageModel, config: CoreConfig) -> int:
+    """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
+    most = min(_FIELD, config.engine.max_columns)
+    return -(-model.vocab // -(-model.vocab // most))
+
+
 def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | None,
                    prefill: int) -> None:
     most = min(config.engine.max_batch, REGISTERS // 2)
@@ -1124,6 +1252,10 @@ def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | No
                            f"to {most}, not {prefill}")
     if prefill == 1:
         return
+    if _range_tokens(model, config) < model.vocab:
+        raise CompileError(f"Model {model.name} must have at most "
+                           f"{min(_FIELD, config.engine.max_columns)} tokens for prompts that are "
+                           f"read together, not {model.vocab}")
     if gates:
         raise CompileError("Gates leave out entries of each token's list, so that tokens of a "
                            "prompt cannot be read together (try without one of the two)")
@@ -1258,7 +1390,7 @@ def losses(image: Image, cost: TokenCycles) -> list[tuple[str, float]]:
     """
     config, program = image.config, image.program
     peak = 8 * config.port_bytes * cost.cycles * (1 - cost.refresh)
-    vectors = sum(16 * instruction.count for instruction in program.instructions[program.body:]
+    vectors = sum(16 * instruction.count for instruction in program.token()
                   if instruction.opcode in (Opcode.LOAD, Opcode.STORE, Opcode.LOAD_AT))
     moved = 8 * config.port_bytes * cost.transfers
     shares = {"padding of weight words and columns": (moved - vectors - cost.useful_bits) / peak,

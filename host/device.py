@@ -294,15 +294,19 @@ def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *
     if columns > config.max_columns:
         raise DeviceError(f"Matrix {name} must have at most {config.max_columns} columns for this "
                           f"engine, not {columns}")
-    magnitudes = np.abs(weights.astype(np.int64))
+    # No copy in a wider type: an embedding of 128,256 tokens has hundreds of millions of weights.
+    highest, lowest = (each.astype(np.int64) for each in (weights.max(axis=1), weights.min(axis=1)))
+    magnitudes = np.maximum(highest, -lowest)
     count = planes_needed(int(magnitudes.max()))
     if count > config.max_planes:
         raise DeviceError(f"Matrix {name} must fit {config.max_planes} trit planes, but its "
                           f"largest weight {magnitudes.max()} needs {count}")
     if token:
-        bounds = magnitudes.max(axis=1)
+        bounds = magnitudes
     else:   # The largest product of an activation is that of -2**(width - 1).
-        bounds = magnitudes.sum(axis=1) << (config.activation_width - 1)
+        positive, negative = (part(weights, 0).sum(axis=1, dtype=np.int64)
+                              for part in (np.maximum, np.minimum))
+        bounds = (positive - negative) << (config.activation_width - 1)
     row = int(bounds.argmax())
     if bounds[row] >= 1 << (config.accumulator_width - 1):
         raise DeviceError(f"Matrix {name} row {row} could reach {bounds[row]}, which must be below "

@@ -2,9 +2,12 @@
 
 The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian),
 the header, the program, the memory. The header is JSON: the configuration with its fingerprint,
-facts about the model, and the table of parts with the CRC-32 of each.
+facts about the model, and the table of parts with the CRC-32 of each. Where the vocabulary is
+divided into ranges, the version in the first 8 bytes is one higher: a driver that knows none would
+send what is no column.
 """
 
+import bisect
 import dataclasses
 import json
 import os
@@ -16,12 +19,13 @@ from typing import Any
 from host.device import DeviceError
 from host.model import Vocabulary
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Instruction, decode, disassemble, encode
+from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
 
 __all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
            "read_image", "write_image"]
 
 MAGIC = b"TALLY\x00\x03\n"
+_MAGIC_RANGES = b"TALLY\x00\x04\n"
 _LENGTHS = struct.Struct("<II")
 
 
@@ -39,7 +43,8 @@ class Program:
     notes : tuple of str
         What each instruction is for.
     body : int
-        Where a token begins that continues a sequence. A new sequence begins at 0.
+        Where a token begins that continues a sequence; of ranges, one of the last, which has the
+        longest way. A new sequence begins at 0.
     heads : tuple of (first row, rows)
         Rows of the head that each EMIT covers.
     vectors : dict of (first element, elements)
@@ -48,6 +53,10 @@ class Program:
         Where the passes begin that read tokens of a prompt together: the first token of a new
         sequence, then the first, second, ... token of a sequence that goes on. Empty if each token
         is read on its own.
+    ranges : tuple of (first token, start, announced)
+        Of a vocabulary with more tokens than a product has columns, its ranges in order: its first
+        token, where a token of it begins that continues a sequence, and where the pass begins that
+        comes before one that begins a sequence. Empty if it is not divided.
     """
 
     instructions: tuple[Instruction, ...]
@@ -56,6 +65,7 @@ class Program:
     heads: tuple[tuple[int, int], ...]
     vectors: dict[str, tuple[int, int]]
     prefill: tuple[int, ...] = ()
+    ranges: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def prefill_tokens(self) -> int:
@@ -63,10 +73,41 @@ class Program:
         return max(1, len(self.prefill) - 1)
 
     def start(self, *, new: bool, slot: int | None = None) -> int:
-        """Where a pass begins: that of a token, or of token ``slot`` of those read together."""
+        """Where a pass begins: that of a token, or of token ``slot`` of those read together.
+
+        It knows no ranges; :meth:`passes` does.
+        """
         if slot is None:
             return 0 if new else self.body
         return self.prefill[0 if new and slot == 0 else 1 + slot]
+
+    def passes(self, token: int, *, new: bool,
+               slot: int | None = None) -> tuple[tuple[int, int], ...]:
+        """Return the passes that a token takes: each {what is sent for the token, start}.
+
+        There are two where a sequence begins with a token of a range. A position is counted for
+        each pass, and 0 is that of a pass at instruction 0; so the range is announced before that.
+        The last pass delivers the logits.
+        """
+        if not self.ranges:
+            return (token, self.start(new=new, slot=slot)),
+        first, start, announced = self.ranges[
+            bisect.bisect(self.ranges, token, key=lambda entry: entry[0]) - 1]
+        column = token - first
+        return ((column, announced), (column, 0)) if new else ((column, start),)
+
+    def token(self) -> tuple[Instruction, ...]:
+        """Return the instructions of a token that continues a sequence, up to their STOP."""
+        return self._pass(self.body)
+
+    def emissions(self, start: int) -> int:
+        """Count what a pass from ``start`` on delivers."""
+        return sum(instruction.opcode is Opcode.EMIT for instruction in self._pass(start))
+
+    def _pass(self, start: int) -> tuple[Instruction, ...]:
+        stop = next((index for index in range(start, len(self.instructions))
+                     if self.instructions[index].opcode is Opcode.STOP), len(self.instructions))
+        return self.instructions[start:stop + 1]
 
     def encoded(self) -> bytes:
         """Return the program as the device takes it."""
@@ -138,17 +179,20 @@ class Image:
 def listing(program: Program) -> str:
     """Print a program for people: index, instruction, what it is for."""
     lines = []
+    labels = {program.body: ["body:"]}
+    for first, start, announced in program.ranges:
+        labels.setdefault(start, []).append(f"token from {first}:")
+        labels.setdefault(announced, []).append(f"new sequence, token from {first}:")
     for index, (instruction, note) in enumerate(
             zip(program.instructions, program.notes, strict=True)):
-        if index == program.body:
-            lines.append("body:")
+        lines += labels.get(index, [])
         lines.append(f"{index:5}  {disassemble(instruction):72}  ; {note}")
     return "\n".join(lines)
 
 
 def write_image(path: str | os.PathLike, image: Image) -> None:
     """Write an image to a file."""
-    program = image.program.encoded()
+    program, ranges = image.program.encoded(), image.program.ranges
     header = json.dumps({
         "configuration": dataclasses.asdict(image.config),
         "fingerprint": f"{image.config.fingerprint():08x}",
@@ -158,7 +202,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         "program": {"bytes": len(program), "crc32": zlib.crc32(program),
                     "body": image.program.body, "heads": image.program.heads,
                     "notes": image.program.notes, "vectors": image.program.vectors,
-                    "prefill": image.program.prefill},
+                    "prefill": image.program.prefill} | ({"ranges": ranges} if ranges else {}),
         "memory_bytes": len(image.memory),
         "context": image.context,
         "room": image.room,
@@ -166,7 +210,8 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
                   for part in image.parts],
     }).encode()
     with open(path, "wb") as file:
-        file.write(MAGIC + _LENGTHS.pack(len(header), zlib.crc32(header)))
+        file.write(_MAGIC_RANGES if ranges else MAGIC)
+        file.write(_LENGTHS.pack(len(header), zlib.crc32(header)))
         file.write(header)
         file.write(program)
         file.write(image.memory)
@@ -217,7 +262,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    if data[:len(MAGIC)] != MAGIC:
+    if data[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
         raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
                          f"not {data[:len(MAGIC)]!r}")
     start = len(MAGIC) + _LENGTHS.size
@@ -254,7 +299,9 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
             notes=tuple(facts["notes"]), body=facts["body"],
             heads=tuple((first, rows) for first, rows in facts["heads"]),
             vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()},
-            prefill=tuple(facts["prefill"])),
+            prefill=tuple(facts["prefill"]),
+            ranges=tuple((first, start, announced)
+                         for first, start, announced in facts.get("ranges", ()))),
         parts=tuple(parts), memory=memory,
         vocabulary=Vocabulary(**words) if words else None, context=fields["context"],
         room=fields["room"])

@@ -30,12 +30,13 @@ class PlaneMatrix:
     Attributes
     ----------
     weights : integer array, shape (rows, columns)
+        Of floating point where nothing but a float network reads them.
     scale : float
         A bf16 number over ``root``.
     factors : float64 array, shape (rows,)
     """
 
-    weights: NDArray[np.integer]
+    weights: NDArray
     scale: float
     factors: NDArray[np.float64]
 

@@ -1,5 +1,6 @@
 """A core on a serial port: an image once, then tokens in and largest logits out."""
 
+import collections
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault
 from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields, transfer_bytes
 from sim.golden.machine import Best, MachineFault
-from sim.golden.schedule import token_cycles
+from sim.golden.schedule import passes_cycles, token_cycles
 
 __all__ = ["SerialCore", "core_config"]
 
@@ -80,14 +81,17 @@ class SerialCore(TokenDevice):
             report(first / len(data), "writing the weights")
             self._send(Command.WRITE, data[first:first + step].tobytes())
         # The device counts no transfers; the program says how many there are.
-        self._moved = token_cycles(image.config, image.program.instructions,
-                                   image.program.body).transfers
+        program = image.program
+        every = token_cycles(image.config, program.instructions, program.body).transfers
+        self._moved = collections.defaultdict(lambda: every, {
+            start: passes_cycles(image.config, program.instructions, [start])[1]
+            for _, _, start in program.ranges})
         # What lies behind the program must be no instruction of another one.
-        room = len(image.program.instructions) < self.config.program_depth
-        program = np.frombuffer(image.program.encoded() + bytes(room * INSTRUCTION_BYTES),
+        room = len(program.instructions) < self.config.program_depth
+        encoded = np.frombuffer(program.encoded() + bytes(room * INSTRUCTION_BYTES),
                                 np.uint8).reshape(-1, INSTRUCTION_BYTES)
-        indices = np.arange(len(program), dtype="<u2").view(np.uint8).reshape(-1, 2)
-        self._send(Command.PROGRAM, np.concatenate([indices, program], axis=1).tobytes())
+        indices = np.arange(len(encoded), dtype="<u2").view(np.uint8).reshape(-1, 2)
+        self._send(Command.PROGRAM, np.concatenate([indices, encoded], axis=1).tobytes())
         report(1.0, "ready")
 
     def _rows(self, image: Image) -> np.ndarray:
@@ -145,8 +149,8 @@ class SerialCore(TokenDevice):
             # A fault may have stopped the core behind all that the pass before delivered.
             self._best()
             raise
-        best = [self._best() for _ in self._image.program.heads]
-        return TokenResult(best, self.status()["cycles"], self._moved)
+        best = [self._best() for _ in range(self._image.program.emissions(start))]
+        return TokenResult(best, self.status()["cycles"], self._moved[start])
 
     def _reset(self) -> None:
         self.link.request(Command.RESET)

@@ -103,7 +103,7 @@ class TokenDevice(abc.ABC):
         self._image = image
 
     def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
-        """Make a pass over the program.
+        """Make the passes over the program that a token takes.
 
         Parameters
         ----------
@@ -135,7 +135,7 @@ class TokenDevice(abc.ABC):
                               f"{image.model} has room for, but token {token} is one more")
         self._continues = False
         try:
-            result = self._token(token, image.program.start(new=new, slot=slot))
+            results = [self._token(*one) for one in image.program.passes(token, new=new, slot=slot)]
         except MachineFault as error:
             self._reset()
             raise DeviceError(f"The {self.label} stopped at instruction {error.instruction} "
@@ -146,7 +146,8 @@ class TokenDevice(abc.ABC):
             raise
         self._continues = True
         self._length += 1
-        return result
+        return TokenResult(results[-1].best, sum(result.cycles for result in results),
+                           sum(result.transfers for result in results))
 
     @abc.abstractmethod
     def _load(self, image: Image, report: Report) -> None:
@@ -154,7 +155,7 @@ class TokenDevice(abc.ABC):
 
     @abc.abstractmethod
     def _token(self, token: int, start: int) -> TokenResult:
-        """Begin at instruction ``start``; raise MachineFault if the core stops."""
+        """Make a pass from instruction ``start`` on; raise MachineFault if the core stops."""
 
     @abc.abstractmethod
     def _reset(self) -> None:
@@ -184,9 +185,15 @@ class GoldenTokenDevice(TokenDevice):
         self._machine = machine_of(image)
         # In between, cycles grow with the position.
         self._last = max(0, image.context - 1)
-        self._costs = [token_cycles(image.config, image.program.instructions, image.program.body,
-                                    latency=LATENCY, refresh=REFRESH, position=position)
-                       for position in (0, self._last)]
+        program = image.program
+        starts = {start for _, start, _ in program.ranges} | {program.body}
+        self._costs = {start: [token_cycles(image.config, program.instructions, start,
+                                            latency=LATENCY, refresh=REFRESH, position=position)
+                               for position in (0, self._last)] for start in starts}
+        self._costs[0] = self._costs[program.body]
+        self._announced = {start: passes_cycles(image.config, program.instructions, [start],
+                                                latency=LATENCY, refresh=REFRESH)
+                           for _, _, start in program.ranges}
         self._prefill = image.program.prefill
         if self._prefill:
             self._prompt = passes_cycles(image.config, image.program.instructions,
@@ -200,7 +207,10 @@ class GoldenTokenDevice(TokenDevice):
         if start in self._prefill:          # its share of what the tokens take together
             cycles, transfers = (round(value / (len(self._prefill) - 1)) for value in self._prompt)
             return TokenResult(list(best), cycles, transfers)
-        first, last = self._costs
+        if start in self._announced:
+            cycles, transfers = map(round, self._announced[start])
+            return TokenResult(list(best), cycles, transfers)
+        first, last = self._costs[start]
         share = self._machine.position / self._last if self._last else 0.0
         cycles, transfers = (round(begin + share * (end - begin)) for begin, end in (
             (first.cycles, last.cycles), (first.transfers, last.transfers)))
@@ -316,7 +326,8 @@ class CheckedTokens:
         self._passes += 1
         began = time.perf_counter()
         try:
-            expected = self.machine.run(token, self._program.start(new=new, slot=slot))
+            for one in self._program.passes(token, new=new, slot=slot):
+                expected = self.machine.run(*one)
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error

@@ -19,9 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from host.compare import Text, read_llama
 from host.compile import compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
+from host.compress.chains import layers_of
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
+from host.compress.pareto import Tokens, pareto
+from host.compress.profile import profile
 from host.compress.rotation import (
     MATRICES,
     Llama,
@@ -35,7 +39,7 @@ from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.image import Image
 from host.model import LanguageModel, ModelFileError, read_model
-from host.tokenizer import AnyTokenizer, open_tokenizer
+from host.tokenizer import AnyTokenizer, ByteTokenizer, open_tokenizer
 from hw.config import CoreConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
@@ -505,6 +509,58 @@ def _l1(options: argparse.Namespace) -> int:
     return 0
 
 
+# tensor
+
+def _tensor(options: argparse.Namespace) -> int:
+    """Measure chains of tensors beside plain quantization and low-rank products."""
+    try:
+        model = read_llama(options.model)
+        corpus = read_corpus(options.corpus)
+        text = Text.read(model, corpus["heldout"], options.documents, options.tokens)
+        calibration = Text.read(model, corpus["calibration"], 2, 128)
+        healing = None
+        if options.heal:
+            from host.compress.heal import pack_tokens
+            tokenizer = open_tokenizer(model.vocabulary)
+            assert isinstance(tokenizer, ByteTokenizer)
+            packed = pack_tokens(tokenizer, model.vocabulary.start, corpus["train"],
+                                 min(options.heal * options.batch, options.rows), options.steps)
+            healing = Tokens(packed, options.heal, options.batch, options.rate, options.device)
+        layers = layers_of(model)
+        found = profile(layers, calibration.tokens, options.profile, _say_tenths())
+    except (ValueError, OSError) as error:
+        print(f"python -m host.compress tensor: {error}", file=sys.stderr)
+        return 1
+    rows = []
+    for row in pareto(layers, found, text, [megabytes * 1e6 for megabytes in options.megabytes],
+                      healing, options.workers or os.cpu_count() or 1, options.keep,
+                      lambda line: print(line, flush=True)):
+        rows.append(row)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    versions = _versions()
+    if healing:
+        versions["torch"] = importlib.metadata.version("torch")
+    old = json.loads(options.record.read_text()) if options.record.exists() else {"rows": []}
+    kept = [row for row in old["rows"] if row["model"] != model.name]
+    write_record(options.record.stem, command=_command(), versions=versions, configuration={
+        "documents": options.documents, "tokens_per_document": options.tokens,
+        "healing": None if healing is None else {
+            "rows": len(healing.tokens), "tokens_per_row": options.steps, "batch": options.batch,
+            "rate": options.rate, "device": options.device}}, rows=kept + rows)
+    return 0
+
+
+def _say_tenths() -> Callable[[float, str], None]:
+    said = -1
+
+    def say(done: float, what: str) -> None:
+        nonlocal said
+        if int(10 * done) > said:
+            said = int(10 * done)
+            print(f"profile: {done:.0%}, {what}", flush=True)
+    return say
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m host.compress",
@@ -532,6 +588,31 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("reports", type=Path, nargs="+", metavar="REPORT.json",
                          help="of python -m host.train --report")
     command.set_defaults(function=_l1)
+    command = commands.add_parser("tensor", help=str(_tensor.__doc__).rstrip("."),
+                                  description=_tensor.__doc__)
+    command.add_argument("model", type=Path, metavar="MODEL", help="of the Llama family")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--megabytes", type=float, nargs="+", required=True, metavar="MB",
+                         help="sizes of the matrices")
+    command.add_argument("--profile", type=Path, required=True, metavar="FILE",
+                         help="sensitivities: made if it is not there, gone on with if it is")
+    command.add_argument("--documents", type=int, default=8, metavar="N", help="(default: 8)")
+    command.add_argument("--tokens", type=int, default=160, metavar="N",
+                         help="of each document (default: 160)")
+    command.add_argument("--heal", type=int, default=0, metavar="STEPS",
+                         help="also heal each model (default: 0)")
+    command.add_argument("--batch", type=int, default=16, metavar="ROWS", help="(default: 16)")
+    command.add_argument("--steps", type=int, default=128, metavar="TOKENS",
+                         help="of a row (default: 128)")
+    command.add_argument("--rows", type=int, default=1 << 20, metavar="N",
+                         help="at most, then again from the first")
+    command.add_argument("--rate", type=float, default=0.01, help="(default: 0.01)")
+    command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
+    command.add_argument("--workers", type=int, metavar="N")
+    command.add_argument("--keep", type=Path, metavar="DIR", help="where the models go")
+    command.add_argument("--record", type=Path, default=RESULTS / "compression.json",
+                         metavar="FILE")
+    command.set_defaults(function=_tensor)
     options = parser.parse_args(arguments)
     return options.function(options)
 

@@ -113,6 +113,7 @@ class MpoLlamaLM(LanguageModel):
     embedding : PlaneMatrix
         Of shape (vocab, width), with one scale.
     head : integer array, shape (vocab, width)
+        Of floating point, as the other matrices, where nothing but a float network reads them.
     head_powers : float64 array, shape (width,)
         Powers of two that move from the head's columns to its list.
     attention : Attention
@@ -125,7 +126,7 @@ class MpoLlamaLM(LanguageModel):
     """
 
     embedding: PlaneMatrix
-    head: NDArray[np.integer]
+    head: NDArray
     head_powers: NDArray[np.float64]
     attention: Attention
     layers: tuple[Mapping[str, ChainMatrix], ...]

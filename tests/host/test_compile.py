@@ -260,8 +260,8 @@ class TestErrors:
                             "needs 3", engine=EngineConfig(max_planes=2))
 
     def test_columns(self, model):
-        self.refused(model, "Matrix embedding must have at most 256 columns for this engine, "
-                            "not 259", engine=EngineConfig(index_width=8))
+        self.refused(model, "Matrix blk.0.ffn_down must have at most 256 columns for this engine, "
+                            "not 512", engine=EngineConfig(index_width=8))
 
     def test_accumulator(self, model):
         """The embedding fits, since a token is one column; the head is the widest matrix."""
@@ -310,12 +310,6 @@ class TestErrors:
         """What fills a vector up would not stay zero in a sigmoid."""
         self.refused(model, "Model tiny must have a width that is a multiple of 512 for this "
                             "configuration, not 256", engine=EngineConfig(port_bytes=1024))
-
-    def test_field(self):
-        """A field of an instruction is too narrow for the vocabulary."""
-        model = tiny_model(layers=1)
-        large = dataclasses.replace(model, embedding=np.zeros((65536, 256), np.int8))
-        self.refused(large, "embedding: Field count of MATMUL must be in 0..65535, not 65536")
 
     def test_logit_scale(self, model):
         other = dataclasses.replace(model, logit_scales={"float": 1.0})

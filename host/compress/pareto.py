@@ -1,0 +1,199 @@
+"""Sizes against what they cost: chains beside plain quantization and low-rank products."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.compare import Text, jensen_shannon, stored_bytes
+from host.compress.chains import Layers, compress
+from host.compress.profile import METHODS, Plan, Profile, plan_for
+from host.evaluate import single_threaded_blas
+from host.families.llama import LlamaLM
+from host.families.mpo_llama import MpoLlamaLM, write_model
+from host.model import read_model
+from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
+from sim.golden.network import Kind, Value
+
+__all__ = ["Measured", "Tokens", "float_bytes", "measure", "pareto"]
+
+_DIGIT = 8      # bits of a second digit
+
+
+def float_bytes(model: LlamaLM) -> int:
+    """Bytes of a model in float32, embedding and head once if they are tied: its size of old."""
+    layers = sum(getattr(layer, field.name).size for layer in model.layers
+                 for field in dataclasses.fields(layer))
+    head = 0 if model.head is model.embedding else model.head.size
+    return 4 * (layers + model.embedding.size + head + model.norm.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the golden model found on held-out text."""
+
+    bits_per_byte: float
+    jsd: float
+    top1_agreement: float
+
+
+class TwoDigits(GoldenLM):
+    """Between the cores of a chain, vectors keep two balanced int8 digits in the place of one."""
+
+    def _compute(self, step: Value, operands: Sequence[Any], tokens: NDArray[np.integer]):
+        between = step.kind is Kind.CODES and step.operands[0].kind is Kind.LINEAR
+        if between:
+            codes = self.arithmetic.codes(*operands)
+            exponents = codes.exponents - _DIGIT
+            numbers = np.ldexp(_to_float64(operands[0]), -exponents[:, np.newaxis])
+            limit = (1 << 7 + _DIGIT) - 1
+            return Codes(np.clip(np.rint(numbers), -limit, limit), exponents)
+        if step.kind is Kind.LINEAR and step.operands[0].operands[0].kind is Kind.LINEAR:
+            # In float64, which is exact: 15 bits of a code, 10 of a weight, 13 of the columns.
+            products = self.products
+            self.products = lambda _, values: values @ step.weights.weights.T.astype(np.float64)
+            try:
+                return super()._compute(step, operands, tokens)
+            finally:
+                self.products = products
+        return super()._compute(step, operands, tokens)
+
+
+def _to_float64(x: NDArray[np.uint16]) -> NDArray[np.float64]:
+    return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def _logarithms(model, arithmetic: str, text: Text, lm_class=GoldenLM) -> NDArray[np.float32]:
+    lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)))
+    hidden = lm.forward(text.tokens[:, :-1], lm.start(len(text.tokens)))
+    logits = lm.logits(hidden)
+    logits = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+def measure(model, text: Text, reference: NDArray[np.float32], arithmetic: str = "lmul",
+            digits: int = 1) -> Measured:
+    """Measure a model against the reference's logarithms of probabilities."""
+    found = _logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM)
+    targets = text.tokens[:, 1:].reshape(-1)
+    bits = -found[np.arange(len(found)), targets].sum(dtype=np.float64) / np.log(2)
+    return Measured(float(bits) / text.bytes, float(jensen_shannon(found, reference).mean()),
+                    float((found.argmax(axis=1) == reference.argmax(axis=1)).mean()))
+
+
+def _measure_file(path: Path, reference: Path, text: Text, digits: int) -> Measured:
+    model = read_model(path)
+    return measure(model, text, np.load(reference, mmap_mode="r"), digits=digits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What healing reads, and how."""
+
+    tokens: NDArray[np.int64]
+    steps: int
+    batch: int
+    rate: float
+    device: str
+
+
+def _shares(plan: Plan) -> dict[str, Any]:
+    """Summarize what a plan has made of the matrices of the layers, for people."""
+    choices = [choice for layer in plan.choices for choice in layer.values()]
+    methods = Counter(choice.method for choice in choices)
+    planes = Counter(choice.planes for choice in choices)
+    return {"methods": dict(sorted(methods.items())),
+            "planes": {str(key): count for key, count in sorted(planes.items())},
+            "embedding_planes": plan.embedding_planes,
+            "parameters": sum(choice.shape.parameters(choice.bonds) for choice in choices)}
+
+
+def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
+           healing: Tokens | None, workers: int, keep: Path | None = None,
+           report: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
+    """Measure all methods at all budgets, healed or not.
+
+    Parameters
+    ----------
+    layers : Layers
+    found : Profile
+    text : Text
+        Held out.
+    budgets : sequence of float
+        Bytes.
+    healing : Tokens, optional
+    workers : int
+        Processes that measure.
+    keep : Path, optional
+        Where the models go; otherwise they are dropped.
+    report : callable
+        Takes a line for every step.
+    """
+    model = layers.model
+    floats = float_bytes(model)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = keep or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        reference = Path(temporary) / "reference.npy"
+        expected = _logarithms(model.reference(), "float", text)
+        np.save(reference, expected)
+        same = {"model": model.name, "tokens": len(expected)}
+        one = measure(model.reference(), text, expected, "float")
+        yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
+               "healed": False, "digits": 0, **dataclasses.asdict(one)}
+        context = multiprocessing.get_context("spawn")
+        waiting: list[tuple[dict[str, Any], concurrent.futures.Future[Measured]]] = []
+        with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
+                workers, mp_context=context) as pool:
+
+            def submit(made: MpoLlamaLM, row: Mapping[str, Any]) -> None:
+                size = stored_bytes(made)
+                name = "-".join(str(row[key]) for key in ("method", "budget"))
+                path = folder / f"{name}{'-healed' if row['healed'] else ''}.gguf"
+                write_model(path, made)
+                deep = any(len(chain.cores) > 1 for layer in made.layers
+                           for chain in layer.values())
+                for digits in (1, 2) if deep else (1,):
+                    waiting.append(({**same, **row, "bytes": size,
+                                     "ratio": round(floats / size, 3), "digits": digits},
+                                    pool.submit(_measure_file, path, reference, text, digits)))
+
+            for budget in budgets:
+                for method in METHODS:
+                    try:
+                        plan = plan_for(found, method, budget)
+                    except ValueError as error:
+                        report(f"{method} at {budget:,.0f}: {error}")
+                        continue
+                    chains = tuple({name: layers.chain(index, name, choice)
+                                    for name, choice in layer.items()}
+                                   for index, layer in enumerate(plan.choices))
+                    made = compress(layers, chains, plan.embedding_planes)
+                    row = {"method": method, "budget": round(budget), "healed": False,
+                           "predicted": round(plan.divergence, 4), **_shares(plan)}
+                    report(f"{method} at {budget:,.0f}: {stored_bytes(made):,} bytes, "
+                           f"{row['methods']}, planes {row['planes']}")
+                    submit(made, row)
+                    if healing:
+                        from host.compress.heal import heal
+                        healed = heal(layers, plan.choices, plan.embedding_planes, made,
+                                      healing.tokens, steps=healing.steps, batch=healing.batch,
+                                      rate=healing.rate, device=healing.device)
+                        report(f"  healed: loss {healed.first_loss:.4f} to {healed.last_loss:.4f}, "
+                               f"{healed.seconds_per_step:.3f} s a step, of the original "
+                               f"{healed.original_seconds_per_step:.3f}")
+                        submit(healed.model, {
+                            **row, "healed": True, "steps": healing.steps,
+                            "seconds_per_step": round(healed.seconds_per_step, 4),
+                            "original_seconds_per_step": round(
+                                healed.original_seconds_per_step, 4)})
+            for row, future in waiting:
+                result = dataclasses.asdict(future.result())
+                yield {**row, **{key: round(value, 5) for key, value in result.items()}}
