@@ -126,8 +126,8 @@ class Fetching(wiring.Component):
                                     reader.o.ready.eq(stores != 0),
                                 ]
                             with m.Case(Opcode.TOKEN, Opcode.PACK):
-                                m.d.sync += asked.eq((given.opcode == Opcode.TOKEN)
-                                                     | (given.function != Function.DENSE))
+                                # TOKEN has no function.
+                                m.d.sync += asked.eq(given.function != Function.DENSE)
                                 m.d.comb += reader.o.ready.eq(1)
                             with m.Case(Opcode.STOP):
                                 m.d.comb += [

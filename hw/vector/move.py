@@ -115,13 +115,15 @@ class Drain(wiring.Component):
         row = Signal(below, reset_less=True)
         place = Signal.like(command.target)
         known = Signal()                        # ... where the next result goes
+        unplaced = Signal(range(16))            # results that were taken, and their rows were not
         by_row, relu = command.by_row, command.relu
         end = by_row & scaled.p.last
         m.d.comb += [
             scaled.ready.eq(~by_row | scaled.p.last | known),
             self.write.enable.eq(scaled.valid & scaled.ready & ~end),
             self.write.address.eq(Mux(by_row, place, command.target)),
-            self.i_rows.ready.eq(draining & by_row & (~known | self.write.enable)),
+            # Not yet for the next product, which may have another target.
+            self.i_rows.ready.eq((unplaced != 0) & (~known | self.write.enable)),
         ]
         for lane in range(lanes):
             number = Mux(by_row, scaled.p.word[0], scaled.p.word[lane])
@@ -129,6 +131,10 @@ class Drain(wiring.Component):
                 self.write.data[lane].eq(Mux(relu & number[-1], 0, number)),
                 self.write.mask[lane].eq(~by_row | (row == lane)),
             ]
+        m.d.sync += unplaced.eq(unplaced + (accepted & by_row & ~self.i_results.p.last)
+                                - (self.i_rows.valid & self.i_rows.ready))
+        with m.If(self.write.enable):
+            m.d.sync += known.eq(0)
         with m.If(self.i_rows.ready):
             index = self.i_rows.p.index
             m.d.sync += [

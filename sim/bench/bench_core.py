@@ -307,11 +307,15 @@ def every_instruction(config: CoreConfig, seed: int) -> Writer:
             pack(rows, int(rng.choice(FUNCTIONS[Opcode.PACK])))
             if writer.program[-1].function in (Function.DENSE, *GATED):
                 columns = rows
-            # Rows are stored as the columns of the transposed matrix.
-            writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,
-                       **matrix(columns, rows))
-            writer.add(Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
-                       target=anywhere(), count=rows, constant=bf16.one)
+            # Rows are stored as the columns of the transposed matrix. Those of the next product
+            # are there while the first one is drained.
+            products = int(rng.integers(1, 3))
+            for _ in range(products):
+                writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,
+                           **matrix(columns, rows))
+            for _ in range(products):
+                writer.add(Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
+                           target=anywhere(), count=rows, constant=bf16.one)
         if config.engine.max_batch > 1 and rng.integers(3) == 0:
             log2 = int(rng.integers(1, config.engine.max_batch.bit_length()))
             columns = pack_batch(log2)
@@ -358,6 +362,48 @@ async def programs(dut, latency, stall):
     driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
     await driver.load()
     await driver.run(tokens)
+
+
+#: Chains of tensors of one, two and three sites: rows of each core, and the vectors that it is
+#: multiplied by; the first one has 24 columns.
+CHAINS = (((20, 1),), ((12, 1), (20, 1)), ((12, 2), (16, 4)), ((16, 1), (24, 2)),
+          ((16, 4), (32, 1), (12, 4)), ((8, 2), (8, 1), (4, 2)))
+
+
+@cocotb.test(timeout_time=500, timeout_unit="us")
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (7, 0.4)]))
+async def chains(dut, latency, stall):
+    """Multiply by the cores of chains, each reading across what the one before it has left."""
+    config = CONFIGURATIONS[bench_case()]
+    if config.engine.max_batch == 1:
+        return
+    writer = Writer(config, 5)
+    lanes = config.vector_lanes
+    x, rest = lanes, 128
+    writer.add(Opcode.LOAD, target=x, count=24, address=writer.vector(24))
+    for chain in CHAINS:
+        if max(vectors for _, vectors in chain) > config.engine.max_batch:
+            continue
+        place, elements = x, 24
+        for site, (rows, vectors) in enumerate(chain):
+            part = Batch(log2=vectors.bit_length() - 1, across=vectors > 1)
+            writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=place, count=elements,
+                       constant=part.constant)
+            columns, count = elements // vectors, 1 + site % config.engine.max_planes
+            writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
+                       target=vectors if vectors > 1 else 0,
+                       address=writer.matrix(rows, columns, count))
+            elements = rows * vectors
+            if site == len(chain) - 1:
+                writer.add(Opcode.EMIT, a=1, count=elements, constant=bf16.one)
+            else:
+                place = rest
+                writer.add(Opcode.DRAIN, function=Function.COPY, target=place, a=1,
+                           count=elements, constant=0x3C00)
+    writer.add(Opcode.STOP)
+    driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+    await driver.load()
+    await driver.run([0, 1])
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
