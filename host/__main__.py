@@ -29,6 +29,7 @@ from rich.table import Table
 
 from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
 from host.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
+from host.compress import command as compress_command
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
     METHODS,
@@ -249,6 +250,8 @@ def _parser() -> argparse.ArgumentParser:
     calibration.add_argument("--workers", type=_integer(1), metavar="N",
                              help="processes (default: one for each CPU, at most 4)")
     calibration.set_defaults(function=_calibrate)
+
+    compress_command.add_command(commands)
 
     compiler = commands.add_parser(
         "compile", help="make a program and an image of the weights",
@@ -1105,7 +1108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.function(console, options)
     except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
-            TextError, OverflowError) as error:
+            TextError, OverflowError, compress_command.CompressError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

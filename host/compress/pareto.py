@@ -18,11 +18,11 @@ from host.compress.profile import METHODS, Plan, Profile, plan_for
 from host.evaluate import single_threaded_blas
 from host.families.llama import LlamaLM
 from host.families.mpo_llama import MpoLlamaLM, write_model
-from host.model import read_model
+from host.model import LanguageModel, read_model
 from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind, Value
 
-__all__ = ["Measured", "Tokens", "float_bytes", "measure", "pareto"]
+__all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto"]
 
 _DIGIT = 8      # bits of a second digit
 
@@ -70,7 +70,9 @@ def _to_float64(x: NDArray[np.uint16]) -> NDArray[np.float64]:
     return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
-def _logarithms(model, arithmetic: str, text: Text, lm_class=GoldenLM) -> NDArray[np.float32]:
+def logarithms(model: LanguageModel, arithmetic: str, text: Text,
+               lm_class: type[GoldenLM] = GoldenLM) -> NDArray[np.float32]:
+    """Return natural logarithms of the probabilities of what follows each token."""
     lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)))
     hidden = lm.forward(text.tokens[:, :-1], lm.start(len(text.tokens)))
     logits = lm.logits(hidden)
@@ -78,10 +80,10 @@ def _logarithms(model, arithmetic: str, text: Text, lm_class=GoldenLM) -> NDArra
     return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def measure(model, text: Text, reference: NDArray[np.float32], arithmetic: str = "lmul",
-            digits: int = 1) -> Measured:
+def measure(model: LanguageModel, text: Text, reference: NDArray[np.float32],
+            arithmetic: str = "lmul", digits: int = 1) -> Measured:
     """Measure a model against the reference's logarithms of probabilities."""
-    found = _logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM)
+    found = logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM)
     targets = text.tokens[:, 1:].reshape(-1)
     bits = -found[np.arange(len(found)), targets].sum(dtype=np.float64) / np.log(2)
     return Measured(float(bits) / text.bytes, float(jensen_shannon(found, reference).mean()),
@@ -142,7 +144,7 @@ def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
         folder = keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         reference = Path(temporary) / "reference.npy"
-        expected = _logarithms(model.reference(), "float", text)
+        expected = logarithms(model.reference(), "float", text)
         np.save(reference, expected)
         same = {"model": model.name, "tokens": len(expected)}
         one = measure(model.reference(), text, expected, "float")

@@ -35,7 +35,8 @@ from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model
 from sim.golden.network import Value
 from sim.golden.schedule import BITS_PER_TRIT
 
-__all__ = ["EMBEDDING", "METHODS", "Plan", "Profile", "Sensitivity", "plan_for", "profile"]
+__all__ = ["EMBEDDING", "METHODS", "Option", "Plan", "Profile", "Sensitivity", "plan_for",
+           "profile"]
 
 #: Bonds that are measured, as shares of the elements of a matrix that are kept.
 _KEPT = (0.5, 0.25)
@@ -269,7 +270,7 @@ class Plan:
     embedding_planes : int
         Of embedding and head.
     bytes : int
-        Of all of them, in memory.
+        Of the model, in memory, by 1.6 bits a trit.
     divergence : float
         As it is predicted, bits a token.
     """
@@ -281,8 +282,10 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Option:
-    choice: Choice | int        # int: planes of the embedding
+class Option:
+    """A choice, and what it costs; of embedding and head it is a number of planes."""
+
+    choice: Choice | int
     bytes: float
     divergence: float
 
@@ -298,6 +301,9 @@ class Profile:
     def __init__(self, layers: Layers, rows: tuple[Sensitivity, ...]):
         self.layers = layers
         self.rows = rows
+        #: Bytes of what is no matrix: powers of two of lists, and tables of positions.
+        self.constants = sum(2 * step.constant.size for step in _floats(layers).network()
+                             if step.constant is not None)
         self._spectra: dict[tuple[int, str, Shape], list[NDArray[np.float64]]] = {}
         self._rounding: dict[tuple[int, str, int], float] = {}
 
@@ -308,20 +314,30 @@ class Profile:
         return sum(row.error * row.jsd for row in rows) / (
             sum(row.error ** 2 for row in rows) or 1.0)
 
-    def options(self, layer: int, name: str, methods: Sequence[str]) -> Iterator[_Option]:
+    def options(self, layer: int, name: str, methods: Sequence[str]) -> Iterator[Option]:
         """List choices for a matrix, of some :attr:`host.compress.chains.Choice.method`."""
         matrix = self.layers.matrices[layer][name]
-        rounding, cutting = (self.sensitivity(layer, name, method)
-                             for method in ("quantized", "low-rank"))
         for shape in self.shapes(name, matrix, methods):
             bonds = {bonds_up_to(shape, _bond(shape, share * matrix.size))
                      for share in _CHOSEN_SHARES} if shape.sites > 1 else {()}
             for bond in bonds:
-                cut = self._cut(layer, name, shape, bond)
                 for planes in _CHOSEN_PLANES:
-                    choice = Choice(shape, bond, planes)
-                    error = shape.sites * self._rounded(layer, name, planes)
-                    yield _Option(choice, choice.bytes, cutting * cut + rounding * error)
+                    yield self.option(layer, name, Choice(shape, bond, planes))
+
+    def option(self, layer: int, name: str, choice: Choice) -> Option:
+        """Predict what a choice costs."""
+        rounding, cutting = (self.sensitivity(layer, name, method)
+                             for method in ("quantized", "low-rank"))
+        error = choice.shape.sites * self._rounded(layer, name, choice.planes)
+        cut = self._cut(layer, name, choice.shape, choice.bonds)
+        return Option(choice, choice.bytes, cutting * cut + rounding * error)
+
+    def why_alone(self, layer: int, name: str, choice: Choice) -> float:
+        """How many times the divergence of a choice the best chain of no more bytes has."""
+        own = self.option(layer, name, choice)
+        chains = [option.divergence for option in self.options(
+            layer, name, ("low-rank", "mpo-2", "mpo-3")) if option.bytes <= own.bytes]
+        return min(chains, default=float("inf")) / max(own.divergence, 1e-12)
 
     def shapes(self, name: str, matrix: NDArray, methods: Sequence[str]) -> Iterator[Shape]:
         """List the shapes that a matrix may have, few of each kind."""
@@ -338,12 +354,12 @@ class Profile:
                 if few and Choice(found, (), 1).method in methods:
                     yield found
 
-    def embedding_options(self) -> Iterator[_Option]:
+    def embedding_options(self) -> Iterator[Option]:
         """List choices for embedding and head."""
         size = self.layers.model.embedding.size
         for row in self.rows:
             if row.layer < 0:
-                yield _Option(row.planes, 2 * size * row.planes * BITS_PER_TRIT / 8, row.jsd)
+                yield Option(row.planes, 2 * size * row.planes * BITS_PER_TRIT / 8, row.jsd)
 
     def _cut(self, layer: int, name: str, shape: Shape, bonds: Sequence[int]) -> float:
         """Relative squared error of what the bonds cut off, at most."""
@@ -384,7 +400,7 @@ def _bond(shape: Shape, parameters: float) -> int:
 
 
 def plan_for(found: Profile, method: str, budget: float,
-             embedding_planes: int | None = None) -> Plan:
+             fixed: Mapping[str, Choice] | None = None) -> Plan:
     """Choose what becomes of every matrix for a number of bytes.
 
     Parameters
@@ -393,9 +409,9 @@ def plan_for(found: Profile, method: str, budget: float,
     method : str
         One of :data:`METHODS`.
     budget : float
-        Bytes of all matrices together.
-    embedding_planes : int, optional
-        Instead of what is best.
+        Bytes of the model.
+    fixed : mapping, optional
+        Choices of matrices, by their names, in the place of what is best.
 
     Raises
     ------
@@ -403,19 +419,21 @@ def plan_for(found: Profile, method: str, budget: float,
         If there is no plan with so few bytes; the message has the fewest.
     """
     layers = found.layers
-    sets = [[option for option in found.embedding_options()
-             if embedding_planes in (None, option.choice)]]
+    fixed = fixed or {}
+    sets = [list(found.embedding_options())]
     places = [(layer, name) for layer in range(len(layers.matrices)) for name in MATRICES]
-    sets += [list(found.options(layer, name, METHODS[method])) for layer, name in places]
-    least = sum(min(option.bytes for option in options) for options in sets)
+    sets += [[found.option(layer, name, fixed[name])] if name in fixed
+             else list(found.options(layer, name, METHODS[method])) for layer, name in places]
+    least = found.constants + sum(min(option.bytes for option in options) for options in sets)
     if budget < least:
         raise ValueError(f"Bytes of method {method} must be at least {math.ceil(least):,}, "
                          f"not {budget:,.0f}")
 
-    def at(price: float) -> list[_Option]:
+    def at(price: float) -> list[Option]:
         return [min(options, key=lambda option: (option.divergence + price * option.bytes,
                                                  option.bytes)) for options in sets]
 
+    budget -= found.constants
     low, high = 0.0, 1e-12
     while sum(option.bytes for option in at(high)) > budget:
         high *= 4
@@ -432,5 +450,5 @@ def plan_for(found: Profile, method: str, budget: float,
         assert isinstance(option.choice, Choice)
         choices[layer][name] = option.choice
     return Plan(tuple(choices), embedding.choice,
-                round(embedding.bytes + sum(option.bytes for option in chosen)),
+                round(found.constants + embedding.bytes + sum(option.bytes for option in chosen)),
                 embedding.divergence + sum(option.divergence for option in chosen))

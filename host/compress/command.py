@@ -1,0 +1,299 @@
+"""``python -m host compress``: a smaller model for a size, a ratio or a divergence."""
+
+import argparse
+import dataclasses
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from host.chain import Shape, tensorize
+from host.compare import Text, read_llama, stored_bytes
+from host.compress.chains import Choice, Layers, compress, layers_of
+from host.compress.pareto import Measured, Tokens, float_bytes, logarithms, measure
+from host.compress.profile import EMBEDDING, METHODS, Plan, Profile, plan_for, profile
+from host.corpus import read_corpus
+from host.families.mpo_llama import MATRICES, MpoLlamaLM, write_model
+from host.tokenizer import ByteTokenizer, open_tokenizer
+
+__all__ = ["CompressError", "add_command", "run"]
+
+_ROUNDS = 8         # plans that are measured for a divergence, at most
+_CLOSE = 0.9        # of the divergence that was asked for is near enough
+
+
+class CompressError(ValueError):
+    """What was asked for cannot be had; the message is one sentence."""
+
+
+def add_command(commands: argparse._SubParsersAction) -> None:
+    """Add the command's options."""
+    command = commands.add_parser(
+        "compress", help="make a model smaller: chains of tensors, low rank, trit planes",
+        description="Profile how much each matrix of a Llama can lose, choose chain, bonds and "
+                    "trit planes of each for a size or a divergence, and write the model.")
+    command.add_argument("model", type=Path, metavar="MODEL", help="of the Llama family")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR",
+                         help="directory with splits.tsv; its calibration text is read")
+    command.add_argument("--output", type=Path, required=True, metavar="MODEL.gguf")
+    target = command.add_mutually_exclusive_group(required=True)
+    target.add_argument("--ratio", type=_positive, metavar="R",
+                        help="float32 bytes of the model over bytes of the result")
+    target.add_argument("--budget", type=_positive, metavar="BYTES")
+    target.add_argument("--max-divergence", type=_positive, metavar="D",
+                        help="Jensen-Shannon divergence from the float model, bits a token")
+    command.add_argument("--method", choices=METHODS, default="joint",
+                         help="what a matrix may become (default: joint, all of it)")
+    command.add_argument("--chain", action="append", default=[],
+                         metavar="MATRIX=ROWS/COLUMNS:BONDS",
+                         help="the chain of a matrix in all layers, as "
+                              "ffn_up=2x768/288x2:96")
+    command.add_argument("--planes", type=int, default=5, choices=range(1, 7),
+                         help="trit planes of --chain's matrices (default: 5)")
+    command.add_argument("--profile", type=Path, metavar="FILE",
+                         help="sensitivities: gone on with if the file is there (default: beside "
+                              "the output)")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="picture of the profile")
+    command.add_argument("--documents", type=int, default=2, metavar="N",
+                         help="of the calibration text (default: 2)")
+    command.add_argument("--tokens", type=int, default=128, metavar="N",
+                         help="of each document (default: 128)")
+    command.add_argument("--heal", type=int, default=0, metavar="STEPS",
+                         help="train the result on the float model's distributions (needs PyTorch)")
+    command.add_argument("--batch", type=int, default=16, metavar="ROWS",
+                         help="of 128 tokens, for each step of healing (default: 16)")
+    command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
+    command.set_defaults(function=run)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
+
+
+def run(console: Console, options: argparse.Namespace) -> int:
+    """Run the command and return the exit status."""
+    model = read_llama(options.model)
+    corpus = read_corpus(options.corpus)
+    layers = layers_of(model)
+    fixed = dict(_fixed(layers, text, options.planes) for text in options.chain)
+    try:
+        text = Text.read(model, corpus["calibration"], options.documents, options.tokens)
+        found = _profile(console, options, layers, text)
+        console.print(_table(found))
+        if options.plot:
+            from host.compress.plots import plot_profile
+            plot_profile(found, options.plot)
+            console.print(f"Wrote {options.plot}", markup=False, highlight=False, soft_wrap=True)
+        plan, made, result = _search(options, layers, found, text, fixed)
+    except ValueError as error:
+        raise CompressError(str(error)) from None
+    _say(console, layers, found, plan, made, result, options.method)
+    if options.heal:
+        made = _heal(console, options, layers, plan, made, corpus["train"])
+        healed = measure(made, text, logarithms(model.reference(), "float", text))
+        console.print(f"Healed    {healed.bits_per_byte:.4f} bits a byte, divergence "
+                      f"{healed.jsd:.4f}, top 1 {healed.top1_agreement:.1%}   (calibration text)",
+                      highlight=False)
+    # A run that is interrupted leaves no half of a file.
+    part = options.output.with_name(options.output.name + ".part")
+    write_model(part, made)
+    os.replace(part, options.output)
+    console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _fixed(layers: Layers, text: str, planes: int) -> tuple[str, Choice]:
+    """Take an option --chain apart, and check it on layer 0."""
+    parts = re.fullmatch(r"(\w+)=([\dx]+)/([\dx]+)(?::([\d,]+))?", text)
+    if parts is None or parts[1] not in MATRICES:
+        raise CompressError(f"Option --chain must be MATRIX=ROWS/COLUMNS:BONDS with a matrix of "
+                            f"{', '.join(MATRICES)}, as ffn_up=2x768/288x2:96, not {text!r}")
+    name = parts[1]
+    try:
+        shape = Shape(*(tuple(int(digit) for digit in group.split("x"))
+                        for group in parts.group(2, 3)))
+        bonds = tuple(int(bond) for bond in parts[4].split(",")) if parts[4] else ()
+        if shape.obstacle:
+            raise ValueError(shape.obstacle)
+        tensorize(layers.matrices[0][name], shape, bonds)
+    except ValueError as error:
+        raise CompressError(f"Option --chain for {name}: {error}") from None
+    return name, Choice(shape, bonds, planes)
+
+
+def _profile(console: Console, options: argparse.Namespace, layers: Layers,
+             text: Text) -> Profile:
+    path = options.profile or options.output.with_suffix(".profile.jsonl")
+    with Progress(TextColumn("Profiling"), BarColumn(), TextColumn("{task.fields[note]}"),
+                  TimeRemainingColumn(), console=console, transient=True,
+                  disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=1.0, note="")
+        return profile(layers, text.tokens, path,
+                       lambda done, what: progress.update(task, completed=done, note=what))
+
+
+def _table(found: Profile) -> Table:
+    """List the divergence of each matrix at half its elements, and of each layer."""
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title="Divergence, in thousandths of a bit a token, with one matrix changed",
+                  caption_justify="left",
+                  caption="low rank at half and at a quarter of the elements / two trit planes; "
+                          "perplexity: the largest of the row")
+    table.add_column("layer")
+    for name in MATRICES:
+        table.add_column(name, justify="right")
+    table.add_column("perplexity", justify="right")
+    layers: dict[int, dict[str, list[str]]] = {}
+    worst: dict[int, float] = {}
+    for row in found.rows:
+        if row.matrix != EMBEDDING:
+            cell = layers.setdefault(row.layer, {}).setdefault(row.matrix, [])
+            cell.append(f"{1000 * row.jsd:.1f}")
+            worst[row.layer] = max(worst.get(row.layer, 0.0), row.perplexity)
+    for layer, cells in layers.items():
+        table.add_row(str(layer), *(" ".join([*cells[name][:2], "/", cells[name][2]])
+                                    for name in MATRICES), f"{worst[layer]:.2f}")
+    return table
+
+
+def _make(layers: Layers, plan: Plan) -> MpoLlamaLM:
+    return compress(layers, tuple({name: layers.chain(index, name, choice)
+                                   for name, choice in layer.items()}
+                                  for index, layer in enumerate(plan.choices)),
+                    plan.embedding_planes)
+
+
+def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: Text,
+            fixed: Mapping[str, Choice]) -> tuple[Plan, MpoLlamaLM, Measured]:
+    """Find a plan, and measure it."""
+    model = layers.model
+    reference = logarithms(model.reference(), "float", text)
+    floats = float_bytes(model)
+
+    def attempt(budget: float) -> tuple[Plan, MpoLlamaLM, Measured]:
+        plan = plan_for(found, options.method, budget, fixed=fixed)
+        made = _make(layers, plan)
+        return plan, made, measure(made, text, reference)
+
+    if not options.max_divergence:
+        budget = options.budget or floats / options.ratio
+        try:
+            return attempt(budget)
+        except ValueError as error:
+            if not options.ratio:
+                raise
+            least = re.search(r"at least ([\d,]+)", str(error))
+            most = floats / int(least[1].replace(",", "")) if least else 0.0
+            raise CompressError(f"Ratio of method {options.method} must be at most {most:.2f}, "
+                                f"not {options.ratio:g}") from None
+    # Of the largest plan that the method has; then sizes in between.
+    best = attempt(float("inf"))
+    if best[2].jsd > options.max_divergence:
+        raise CompressError(f"Divergence of method {options.method} must be at least "
+                            f"{best[2].jsd:.4f}, not {options.max_divergence:g}")
+    low, high = 0.0, float(best[0].bytes)
+    for _ in range(_ROUNDS):
+        middle = (low + high) / 2
+        try:
+            tried = attempt(middle)
+        except ValueError:                      # no plan is so small
+            low = middle
+            continue
+        if tried[2].jsd <= options.max_divergence:
+            best, high = tried, middle
+            if tried[2].jsd >= _CLOSE * options.max_divergence:
+                break
+        else:
+            low = middle
+    return best
+
+
+def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: MpoLlamaLM,
+         result: Measured, method: str) -> None:
+    floats, size = float_bytes(layers.model), stored_bytes(made)
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
+                  title=f"What became of the {7 * len(layers.matrices)} matrices of the layers")
+    for name in ("matrix", "became", "layers", "planes", "elements kept"):
+        table.add_column(name)
+    for name in MATRICES:
+        kinds: dict[str, list[tuple[int, Choice]]] = {}
+        for index, layer in enumerate(plan.choices):
+            kinds.setdefault(layer[name].method, []).append((index, layer[name]))
+        for kind, members in kinds.items():
+            sizes = sum(layers.matrices[index][name].size for index, _ in members)
+            kept = sum(choice.shape.parameters(choice.bonds) for _, choice in members)
+            planes = Counter(choice.planes for _, choice in members)
+            table.add_row(name, "left alone" if kind == "quantized" else kind,
+                          _ranges([index for index, _ in members]),
+                          ", ".join(f"{count} x {number}" for number, count
+                                    in sorted(planes.items())), f"{kept / sizes:.0%}")
+    console.print(table)
+    if method == "joint":
+        why = [found.why_alone(index, name, layer[name]) for index, layer
+               in enumerate(plan.choices) for name in MATRICES if layer[name].shape.sites == 1]
+        if why:
+            times = [factor for factor in why if np.isfinite(factor)]
+            console.print(f"{len(why)} matrices were left alone: of as many bytes, the best chain "
+                          f"would cost {np.median(times):.1f} times their divergence (the middle "
+                          f"one; from {min(times):.1f} to {max(times):.1f} times)"
+                          if times else f"{len(why)} matrices were left alone: no chain has so "
+                                        f"few bytes", highlight=False)
+    console.print(f"Size      {size:,} bytes, of {floats:,} in float32: ratio {floats / size:.2f}; "
+                  f"embedding and head {plan.embedding_planes} planes", highlight=False)
+    console.print(f"Measured  {result.bits_per_byte:.4f} bits a byte, divergence {result.jsd:.4f} "
+                  f"(predicted {plan.divergence:.4f}), top 1 {result.top1_agreement:.1%}   "
+                  f"(golden model, calibration text)", highlight=False)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write numbers as ``0-4, 7``."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and found[-1][-1] == number - 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ", ".join("-".join(map(str, ends)) for ends in found)
+
+
+def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: Plan,
+          made: MpoLlamaLM, documents: list[str]) -> MpoLlamaLM:
+    try:
+        from host.compress.heal import heal, pack_tokens
+    except ModuleNotFoundError:
+        raise CompressError("Option --heal needs PyTorch, an optional extra: "
+                            "pip install -e '.[train]'") from None
+    model = layers.model
+    tokenizer = open_tokenizer(model.vocabulary)
+    assert isinstance(tokenizer, ByteTokenizer)
+    try:
+        tokens = pack_tokens(tokenizer, model.vocabulary.start, documents,
+                             options.heal * options.batch, 128)
+    except ValueError as error:
+        raise CompressError(str(error)) from None
+    healing = Tokens(tokens, options.heal, options.batch, 0.01, options.device)
+    with Progress(TextColumn("Healing"), BarColumn(), TextColumn("{task.fields[note]}"),
+                  TimeRemainingColumn(), console=console, transient=True,
+                  disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=options.heal, note="")
+        found = heal(layers, plan.choices, plan.embedding_planes, made,
+                     report=lambda step, loss: progress.update(task, completed=step,
+                                                               note=f"loss {loss:.4f}"),
+                     **dataclasses.asdict(healing))
+    console.print(f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
+                  f"the original takes {found.original_seconds_per_step:.2f} s   (measured)",
+                  highlight=False)
+    return found.model
