@@ -5,14 +5,15 @@ those of the machine's network, in which gains and balancing powers are already 
 chain replaces exactly what the engine would multiply by.
 """
 
+import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.chain import Shape, tensorize
+from host.chain import Chain, Shape, tensorize
 from host.families.llama import LlamaLM
 from host.families.mpo_llama import (
     LISTS,
@@ -77,11 +78,31 @@ class Layers:
     model: LlamaLM
     matrices: tuple[Mapping[str, Floats], ...]
     powers: tuple[Mapping[str, NDArray[np.float64]], ...]
+    _newest: dict = dataclasses.field(default_factory=dict, repr=False)
 
     def chain(self, layer: int, name: str, choice: Choice) -> ChainMatrix:
         """Make the chain of a matrix."""
-        found = tensorize(self.matrices[layer][name], choice.shape, choice.bonds)
-        return quantize_chain(found, choice.planes, self.root(name))
+        return quantize_chain(self.tensors(layer, name, choice), choice.planes, self.root(name))
+
+    def tensors(self, layer: int, name: str, choice: Choice) -> Chain:
+        """Make the chain of a matrix, in floating point; the newest one is remembered."""
+        key = choice.shape, choice.bonds
+        known = self._newest.get((layer, name))
+        if known is None or known[0] != key:
+            known = key, tensorize(self.matrices[layer][name], *key)
+            self._newest[layer, name] = known
+        return known[1]
+
+    def chains(self, choices: Sequence[Mapping[str, Choice]],
+               workers: int = 1) -> tuple[dict[str, ChainMatrix], ...]:
+        """Make the chains of all matrices, in some threads."""
+        places = [(layer, name) for layer, found in enumerate(choices) for name in found]
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            made = pool.map(lambda place: self.chain(place[0], place[1],
+                                                     choices[place[0]][place[1]]), places)
+            whole = dict(zip(places, made, strict=True))
+        return tuple({name: whole[layer, name] for name in found}
+                     for layer, found in enumerate(choices))
 
     def root(self, name: str) -> float:
         """Return what a matrix' scale lacks for its list's norm: see :func:`quantize_chain`."""
@@ -120,14 +141,14 @@ def layers_of(model: LlamaLM) -> Layers:
         tuple({name: powers[f"blk.{k}.{name}"] for name in LISTS} for k in count))
 
 
-def compress(layers: Layers, chains: tuple[Mapping[str, ChainMatrix], ...],
+def compress(layers: Layers, chains: Sequence[Mapping[str, ChainMatrix]],
              embedding_planes: int) -> MpoLlamaLM:
     """Put chains in the place of a model's matrices.
 
     Parameters
     ----------
     layers : Layers
-    chains : tuple of mapping
+    chains : sequence of mapping
         Of every matrix of every layer.
     embedding_planes : int
         Trit planes of embedding and head.
@@ -143,4 +164,4 @@ def compress(layers: Layers, chains: tuple[Mapping[str, ChainMatrix], ...],
         name=f"{model.name}-mpo", vocabulary=model.vocabulary, attention=model.attention,
         logit_scales=dict.fromkeys(ARITHMETICS, head.scale), embedding=embedding,
         head=head.weights, head_powers=model.head_powers, cache=model.cache,
-        layers=chains, powers=layers.powers)
+        layers=tuple(chains), powers=layers.powers)

@@ -169,13 +169,6 @@ def _table(found: Profile) -> Table:
     return table
 
 
-def _make(layers: Layers, plan: Plan) -> MpoLlamaLM:
-    return compress(layers, tuple({name: layers.chain(index, name, choice)
-                                   for name, choice in layer.items()}
-                                  for index, layer in enumerate(plan.choices)),
-                    plan.embedding_planes)
-
-
 def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: Text,
             fixed: Mapping[str, Choice]) -> tuple[Plan, MpoLlamaLM, Measured]:
     """Find a plan, and measure it."""
@@ -185,7 +178,8 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
 
     def attempt(budget: float) -> tuple[Plan, MpoLlamaLM, Measured]:
         plan = plan_for(found, options.method, budget, fixed=fixed)
-        made = _make(layers, plan)
+        made = compress(layers, layers.chains(plan.choices, os.cpu_count() or 1),
+                        plan.embedding_planes)
         return plan, made, measure(made, text, reference)
 
     if not options.max_divergence:

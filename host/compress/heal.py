@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from host.chain import tensorize
 from host.compress.chains import Choice, Layers
 from host.families.mpo_llama import LISTS, ChainMatrix, MpoLlamaLM
 from host.planes import PlaneMatrix
@@ -241,8 +240,7 @@ def heal(layers: Layers, choices: Sequence[Mapping[str, Choice]], embedding_plan
         found: dict[str, _Chain] = {}
         for name, chain in chains.items():
             choice = choices[index][name]
-            numbers = tensorize(layers.matrices[index][name], choice.shape,
-                                choice.bonds).matrices()
+            numbers = layers.tensors(index, name, choice).matrices()
             cores = [_Core(matrix, core, limits[index][name]) for matrix, core
                      in zip(numbers, chain.cores, strict=True)]
             found[name] = cores, chain.shape.vectors

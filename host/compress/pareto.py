@@ -174,10 +174,8 @@ def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
                     except ValueError as error:
                         report(f"{method} at {budget:,.0f}: {error}")
                         continue
-                    chains = tuple({name: layers.chain(index, name, choice)
-                                    for name, choice in layer.items()}
-                                   for index, layer in enumerate(plan.choices))
-                    made = compress(layers, chains, plan.embedding_planes)
+                    made = compress(layers, layers.chains(plan.choices, workers),
+                                    plan.embedding_planes)
                     row = {"method": method, "budget": round(budget), "healed": False,
                            "predicted": round(plan.divergence, 4), **_shares(plan)}
                     report(f"{method} at {budget:,.0f}: {stored_bytes(made):,} bytes, "
