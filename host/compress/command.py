@@ -173,6 +173,7 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
             fixed: Mapping[str, Choice]) -> tuple[Plan, MpoLlamaLM, Measured]:
     """Find a plan, and measure it."""
     model = layers.model
+    found.prepare(options.method, os.cpu_count() or 1)
     reference = logarithms(model.reference(), "float", text)
     floats = float_bytes(model)
 

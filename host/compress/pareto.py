@@ -167,6 +167,8 @@ def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
                                      "ratio": round(floats / size, 3), "digits": digits},
                                     pool.submit(_measure_file, path, reference, text, digits)))
 
+            for method in METHODS:
+                found.prepare(method, workers)
             for budget in budgets:
                 for method in METHODS:
                     try:

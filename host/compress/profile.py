@@ -15,6 +15,7 @@ model: each matrix takes the choice with the smallest sum, and the price is sear
 So planes, shapes and bonds are chosen together. What is chosen is measured in the end.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import math
@@ -323,6 +324,15 @@ class Profile:
             for bond in bonds:
                 for planes in _CHOSEN_PLANES:
                     yield self.option(layer, name, Choice(shape, bond, planes))
+
+    def prepare(self, method: str, workers: int) -> None:
+        """Compute in some threads what the choices of a method need of the matrices."""
+        places = [(layer, name, shape) for layer, matrices in enumerate(self.layers.matrices)
+                  for name, matrix in matrices.items()
+                  for shape in self.shapes(name, matrix, METHODS[method])]
+        with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+            for _ in pool.map(lambda place: self._cut(*place, full_bonds(place[2])), places):
+                pass
 
     def option(self, layer: int, name: str, choice: Choice) -> Option:
         """Predict what a choice costs."""
