@@ -15,16 +15,17 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.compare import Text, read_llama
-from host.compile import compile_model
+from host.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
-from host.compress.pareto import Tokens, pareto
+from host.compress.pareto import Tokens, logarithms, measure, pareto
 from host.compress.profile import profile
 from host.compress.rotation import (
     MATRICES,
@@ -37,12 +38,15 @@ from host.compress.rotation import (
 )
 from host.corpus import read_corpus
 from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
+from host.families.llama import LlamaLM
 from host.image import Image
 from host.model import LanguageModel, ModelFileError, read_model
+from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
 from host.tokenizer import AnyTokenizer, ByteTokenizer, open_tokenizer
-from hw.config import CoreConfig
+from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
+from sim.golden.schedule import token_cycles
 from sim.tables import RESULTS, write_record
 from sim.verilated_machine import VerilatedMachine
 
@@ -540,13 +544,20 @@ def _tensor(options: argparse.Namespace) -> int:
     versions = _versions()
     if healing:
         versions["torch"] = importlib.metadata.version("torch")
-    old = json.loads(options.record.read_text()) if options.record.exists() else {"rows": []}
-    kept = [row for row in old["rows"] if row["model"] != model.name]
-    write_record(options.record.stem, command=_command(), versions=versions, configuration={
-        "documents": options.documents, "tokens_per_document": options.tokens,
-        "healing": None if healing is None else {
-            "rows": len(healing.tokens), "tokens_per_row": options.steps, "batch": options.batch,
-            "rate": options.rate, "device": options.device}}, rows=kept + rows)
+    # Rows of other models stay, with the commands that made them.
+    old: dict[str, Any] = {"versions": {}, "configuration": {}, "rows": []}
+    if options.record.exists():
+        old = json.loads(options.record.read_text(encoding="utf-8"))
+    settings: dict[str, Any] = {"documents": options.documents,
+                                "tokens_per_document": options.tokens}
+    if healing:
+        settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
+                     "tokens_per_row": options.steps, "rate": options.rate,
+                     "device": options.device}
+    configuration = old["configuration"] | {model.name: {"command": _command(), **settings}}
+    write_record("compression", configuration=configuration, versions=old["versions"] | versions,
+                 command="; ".join(made["command"] for made in configuration.values()),
+                 rows=[row for row in old["rows"] if row["model"] != model.name] + rows)
     return 0
 
 
@@ -559,6 +570,68 @@ def _say_tenths() -> Callable[[float, str], None]:
             said = int(10 * done)
             print(f"profile: {done:.0%}, {what}", flush=True)
     return say
+
+
+# device
+
+#: A core on a board whose memory gives a byte a cycle: it waits for weights.
+_NARROW = CoreConfig(engine=EngineConfig(lanes=16, result_lanes=8, port_bytes=1))
+_CLOCK_HZ = 75e6
+
+
+def _device(options: argparse.Namespace) -> int:
+    """Measure compressed models on the simulated core beside the model that they were."""
+    try:
+        reference, *models = [read_model(path) for path in options.models]
+        if not isinstance(reference, LlamaLM):
+            raise ValueError(f"{options.models[0]}: must be of the Llama family")
+        text = Text.read(reference, read_corpus(options.corpus)["heldout"], 8, 160)
+    except (ValueError, OSError) as error:
+        print(f"python -m host.compress device: {error}", file=sys.stderr)
+        return 1
+    expected = logarithms(reference.reference(), "float", text)
+    base = dataclasses.replace(_NARROW, context=64)
+    fitted = [compile_fitted(model, base).config for model in (reference, *models)]
+    # One simulator for all of them.
+    config = dataclasses.replace(fitted[0], **{
+        name: max(getattr(found, name) for found in fitted)
+        for name in ("program_depth", "vector_depth", "list_depth")})
+    prompt = [reference.vocabulary.start, *text.tokens[0, 1:options.tokens].tolist()]
+    rows: list[dict[str, object]] = []
+    first = 0.0
+    for path, model in zip(options.models, (reference, *models), strict=True):
+        image = compile_model(model, config)
+        device = SimulatedTokenDevice(config)
+        cycles, formula, moved = 0, 0.0, 0
+        try:
+            device.load(image)
+            checked = CheckedTokens(device, image)      # every logit is the golden machine's
+            for position, token in enumerate(prompt):
+                result = checked.token(token, new=position == 0)
+                if position < 2:                        # not yet in its stride
+                    continue
+                cycles, moved = cycles + result.cycles, moved + result.transfers
+                formula += token_cycles(config, image.program.instructions, image.program.body,
+                                        latency=LATENCY, refresh=REFRESH,
+                                        position=position).cycles
+        finally:
+            device.close()
+        count = len(prompt) - 2
+        first = first or cycles / count
+        found = measure(model, text, expected)
+        rows.append({
+            "model": reference.name, "method": path.stem, "image_bytes": image.memory_bytes,
+            "bytes": round(moved * config.port_bytes / count), "cycles": round(cycles / count),
+            "formula_cycles": round(formula / count),
+            "milliseconds": round(1000 * cycles / count / _CLOCK_HZ, 3),
+            "speedup": round(first * count / cycles, 3),
+            "bits_per_byte": round(found.bits_per_byte, 4), "jsd": round(found.jsd, 4),
+            "top1_agreement": round(found.top1_agreement, 4)})
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    write_record("compression_device", command=_command(), versions=_versions(), configuration={
+        **dataclasses.asdict(config), "latency": LATENCY, "refresh": REFRESH,
+        "clock_hz": _CLOCK_HZ, "tokens": len(prompt)}, rows=rows)
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -610,9 +683,15 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
     command.add_argument("--workers", type=int, metavar="N")
     command.add_argument("--keep", type=Path, metavar="DIR", help="where the models go")
-    command.add_argument("--record", type=Path, default=RESULTS / "compression.json",
-                         metavar="FILE")
-    command.set_defaults(function=_tensor)
+    command.set_defaults(function=_tensor, record=RESULTS / "compression.json")
+    command = commands.add_parser("device", help=str(_device.__doc__).rstrip("."),
+                                  description=_device.__doc__)
+    command.add_argument("models", type=Path, nargs="+", metavar="MODEL",
+                         help="the original, then what 'tensor --keep' or 'host compress' made")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--tokens", type=int, default=18, metavar="N",
+                         help="of a held-out document (default: 18)")
+    command.set_defaults(function=_device)
     options = parser.parse_args(arguments)
     return options.function(options)
 

@@ -331,7 +331,8 @@ class Profile:
                   for name, matrix in matrices.items()
                   for shape in self.shapes(name, matrix, METHODS[method])]
         with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-            for _ in pool.map(lambda place: self._cut(*place, full_bonds(place[2])), places):
+            for _ in pool.map(lambda place: self._cut(place[0], place[1], place[2],
+                                                      full_bonds(place[2])), places):
                 pass
 
     def option(self, layer: int, name: str, choice: Choice) -> Option:

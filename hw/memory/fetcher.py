@@ -241,7 +241,9 @@ class Fetcher(wiring.Component):
         row = Signal(self.config.address_width - below)
         touched = Signal(len(span.size) + 1)
         left = Signal(len(span.size) + 1 - below)
+        longer = Signal()                       # what is left is more than a burst
         first, more, cut = Signal(), Signal(), Signal()
+        transfers = Signal.like(left)           # of the span that comes next
         rest = Signal(piece)                    # what all its pieces have in common
         taken = Signal()
         request = Signal(piece)                 # the piece that is to be sent
@@ -249,7 +251,8 @@ class Fetcher(wiring.Component):
         m.d.comb += [
             spans.flow.eq(~spans.valid | taken),
             touched.eq(span.begin[:below] + span.size),
-            more.eq((left > burst) & ~rest.end),
+            transfers.eq((touched + self.config.port_bytes - 1) >> below),
+            more.eq(longer & ~rest.end),
             cut.eq(held & (~ready | sent)),
             taken.eq(spans.valid & (~held | (cut & ~more))),
         ]
@@ -258,7 +261,8 @@ class Fetcher(wiring.Component):
                 held.eq(1),
                 first.eq(1),
                 row.eq(span.begin[below:]),
-                left.eq((touched + self.config.port_bytes - 1) >> below),
+                left.eq(transfers),
+                longer.eq(transfers > burst),
                 rest.low.eq(span.begin[unit:below]),
                 rest.high.eq(touched[unit:below]),
                 rest.last.eq(~span.asked),
@@ -268,7 +272,8 @@ class Fetcher(wiring.Component):
             if self.config.context:
                 m.d.sync += rest.cache.eq(span.cache)
         with m.Elif(cut):
-            m.d.sync += [held.eq(more), first.eq(0), left.eq(left - burst), row.eq(row + burst)]
+            m.d.sync += [held.eq(more), first.eq(0), left.eq(left - burst), row.eq(row + burst),
+                         longer.eq(left > 2 * burst)]
 
         # A place in the queue is taken when the read is sent, and free when its transfer leaves.
         free = Signal(range(self.config.queue_words + 1), init=self.config.queue_words)
