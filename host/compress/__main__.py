@@ -521,7 +521,7 @@ def _tensor(options: argparse.Namespace) -> int:
         model = read_llama(options.model)
         corpus = read_corpus(options.corpus)
         text = Text.read(model, corpus["heldout"], options.documents, options.tokens)
-        calibration = Text.read(model, corpus["calibration"], 2, 128)
+        calibration = Text.read(model, corpus["calibration"], 2, options.calibration)
         healing = None
         if options.heal:
             from host.compress.heal import pack_tokens
@@ -672,6 +672,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--documents", type=int, default=8, metavar="N", help="(default: 8)")
     command.add_argument("--tokens", type=int, default=160, metavar="N",
                          help="of each document (default: 160)")
+    command.add_argument("--calibration", type=int, default=128, metavar="N",
+                         help="tokens of each calibration document (default: 128)")
     command.add_argument("--heal", type=int, default=0, metavar="STEPS",
                          help="also heal each model (default: 0)")
     command.add_argument("--batch", type=int, default=16, metavar="ROWS", help="(default: 16)")
