@@ -536,8 +536,9 @@ def _tensor(options: argparse.Namespace) -> int:
         print(f"python -m host.compress tensor: {error}", file=sys.stderr)
         return 1
     rows = []
-    for row in pareto(layers, found, text, [megabytes * 1e6 for megabytes in options.megabytes],
-                      healing, options.workers or os.cpu_count() or 1, options.keep,
+    name = options.model.stem
+    for row in pareto(name, layers, found, text,
+                      [megabytes * 1e6 for megabytes in options.megabytes], healing, options.workers or os.cpu_count() or 1, options.keep,
                       lambda line: print(line, flush=True)):
         rows.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -554,10 +555,10 @@ def _tensor(options: argparse.Namespace) -> int:
         settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
                      "tokens_per_row": options.steps, "rate": options.rate,
                      "device": options.device}
-    configuration = old["configuration"] | {model.name: {"command": _command(), **settings}}
+    configuration = old["configuration"] | {name: {"command": _command(), **settings}}
     write_record("compression", configuration=configuration, versions=old["versions"] | versions,
                  command="; ".join(made["command"] for made in configuration.values()),
-                 rows=[row for row in old["rows"] if row["model"] != model.name] + rows)
+                 rows=[row for row in old["rows"] if row["model"] != name] + rows)
     return 0
 
 
@@ -620,7 +621,7 @@ def _device(options: argparse.Namespace) -> int:
         first = first or cycles / count
         found = measure(model, text, expected)
         rows.append({
-            "model": reference.name, "method": path.stem, "image_bytes": image.memory_bytes,
+            "model": options.models[0].stem, "method": path.stem, "image_bytes": image.memory_bytes,
             "bytes": round(moved * config.port_bytes / count), "cycles": round(cycles / count),
             "formula_cycles": round(formula / count),
             "milliseconds": round(1000 * cycles / count / _CLOCK_HZ, 3),

@@ -117,13 +117,15 @@ def _shares(plan: Plan) -> dict[str, Any]:
             "parameters": sum(choice.shape.parameters(choice.bonds) for choice in choices)}
 
 
-def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
+def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
            healing: Tokens | None, workers: int, keep: Path | None = None,
            report: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
     """Measure all methods at all budgets, healed or not.
 
     Parameters
     ----------
+    name : str
+        Of the model, in the rows.
     layers : Layers
     found : Profile
     text : Text
@@ -146,7 +148,7 @@ def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
         reference = Path(temporary) / "reference.npy"
         expected = logarithms(model.reference(), "float", text)
         np.save(reference, expected)
-        same = {"model": model.name, "tokens": len(expected)}
+        same = {"model": name, "tokens": len(expected)}
         one = measure(model.reference(), text, expected, "float")
         yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
                "healed": False, "digits": 0, **dataclasses.asdict(one)}
@@ -157,8 +159,8 @@ def pareto(layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
 
             def submit(made: MpoLlamaLM, row: Mapping[str, Any]) -> None:
                 size = stored_bytes(made)
-                name = "-".join(str(row[key]) for key in ("method", "budget"))
-                path = folder / f"{name}{'-healed' if row['healed'] else ''}.gguf"
+                label = "-".join(str(row[key]) for key in ("method", "budget"))
+                path = folder / f"{label}{'-healed' if row['healed'] else ''}.gguf"
                 write_model(path, made)
                 deep = any(len(chain.cores) > 1 for layer in made.layers
                            for chain in layer.values())
