@@ -538,7 +538,8 @@ def _tensor(options: argparse.Namespace) -> int:
     rows = []
     name = options.model.stem
     for row in pareto(name, layers, found, text,
-                      [megabytes * 1e6 for megabytes in options.megabytes], healing, options.workers or os.cpu_count() or 1, options.keep,
+                      [megabytes * 1e6 for megabytes in options.megabytes], healing,
+                      options.workers or os.cpu_count() or 1, options.keep,
                       lambda line: print(line, flush=True)):
         rows.append(row)
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
