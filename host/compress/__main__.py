@@ -577,7 +577,8 @@ def _say_tenths() -> Callable[[float, str], None]:
 # device
 
 #: A core on a board whose memory gives a byte a cycle: it waits for weights.
-_NARROW = CoreConfig(engine=EngineConfig(lanes=16, result_lanes=8, port_bytes=1))
+_NARROW = CoreConfig(engine=EngineConfig(lanes=16, result_lanes=8, port_bytes=1),
+                     attention_elements=1)
 _CLOCK_HZ = 75e6
 
 

@@ -91,15 +91,16 @@ BOARDS: dict[str, EngineBoard | CoreBoard] = {board.name: board for board in (
                 pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
                 config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",)),
     # 25 MHz * 16 / 5 from the PLL's oscillator at 640 MHz. Block RAM limits the model, so that of
-    # the accumulators is LUT RAM. A word for 64 lanes needs 13 of the memory's 16 bytes a cycle.
+    # the accumulators is LUT RAM. A word for 32 lanes needs 7 of the memory's 8 bytes a cycle. With
+    # 64 lanes, or 8 vector lanes, no placement that was tried met this clock.
     CoreBoard(name="ulx3s-core", platform="ulx3s.ULX3S_85F_Platform", clock_hz=80_000_000,
               pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
               config=CoreConfig(
-                  engine=EngineConfig(accumulator_width=20, accumulator_depth=16, max_planes=3,
-                                      max_batch=1, index_width=12, port_bytes=16,
-                                      target="ecp5"),
+                  engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20,
+                                      accumulator_depth=16, max_planes=3, max_batch=1,
+                                      index_width=12, port_bytes=8, target="ecp5"),
                   vector_depth=4096, program_depth=512, list_depth=1024, queue_words=64, best=16,
-                  address_width=18),
+                  address_width=17),
               high_outputs=("uart_tx_enable",)),
     # The UP5K has 30 block RAMs, and every lane takes two of them for its accumulators.
     EngineBoard(name="icebreaker", platform="icebreaker.ICEBreakerPlatform", clock_hz=12_000_000,

@@ -13,30 +13,30 @@ from hw.boards import BOARDS, CoreBoard
 
 BOARD = BOARDS["ulx3s-core"]
 assert isinstance(BOARD, CoreBoard)
-SHAPE = Shape(width=128, layers=1, ffn_width=256, vocab=512)
+SHAPE = Shape(width=128, layers=1, ffn_width=256, vocab=256)
 
 
 def test_one_shape():
     found = fit(BOARD, SHAPE)
     matrices = 4 * 128 * 128 + 3 * 128 * 256
-    assert found.trits == matrices + 2 * 3 * 512 * 128
-    # Whole words of 13 bytes for 64 rows each, a vector of biases, every part in whole transfers.
-    bytes_ = 13 * (matrices + 6 * 512 * 128) // 64 + 2 * 128
+    assert found.trits == matrices + 2 * 3 * 256 * 128
+    # Whole words of 7 bytes for 32 rows each, a vector of biases, every part in whole transfers.
+    bytes_ = 7 * (matrices + 6 * 256 * 128) // 32 + 2 * 128
     assert bytes_ <= found.bytes < bytes_ + 10 * 16
-    assert found.bytes + found.left == 2 ** 18
-    assert found.cycles > found.trits / 64 * 0.5
+    assert found.bytes + found.left == 2 ** 17
+    assert found.cycles > found.trits / 32 * 0.5
     assert found.tokens_per_second == pytest.approx(BOARD.clock_hz / found.cycles)
 
 
 def test_largest_has_no_room_for_a_layer_more():
     found = largest(BOARD, SHAPE)
-    assert found.shape.layers > 2
-    with pytest.raises(DeviceError, match=r"^Image must have at most 262144 bytes "):
+    assert found.shape.layers >= 2
+    with pytest.raises(DeviceError, match=r"^Image must have at most 131072 bytes "):
         fit(BOARD, dataclasses.replace(found.shape, layers=found.shape.layers + 1))
 
 
 def test_nothing_fits():
-    with pytest.raises(DeviceError, match=r"^Image must have at most 262144 bytes "):
+    with pytest.raises(DeviceError, match=r"^Image must have at most 131072 bytes "):
         largest(BOARD, dataclasses.replace(SHAPE, width=256, ffn_width=512))
 
 
@@ -49,14 +49,14 @@ def run(capsys, *arguments):
 def test_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "140")
     path = tmp_path / "fit.json"
-    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 128, "--layers", 2,
+    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 128, "--layers", 1,
                            "--json", path)
     assert (status, err) == (0, "")
     record = json.loads(path.read_text())
     assert [(row["width"], row["ffn_width"], row["layers"]) for row in record["rows"]] == [
-        (64, 128, 2), (128, 256, 2)]
+        (64, 128, 1), (128, 256, 1)]
     row = record["rows"][1]
-    assert re.search(rf"128 +2 +256 +512 +{row['trits']:,} +{row['bytes']:,} +"
+    assert re.search(rf"128 +1 +256 +512 +{row['trits']:,} +{row['bytes']:,} +"
                      rf"{row['bytes_left']:,} +{row['cycles']:,} ", out)
 
 
