@@ -535,31 +535,31 @@ def _tensor(options: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         print(f"python -m host.compress tensor: {error}", file=sys.stderr)
         return 1
-    rows = []
     name = options.model.stem
-    for row in pareto(name, layers, found, text,
-                      [megabytes * 1e6 for megabytes in options.megabytes], healing,
-                      options.workers or os.cpu_count() or 1, options.keep,
-                      lambda line: print(line, flush=True)):
-        rows.append(row)
-        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    settings: dict[str, Any] = {"documents": options.documents,
+                                "tokens_per_document": options.tokens}
     versions = _versions()
     if healing:
         versions["torch"] = importlib.metadata.version("torch")
+        settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
+                     "tokens_per_row": options.steps, "rate": options.rate,
+                     "device": options.device}
     # Rows of other models stay, with the commands that made them.
     old: dict[str, Any] = {"versions": {}, "configuration": {}, "rows": []}
     if options.record.exists():
         old = json.loads(options.record.read_text(encoding="utf-8"))
-    settings: dict[str, Any] = {"documents": options.documents,
-                                "tokens_per_document": options.tokens}
-    if healing:
-        settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
-                     "tokens_per_row": options.steps, "rate": options.rate,
-                     "device": options.device}
     configuration = old["configuration"] | {name: {"command": _command(), **settings}}
-    write_record("compression", configuration=configuration, versions=old["versions"] | versions,
-                 command="; ".join(made["command"] for made in configuration.values()),
-                 rows=[row for row in old["rows"] if row["model"] != name] + rows)
+    rows = [row for row in old["rows"] if row["model"] != name]
+    for row in pareto(name, layers, found, text,
+                      [megabytes * 1e6 for megabytes in options.megabytes], healing,
+                      options.workers or os.cpu_count() or 1, options.keep,
+                      lambda line: print(line, flush=True)):
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        rows.append(row)
+        # Each time, so that a run that is cut off keeps what it has.
+        write_record("compression", configuration=configuration, rows=rows,
+                     versions=old["versions"] | versions,
+                     command="; ".join(made["command"] for made in configuration.values()))
     return 0
 
 

@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,15 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
                "healed": False, "digits": 0, **dataclasses.asdict(one)}
         context = multiprocessing.get_context("spawn")
-        waiting: list[tuple[dict[str, Any], concurrent.futures.Future[Measured]]] = []
+        waiting: deque[tuple[dict[str, Any], concurrent.futures.Future[Measured]]] = deque()
+
+        def measured(*, all_: bool) -> Iterator[dict[str, Any]]:
+            """Yield the rows that are there: a run that is cut off keeps them."""
+            while waiting and (all_ or waiting[0][1].done()):
+                row, future = waiting.popleft()
+                result = dataclasses.asdict(future.result())
+                yield {**row, **{key: round(value, 5) for key, value in result.items()}}
+
         with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
                 workers, mp_context=context) as pool:
 
@@ -197,7 +205,8 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                             **row, "healed": True, "steps": healing.steps,
                             "seconds_per_step": round(healed.seconds_per_step, 4),
                             "original_seconds_per_step": round(
-                                healed.original_seconds_per_step, 4)})
-            for row, future in waiting:
-                result = dataclasses.asdict(future.result())
-                yield {**row, **{key: round(value, 5) for key, value in result.items()}}
+                                healed.original_seconds_per_step, 4),
+                            "first_loss": round(healed.first_loss, 4),
+                            "last_loss": round(healed.last_loss, 4)})
+                    yield from measured(all_=False)
+            yield from measured(all_=True)

@@ -431,30 +431,23 @@ def plan_for(found: Profile, method: str, budget: float,
     """
     layers = found.layers
     fixed = fixed or {}
-    sets = [list(found.embedding_options())]
     places = [(layer, name) for layer in range(len(layers.matrices)) for name in MATRICES]
-    sets += [[found.option(layer, name, fixed[name])] if name in fixed
-             else list(found.options(layer, name, METHODS[method])) for layer, name in places]
-    least = found.constants + sum(min(option.bytes for option in options) for options in sets)
-    if budget < least:
-        raise ValueError(f"Bytes of method {method} must be at least {math.ceil(least):,}, "
-                         f"not {budget:,.0f}")
-
-    def at(price: float) -> list[Option]:
-        return [min(options, key=lambda option: (option.divergence + price * option.bytes,
-                                                 option.bytes)) for options in sets]
-
-    budget -= found.constants
-    low, high = 0.0, 1e-12
-    while sum(option.bytes for option in at(high)) > budget:
-        high *= 4
-    for _ in range(40):
-        middle = (low + high) / 2
-        if sum(option.bytes for option in at(middle)) > budget:
-            low = middle
-        else:
-            high = middle
-    embedding, *chosen = at(high)
+    sets = [[found.option(layer, name, fixed[name])] if name in fixed
+            else list(found.options(layer, name, METHODS[method])) for layer, name in places]
+    embeddings = list(found.embedding_options())
+    least = sum(min(option.bytes for option in options) for options in (*sets, embeddings))
+    if budget < found.constants + least:
+        raise ValueError(f"Bytes of method {method} must be at least "
+                         f"{math.ceil(found.constants + least):,}, not {budget:,.0f}")
+    # A plane of the embedding is a large step, which no price finds: each number is tried.
+    tried = []
+    for embedding in embeddings:
+        room = budget - found.constants - embedding.bytes
+        if room >= sum(min(option.bytes for option in options) for options in sets):
+            chosen = _cheapest(sets, room)
+            tried.append((embedding.divergence + sum(option.divergence for option in chosen),
+                          embedding, chosen))
+    divergence, embedding, chosen = min(tried, key=lambda entry: entry[0])
     assert isinstance(embedding.choice, int)
     choices: list[dict[str, Choice]] = [{} for _ in layers.matrices]
     for (layer, name), option in zip(places, chosen, strict=True):
@@ -462,4 +455,22 @@ def plan_for(found: Profile, method: str, budget: float,
         choices[layer][name] = option.choice
     return Plan(tuple(choices), embedding.choice,
                 round(found.constants + embedding.bytes + sum(option.bytes for option in chosen)),
-                embedding.divergence + sum(option.divergence for option in chosen))
+                divergence)
+
+
+def _cheapest(sets: Sequence[Sequence[Option]], room: float) -> list[Option]:
+    """Choose one option of each set: the least divergence at the price that fills the room."""
+    def at(price: float) -> list[Option]:
+        return [min(options, key=lambda option: (option.divergence + price * option.bytes,
+                                                 option.bytes)) for options in sets]
+
+    low, high = 0.0, 1e-12
+    while sum(option.bytes for option in at(high)) > room:
+        high *= 4
+    for _ in range(40):
+        middle = (low + high) / 2
+        if sum(option.bytes for option in at(middle)) > room:
+            low = middle
+        else:
+            high = middle
+    return at(high)
