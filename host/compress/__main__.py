@@ -26,6 +26,7 @@ from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.pareto import Tokens, logarithms, measure, pareto
+from host.compress.plots import plot_pareto
 from host.compress.profile import profile
 from host.compress.rotation import (
     MATRICES,
@@ -560,6 +561,10 @@ def _tensor(options: argparse.Namespace) -> int:
         write_record("compression", configuration=configuration, rows=rows,
                      versions=old["versions"] | versions,
                      command="; ".join(made["command"] for made in configuration.values()))
+    try:
+        plot_pareto(options.record, options.plot)
+    except ValueError as error:                 # no matplotlib; the table is there
+        print(error, file=sys.stderr)
     return 0
 
 
@@ -688,6 +693,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
     command.add_argument("--workers", type=int, metavar="N")
     command.add_argument("--keep", type=Path, metavar="DIR", help="where the models go")
+    command.add_argument("--plot", type=Path, metavar="FILE.svg",
+                         default=RESULTS.parent / "compression.svg",
+                         help="picture of all rows (default: docs/compression.svg)")
     command.set_defaults(function=_tensor, record=RESULTS / "compression.json")
     command = commands.add_parser("device", help=str(_device.__doc__).rstrip("."),
                                   description=_device.__doc__)

@@ -310,11 +310,13 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     monkeypatch.setattr(experiments, "RESULTS", tmp_path)
     record = tmp_path / "compression.json"
     record.write_text(json.dumps({"versions": {}, "configuration": {"x": {"command": "made x"}},
-                                  "rows": [{"model": "x"}]}))
+                                  "rows": [{"model": "x", "method": "float32", "bytes": 9,
+                                            "bits_per_byte": 1.0, "digits": 0,
+                                            "healed": False}]}))
     assert experiments.main([
         "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06", "--profile",
         str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24", "--workers", "1",
-        "--calibration", "24"]) == 0
+        "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]) == 0
     found = json.loads(record.read_text())
     assert found["command"].startswith("made x; python -m host.compress ")
     assert [row["model"] for row in found["rows"]].count("x") == 1
