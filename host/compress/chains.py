@@ -24,6 +24,7 @@ from host.families.mpo_llama import (
 )
 from host.planes import ROWS, to_planes
 from host.transformer import Floats
+from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import Network, Value
 from sim.golden.schedule import BITS_PER_TRIT
@@ -53,6 +54,20 @@ class Choice:
         """Of the cores, and of the factors of the rows: power of two and rest."""
         trits = self.shape.parameters(self.bonds) * self.planes
         return trits * BITS_PER_TRIT / 8 + 4 * math.prod(self.shape.rows[-2:])
+
+    def cycles(self, engine: EngineConfig) -> float:
+        """Cycles of a token: of each core those of port or lanes, whichever takes longer.
+
+        Vectors cost lanes, and no byte: which shape and how many sites are best depends on the
+        port. Constants and what is no matrix are left out.
+        """
+        ends = 1, *self.bonds, 1
+        total = 4 * math.prod(self.shape.rows) / engine.port_bytes
+        for site, vectors in enumerate(self.shape.vectors):
+            rows = ends[site + 1] * self.shape.rows[site]
+            words = engine.groups(rows) * self.shape.columns[site] * ends[site] * self.planes
+            total += words * max(vectors, engine.word_bytes / engine.port_bytes)
+        return total
 
     @property
     def method(self) -> str:

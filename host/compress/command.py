@@ -18,10 +18,19 @@ from host.chain import Shape, tensorize
 from host.compare import Text, read_llama, stored_bytes
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, Tokens, float_bytes, logarithms, measure
-from host.compress.profile import EMBEDDING, METHODS, Plan, Profile, plan_for, profile
+from host.compress.profile import (
+    EMBEDDING,
+    METHODS,
+    Plan,
+    Profile,
+    cycles_of,
+    plan_for,
+    profile,
+)
 from host.corpus import read_corpus
 from host.families.mpo_llama import MATRICES, MpoLlamaLM, write_model
 from host.tokenizer import ByteTokenizer, open_tokenizer
+from hw.config import EngineConfig
 
 __all__ = ["CompressError", "add_command", "run"]
 
@@ -49,6 +58,11 @@ def add_command(commands: argparse._SubParsersAction) -> None:
     target.add_argument("--budget", type=_positive, metavar="BYTES")
     target.add_argument("--max-divergence", type=_positive, metavar="D",
                         help="Jensen-Shannon divergence from the float model, bits a token")
+    target.add_argument("--speedup", type=_positive, metavar="S",
+                        help="cycles of a token's matrices, five planes each, over those of the "
+                             "result, on an engine of --lanes and --port-bytes")
+    command.add_argument("--lanes", type=int, default=64, metavar="N", help="(default: 64)")
+    command.add_argument("--port-bytes", type=int, default=8, metavar="N", help="(default: 8)")
     command.add_argument("--method", choices=METHODS, default="joint",
                          help="what a matrix may become (default: joint, all of it)")
     command.add_argument("--chain", action="append", default=[],
@@ -177,12 +191,24 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
     reference = logarithms(model.reference(), "float", text)
     floats = float_bytes(model)
 
+    engine = None
+    if options.speedup:
+        engine = EngineConfig(lanes=options.lanes, port_bytes=options.port_bytes,
+                              result_lanes=min(8, options.lanes))
+
     def attempt(budget: float) -> tuple[Plan, MpoLlamaLM, Measured]:
-        plan = plan_for(found, options.method, budget, fixed=fixed)
+        plan = plan_for(found, options.method, budget, fixed=fixed, engine=engine)
         made = compress(layers, layers.chains(plan.choices, os.cpu_count() or 1),
                         plan.embedding_planes)
         return plan, made, measure(made, text, reference)
 
+    if engine:
+        cycles = cycles_of(layers, engine)
+        try:
+            return attempt(cycles / options.speedup)
+        except ValueError as error:
+            raise CompressError(f"Speedup of method {options.method} must be at most "
+                                f"{cycles / _least(error):.2f}, not {options.speedup:g}") from None
     if not options.max_divergence:
         budget = options.budget or floats / options.ratio
         try:
@@ -190,10 +216,8 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         except ValueError as error:
             if not options.ratio:
                 raise
-            least = re.search(r"at least ([\d,]+)", str(error))
-            most = floats / int(least[1].replace(",", "")) if least else 0.0
-            raise CompressError(f"Ratio of method {options.method} must be at most {most:.2f}, "
-                                f"not {options.ratio:g}") from None
+            raise CompressError(f"Ratio of method {options.method} must be at most "
+                                f"{floats / _least(error):.2f}, not {options.ratio:g}") from None
     # Of the largest plan that the method has; then sizes in between.
     best = attempt(float("inf"))
     if best[2].jsd > options.max_divergence:
@@ -214,6 +238,13 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         else:
             low = middle
     return best
+
+
+def _least(error: ValueError) -> int:
+    """Return the smallest budget, as the message of :func:`plan_for` has it."""
+    found = re.search(r"at least ([\d,]+)", str(error))
+    assert found is not None
+    return int(found[1].replace(",", ""))
 
 
 def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: MpoLlamaLM,

@@ -31,13 +31,14 @@ from host.compare import jensen_shannon
 from host.compress.chains import Choice, Layers
 from host.families.mpo_llama import MATRICES, ChainMatrix, MpoLlamaLM
 from host.planes import ROWS, PlaneMatrix, to_planes
-from host.transformer import Floats
+from host.transformer import EMBEDDING_PLANES, Floats
+from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.network import Value
 from sim.golden.schedule import BITS_PER_TRIT
 
-__all__ = ["EMBEDDING", "METHODS", "Option", "Plan", "Profile", "Sensitivity", "plan_for",
-           "profile"]
+__all__ = ["EMBEDDING", "METHODS", "Option", "Plan", "Profile", "Sensitivity", "cycles_of",
+           "plan_for", "profile"]
 
 #: Bonds that are measured, as shares of the elements of a matrix that are kept.
 _KEPT = (0.5, 0.25)
@@ -290,6 +291,16 @@ class Option:
     bytes: float
     divergence: float
 
+    def cost(self, engine: EngineConfig | None, width: int) -> float:
+        """Bytes, or cycles of an engine; of embedding and head those of the head, ``width`` wide."""
+        if engine is None:
+            return self.bytes
+        if isinstance(self.choice, Choice):
+            return self.choice.cycles(engine)
+        vocab = round(self.bytes * 8 / BITS_PER_TRIT / (2 * width * self.choice))
+        whole = Choice(Shape((vocab,), (width,)), (), self.choice)
+        return whole.cycles(engine) - 4 * vocab / engine.port_bytes
+
 
 class Profile:
     """Sensitivities of a model's matrices, and what follows from them for other choices.
@@ -411,7 +422,8 @@ def _bond(shape: Shape, parameters: float) -> int:
 
 
 def plan_for(found: Profile, method: str, budget: float,
-             fixed: Mapping[str, Choice] | None = None) -> Plan:
+             fixed: Mapping[str, Choice] | None = None,
+             engine: EngineConfig | None = None) -> Plan:
     """Choose what becomes of every matrix for a number of bytes.
 
     Parameters
@@ -420,31 +432,37 @@ def plan_for(found: Profile, method: str, budget: float,
     method : str
         One of :data:`METHODS`.
     budget : float
-        Bytes of the model.
+        Bytes of the model; with an ``engine``, its cycles for all matrices of a token.
     fixed : mapping, optional
         Choices of matrices, by their names, in the place of what is best.
+    engine : EngineConfig, optional
 
     Raises
     ------
     ValueError
-        If there is no plan with so few bytes; the message has the fewest.
+        If there is no plan with so few; the message has the fewest.
     """
     layers = found.layers
+
+    def cost(option: Option) -> float:
+        return option.cost(engine, layers.model.width)
+
     fixed = fixed or {}
     places = [(layer, name) for layer in range(len(layers.matrices)) for name in MATRICES]
     sets = [[found.option(layer, name, fixed[name])] if name in fixed
             else list(found.options(layer, name, METHODS[method])) for layer, name in places]
     embeddings = list(found.embedding_options())
-    least = sum(min(option.bytes for option in options) for options in (*sets, embeddings))
-    if budget < found.constants + least:
-        raise ValueError(f"Bytes of method {method} must be at least "
-                         f"{math.ceil(found.constants + least):,}, not {budget:,.0f}")
+    constants = found.constants if engine is None else 0
+    least = sum(min(map(cost, options)) for options in (*sets, embeddings))
+    if budget < constants + least:
+        raise ValueError(f"{'Cycles' if engine else 'Bytes'} of method {method} must be at least "
+                         f"{math.ceil(constants + least):,}, not {budget:,.0f}")
     # A plane of the embedding is a large step, which no price finds: each number is tried.
     tried = []
     for embedding in embeddings:
-        room = budget - found.constants - embedding.bytes
-        if room >= sum(min(option.bytes for option in options) for options in sets):
-            chosen = _cheapest(sets, room)
+        room = budget - constants - cost(embedding)
+        if room >= sum(min(map(cost, options)) for options in sets):
+            chosen = _cheapest(sets, room, cost)
             tried.append((embedding.divergence + sum(option.divergence for option in chosen),
                           embedding, chosen))
     divergence, embedding, chosen = min(tried, key=lambda entry: entry[0])
@@ -458,19 +476,35 @@ def plan_for(found: Profile, method: str, budget: float,
                 divergence)
 
 
-def _cheapest(sets: Sequence[Sequence[Option]], room: float) -> list[Option]:
+def cycles_of(layers: Layers, engine: EngineConfig) -> float:
+    """Cycles of a token's matrices as the family ``llama`` has them: five planes, six in front."""
+    model = layers.model
+    whole = [Choice(Shape((len(matrix),), (matrix.shape[1],)), (), model.planes)
+             for matrices in layers.matrices for matrix in matrices.values()]
+    head = Option(EMBEDDING_PLANES, 2 * model.embedding.size * EMBEDDING_PLANES * BITS_PER_TRIT / 8,
+                  0.0)
+    return sum(choice.cycles(engine) for choice in whole) + head.cost(engine, model.width)
+
+
+def _cheapest(sets: Sequence[Sequence[Option]], room: float,
+              cost: Callable[[Option], float]) -> list[Option]:
     """Choose one option of each set: the least divergence at the price that fills the room."""
-    def at(price: float) -> list[Option]:
-        return [min(options, key=lambda option: (option.divergence + price * option.bytes,
-                                                 option.bytes)) for options in sets]
+    costs = [np.array([cost(option) for option in options]) for options in sets]
+    divergences = [np.array([option.divergence for option in options]) for options in sets]
+
+    def at(price: float) -> tuple[list[int], float]:
+        chosen = [int(np.lexsort((known, found + price * known))[0])
+                  for known, found in zip(costs, divergences, strict=True)]
+        return chosen, sum(float(known[index]) for known, index in
+                           zip(costs, chosen, strict=True))
 
     low, high = 0.0, 1e-12
-    while sum(option.bytes for option in at(high)) > room:
+    while at(high)[1] > room:
         high *= 4
     for _ in range(40):
         middle = (low + high) / 2
-        if sum(option.bytes for option in at(middle)) > room:
+        if at(middle)[1] > room:
             low = middle
         else:
             high = middle
-    return at(high)
+    return [options[index] for options, index in zip(sets, at(high)[0], strict=True)]

@@ -17,10 +17,11 @@ from host.chain import Shape, full_bonds
 from host.compare import Text, read_llama, stored_bytes
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
-from host.compress.profile import EMBEDDING, METHODS, plan_for, profile
+from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
 from host.examples import llama_gguf, llama_tensors
 from host.families.mpo_llama import MATRICES
 from host.model import read_model
+from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears, and of number {n}"
@@ -161,6 +162,23 @@ class TestPlan:
         plan = plan_for(found, "quantized", 60000, fixed={"ffn_up": choice})
         assert all(layer["ffn_up"] == choice for layer in plan.choices)
 
+    def test_cycles(self, found, layers):
+        """Digits cost no byte: a narrow port does not mind them, lanes of a wide one do."""
+        shape = Shape((4, 24), (16, 4))
+        choice, plain = Choice(shape, (16,), 4), Choice(Shape((1, 96), (64, 1)), (16,), 4)
+        narrow, wide = (EngineConfig(lanes=16, result_lanes=8, port_bytes=port)
+                        for port in (1, 16))
+        # 4 bytes a word; rows of the cores are 4 and 2 groups, columns 16 and 64.
+        rows = 4 * 96
+        assert choice.cycles(narrow) == 4 * (4 * 16 + 2 * 64) * 4 + rows
+        assert choice.cycles(wide) == 4 * (4 * 16 + 2 * 64) * 4 + rows / 16
+        assert plain.cycles(wide) == 1 * (1 * 64 + 6 * 16) * 4 + rows / 16
+        for engine in (narrow, wide):
+            whole = cycles_of(layers, engine)
+            plan = plan_for(found, "joint", whole / 2, engine=engine)
+            assert sum(choice.cycles(engine) for layer in plan.choices
+                       for choice in layer.values()) <= whole / 2
+
     def test_shapes_lie_in_order(self, found, layers):
         """No digits where heads are turned; those of 16 elements are in order."""
         for name, matrix in layers.matrices[0].items():
@@ -255,6 +273,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(("options", "message"), [
         (["--ratio", 90], r"Ratio of method joint must be at most \d+\.\d\d, not 90"),
+        (["--speedup", 90], r"Speedup of method joint must be at most \d+\.\d\d, not 90"),
         (["--budget", 10], r"Bytes of method joint must be at least [\d,]+, not 10"),
         (["--max-divergence", 1e-9], r"Divergence of method joint must be at least 0\.\d+, "
                                      r"not 1e-09"),
