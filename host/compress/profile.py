@@ -292,7 +292,7 @@ class Option:
     divergence: float
 
     def cost(self, engine: EngineConfig | None, width: int) -> float:
-        """Bytes, or cycles of an engine; of embedding and head those of the head, ``width`` wide."""
+        """Count bytes, or cycles of an engine; of embedding and head the head's, ``width`` wide."""
         if engine is None:
             return self.bytes
         if isinstance(self.choice, Choice):
