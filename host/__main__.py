@@ -862,10 +862,11 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
                             latency=options.latency, refresh=options.refresh,
                             density=options.density, position=options.position)
 
-    def weighed(model: LanguageModel) -> tuple[str, str, str]:
+    def weighed(model: LanguageModel) -> tuple[list[str], int]:
         image = compiled(model)
         size = len(image.memory)
-        return _size(size), f"{size / file_bytes:.1%}", f"{costs(image).cycles:,.0f}"
+        return ([_size(size), f"{size / file_bytes:.1%}", f"{costs(image).cycles:,.0f}"],
+                image.config.engine.accumulator_width)
 
     file_bytes = _file_bytes(options.model)
     image = compiled(model)
@@ -977,18 +978,22 @@ def _text_to_compare(options: argparse.Namespace, model: LanguageModel) -> Text 
 
 
 def _compare_planes(console: Console, model: LlamaLM, text: Text,
-                    weigh: Callable[[LanguageModel], tuple[str, str, str]]) -> None:
-    """Print what each number of planes costs: what an image of it weighs, and how a text fares."""
-    weights: dict[int, tuple[str, str, str]] = {}
+                    weigh: Callable[[LanguageModel], tuple[list[str], int]]) -> None:
+    """Print what each number of planes costs: what an image of it weighs, and how a text fares.
+
+    ``weigh`` returns what the table says of an image, and how wide its core's accumulators are.
+    """
+    weights: dict[int, list[str]] = {}
+    widths: dict[int, int] = {}
     misfits: list[str] = []
     with _progress(console) as bar:
         report = bar("Compiling")
         for done, planes in enumerate(CHOICES):
             report(done / len(CHOICES), f"{planes} planes")
             try:
-                weights[planes] = weigh(dataclasses.replace(model, planes=planes))
+                weights[planes], widths[planes] = weigh(dataclasses.replace(model, planes=planes))
             except DeviceError as reason:
-                weights[planes] = ("", "", "")
+                weights[planes] = ["", "", ""]
                 misfits.append(f"{planes} planes do not fit: {reason}")
         report(1, "")
         wanted = [Variant("lmul", planes, model.rows, model.cache) for planes in CHOICES]
@@ -1011,6 +1016,10 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
         table.add_row(str(planes), *weight, f"{one.bits_per_byte:.4f}", f"{cost:.2f}",
                       f"{error:.2f}", f"{one.top1_agreement:.1%}", f"{one.jsd:.4f}")
     console.print(table)
+    for planes, width in widths.items():
+        if width > min(widths.values()):
+            console.print(f"{planes} planes: a core with accumulators of {width} bits, "
+                          f"not {min(widths.values())}", highlight=False)
     for misfit in misfits:
         console.print(misfit, markup=False, highlight=False, soft_wrap=True)
 

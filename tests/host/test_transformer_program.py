@@ -1,5 +1,6 @@
 """Transformers as programs: the golden machine computes what the golden model does."""
 
+import copy
 import dataclasses
 import hashlib
 import importlib.util
@@ -39,6 +40,7 @@ from host.token_device import (
 from host.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
+from sim.golden.attention import attend_sequence
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.schedule import token_cycles
 from tests.host.core_examples import MISSING, SMALL
@@ -95,6 +97,14 @@ def uneven(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def long_path(tmp_path_factory):
+    """Rows of the down matrix are so long that six planes need accumulators of 25 bits."""
+    path = tmp_path_factory.mktemp("long") / "long.gguf"
+    path.write_bytes(llama_gguf(llama_tensors(ffn_width=1024, layers=1)))
+    return path
+
+
+@pytest.fixture(scope="module")
 def bitnet(tmp_path_factory):
     path = tmp_path_factory.mktemp("bitnet")
     tensors = bitnet_tensors(width=256, ffn_width=512, kv_width=128, layers=2)
@@ -107,7 +117,16 @@ def bitnet(tmp_path_factory):
 def equal(image, model, tokens=TOKENS):
     """Every logit of a sequence, and of a second one behind it."""
     machine = machine_of(image)
-    golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+    arithmetic = copy.copy(ARITHMETICS["lmul"])
+    width = image.config.engine.accumulator_width
+
+    def attend(*vectors):
+        return np.stack([attend_sequence(*document, accumulator_width=width)
+                         for document in zip(*vectors, strict=True)])
+
+    if width != 24:     # wider ones take more bits of what is mixed
+        arithmetic.attend = attend
+    golden = GoldenLM(model, arithmetic, ExactProducts(model_matrices(model)))
     for sequence in (tokens, tokens[:3]):
         expected = golden.logits(golden.forward(sequence[np.newaxis], golden.start()))
         for index, token in enumerate(sequence.tolist()):
@@ -133,6 +152,16 @@ class TestGoldenMachine:
     def test_rows(self, llama, rows):
         model = dataclasses.replace(llama, rows=rows)
         equal(compile_fitted(model, CoreConfig()), model)
+
+    def test_wide_accumulators(self, long_path):
+        """The core is made for what rows can reach."""
+        five = read_model(long_path)
+        six = dataclasses.replace(five, planes=6)
+        images = [compile_fitted(model, CoreConfig()) for model in (five, six)]
+        assert [image.config.engine.accumulator_width for image in images] == [24, 25]
+        equal(images[1], six)
+        with pytest.raises(DeviceError, match=r"blk\.0\.ffn_down row \d+ could reach"):
+            compile_model(six, dataclasses.replace(images[1].config, engine=CoreConfig().engine))
 
     def test_heads_that_share_a_cache_in_two_parts(self, uneven):
         image = compile_fitted(uneven, CoreConfig())
@@ -326,6 +355,13 @@ class TestCommands:
         assert re.search(r"^ +4 +\d+ KB +[\d.]+% ", out, re.MULTILINE)
         assert re.search(r"^ +5 +[\d.]+ +-?[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+ *$", out, re.MULTILINE)
         assert re.findall(r"^(\d) planes do not fit: .*131072", out, re.MULTILINE) == ["5", "6"]
+
+    def test_compare_planes_of_long_rows(self, capsys, long_path, corpus):
+        assert cli.main(["compile", str(long_path), "--compare-planes", "--corpus", str(corpus),
+                         "--documents", "1", "--tokens", "8"]) == 0
+        out = capsys.readouterr().out
+        assert "6 planes: a core with accumulators of 25 bits, not 24\n" in out
+        assert out.count("a core with accumulators") == 1
 
     def test_compare_planes_refused(self, capsys, path, corpus, tmp_path):
         ask = ["compile", str(path), "--compare-planes"]
