@@ -27,7 +27,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.compare import Text, compare, read_llama, rows_of, variants, write_comparisons
+from host.compare import Text, Variant, compare, read_llama, rows_of, variants, write_comparisons
 from host.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
 from host.compress import command as compress_command
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
@@ -74,6 +74,9 @@ DEFAULT_PROMPT = "Once upon a time"
 #: Devices that compute whole tokens; and how the name of one on a board begins.
 CORES = ("sim", "golden")
 BOARD_CORE = "core:"
+
+#: Trit planes that ``compile --compare-planes`` compares.
+CHOICES = (3, 4, 5, 6)
 
 #: Parts of the corpus by the name that users give them.
 TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
@@ -130,6 +133,10 @@ def _arithmetics(text: str) -> list[str]:
             known = ", ".join(repr(known) for known in ARITHMETICS)
             raise argparse.ArgumentTypeError(f"{name!r} is not an arithmetic (try {known}, 'all')")
     return names
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _add_gate(command: argparse.ArgumentParser, what: str) -> None:
@@ -276,6 +283,15 @@ def _parser() -> argparse.ArgumentParser:
     compiler.add_argument("--planes", type=_integer(1), metavar="N",
                           help="of the layers' matrices of a model whose weights are not ternary "
                                "(default: 5)")
+    compiler.add_argument("--compare-planes", action="store_true",
+                          help=f"for a model of the Llama family: bytes, cycles and accuracy with "
+                               f"{_listed(CHOICES)} planes; needs --corpus")
+    compiler.add_argument("--corpus", type=Path, metavar="DIR",
+                          help="directory with splits.tsv, for --compare-planes")
+    compiler.add_argument("--documents", type=_integer(1), default=2, metavar="N",
+                          help="held-out documents that --compare-planes reads (default: 2)")
+    compiler.add_argument("--tokens", type=_integer(1), default=128, metavar="N",
+                          help="of each document (default: 128)")
     compiler.add_argument("--position", type=_integer(0), default=0, metavar="TOKENS",
                           help="of the token in its sequence, for a transformer (default: 0)")
     compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
@@ -833,31 +849,57 @@ def _compile(console: Console, options: argparse.Namespace) -> int:
     model = read_model(options.model)
     if options.planes:
         model = _with_planes(model, options.planes)
-    base = _core_board(options.board).config if options.board else CoreConfig()
-    image = (compile_model if options.board else compile_fitted)(
-        model, _core_config(base, options.fields), sparse=options.sparse,
-        gates=_gates(options, model))
+    compared = _text_to_compare(options, model)
+    base = _core_config(_core_board(options.board).config if options.board else CoreConfig(),
+                        options.fields)
+
+    def compiled(model: LanguageModel) -> Image:
+        return (compile_model if options.board else compile_fitted)(
+            model, base, sparse=options.sparse, gates=_gates(options, model))
+
+    def costs(image: Image) -> TokenCycles:
+        return token_cycles(image.config, image.program.instructions, image.program.body,
+                            latency=options.latency, refresh=options.refresh,
+                            density=options.density, position=options.position)
+
+    def weighed(model: LanguageModel) -> tuple[list[str], int]:
+        image = compiled(model)
+        size = len(image.memory)
+        return ([_size(size), f"{size / file_bytes:.1%}", f"{costs(image).cycles:,.0f}"],
+                image.config.engine.accumulator_width)
+
+    file_bytes = _file_bytes(options.model)
+    image = compiled(model)
     if options.listing:
         print(listing(image.program))
     if image.context <= options.position != 0:
         raise UserError(f"Option --position must be below {image.context}, the tokens of a "
                         f"sequence, not {options.position}")
-    cost = token_cycles(image.config, image.program.instructions, image.program.body,
-                        latency=options.latency, refresh=options.refresh, density=options.density,
-                        position=options.position)
+    cost = costs(image)
     console.print(_cost(image, cost, f"{options.latency} cycles latency, "
                                      f"{options.refresh:.1%} refresh"
-                                     + f", position {options.position}" * bool(image.context)))
+                                     + f", position {options.position}" * bool(image.context),
+                        file_bytes))
     console.print(_by_planes(image, cost))
     for note in model.notes:
         console.print(note, markup=False, highlight=False)
     if options.output:
         write_image(options.output, image)
         console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    if compared:
+        assert isinstance(model, LlamaLM)       # checked above
+        del image       # no two of them at a time
+        _compare_planes(console, model, compared, weighed)
     return 0
 
 
-def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
+def _file_bytes(path: Path) -> int:
+    """Bytes of a model file, or of the files with a checkpoint's tensors."""
+    files = path.glob("*.safetensors") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
+
+
+def _cost(image: Image, cost: TokenCycles, memory: str, file_bytes: int) -> Table:
     """List what a program needs and what a token costs."""
     config, program = image.config, image.program
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
@@ -875,6 +917,8 @@ def _cost(image: Image, cost: TokenCycles, memory: str) -> Table:
         useful = BITS_PER_TRIT / 8 * sum(part.trits for part in parts)
         table.add_row(what, _size(sum(part.bytes for part in parts)),
                       f"{len(parts)}" + (f"; {_size(useful)} without padding" if useful else ""))
+    table.add_row("Image", _size(len(image.memory)),
+                  f"{len(image.memory) / file_bytes:.1%} of the file's {_size(file_bytes)}")
     if image.context:
         table.add_row("Keys and values", _size(image.room), f"of {image.context:,} tokens")
     table.add_row("Cycles per token", f"{cost.cycles:,.0f}", f"derived: {memory}")
@@ -911,6 +955,73 @@ def _by_planes(image: Image, cost: TokenCycles) -> Table:
         table.add_row(str(planes), str(found.products), f"{found.weights:,}", _size(found.bytes),
                       f"{cycles:,.0f}", f"{cycles / cost.cycles:.1%}")
     return table
+
+
+def _text_to_compare(options: argparse.Namespace, model: LanguageModel) -> Text | None:
+    """Read the text for ``--compare-planes``, if that is asked for."""
+    if not options.compare_planes:
+        if options.corpus:
+            raise UserError("Option --corpus must come with --compare-planes")
+        return None
+    if not isinstance(model, LlamaLM):
+        raise UserError(f"Option --compare-planes needs a model of the Llama family: the matrices "
+                        f"of {model.name} are ternary")
+    if not options.corpus:
+        raise UserError("Option --compare-planes needs --corpus, whose held-out text it reads")
+    if options.gate:
+        raise UserError("Option --compare-planes must come without --gate: it compares whole lists")
+    try:
+        return Text.read(model, read_corpus(options.corpus)["heldout"], options.documents,
+                         options.tokens)
+    except ValueError as error:
+        raise UserError(f"{options.model}: {error}") from None
+
+
+def _compare_planes(console: Console, model: LlamaLM, text: Text,
+                    weigh: Callable[[LanguageModel], tuple[list[str], int]]) -> None:
+    """Print what each number of planes costs: what an image of it weighs, and how a text fares.
+
+    ``weigh`` returns what the table says of an image, and how wide its core's accumulators are.
+    """
+    weights: dict[int, list[str]] = {}
+    widths: dict[int, int] = {}
+    misfits: list[str] = []
+    with _progress(console) as bar:
+        report = bar("Compiling")
+        for done, planes in enumerate(CHOICES):
+            report(done / len(CHOICES), f"{planes} planes")
+            try:
+                weights[planes], widths[planes] = weigh(dataclasses.replace(model, planes=planes))
+            except DeviceError as reason:
+                weights[planes] = ["", "", ""]
+                misfits.append(f"{planes} planes do not fit: {reason}")
+        report(1, "")
+        wanted = [Variant("lmul", planes, model.rows, model.cache) for planes in CHOICES]
+        reference, *found = compare(model, text, wanted, bar("Measuring"))
+    documents, tokens = len(text.tokens), len(reference.bits)
+    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left", padding=(0, 1, 0, 0),
+                  title=f"{model.name} by trit planes of the layers' matrices",
+                  caption_justify="left",
+                  caption=f"of file: bytes of the image over those of the model file; cycles: of a "
+                          f"token, derived. The rest is of a small text, the first "
+                          f"{tokens // documents} tokens of {documents} held-out documents, "
+                          f"{text.bytes:,} bytes, in the core's arithmetic: +%, bits more than the "
+                          f"float reference needs, {reference.bits_per_byte:.4f} a byte, and their "
+                          f"standard error; top 1: likeliest token is the same; JSD: "
+                          f"Jensen-Shannon divergence in bits")
+    for column in ("planes", "bytes", "of file", "cycles", "bits/byte", "+%", "±", "top 1", "JSD"):
+        table.add_column(column, justify="right")
+    for one, (planes, weight) in zip(found, weights.items(), strict=True):
+        cost, error = one.cost(reference)
+        table.add_row(str(planes), *weight, f"{one.bits_per_byte:.4f}", f"{cost:.2f}",
+                      f"{error:.2f}", f"{one.top1_agreement:.1%}", f"{one.jsd:.4f}")
+    console.print(table)
+    for planes, width in widths.items():
+        if width > min(widths.values()):
+            console.print(f"{planes} planes: a core with accumulators of {width} bits, "
+                          f"not {min(widths.values())}", highlight=False)
+    for misfit in misfits:
+        console.print(misfit, markup=False, highlight=False, soft_wrap=True)
 
 
 # fit

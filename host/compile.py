@@ -1282,7 +1282,7 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
     That is so for a transformer, and for prompts that are read several tokens at once.
 
     The core has attention for the model's context, or :data:`CONTEXT` tokens if that is longer,
-    unless ``base`` says how many.
+    unless ``base`` says how many. Its accumulators hold the sums of the longest rows.
 
     Parameters
     ----------
@@ -1311,12 +1311,21 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
     context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
     group = max(step.heads // key.heads for step, key in zip(attends, keys, strict=True))
     group = min(group, 16)
+    width = max(base.engine.accumulator_width, min(_accumulator_width(steps, base), 32))
     fields |= {
+        "engine": dataclasses.replace(base.engine, accumulator_width=width),
         "context": max(2, context if base.context else min(context, CONTEXT)),
         "group": group, "attention_heads": min(group, base.attention_heads),
         "head_elements": max(2 * layout.half(step.elements // step.heads) for step in attends),
         "caches": 1 + sum(step.operands[2].heads for step in attends)}
     return _compile_fitted(model, base, fields, sparse, gates, prefill)
+
+
+def _accumulator_width(steps: Sequence[Value], config: CoreConfig) -> int:
+    """Bits that hold every product of the matrices, as pack_matrix wants them."""
+    most = max(int(np.abs(step.weights.weights).sum(axis=1, dtype=np.int64).max())
+               for step in steps if step.kind in (Kind.LINEAR, Kind.HEAD))
+    return (most << (config.engine.activation_width - 1)).bit_length() + 1
 
 
 def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, Any], sparse: bool,

