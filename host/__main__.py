@@ -303,8 +303,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the largest models that fit a board with a core, and what a token of "
                     "each costs: for each width the most layers, or those that are given.")
     fitter.add_argument("board", metavar="BOARD", help="a board of 'python -m hw.build list'")
-    fitter.add_argument("--width", type=_integer(1), nargs="+", default=[64, 128, 192],
-                        help="(default: 64 128 192)")
+    fitter.add_argument("--width", type=_integer(1), nargs="+", default=[64, 96, 128],
+                        help="(default: 64 96 128)")
     fitter.add_argument("--ffn-width", type=_integer(1), metavar="WIDTH",
                         help="(default: twice the width)")
     fitter.add_argument("--vocab", type=_integer(1), default=512, metavar="TOKENS",
@@ -1028,11 +1028,16 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
 
 def _fit(console: Console, options: argparse.Namespace) -> int:
     board = _core_board(options.board)
-    fits = []
+    fits, failed = [], []
     for width in options.width:
         shape = Shape(width=width, layers=options.layers or 1, vocab=options.vocab,
                       ffn_width=options.ffn_width or 2 * width)
-        fits.append(fit(board, shape) if options.layers else largest(board, shape))
+        try:
+            fits.append(fit(board, shape) if options.layers else largest(board, shape))
+        except DeviceError as error:
+            failed.append(f"Width {width}: {error}")
+    if not fits:
+        raise UserError(failed[0])
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"Models in the {board.config.memory_bytes:,} bytes of board {board.name}",
                   caption_justify="left",
@@ -1046,6 +1051,8 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
             shape.width, shape.layers, shape.ffn_width, shape.vocab, found.trits, found.bytes,
             found.left)), f"{found.cycles:,.0f}", found.limit, f"{found.tokens_per_second:,.0f}")
     console.print(table)
+    for line in failed:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if options.json:
         write_fits(options.json, " ".join(["python -m host", *sys.argv[1:]]), board, fits)
     return 0

@@ -60,6 +60,16 @@ def test_command(capsys, monkeypatch, tmp_path):
                      rf"{row['bytes_left']:,} +{row['cycles']:,} ", out)
 
 
+def test_some_fit(capsys):
+    """A width that does not fit is said, and the others are shown; none is an error."""
+    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 256)
+    assert (status, err) == (0, "")
+    assert re.search(r"^Width 256: Image must have at most 131072 bytes ", out, re.MULTILINE)
+    status, _, err = run(capsys, "fit", "ulx3s-core", "--width", 256)
+    assert status == 1
+    assert err.startswith("python -m host fit: Width 256: Image must have at most 131072 bytes ")
+
+
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
         1, "", "python -m host fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
