@@ -164,6 +164,40 @@ def _wina(options: argparse.Namespace) -> int:
     return 0
 
 
+def _integer(options: argparse.Namespace) -> int:
+    """Measure bits per byte of an integer model, a Llama, with the lists gated: golden model."""
+    try:
+        model = read_llama(options.model)
+        corpus = read_corpus(options.corpus)
+        text = Text.read(model, corpus["heldout"], options.documents, options.tokens)
+        calibration = Text.read(model, corpus["calibration"], 4, 128).tokens[:, :-1]
+    except (ValueError, OSError) as error:
+        print(f"python -m host.compress integer: {error}", file=sys.stderr)
+        return 1
+    points: list[tuple[dict[str, object], GateMap]] = [({"method": "none", "sparsity": 0.0}, {})]
+    for method in METHODS:
+        points += [({"method": method, "sparsity": gates.sparsity, "allocation": "uniform",
+                     "mode": "top-k", "dropped": round(gates.dropped(model), 4)}, gates.of(model))
+                   for gates in calibrate(model, calibration, _SPARSITIES, method=method,
+                                          allocation="uniform", workers=1)]
+    expected = logarithms(model.reference(), "float", text)
+    rows: list[dict[str, object]] = []
+    dense = 0.0
+    for fields, gates in points:
+        found = measure(model, text, expected, gates=gates)
+        dense = dense or found.bits_per_byte
+        rows.append({"model": options.model.stem, **fields,
+                     "bits_per_byte": round(found.bits_per_byte, 5),
+                     "loss_percent": round(100 * (found.bits_per_byte / dense - 1), 3),
+                     "jsd": round(found.jsd, 5),
+                     "top1_agreement": round(found.top1_agreement, 4)})
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    write_record("wina_integer", command=_command(), versions=_versions(),
+                 configuration={"tokens": text.tokens[:, 1:].size, "bytes": text.bytes,
+                                "planes": model.planes}, rows=rows)
+    return 0
+
+
 def _kept_rows(configuration: dict[str, object]) -> list[dict[str, object]]:
     """Rows that an interrupted run has left, in the order of its points."""
     record = json.loads((RESULTS / "wina.json").read_text(encoding="utf-8"))
@@ -660,6 +694,14 @@ def main(arguments: list[str] | None = None) -> int:
         command.set_defaults(function=function)
     command.add_argument("--keep", action="store_true",
                          help="go on behind the rows that an interrupted run has left")
+    command = commands.add_parser("integer", help=str(_integer.__doc__).rstrip("."),
+                                  description=_integer.__doc__)
+    command.add_argument("model", type=Path, metavar="MODEL", help="of the Llama family")
+    command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
+    command.add_argument("--documents", type=int, default=8, metavar="N", help="(default: 8)")
+    command.add_argument("--tokens", type=int, default=160, metavar="N",
+                         help="of each document (default: 160)")
+    command.set_defaults(function=_integer)
     command = commands.add_parser("rotation", help=str(_rotation.__doc__).rstrip("."),
                                   description=_rotation.__doc__)
     command.add_argument("model", type=Path, metavar="MODEL.bin", help="a model of llama2.c")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from host.compare import Text, jensen_shannon, stored_bytes
 from host.compress.chains import Layers, compress
 from host.compress.profile import METHODS, Plan, Profile, plan_for
-from host.evaluate import single_threaded_blas
+from host.evaluate import GateMap, single_threaded_blas
 from host.families.llama import LlamaLM
 from host.families.mpo_llama import MpoLlamaLM, write_model
 from host.model import LanguageModel, read_model
@@ -71,9 +71,10 @@ def _to_float64(x: NDArray[np.uint16]) -> NDArray[np.float64]:
 
 
 def logarithms(model: LanguageModel, arithmetic: str, text: Text,
-               lm_class: type[GoldenLM] = GoldenLM) -> NDArray[np.float32]:
+               lm_class: type[GoldenLM] = GoldenLM,
+               gates: GateMap | None = None) -> NDArray[np.float32]:
     """Return natural logarithms of the probabilities of what follows each token."""
-    lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)))
+    lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)), gates)
     hidden = lm.forward(text.tokens[:, :-1], lm.start(len(text.tokens)))
     logits = lm.logits(hidden)
     logits = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
@@ -81,9 +82,10 @@ def logarithms(model: LanguageModel, arithmetic: str, text: Text,
 
 
 def measure(model: LanguageModel, text: Text, reference: NDArray[np.float32],
-            arithmetic: str = "lmul", digits: int = 1) -> Measured:
+            arithmetic: str = "lmul", digits: int = 1,
+            gates: GateMap | None = None) -> Measured:
     """Measure a model against the reference's logarithms of probabilities."""
-    found = logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM)
+    found = logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM, gates)
     targets = text.tokens[:, 1:].reshape(-1)
     bits = -found[np.arange(len(found)), targets].sum(dtype=np.float64) / np.log(2)
     return Measured(float(bits) / text.bytes, float(jensen_shannon(found, reference).mean()),
