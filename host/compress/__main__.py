@@ -587,7 +587,7 @@ def _tensor(options: argparse.Namespace) -> int:
     rows = [row for row in old["rows"] if row["model"] != name]
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
-                      options.workers or os.cpu_count() or 1, options.keep,
+                      options.workers or os.cpu_count() or 1, options.output,
                       lambda line: print(line, flush=True)):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         rows.append(row)
@@ -734,7 +734,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--rate", type=float, default=0.01, help="(default: 0.01)")
     command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
     command.add_argument("--workers", type=int, metavar="N")
-    command.add_argument("--keep", type=Path, metavar="DIR", help="where the models go")
+    command.add_argument("--output", type=Path, metavar="DIR",
+                         help="where the models go (default: nowhere)")
     command.add_argument("--plot", type=Path, metavar="FILE.svg",
                          default=RESULTS.parent / "compression.svg",
                          help="picture of all rows (default: docs/compression.svg)")
@@ -742,7 +743,7 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("device", help=str(_device.__doc__).rstrip("."),
                                   description=_device.__doc__)
     command.add_argument("models", type=Path, nargs="+", metavar="MODEL",
-                         help="the original, then what 'tensor --keep' or 'host compress' made")
+                         help="the original, then what 'tensor --output' or 'host compress' made")
     command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     command.add_argument("--tokens", type=int, default=18, metavar="N",
                          help="of a held-out document (default: 18)")

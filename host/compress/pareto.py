@@ -153,7 +153,8 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         same = {"model": name, "tokens": len(expected)}
         one = measure(model.reference(), text, expected, "float")
         yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
-               "healed": False, "digits": 0, **dataclasses.asdict(one)}
+               "healed": False, "digits": 0,
+               **{key: round(value, 5) for key, value in dataclasses.asdict(one).items()}}
         context = multiprocessing.get_context("spawn")
         waiting: deque[tuple[dict[str, Any], concurrent.futures.Future[Measured]]] = deque()
 
