@@ -24,7 +24,7 @@ class BlockRam(wiring.Component):
     A word that is read in the cycle in which it is written comes out undefined: the parent makes
     sure that nobody looks at it. With target ``ecp5`` the blocks are instantiated and the second
     cycle of the read is the output register inside the block; but up to a depth of 32 it is no
-    block, which would be nearly empty, but LUT RAM and registers.
+    block, which would be nearly empty, but LUT RAM and registers, unless ``blocks`` are asked for.
 
     Parameters
     ----------
@@ -35,6 +35,8 @@ class BlockRam(wiring.Component):
         bytes, of 9 bits, unless there is but one.
     target : str
         One of :data:`hw.config.TARGETS`.
+    blocks : bool
+        Of target ``ecp5``: blocks, however empty they are.
 
     Members
     -------
@@ -66,7 +68,8 @@ class BlockRam(wiring.Component):
     write: Signal
     write_mask: Signal
 
-    def __init__(self, *, width: int, depth: int, target: str, fields: int = 1):
+    def __init__(self, *, width: int, depth: int, target: str, fields: int = 1,
+                 blocks: bool = False):
         self.width = positive_int("Block RAM width", width)
         self.depth = positive_int("Block RAM depth", depth)
         self.target = one_of("Target", target, TARGETS)
@@ -78,6 +81,7 @@ class BlockRam(wiring.Component):
             raise ValueError(f"Block RAM width ({width}) must be a multiple of {fields} fields of "
                              f"{unit} bits")
         self.fields = fields
+        self._blocks = blocks
         address_width = ceil_log2(depth)
         super().__init__({
             "read_address": In(address_width), "read_enable": In(1), "output_enable": In(1),
@@ -90,7 +94,7 @@ class BlockRam(wiring.Component):
         m = Module()
         attributes: dict = {"no_rw_check": 1}
         if self.target == "ecp5":
-            if self.depth > _LUT_DEPTH:
+            if self._blocks or self.depth > _LUT_DEPTH:
                 self._cells(m)
                 return m
             attributes["ram_style"] = "distributed"

@@ -81,7 +81,8 @@ class _ActivationMemory(wiring.Component):
                                  & (self.i.p.all | (index[field_bits:lane_bits] == k)))
             m.submodules[f"words_{k}"] = ram = BlockRam(
                 width=fields * field_width, depth=config.row_columns // config.lanes,
-                fields=fields, target=config.target)
+                fields=fields, target=config.target,
+                blocks=True)                    # LUT RAM takes 9 LUT4-eq for each lane
             m.d.comb += [
                 ram.write_address.eq(group),
                 ram.write_data.eq(value.replicate(fields)),
