@@ -27,6 +27,7 @@ from host.compress.chains import layers_of
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.pareto import Tokens, logarithms, measure, pareto
 from host.compress.plots import plot_pareto
+from host.compress.profile import METHODS as CHAIN_METHODS
 from host.compress.profile import profile
 from host.compress.rotation import (
     MATRICES,
@@ -583,13 +584,23 @@ def _tensor(options: argparse.Namespace) -> int:
     old: dict[str, Any] = {"versions": {}, "configuration": {}, "rows": []}
     if options.record.exists():
         old = json.loads(options.record.read_text(encoding="utf-8"))
-    configuration = old["configuration"] | {name: {"command": _command(), **settings}}
-    rows = [row for row in old["rows"] if row["model"] != name]
+    # What was measured of this model on the same text is not measured again.
+    same = {"documents": options.documents, "tokens_per_document": options.tokens}
+    label = f"{name}, healed" if healing else name
+    others = {key: made for key, made in old["configuration"].items()
+              if not key.startswith(name) or (key != label and same.items() <= made.items())}
+    configuration = others | {label: {"command": _command(), **settings}}
+    kept = any(key.startswith(name) for key in others)
+    rows = [row for row in old["rows"] if row["model"] != name or kept]
+    known = {_key(row) for row in rows if row["model"] == name}
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
                       options.workers or os.cpu_count() or 1, options.output,
-                      lambda line: print(line, flush=True)):
+                      lambda line: print(line, flush=True), methods=options.methods,
+                      known=known):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+        if row["model"] == name and _key(row) in known:
+            continue                            # the float model
         rows.append(row)
         # Each time, so that a run that is cut off keeps what it has.
         write_record("compression", configuration=configuration, rows=rows,
@@ -600,6 +611,10 @@ def _tensor(options: argparse.Namespace) -> int:
     except ValueError as error:                 # no matplotlib; the table is there
         print(error, file=sys.stderr)
     return 0
+
+
+def _key(row: dict[str, Any]) -> tuple:
+    return tuple(row[name] for name in ("method", "budget", "healed", "digits"))
 
 
 def _say_tenths() -> Callable[[float, str], None]:
@@ -717,6 +732,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--corpus", type=Path, required=True, metavar="DIR")
     command.add_argument("--megabytes", type=float, nargs="+", required=True, metavar="MB",
                          help="sizes of the matrices")
+    command.add_argument("--methods", nargs="+", choices=CHAIN_METHODS, default=list(CHAIN_METHODS),
+                         help="(default: all)")
     command.add_argument("--profile", type=Path, required=True, metavar="FILE",
                          help="sensitivities: made if it is not there, gone on with if it is")
     command.add_argument("--documents", type=int, default=8, metavar="N", help="(default: 8)")

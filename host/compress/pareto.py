@@ -5,7 +5,7 @@ import dataclasses
 import multiprocessing
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,10 @@ def _shares(plan: Plan) -> dict[str, Any]:
 
 def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
            healing: Tokens | None, workers: int, keep: Path | None = None,
-           report: Callable[[str], None] = lambda line: None) -> Iterator[dict[str, Any]]:
-    """Measure all methods at all budgets, healed or not.
+           report: Callable[[str], None] = lambda line: None, *,
+           methods: Sequence[str] = tuple(METHODS),
+           known: Container[tuple] = ()) -> Iterator[dict[str, Any]]:
+    """Measure methods at all budgets, healed or not.
 
     Parameters
     ----------
@@ -141,6 +143,10 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         Where the models go; otherwise they are dropped.
     report : callable
         Takes a line for every step.
+    methods : sequence of str
+        Of :data:`host.compress.profile.METHODS`.
+    known : container of tuple
+        Method, budget, healed and digits of what needs not be measured.
     """
     model = layers.model
     floats = float_bytes(model)
@@ -176,14 +182,16 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                 deep = any(len(chain.cores) > 1 for layer in made.layers
                            for chain in layer.values())
                 for digits in (1, 2) if deep else (1,):
+                    if (row["method"], row["budget"], row["healed"], digits) in known:
+                        continue
                     waiting.append(({**same, **row, "bytes": size,
                                      "ratio": round(floats / size, 3), "digits": digits},
                                     pool.submit(_measure_file, path, reference, text, digits)))
 
-            for method in METHODS:
+            for method in methods:
                 found.prepare(method, workers)
             for budget in budgets:
-                for method in METHODS:
+                for method in methods:
                     try:
                         plan = plan_for(found, method, budget)
                     except ValueError as error:

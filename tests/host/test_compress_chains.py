@@ -332,10 +332,11 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
                                   "rows": [{"model": "x", "method": "float32", "bytes": 9,
                                             "bits_per_byte": 1.0, "digits": 0,
                                             "healed": False}]}))
-    assert experiments.main([
+    arguments = [
         "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06", "--profile",
         str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24", "--workers", "1",
-        "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]) == 0
+        "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
+    assert experiments.main(arguments) == 0
     found = json.loads(record.read_text())
     assert found["command"].startswith("made x; python -m host.compress ")
     assert [row["model"] for row in found["rows"]].count("x") == 1
@@ -343,3 +344,7 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     assert [row["method"] for row in rows if row.get("digits") != 2] == [
         "float32", "quantized", "low-rank", "mpo", "joint"]
     assert all(row["bytes"] <= 60000 for row in rows[1:])
+    # What is known is not measured again; a text of another length is another record.
+    monkeypatch.setattr("host.compress.pareto._measure_file", None)
+    assert experiments.main([*arguments, "--methods", "quantized", "joint"]) == 0
+    assert json.loads(record.read_text())["rows"] == found["rows"]
