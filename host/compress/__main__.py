@@ -588,9 +588,12 @@ def _tensor(options: argparse.Namespace) -> int:
     same = {"documents": options.documents, "tokens_per_document": options.tokens}
     label = f"{name}, healed" if healing else name
     others = {key: made for key, made in old["configuration"].items()
-              if not key.startswith(name) or (key != label and same.items() <= made.items())}
-    configuration = others | {label: {"command": _command(), **settings}}
+              if not key.startswith(name) or same.items() <= made.items()}
     kept = any(key.startswith(name) for key in others)
+    commands = [made["command"] for key, made in others.items() if key == label]
+    if _command() not in commands:
+        commands.append(_command())
+    configuration = others | {label: {"command": "; ".join(commands), **settings}}
     rows = [row for row in old["rows"] if row["model"] != name or kept]
     known = {_key(row) for row in rows if row["model"] == name}
     for row in pareto(name, layers, found, text,
