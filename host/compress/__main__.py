@@ -606,7 +606,7 @@ def _tensor(options: argparse.Namespace) -> int:
             continue                            # the float model
         rows.append(row)
         # Each time, so that a run that is cut off keeps what it has.
-        write_record("compression", configuration=configuration, rows=rows,
+        write_record("compression", configuration=configuration, rows=sorted(rows, key=_order),
                      versions=old["versions"] | versions,
                      command="; ".join(made["command"] for made in configuration.values()))
     try:
@@ -614,6 +614,12 @@ def _tensor(options: argparse.Namespace) -> int:
     except ValueError as error:                 # no matplotlib; the table is there
         print(error, file=sys.stderr)
     return 0
+
+
+def _order(row: dict[str, Any]) -> tuple:
+    """Sort by model and size, the largest first; healed rows come behind those they were."""
+    return (row["model"], -row.get("budget", 0), ["float32", *CHAIN_METHODS].index(row["method"]),
+            row["healed"], row["digits"])
 
 
 def _key(row: dict[str, Any]) -> tuple:
