@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Chain", "Shape", "bond_for", "bonds_up_to", "full_bonds", "shapes", "tensorize"]
+__all__ = ["Chain", "Shape", "bond_for", "bonds_up_to", "full_bonds", "shapes",
+           "site_by_site", "tensorize"]
 
 #: Vectors that a product of a chain has at most; the engine's batch.
 MOST_VECTORS = 8
@@ -80,12 +81,6 @@ class Shape:
         """Elements of all cores."""
         ends = 1, *bonds, 1
         return sum(ends[k] * self.rows[k] * self.columns[k] * ends[k + 1]
-                   for k in range(self.sites))
-
-    def products(self, bonds: Sequence[int]) -> int:
-        """Multiplications of one vector by the chain."""
-        ends = 1, *bonds, 1
-        return sum(ends[k] * self.rows[k] * self.columns[k] * ends[k + 1] * self.vectors[k]
                    for k in range(self.sites))
 
 
@@ -160,6 +155,16 @@ class Chain:
         return Chain((*self.cores[:site], merged, *self.cores[site + 2:]))
 
 
+def site_by_site(matrix: NDArray, shape: Shape) -> NDArray:
+    """Return the elements with an axis for each digit: row and column of the first site, and so on.
+
+    That is no reshape alone, which would have all digits of the row in front.
+    """
+    count = shape.sites
+    order = [axis for site in range(count) for axis in (site, count + site)]
+    return matrix.reshape(*shape.rows, *shape.columns).transpose(order)
+
+
 def full_bonds(shape: Shape) -> tuple[int, ...]:
     """Bonds at which a chain of this shape is any matrix."""
     sizes = [o * i for o, i in zip(shape.rows, shape.columns, strict=True)]
@@ -205,12 +210,9 @@ def tensorize(matrix: NDArray, shape: Shape, bonds: Sequence[int] | None = None)
         if not 1 <= bond <= limit:
             raise ValueError(f"Bond {site + 1} of {shape} must be in 1..{limit}, where {limit} is "
                              f"full rank, not {bond}")
-    count = shape.sites
-    # Not only reshaped: digits of rows and columns have to lie site by site.
-    order = [axis for site in range(count) for axis in (site, count + site)]
-    rest = np.asarray(matrix, np.float64).reshape(*shape.rows, *shape.columns).transpose(order)
+    rest = site_by_site(np.asarray(matrix, np.float64), shape)
     cores, left = [], np.ones(1)                # square roots of the singular values on the left
-    for site in range(count - 1):
+    for site in range(shape.sites - 1):
         rows, columns = shape.rows[site], shape.columns[site]
         u, values, v = np.linalg.svd(rest.reshape(len(left) * rows * columns, -1),
                                      full_matrices=False)

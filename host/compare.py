@@ -26,7 +26,7 @@ from sim.golden.network import CACHES
 from sim.golden.schedule import BITS_PER_TRIT
 
 __all__ = ["REFERENCE", "Comparison", "Text", "Variant", "compare", "jensen_shannon",
-           "read_llama", "rows_of", "stored_bytes", "variants", "write_comparisons"]
+           "log_softmax", "read_llama", "rows_of", "stored_bytes", "variants", "write_comparisons"]
 
 _TOKENS = 128       # whose distributions over the vocabulary are held at a time
 
@@ -160,9 +160,13 @@ class _Run:
 
     def logarithms(self, tokens: slice) -> NDArray[np.float32]:
         """Natural logarithms of the probabilities of what follows some tokens."""
-        logits = self._lm.logits(self._hidden[tokens])
-        logits = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
-        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return log_softmax(self._lm.logits(self._hidden[tokens]))
+
+
+def log_softmax(logits: NDArray, dtype: type = np.float32) -> NDArray:
+    """Natural logarithms of probabilities, from logits of shape (tokens, vocabulary)."""
+    shifted = (logits - logits.max(axis=1, keepdims=True)).astype(dtype)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def stored_bytes(model: LanguageModel) -> int:

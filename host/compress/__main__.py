@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compare import Text, read_llama
+from host.compare import Text, log_softmax, read_llama
 from host.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
@@ -436,11 +436,6 @@ def _keep_float(x: NDArray, norms: NDArray | float, keep: int) -> NDArray:
     return np.where(found >= least[:, np.newaxis], x, 0.0)
 
 
-def _log_softmax(logits: NDArray) -> NDArray:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 class _RotationText:
     """A model reading a text, and what gates do to it.
 
@@ -458,7 +453,7 @@ class _RotationText:
             inputs.setdefault((layer, name), []).append(x)
             return x
 
-        self._dense = [_log_softmax(forward(model, text, record)) for text in texts]
+        self._dense = [log_softmax(forward(model, text, record), np.float64) for text in texts]
         self._inputs = {key: np.concatenate(found) for key, found in inputs.items()}
 
     def _stacked(self, layer: int, names: Sequence[str]) -> NDArray:
@@ -489,7 +484,7 @@ class _RotationText:
 
         total = 0.0
         for text, dense in zip(self._texts, self._dense, strict=True):
-            gated = _log_softmax(forward(self._model, text, gate))
+            gated = log_softmax(forward(self._model, text, gate), np.float64)
             total += float((np.exp(dense) * (dense - gated)).sum())
         return total / math.log(2) / sum(map(len, self._texts))
 
@@ -572,8 +567,8 @@ def _tensor(options: argparse.Namespace) -> int:
         print(f"python -m host.compress tensor: {error}", file=sys.stderr)
         return 1
     name = options.model.stem
-    settings: dict[str, Any] = {"documents": options.documents,
-                                "tokens_per_document": options.tokens}
+    same = {"documents": options.documents, "tokens_per_document": options.tokens}
+    settings: dict[str, Any] = {**same}
     versions = _versions()
     if healing:
         versions["torch"] = importlib.metadata.version("torch")
@@ -585,7 +580,6 @@ def _tensor(options: argparse.Namespace) -> int:
     if options.record.exists():
         old = json.loads(options.record.read_text(encoding="utf-8"))
     # What was measured of this model on the same text is not measured again.
-    same = {"documents": options.documents, "tokens_per_document": options.tokens}
     label = f"{name}, healed" if healing else name
     others = {key: made for key, made in old["configuration"].items()
               if not key.startswith(name) or same.items() <= made.items()}

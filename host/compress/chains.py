@@ -7,6 +7,7 @@ chain replaces exactly what the engine would multiply by.
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -123,9 +124,11 @@ class Layers:
         """Return what a matrix' scale lacks for its list's norm: see :func:`quantize_chain`."""
         return math.sqrt(self.model.width) if MATRICES[name] in LISTS else 1.0
 
-    def parameters(self) -> int:
-        """Elements of the matrices of all layers."""
-        return sum(matrix.size for layer in self.matrices for matrix in layer.values())
+    @functools.cached_property
+    def head(self) -> Floats:
+        """What the head's list is multiplied by, shape (vocab, width)."""
+        model = self.model
+        return model.head * (model.norm / model.head_powers).astype(np.float32)
 
 
 class _Recorder(LlamaLM):
@@ -172,8 +175,7 @@ def compress(layers: Layers, chains: Sequence[Mapping[str, ChainMatrix]],
     width, limit = model.width, plane_limit(embedding_planes)
     root = math.sqrt(width)
     embedding = to_planes(model.embedding, embedding_planes)
-    columns = model.head * (model.norm / model.head_powers).astype(np.float32)
-    head = to_planes(columns, embedding_planes, ROWS[0], root)
+    head = to_planes(layers.head, embedding_planes, ROWS[0], root)
     assert np.abs(head.weights).max() <= limit
     return MpoLlamaLM(
         name=f"{model.name}-mpo", vocabulary=model.vocabulary, attention=model.attention,

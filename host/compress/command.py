@@ -1,7 +1,6 @@
 """``python -m host compress``: a smaller model for a size, a ratio or a divergence."""
 
 import argparse
-import dataclasses
 import os
 import re
 from collections import Counter
@@ -9,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -17,10 +17,11 @@ from rich.table import Table
 from host.chain import Shape, tensorize
 from host.compare import Text, read_llama, stored_bytes
 from host.compress.chains import Choice, Layers, compress, layers_of
-from host.compress.pareto import Measured, Tokens, float_bytes, logarithms, measure
+from host.compress.pareto import Measured, float_bytes, logarithms, measure
 from host.compress.profile import (
     EMBEDDING,
     METHODS,
+    BudgetError,
     Plan,
     Profile,
     cycles_of,
@@ -111,13 +112,14 @@ def run(console: Console, options: argparse.Namespace) -> int:
             from host.compress.plots import plot_profile
             plot_profile(found, options.plot)
             console.print(f"Wrote {options.plot}", markup=False, highlight=False, soft_wrap=True)
-        plan, made, result = _search(options, layers, found, text, fixed)
+        reference = logarithms(model.reference(), "float", text)
+        plan, made, result = _search(options, layers, found, text, reference, fixed)
     except ValueError as error:
         raise CompressError(str(error)) from None
     _say(console, layers, found, plan, made, result, options.method)
     if options.heal:
         made = _heal(console, options, layers, plan, made, corpus["train"])
-        healed = measure(made, text, logarithms(model.reference(), "float", text))
+        healed = measure(made, text, reference)
         console.print(f"Healed    {healed.bits_per_byte:.4f} bits a byte, divergence "
                       f"{healed.jsd:.4f}, top 1 {healed.top1_agreement:.1%}   (calibration text)",
                       highlight=False)
@@ -184,13 +186,11 @@ def _table(found: Profile) -> Table:
 
 
 def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: Text,
-            fixed: Mapping[str, Choice]) -> tuple[Plan, MpoLlamaLM, Measured]:
+            reference: NDArray[np.float32], fixed: Mapping[str, Choice],
+            ) -> tuple[Plan, MpoLlamaLM, Measured]:
     """Find a plan, and measure it."""
-    model = layers.model
     found.prepare(options.method, os.cpu_count() or 1)
-    reference = logarithms(model.reference(), "float", text)
-    floats = float_bytes(model)
-
+    floats = float_bytes(layers.model)
     engine = None
     if options.speedup:
         engine = EngineConfig(lanes=options.lanes, port_bytes=options.port_bytes,
@@ -206,18 +206,18 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         cycles = cycles_of(layers, engine)
         try:
             return attempt(cycles / options.speedup)
-        except ValueError as error:
+        except BudgetError as error:
             raise CompressError(f"Speedup of method {options.method} must be at most "
-                                f"{cycles / _least(error):.2f}, not {options.speedup:g}") from None
+                                f"{cycles / error.least:.2f}, not {options.speedup:g}") from None
     if not options.max_divergence:
         budget = options.budget or floats / options.ratio
         try:
             return attempt(budget)
-        except ValueError as error:
+        except BudgetError as error:
             if not options.ratio:
                 raise
             raise CompressError(f"Ratio of method {options.method} must be at most "
-                                f"{floats / _least(error):.2f}, not {options.ratio:g}") from None
+                                f"{floats / error.least:.2f}, not {options.ratio:g}") from None
     # Of the largest plan that the method has; then sizes in between.
     best = attempt(float("inf"))
     if best[2].jsd > options.max_divergence:
@@ -228,7 +228,7 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         middle = (low + high) / 2
         try:
             tried = attempt(middle)
-        except ValueError:                      # no plan is so small
+        except BudgetError:
             low = middle
             continue
         if tried[2].jsd <= options.max_divergence:
@@ -238,13 +238,6 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         else:
             low = middle
     return best
-
-
-def _least(error: ValueError) -> int:
-    """Return the smallest budget, as the message of :func:`plan_for` has it."""
-    found = re.search(r"at least ([\d,]+)", str(error))
-    assert found is not None
-    return int(found[1].replace(",", ""))
 
 
 def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: MpoLlamaLM,
@@ -310,15 +303,14 @@ def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: P
                              options.heal * options.batch, 128)
     except ValueError as error:
         raise CompressError(str(error)) from None
-    healing = Tokens(tokens, options.heal, options.batch, 0.01, options.device)
     with Progress(TextColumn("Healing"), BarColumn(), TextColumn("{task.fields[note]}"),
                   TimeRemainingColumn(), console=console, transient=True,
                   disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=options.heal, note="")
-        found = heal(layers, plan.choices, plan.embedding_planes, made,
+        found = heal(layers, plan.choices, plan.embedding_planes, made, tokens,
+                     steps=options.heal, batch=options.batch, rate=0.01, device=options.device,
                      report=lambda step, loss: progress.update(task, completed=step,
-                                                               note=f"loss {loss:.4f}"),
-                     **dataclasses.asdict(healing))
+                                                               note=f"loss {loss:.4f}"))
     console.print(f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
                   f"the original takes {found.original_seconds_per_step:.2f} s   (measured)",
                   highlight=False)

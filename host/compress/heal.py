@@ -157,9 +157,8 @@ class _Network(nn.Module):
 def _floating(layers: Layers) -> _Network:
     """Return the model as it was read."""
     model = layers.model
-    head = model.head * (model.norm / model.head_powers)
     return _Network(model.attention, layers.powers, model.head_powers, _Floats(model.embedding),
-                    _Floats(head),
+                    _Floats(layers.head),
                     [{name: ([_Floats(matrix)], (1,)) for name, matrix in matrices.items()}
                      for matrices in layers.matrices])
 
@@ -233,21 +232,19 @@ def heal(layers: Layers, choices: Sequence[Mapping[str, Choice]], embedding_plan
     """
     torch.manual_seed(1)
     teacher = _floating(layers).to(device).requires_grad_(False)
-    limits = [{name: plane_limit(choice.planes) for name, choice in layer.items()}
-              for layer in choices]
     student_layers = []
     for index, chains in enumerate(compressed.layers):
         found: dict[str, _Chain] = {}
         for name, chain in chains.items():
             choice = choices[index][name]
             numbers = layers.tensors(index, name, choice).matrices()
-            cores = [_Core(matrix, core, limits[index][name]) for matrix, core
+            cores = [_Core(matrix, core, plane_limit(choice.planes)) for matrix, core
                      in zip(numbers, chain.cores, strict=True)]
             found[name] = cores, chain.shape.vectors
         student_layers.append(found)
     model = layers.model
     limit = plane_limit(embedding_planes)
-    head = _Core(model.head * (model.norm / model.head_powers), PlaneMatrix(
+    head = _Core(layers.head, PlaneMatrix(
         compressed.head, compressed.logit_scales["lmul"], np.ones(len(compressed.head))), limit)
     embedding = _Core(model.embedding, compressed.embedding, limit)
     student = _Network(model.attention, layers.powers, model.head_powers, embedding, head,

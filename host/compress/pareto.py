@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compare import Text, jensen_shannon, stored_bytes
+from host.compare import Text, jensen_shannon, log_softmax, stored_bytes
 from host.compress.chains import Layers, compress
-from host.compress.profile import METHODS, Plan, Profile, plan_for
+from host.compress.profile import METHODS, BudgetError, Plan, Profile, plan_for
 from host.evaluate import GateMap, single_threaded_blas
 from host.families.llama import LlamaLM
 from host.families.mpo_llama import MpoLlamaLM, write_model
 from host.model import LanguageModel, read_model
+from sim.golden.bf16 import to_float32
 from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind, Value
 
@@ -52,7 +53,8 @@ class TwoDigits(GoldenLM):
         if between:
             codes = self.arithmetic.codes(*operands)
             exponents = codes.exponents - _DIGIT
-            numbers = np.ldexp(_to_float64(operands[0]), -exponents[:, np.newaxis])
+            numbers = np.ldexp(to_float32(operands[0]).astype(np.float64),
+                               -exponents[:, np.newaxis])
             limit = (1 << 7 + _DIGIT) - 1
             return Codes(np.clip(np.rint(numbers), -limit, limit), exponents)
         if step.kind is Kind.LINEAR and step.operands[0].operands[0].kind is Kind.LINEAR:
@@ -66,26 +68,24 @@ class TwoDigits(GoldenLM):
         return super()._compute(step, operands, tokens)
 
 
-def _to_float64(x: NDArray[np.uint16]) -> NDArray[np.float64]:
-    return (x.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
 def logarithms(model: LanguageModel, arithmetic: str, text: Text,
                lm_class: type[GoldenLM] = GoldenLM,
                gates: GateMap | None = None) -> NDArray[np.float32]:
     """Return natural logarithms of the probabilities of what follows each token."""
     lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)), gates)
     hidden = lm.forward(text.tokens[:, :-1], lm.start(len(text.tokens)))
-    logits = lm.logits(hidden)
-    logits = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return log_softmax(lm.logits(hidden))
 
 
 def measure(model: LanguageModel, text: Text, reference: NDArray[np.float32],
             arithmetic: str = "lmul", digits: int = 1,
             gates: GateMap | None = None) -> Measured:
     """Measure a model against the reference's logarithms of probabilities."""
-    found = logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM, gates)
+    return _judge(logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM,
+                             gates), text, reference)
+
+
+def _judge(found: NDArray[np.float32], text: Text, reference: NDArray[np.float32]) -> Measured:
     targets = text.tokens[:, 1:].reshape(-1)
     bits = -found[np.arange(len(found)), targets].sum(dtype=np.float64) / np.log(2)
     return Measured(float(bits) / text.bytes, float(jensen_shannon(found, reference).mean()),
@@ -157,7 +157,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         expected = logarithms(model.reference(), "float", text)
         np.save(reference, expected)
         same = {"model": name, "tokens": len(expected)}
-        one = measure(model.reference(), text, expected, "float")
+        one = _judge(expected, text, expected)
         yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
                "healed": False, "digits": 0,
                **{key: round(value, 5) for key, value in dataclasses.asdict(one).items()}}
@@ -194,7 +194,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                 for method in methods:
                     try:
                         plan = plan_for(found, method, budget)
-                    except ValueError as error:
+                    except BudgetError as error:
                         report(f"{method} at {budget:,.0f}: {error}")
                         continue
                     made = compress(layers, layers.chains(plan.choices, workers),

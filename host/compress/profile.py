@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.chain import Shape, bonds_up_to, full_bonds, shapes, tensorize
-from host.compare import jensen_shannon
+from host.chain import Shape, bond_for, bonds_up_to, full_bonds, shapes, site_by_site, tensorize
+from host.compare import jensen_shannon, log_softmax
 from host.compress.chains import Choice, Layers
 from host.families.mpo_llama import MATRICES, ChainMatrix, MpoLlamaLM
 from host.planes import ROWS, PlaneMatrix, to_planes
@@ -37,8 +37,8 @@ from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model
 from sim.golden.network import Value
 from sim.golden.schedule import BITS_PER_TRIT
 
-__all__ = ["EMBEDDING", "METHODS", "Option", "Plan", "Profile", "Sensitivity", "cycles_of",
-           "plan_for", "profile"]
+__all__ = ["EMBEDDING", "METHODS", "BudgetError", "Option", "Plan", "Profile", "Sensitivity",
+           "cycles_of", "plan_for", "profile"]
 
 #: Bonds that are measured, as shares of the elements of a matrix that are kept.
 _KEPT = (0.5, 0.25)
@@ -105,7 +105,6 @@ class _Text:
             self._before[part] = dict(values)
             self._lm.execute(steps, values, self._tokens, self._lm.start(len(tokens)))
         self._reference = self._logarithms(values)
-        self.perplexity = self._perplexity(self._reference)
 
     def _product(self, name: str, activations: NDArray) -> NDArray:
         if name in self._changed:
@@ -114,9 +113,7 @@ class _Text:
 
     def _logarithms(self, values: dict[Value, Any]) -> NDArray[np.float32]:
         codes, norm = (values[operand] for operand in self._model.network().steps[-1].operands)
-        logits = self._lm.logits(Hidden(codes, norm))
-        logits = (logits - logits.max(axis=1, keepdims=True)).astype(np.float32)
-        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return log_softmax(self._lm.logits(Hidden(codes, norm)))
 
     def _perplexity(self, logarithms: NDArray) -> float:
         nats = -logarithms[np.arange(len(logarithms)), self._targets]
@@ -156,10 +153,9 @@ def _floats(layers: Layers) -> MpoLlamaLM:
     def whole(matrix: Floats) -> PlaneMatrix:
         return PlaneMatrix(matrix, 1.0, np.ones(len(matrix)))
 
-    head = model.head * (model.norm / model.head_powers).astype(np.float32)
     return MpoLlamaLM(
         name=model.name, vocabulary=model.vocabulary, attention=model.attention,
-        logit_scales={"float": 1.0}, embedding=whole(model.embedding), head=head,
+        logit_scales={"float": 1.0}, embedding=whole(model.embedding), head=layers.head,
         head_powers=model.head_powers, powers=layers.powers,
         layers=tuple({name: ChainMatrix(Shape((len(matrix),), (matrix.shape[1],)),
                                         (whole(matrix),))
@@ -234,20 +230,17 @@ def _wanted(layers: Layers) -> Iterator[tuple[int, str, str, int, int]]:
         yield -1, EMBEDDING, "quantized", 0, planes
     for layer, matrices in enumerate(layers.matrices):
         for name, matrix in matrices.items():
-            shape = _low_rank(matrix)
             for kept in _KEPT:
                 yield layer, name, "low-rank", round(kept * matrix.size / sum(matrix.shape)), 0
             yield layer, name, "quantized", 0, _PLANES
-            assert full_bonds(shape)
 
 
 def _measure(layers: Layers, text: _Text, layer: int, name: str, bond: int,
              planes: int) -> Sensitivity:
     model = layers.model
     if layer < 0:
-        columns = model.head * (model.norm / model.head_powers).astype(np.float32)
         embedding, head = (to_planes(matrix, planes).floats().astype(np.float32)
-                           for matrix in (model.embedding, columns))
+                           for matrix in (model.embedding, layers.head))
         error = _relative(embedding, model.embedding)
         perplexity, jsd = text.measure_embedding(embedding, head)
         return Sensitivity(layer, name, "quantized", 0, planes, error, perplexity, jsd)
@@ -316,11 +309,14 @@ class Profile:
         #: Bytes of what is no matrix: powers of two of lists, and tables of positions.
         self.constants = sum(2 * step.constant.size for step in _floats(layers).network()
                              if step.constant is not None)
+        kinds = {(row.layer, row.matrix, row.method) for row in rows}
+        #: Divergence for each unit of relative squared error, by layer, matrix and method.
+        self.sensitivities = {kind: self._sensitivity(*kind) for kind in kinds}
         self._spectra: dict[tuple[int, str, Shape], list[NDArray[np.float64]]] = {}
         self._rounding: dict[tuple[int, str, int], float] = {}
 
-    def sensitivity(self, layer: int, name: str, method: str) -> float:
-        """Divergence for each unit of relative squared error: least squares."""
+    def _sensitivity(self, layer: int, name: str, method: str) -> float:
+        """Fit what was measured: least squares."""
         rows = [row for row in self.rows if (row.layer, row.matrix, row.method) == (
             layer, name, method)]
         return sum(row.error * row.jsd for row in rows) / (
@@ -330,7 +326,7 @@ class Profile:
         """List choices for a matrix, of some :attr:`host.compress.chains.Choice.method`."""
         matrix = self.layers.matrices[layer][name]
         for shape in self.shapes(name, matrix, methods):
-            bonds = {bonds_up_to(shape, _bond(shape, share * matrix.size))
+            bonds = {bonds_up_to(shape, bond_for(shape, share * matrix.size))
                      for share in _CHOSEN_SHARES} if shape.sites > 1 else {()}
             for bond in bonds:
                 for planes in _CHOSEN_PLANES:
@@ -348,7 +344,7 @@ class Profile:
 
     def option(self, layer: int, name: str, choice: Choice) -> Option:
         """Predict what a choice costs."""
-        rounding, cutting = (self.sensitivity(layer, name, method)
+        rounding, cutting = (self.sensitivities[layer, name, method]
                              for method in ("quantized", "low-rank"))
         error = choice.shape.sites * self._rounded(layer, name, choice.planes)
         cut = self._cut(layer, name, choice.shape, choice.bonds)
@@ -389,12 +385,9 @@ class Profile:
         if shape.sites == 1:
             return 0.0
         if key not in self._spectra:
-            matrix = self.layers.matrices[layer][name]
-            count = shape.sites
-            order = [axis for site in range(count) for axis in (site, count + site)]
-            digits = matrix.reshape(*shape.rows, *shape.columns).transpose(order)
+            digits = site_by_site(self.layers.matrices[layer][name], shape)
             spectra = []
-            for site in range(1, count):
+            for site in range(1, shape.sites):
                 left = math.prod(shape.rows[:site]) * math.prod(shape.columns[:site])
                 part = digits.reshape(left, -1).astype(np.float64)
                 part = part if len(part) <= part.shape[1] else part.T
@@ -413,12 +406,18 @@ class Profile:
         return self._rounding[key]
 
 
-def _bond(shape: Shape, parameters: float) -> int:
-    """Bond of about so many parameters, a multiple of a word."""
-    most = max(full_bonds(shape))
-    fitting = [bond for bond in range(8, most + 1, 8)
-               if shape.parameters(bonds_up_to(shape, bond)) <= parameters]
-    return max(fitting, default=8)
+class BudgetError(ValueError):
+    """No plan is so small.
+
+    Attributes
+    ----------
+    least : int
+        The smallest budget of which there is a plan.
+    """
+
+    def __init__(self, message: str, least: int):
+        super().__init__(message)
+        self.least = least
 
 
 def plan_for(found: Profile, method: str, budget: float,
@@ -439,7 +438,7 @@ def plan_for(found: Profile, method: str, budget: float,
 
     Raises
     ------
-    ValueError
+    BudgetError
         If there is no plan with so few; the message has the fewest.
     """
     layers = found.layers
@@ -453,10 +452,10 @@ def plan_for(found: Profile, method: str, budget: float,
             else list(found.options(layer, name, METHODS[method])) for layer, name in places]
     embeddings = list(found.embedding_options())
     constants = found.constants if engine is None else 0
-    least = sum(min(map(cost, options)) for options in (*sets, embeddings))
-    if budget < constants + least:
-        raise ValueError(f"{'Cycles' if engine else 'Bytes'} of method {method} must be at least "
-                         f"{math.ceil(constants + least):,}, not {budget:,.0f}")
+    least = constants + sum(min(map(cost, options)) for options in (*sets, embeddings))
+    if budget < least:
+        raise BudgetError(f"{'Cycles' if engine else 'Bytes'} of method {method} must be at least "
+                          f"{math.ceil(least):,}, not {budget:,.0f}", math.ceil(least))
     # A plane of the embedding is a large step, which no price finds: each number is tried.
     tried = []
     for embedding in embeddings:
