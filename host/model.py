@@ -8,12 +8,13 @@ description of the network from which float reference, golden model and program 
 
 import abc
 import dataclasses
+import functools
 import importlib
 import os
 import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -212,6 +213,8 @@ class LanguageModel(abc.ABC):
         :data:`sim.golden.model.ARITHMETICS`, apart from the norm. ``lmul`` is the arithmetic of
         docs/numerics.md.
     vocabulary : Vocabulary, PieceVocabulary or TokenizerFile
+    layers : tuple
+        Of what the family's layers are.
     notes : tuple of str
         What reading it has changed, for people.
     """
@@ -219,6 +222,7 @@ class LanguageModel(abc.ABC):
     name: str
     logit_scales: dict[str, float]
     vocabulary: Words
+    layers: tuple[Any, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -237,13 +241,21 @@ class LanguageModel(abc.ABC):
         """Number of tokens."""
 
     @property
-    @abc.abstractmethod
     def layer_count(self) -> int:
         """Number of layers."""
+        return len(self.layers)
 
-    @abc.abstractmethod
     def network(self) -> Network:
         """Describe what a token goes through; the FFN's last matrix is ``blk.N.ffn_down``."""
+        return self._network
+
+    @functools.cached_property
+    def _network(self) -> Network:
+        return self._describe()
+
+    @abc.abstractmethod
+    def _describe(self) -> Network:
+        """Describe the network: once for each model."""
 
 
 def read_model(path: str | os.PathLike) -> LanguageModel:

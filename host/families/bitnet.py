@@ -11,7 +11,6 @@ half and of its second half are a pair, as the network wants it.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -86,17 +85,7 @@ class BitNetLM(Transformer):
         """Elements of the feed-forward network's hidden vector."""
         return len(self.layers[0].ffn_sub_norm)
 
-    @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    def network(self) -> Network:
-        """Describe what a token goes through."""
-        return self._network
-
-    @functools.cached_property
-    def _network(self) -> Network:
+    def _describe(self) -> Network:
         n = Network()
         epsilon = self.attention.epsilon
 

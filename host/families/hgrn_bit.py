@@ -118,13 +118,7 @@ class HGRNBitLM(LanguageModel):
         """Number of tokens."""
         return self.embedding.shape[0]
 
-    @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    def network(self) -> Network:
-        """Describe what a token goes through."""
+    def _describe(self) -> Network:
         n = Network()
         n.part = "embedding"
         x = n.embed(Matrix("embedding", self.embedding.T, self.embedding_scale), "x")

@@ -11,7 +11,6 @@ order, which changes no score.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -93,17 +92,7 @@ class LlamaLM(Transformer):
         """Elements of the feed-forward network's hidden vector."""
         return self.layers[0].ffn_down.shape[1]
 
-    @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    def network(self) -> Network:
-        """Describe what a token goes through."""
-        return self._network
-
-    @functools.cached_property
-    def _network(self) -> Network:
+    def _describe(self) -> Network:
         n = Network()
         shape = self.attention
         x, cosine, sine = self.begin(n)

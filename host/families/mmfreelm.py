@@ -101,17 +101,12 @@ class TernaryLM(LanguageModel):
         return self.embedding.shape[0]
 
     @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    @property
     def planes(self) -> int:
         """Trit planes of the embedding."""
         return PLANES
 
-    def network(self) -> Network:
-        """Describe what a token goes through: docs/numerics.md, section 6."""
+    def _describe(self) -> Network:
+        """Do as docs/numerics.md, section 6, says."""
         n = Network()
         n.part = "embedding"
         x = n.embed(Matrix("embedding", self.embedding.T, self.embedding_scale), "x")

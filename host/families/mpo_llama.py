@@ -22,7 +22,6 @@ A file is GGUF, with these keys and tensors beside those of a Llama's shape and 
 """
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Mapping
@@ -148,17 +147,7 @@ class MpoLlamaLM(LanguageModel):
         """Number of tokens."""
         return self.head.shape[0]
 
-    @property
-    def layer_count(self) -> int:
-        """Number of layers."""
-        return len(self.layers)
-
-    def network(self) -> Network:
-        """Describe what a token goes through."""
-        return self._network
-
-    @functools.cached_property
-    def _network(self) -> Network:
+    def _describe(self) -> Network:
         n = Network()
         shape = self.attention
         n.part = "embedding"

@@ -46,9 +46,9 @@ class TwoLists(LanguageModel):
     """One layer, whose two matrices in front have a list each."""
 
     matrices: dict[str, Matrix]
-    width, ffn_width, vocab, layer_count = 32, 24, 40, 1
+    width, ffn_width, vocab = 32, 24, 40
 
-    def network(self):
+    def _describe(self):
         n, matrices = Network(), self.matrices
         n.part = "embedding"
         x = n.embed(matrices["embedding"], "x")
@@ -71,6 +71,7 @@ def two_lists():
         return Matrix(f"blk.0.{name}", rng.integers(-1, 2, (rows, columns), np.int8), 0.25)
 
     return TwoLists(name="two lists", logit_scales={"lmul": 0.015625}, vocabulary=tiny_vocabulary(),
+                    layers=(None,),
                     matrices={"embedding": matrix("embedding", 32, 40),
                               "forget": matrix("forget", 24, 32),
                               "candidate": matrix("candidate", 24, 32),
