@@ -13,13 +13,11 @@ from host.compress.chains import Choice, compress, layers_of
 from host.examples import llama_gguf, llama_tensors
 from host.families.mpo_llama import ARCHITECTURE, MATRICES, write_model
 from host.model import ModelFileError, read_model
-from host.token_device import CheckedTokens, SimulatedTokenDevice
 from hw.config import CoreConfig
 from hw.isa import Batch, Opcode
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.schedule import token_cycles
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.test_transformer_program import TOKENS, equal
+from tests.host.test_transformer_program import TOKENS, equal, simulated
 
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
@@ -236,18 +234,5 @@ class TestMachine:
     @pytest.mark.slow       # the simulator of a core with attention is built in minutes
     def test_simulated(self, model):
         engine = dataclasses.replace(SMALL.engine, max_planes=6, max_batch=4)
-        image = compile_fitted(model, dataclasses.replace(
-            SMALL, engine=engine, context=16, address_width=24))
-        device = SimulatedTokenDevice(image.config)
-        try:
-            device.load(image)
-            checked = CheckedTokens(device, image)
-            for index, token in enumerate(TOKENS.tolist()):
-                result = checked.token(token, new=index == 0)
-                if index > 1:
-                    cost = token_cycles(image.config, image.program.instructions,
-                                        image.program.body, latency=20, refresh=0.01,
-                                        position=index)
-                    assert result.cycles == pytest.approx(cost.cycles, rel=0.01)
-        finally:
-            device.close()
+        simulated(compile_fitted(model, dataclasses.replace(
+            SMALL, engine=engine, context=16, address_width=24)))

@@ -1,10 +1,8 @@
 """The command line on a tiny random model: what it prints, and one line for each mistake."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
-import lzma
 import re
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from host.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
+from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model
 
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
@@ -48,17 +47,9 @@ def image_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Documents of which three are held out; some digests make calibration text."""
-    folder = tmp_path_factory.mktemp("corpus")
     documents = [f"the story number {n}, " + "the end " * (n % 9) for n in range(200)]
     documents = [document.strip() for document in documents]
-    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
-    lines = ["text\tdocument\tpart\tsha256"]
-    lines += [f"tales\t{n}\t{'heldout' if n < 3 else 'train'}\t{digest}"
-              for n, digest in enumerate(digests)]
-    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents, held_out=lambda n: n < 3)
 
 
 def run(capsys, *arguments):

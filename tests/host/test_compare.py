@@ -1,9 +1,7 @@
 """Comparison of a transformer with its float reference, and transformers on the command line."""
 
 import dataclasses
-import hashlib
 import json
-import lzma
 import math
 
 import numpy as np
@@ -16,6 +14,7 @@ from host.families.mmfreelm import write_model
 from host.model import ModelFileError
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind
+from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears" for n in range(6)]
@@ -30,14 +29,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in DOCUMENTS))
-    lines = ["text\tdocument\tpart\tsha256"]
-    lines += [f"tales\t{n}\theldout\t{hashlib.sha256(document.encode()).hexdigest()[:16]}"
-              for n, document in enumerate(DOCUMENTS)]
-    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), DOCUMENTS, held_out=lambda n: True)
 
 
 def distributions(model, arithmetic, text):

@@ -1,9 +1,7 @@
 """Gates: the file, the calibration, and what the command lines say."""
 
 import dataclasses
-import hashlib
 import json
-import lzma
 import re
 
 import numpy as np
@@ -34,6 +32,7 @@ from sim.golden.model import (
 )
 from sim.golden.network import Matrix, Network
 from sim.golden.wina import Gate
+from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model, tiny_vocabulary
 from tests.host.test_rotation import random_llama, write_llama2c
 
@@ -93,17 +92,9 @@ def model_path(tmp_path_factory, model):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Documents of which three are held out; some digests make calibration text."""
-    folder = tmp_path_factory.mktemp("corpus")
     documents = [f"the story number {n}, " + "the end " * 9 for n in range(300)]
     documents = [document.strip() for document in documents]
-    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
-    (folder / "splits.tsv").write_text("\n".join(
-        ["text\tdocument\tpart\tsha256"]
-        + [f"tales\t{n}\t{'heldout' if n < 3 else 'train'}\t{digest}"
-           for n, digest in enumerate(digests)]) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents, held_out=lambda n: n < 3)
 
 
 class TestCalibrate:

@@ -1,10 +1,8 @@
 """Profiles, plans and healing of chains, and ``python -m host compress``."""
 
 import dataclasses
-import hashlib
 import importlib.util
 import json
-import lzma
 import re
 
 import numpy as np
@@ -23,6 +21,7 @@ from host.families.mpo_llama import MATRICES
 from host.model import read_model
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from tests.host.corpus_examples import write_corpus
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears, and of number {n}"
              for n in range(300)]
@@ -41,15 +40,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("corpus")
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in DOCUMENTS))
-    lines = ["text\tdocument\tpart\tsha256"]
-    lines += [f"tales\t{n}\t{'heldout' if n < 8 else 'train'}\t"
-              f"{hashlib.sha256(document.encode()).hexdigest()[:16]}"
-              for n, document in enumerate(DOCUMENTS)]
-    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), DOCUMENTS, held_out=lambda n: n < 8)
 
 
 @pytest.fixture(scope="module")

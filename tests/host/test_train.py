@@ -1,8 +1,6 @@
 """Training, where PyTorch is installed: the recurrence, the roundings, and the file at the end."""
 
-import hashlib
 import json
-import lzma
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import pytest
 from host.model import read_model
 from host.tokenizer import Tokenizer
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from tests.host.corpus_examples import write_corpus
 
 torch = pytest.importorskip("torch", reason="PyTorch (the optional extra 'train') is missing")
 train = pytest.importorskip("host.train.__main__")
@@ -23,18 +22,11 @@ export = pytest.importorskip("host.train.export")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Make a corpus directory of 400 short documents; some digests make calibration text."""
-    folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(3)
     words = "the king queen went to wood and said old fox bear little house good day".split()
     documents = [f"{n}. " + " ".join(rng.choice(words, 60)) for n in range(400)]
-    digests = [hashlib.sha256(document.encode()).hexdigest()[:16] for document in documents]
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
-    lines = ["text\tdocument\tpart\tsha256"]
-    lines += [f"tales\t{n}\t{'heldout' if n % 50 == 0 else 'train'}\t{digest}"
-              for n, digest in enumerate(digests)]
-    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents,
+                        held_out=lambda n: n % 50 == 0)
 
 
 def test_recurrence_equals_its_definition():

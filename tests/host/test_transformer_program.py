@@ -2,10 +2,8 @@
 
 import copy
 import dataclasses
-import hashlib
 import importlib.util
 import json
-import lzma
 import re
 from pathlib import Path
 
@@ -44,6 +42,7 @@ from sim.golden.attention import attend_sequence
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.schedule import token_cycles
 from tests.host.core_examples import MISSING, SMALL
+from tests.host.corpus_examples import write_corpus
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "models"
 STORIES = DATA / "stories260K.bin"
@@ -71,15 +70,8 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Three held-out documents."""
-    folder = tmp_path_factory.mktemp("corpus")
     documents = [f"the story number {n}: the end of the {n} bears" for n in range(3)]
-    with lzma.open(folder / "tales.txt.xz", "wt") as file:
-        file.write("".join(f"{document}\n<|endoftext|>\n" for document in documents))
-    lines = ["text\tdocument\tpart\tsha256"]
-    lines += [f"tales\t{n}\theldout\t{hashlib.sha256(document.encode()).hexdigest()[:16]}"
-              for n, document in enumerate(documents)]
-    (folder / "splits.tsv").write_text("\n".join(lines) + "\n")
-    return folder
+    return write_corpus(tmp_path_factory.mktemp("corpus"), documents, held_out=lambda n: True)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +126,22 @@ def equal(image, model, tokens=TOKENS):
             np.testing.assert_array_equal(np.concatenate(
                 [emission.integers * emission.scale for emission in emissions]), expected[index])
     return machine
+
+
+def simulated(image):
+    """Every delivered logit of a sequence on the simulated core, and cycles near the formula's."""
+    device = SimulatedTokenDevice(image.config)
+    try:
+        device.load(image)
+        checked = CheckedTokens(device, image)
+        for index, token in enumerate(TOKENS.tolist()):
+            result = checked.token(token, new=index == 0)
+            if index > 1:
+                cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                                    latency=LATENCY, refresh=REFRESH, position=index)
+                assert result.cycles == pytest.approx(cost.cycles, rel=0.01)
+    finally:
+        device.close()
 
 
 class TestGoldenMachine:
@@ -414,20 +422,7 @@ class TestSimulatedCore:
         engine = dataclasses.replace(SMALL.engine, max_planes=6)
         base = dataclasses.replace(SMALL, engine=engine, context=16, address_width=24)
         for model in (llama, bitnet):
-            image = compile_fitted(model, base)
-            device = SimulatedTokenDevice(image.config)
-            try:
-                device.load(image)
-                checked = CheckedTokens(device, image)
-                for index, token in enumerate(TOKENS.tolist()):
-                    result = checked.token(token, new=index == 0)
-                    if index > 1:
-                        cost = token_cycles(
-                            image.config, image.program.instructions, image.program.body,
-                            latency=LATENCY, refresh=REFRESH, position=index)
-                        assert result.cycles == pytest.approx(cost.cycles, rel=0.01)
-            finally:
-                device.close()
+            simulated(compile_fitted(model, base))
 
     @needs_stories
     def test_stories(self):
