@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.device import DeviceError, pack_matrix, planes_needed
+from host.device import DeviceError, pack_matrix, planes_needed, row_bounds
 from host.evaluate import GateMap
 from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
@@ -1238,10 +1238,14 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
     return _Compiler(model, config, sparse, gates, prefill).compile()
 
 
+def _most_tokens(config: CoreConfig) -> int:
+    """Count the tokens that a field of an instruction and an index of a list can name."""
+    return min(_FIELD, config.engine.max_columns)
+
+
 def _range_tokens(model: LanguageModel, config: CoreConfig) -> int:
     """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
-    most = min(_FIELD, config.engine.max_columns)
-    return -(-model.vocab // -(-model.vocab // most))
+    return -(-model.vocab // -(-model.vocab // _most_tokens(config)))
 
 
 def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | None,
@@ -1253,9 +1257,8 @@ def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | No
     if prefill == 1:
         return
     if _range_tokens(model, config) < model.vocab:
-        raise CompileError(f"Model {model.name} must have at most "
-                           f"{min(_FIELD, config.engine.max_columns)} tokens for prompts that are "
-                           f"read together, not {model.vocab}")
+        raise CompileError(f"Model {model.name} must have at most {_most_tokens(config)} tokens "
+                           f"for prompts that are read together, not {model.vocab}")
     if gates:
         raise CompileError("Gates leave out entries of each token's list, so that tokens of a "
                            "prompt cannot be read together (try without one of the two)")
@@ -1323,9 +1326,9 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
 
 def _accumulator_width(steps: Sequence[Value], config: CoreConfig) -> int:
     """Bits that hold every product of the matrices, as pack_matrix wants them."""
-    most = max(int(np.abs(step.weights.weights).sum(axis=1, dtype=np.int64).max())
+    most = max(int(row_bounds(step.weights.weights, config.engine).max())
                for step in steps if step.kind in (Kind.LINEAR, Kind.HEAD))
-    return (most << (config.engine.activation_width - 1)).bit_length() + 1
+    return most.bit_length() + 1
 
 
 def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, Any], sparse: bool,

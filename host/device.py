@@ -24,7 +24,7 @@ from sim.golden.trits import combine_planes, pack_words, planes, unpack_words
 
 __all__ = ["CheckedProducts", "Counters", "Device", "DeviceError", "Driver", "GoldenDevice",
            "MismatchError", "PackedMatrix", "Products", "open_device", "pack_matrix",
-           "planes_needed"]
+           "planes_needed", "row_bounds"]
 
 
 class DeviceError(Exception):
@@ -273,6 +273,14 @@ class PackedMatrix:
         return sum(image.nbytes for _, _, image in self.blocks)
 
 
+def row_bounds(weights: NDArray[np.integer], config: EngineConfig) -> NDArray[np.int64]:
+    """Largest magnitude that the sum of each row can reach; an accumulator is a sign wider."""
+    # The largest product of an activation is that of -2**(width - 1).
+    positive, negative = (part(weights, 0).sum(axis=1, dtype=np.int64)
+                          for part in (np.maximum, np.minimum))
+    return (positive - negative) << (config.activation_width - 1)
+
+
 def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *,
                 token: bool = False) -> PackedMatrix:
     """Pack a matrix of integers for an engine, and prove that no accumulator overflows.
@@ -303,10 +311,8 @@ def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *
                           f"largest weight {magnitudes.max()} needs {count}")
     if token:
         bounds = magnitudes
-    else:   # The largest product of an activation is that of -2**(width - 1).
-        positive, negative = (part(weights, 0).sum(axis=1, dtype=np.int64)
-                              for part in (np.maximum, np.minimum))
-        bounds = (positive - negative) << (config.activation_width - 1)
+    else:
+        bounds = row_bounds(weights, config)
     row = int(bounds.argmax())
     if bounds[row] >= 1 << (config.accumulator_width - 1):
         raise DeviceError(f"Matrix {name} row {row} could reach {bounds[row]}, which must be below "

@@ -13,7 +13,7 @@ from hw.memory.port import write_layout
 from hw.ternary.results import result_layout
 from hw.ternary.walker import column_layout
 from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
-from hw.vector.scale import ScaleUnit
+from hw.vector.scale import LATENCY, ScaleUnit
 
 __all__ = ["Drain", "Mover", "drain_layout", "move_layout", "scalar_layout"]
 
@@ -115,7 +115,8 @@ class Drain(wiring.Component):
         row = Signal(below, reset_less=True)
         place = Signal.like(command.target)
         known = Signal()                        # ... where the next result goes
-        unplaced = Signal(range(16))            # results that were taken, and their rows were not
+        # Results that were taken, and their rows were not: those in the scale unit at most.
+        unplaced = Signal(range(LATENCY + 2))
         by_row, relu = command.by_row, command.relu
         end = by_row & scaled.p.last
         m.d.comb += [
