@@ -8,7 +8,7 @@ import itertools
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,9 +20,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    SpinnerColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -54,6 +52,7 @@ from host.model import (
     Words,
     read_model,
 )
+from host.terminal import UserError, integer, progress_bars
 from host.token_device import (
     LATENCY,
     REFRESH,
@@ -82,26 +81,9 @@ CHOICES = (3, 4, 5, 6)
 TEXTS = {"held-out": "heldout", "calibration": "calibration", "train": "train"}
 
 
-class UserError(Exception):
-    """A mistake of the user; the message is one sentence."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
-
-
-def _integer(least: int):
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, "
-                                             f"not {text!r}")
-        return value
-    return convert
 
 
 def _temperature(text: str) -> float:
@@ -172,20 +154,20 @@ def _parser() -> argparse.ArgumentParser:
                      help="sim: the core's RTL, compiled by Verilator (default); golden: the "
                           "golden machine; core:PORT: a board with a core; engine, engine-golden: "
                           "the engine alone; serial:PORT: the engine on a board")
-    run.add_argument("--tokens", type=_integer(1), default=32, help="tokens to write (default: 32)")
+    run.add_argument("--tokens", type=integer(1), default=32, help="tokens to write (default: 32)")
     run.add_argument("--temperature", type=_temperature, default=0.7,
                      help="0 always takes the likeliest token (default: 0.7)")
-    run.add_argument("--top-k", type=_integer(0),
+    run.add_argument("--top-k", type=integer(0),
                      help="draw from this many of the likeliest tokens; 0: from all (default: 40, "
                           "but what a core delivers, 16)")
-    run.add_argument("--seed", type=_integer(0), default=1, help="of the draws (default: 1)")
+    run.add_argument("--seed", type=integer(0), default=1, help="of the draws (default: 1)")
     run.add_argument("--greedy", action="store_true", help="the same as --temperature 0")
-    run.add_argument("--prefill", type=_integer(1), default=1, metavar="TOKENS",
+    run.add_argument("--prefill", type=integer(1), default=1, metavar="TOKENS",
                      help="tokens of the prompt that are read together, a power of two: each "
                           "weight is read once for them (default: 1)")
     run.add_argument("--dense", action="store_true",
                      help="leave out nothing that is zero: the same text in more cycles")
-    run.add_argument("--context", type=_integer(2), metavar="TOKENS",
+    run.add_argument("--context", type=integer(2), metavar="TOKENS",
                      help=f"of a core that is made for a transformer, rounded up to a power of two "
                           f"(default: the model's, at most {CONTEXT})")
     _add_gate(run, "of a core's lists")
@@ -203,7 +185,7 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"of {', '.join(ARITHMETICS)}, or all (default: lmul,float; with "
                               f"--gate lmul)")
     measure.add_argument("--text", choices=TEXTS, default="held-out", help="(default: held-out)")
-    measure.add_argument("--documents", type=_integer(1), metavar="N",
+    measure.add_argument("--documents", type=integer(1), metavar="N",
                          help="only the first N documents")
     _add_gate(measure, "of the lists")
     measure.add_argument("--fit", action="store_true",
@@ -211,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     measure.add_argument("--save", type=Path, metavar="MODEL.gguf",
                          help="write the model with the fitted logit scales")
     measure.add_argument("--json", type=Path, metavar="FILE", help="write the results")
-    measure.add_argument("--workers", type=_integer(1), metavar="N",
+    measure.add_argument("--workers", type=integer(1), metavar="N",
                          help="processes (default: one for each CPU, at most 4)")
     measure.set_defaults(function=_evaluate)
 
@@ -222,9 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     comparison.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     comparison.add_argument("--corpus", type=Path, required=True, metavar="DIR",
                             help="directory with splits.tsv")
-    comparison.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+    comparison.add_argument("--documents", type=integer(1), default=8, metavar="N",
                             help="(default: 8)")
-    comparison.add_argument("--tokens", type=_integer(1), default=160, metavar="N",
+    comparison.add_argument("--tokens", type=integer(1), default=160, metavar="N",
                             help="of each document (default: 160)")
     comparison.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     comparison.set_defaults(function=_compare)
@@ -248,13 +230,13 @@ def _parser() -> argparse.ArgumentParser:
     calibration.add_argument("--transform", action="store_true",
                              help="first rotate the weights so that columns are orthogonal; only "
                                   "for models that keep float or integer masters")
-    calibration.add_argument("--documents", type=_integer(1), default=8, metavar="N",
+    calibration.add_argument("--documents", type=integer(1), default=8, metavar="N",
                              help="of the calibration text (default: 8)")
-    calibration.add_argument("--tokens", type=_integer(1), default=256, metavar="N",
+    calibration.add_argument("--tokens", type=integer(1), default=256, metavar="N",
                              help="of each document (default: 256)")
     calibration.add_argument("--output", type=Path, required=True, metavar="FILE",
                              help="gate file to write")
-    calibration.add_argument("--workers", type=_integer(1), metavar="N",
+    calibration.add_argument("--workers", type=integer(1), metavar="N",
                              help="processes (default: one for each CPU, at most 4)")
     calibration.set_defaults(function=_calibrate)
 
@@ -276,11 +258,11 @@ def _parser() -> argparse.ArgumentParser:
                                           "a board)")
     compiler.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                           dest="fields", help="change a field of the core's configuration")
-    compiler.add_argument("--latency", type=_integer(0), default=20, metavar="CYCLES",
+    compiler.add_argument("--latency", type=integer(0), default=20, metavar="CYCLES",
                           help="of the memory (default: 20)")
     compiler.add_argument("--refresh", type=_share, default=0.01, metavar="SHARE",
                           help="of the cycles, in which the memory pauses (default: 0.01)")
-    compiler.add_argument("--planes", type=_integer(1), metavar="N",
+    compiler.add_argument("--planes", type=integer(1), metavar="N",
                           help="of the layers' matrices of a model whose weights are not ternary "
                                "(default: 5)")
     compiler.add_argument("--compare-planes", action="store_true",
@@ -288,11 +270,11 @@ def _parser() -> argparse.ArgumentParser:
                                f"{_listed(CHOICES)} planes; needs --corpus")
     compiler.add_argument("--corpus", type=Path, metavar="DIR",
                           help="directory with splits.tsv, for --compare-planes")
-    compiler.add_argument("--documents", type=_integer(1), default=2, metavar="N",
+    compiler.add_argument("--documents", type=integer(1), default=2, metavar="N",
                           help="held-out documents that --compare-planes reads (default: 2)")
-    compiler.add_argument("--tokens", type=_integer(1), default=128, metavar="N",
+    compiler.add_argument("--tokens", type=integer(1), default=128, metavar="N",
                           help="of each document (default: 128)")
-    compiler.add_argument("--position", type=_integer(0), default=0, metavar="TOKENS",
+    compiler.add_argument("--position", type=integer(0), default=0, metavar="TOKENS",
                           help="of the token in its sequence, for a transformer (default: 0)")
     compiler.add_argument("--density", type=_share, default=1.0, metavar="SHARE",
                           help="of the columns that --sparse reads (default: 1)")
@@ -303,13 +285,13 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the largest models that fit a board with a core, and what a token of "
                     "each costs: for each width the most layers, or those that are given.")
     fitter.add_argument("board", metavar="BOARD", help="a board of 'python -m hw.build list'")
-    fitter.add_argument("--width", type=_integer(1), nargs="+", default=[64, 96, 128],
+    fitter.add_argument("--width", type=integer(1), nargs="+", default=[64, 96, 128],
                         help="(default: 64 96 128)")
-    fitter.add_argument("--ffn-width", type=_integer(1), metavar="WIDTH",
+    fitter.add_argument("--ffn-width", type=integer(1), metavar="WIDTH",
                         help="(default: twice the width)")
-    fitter.add_argument("--vocab", type=_integer(1), default=512, metavar="TOKENS",
+    fitter.add_argument("--vocab", type=integer(1), default=512, metavar="TOKENS",
                         help="(default: 512)")
-    fitter.add_argument("--layers", type=_integer(1), help="(default: as many as fit)")
+    fitter.add_argument("--layers", type=integer(1), help="(default: as many as fit)")
     fitter.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     fitter.set_defaults(function=_fit)
 
@@ -318,7 +300,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Run consecutive tokens on the simulated core, each compared with the golden "
                     "machine, and compare their cycles with the formula.")
     speed.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
-    speed.add_argument("--tokens", type=_integer(1), default=16,
+    speed.add_argument("--tokens", type=integer(1), default=16,
                        help="in steady state (default: 16)")
     speed.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                        dest="fields", help="change a field of the core's configuration")
@@ -334,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
                     "each compared with the golden machine; compare their cycles with the formula, "
                     "and derive those of the whole model.")
     attention.add_argument("model", type=Path, metavar="MODEL")
-    attention.add_argument("--contexts", type=_integer(3), nargs="+", default=[16, 64, 128, 256],
+    attention.add_argument("--contexts", type=integer(3), nargs="+", default=[16, 64, 128, 256],
                            metavar="TOKENS", help="(default: 16 64 128 256)")
     attention.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     attention.set_defaults(function=_attention)
@@ -344,8 +326,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Simulate a prompt of a model without attention, read in batches; each pass is "
                     "compared with the golden machine, and its cycles with the formula.")
     prefill.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL")
-    prefill.add_argument("--tokens", type=_integer(1), default=64, help="(default: 64)")
-    prefill.add_argument("--batches", type=_integer(1), nargs="+", default=[1, 2, 4, 8],
+    prefill.add_argument("--tokens", type=integer(1), default=64, help="(default: 64)")
+    prefill.add_argument("--batches", type=integer(1), nargs="+", default=[1, 2, 4, 8],
                          metavar="TOKENS", help="(default: 1 2 4 8)")
     prefill.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
                          dest="fields", help="change a field of the core's configuration")
@@ -362,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
                     "one line that says why not.")
     fuzzer.add_argument("readers", nargs="*", choices=[*READERS, []], metavar="READER",
                         help=f"of {', '.join(READERS)} (default: all)")
-    fuzzer.add_argument("--files", type=_integer(1), default=10000, metavar="N",
+    fuzzer.add_argument("--files", type=integer(1), default=10000, metavar="N",
                         help="of each reader (default: 10000)")
     fuzzer.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     fuzzer.set_defaults(function=_fuzz)
@@ -400,18 +382,6 @@ def _read(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
         raise ModelFileError(f"{path}: {error}") from None
 
 
-@contextlib.contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str], Callable[[float, str], None]]]:
-    """Show bars on a terminal; the function adds one by its title and returns what moves it."""
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(),
-                  TextColumn("{task.fields[note]}"), TimeElapsedColumn(), console=console,
-                  transient=True, disable=not console.is_terminal) as progress:
-        def add(title: str) -> Callable[[float, str], None]:
-            task = progress.add_task(title, total=1.0, note="")
-            return lambda done, what: progress.update(task, completed=done, note=what)
-        yield add
-
-
 def _run(console: Console, options: argparse.Namespace) -> int:
     is_core = options.device in CORES or options.device.startswith(BOARD_CORE)
     return (_run_core if is_core else _run_engine)(console, options)
@@ -445,7 +415,7 @@ def _run_engine(console: Console, options: argparse.Namespace) -> int:
         cores = " or ".join([*CORES, f"{BOARD_CORE}PORT"])
         raise UserError(f"{path}: an image needs a core (try --device {cores})")
     model, tokenizer = _read(path)
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         device = open_device(options.device, bar("Opening the device"))
         try:
             report, matrices = bar("Loading the model"), itertools.count(1)
@@ -547,7 +517,7 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     device: TokenDevice | None = None
     if options.gate:
         console.print("Gated lists: the text is not that of the whole model.", style="dim")
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         try:
             if options.device.startswith(BOARD_CORE):
                 # What a model becomes depends on the board's core.
@@ -742,7 +712,7 @@ def _compare(console: Console, options: argparse.Namespace) -> int:
             text = Text.read(model, documents, options.documents, options.tokens)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
-        with _progress(console) as bar:
+        with progress_bars(console) as bar:
             found = compare(model, text, variants(), bar(path.stem))
         made = list(rows_of(path, options.documents, found))
         console.print(_comparison(path.stem, made))
@@ -986,7 +956,7 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
     weights: dict[int, list[str]] = {}
     widths: dict[int, int] = {}
     misfits: list[str] = []
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         report = bar("Compiling")
         for done, planes in enumerate(CHOICES):
             report(done / len(CHOICES), f"{planes} planes")
@@ -1064,7 +1034,7 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
     from host.speed import measure_tokens, time_fresh_demo, write_records
 
     image, _, _ = _image(options.model, _core_config(CoreConfig(), options.fields))
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
@@ -1103,7 +1073,7 @@ def _attention(console: Console, options: argparse.Namespace) -> int:
                         f"of {model.name}, not {most}")
     base = CoreConfig(context=2 ** (most - 1).bit_length())
     layer = compile_fitted(first_layer(model), base)
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         rows = list(measure_attention(layer, contexts, bar("Opening the device"),
                                       bar("Running tokens")))
     whole = compile_fitted(model, base)
@@ -1139,7 +1109,7 @@ def _prefill(console: Console, options: argparse.Namespace) -> int:
     core = compile_fitted(model, _core_config(CoreConfig(), options.fields),
                           prefill=max(options.batches)).config
     images = [compile_model(model, core, prefill=batch) for batch in options.batches]
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
                                     bar("Reading prompts")))
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
@@ -1166,7 +1136,7 @@ def _disassemble(console: Console, options: argparse.Namespace) -> int:
 # fuzz
 
 def _fuzz(console: Console, options: argparse.Namespace) -> int:
-    with _progress(console) as bar:
+    with progress_bars(console) as bar:
         outcomes = [fuzz(reader, options.files, bar(reader))
                     for reader in options.readers or READERS]
     for outcome in outcomes:
@@ -1226,7 +1196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.function(console, options)
     except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
-            TextError, OverflowError, compress_command.CompressError) as error:
+            TextError, OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

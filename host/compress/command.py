@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from host.chain import Shape, tensorize
@@ -30,17 +29,14 @@ from host.compress.profile import (
 )
 from host.corpus import read_corpus
 from host.families.mpo_llama import MATRICES, MpoLlamaLM, write_model
+from host.terminal import UserError, integer, positive, progress_bars
 from host.tokenizer import ByteTokenizer, open_tokenizer
 from hw.config import EngineConfig
 
-__all__ = ["CompressError", "add_command", "run"]
+__all__ = ["add_command", "run"]
 
 _ROUNDS = 8         # plans that are measured for a divergence, at most
 _CLOSE = 0.9        # of the divergence that was asked for is near enough
-
-
-class CompressError(ValueError):
-    """What was asked for cannot be had; the message is one sentence."""
 
 
 def add_command(commands: argparse._SubParsersAction) -> None:
@@ -54,16 +50,17 @@ def add_command(commands: argparse._SubParsersAction) -> None:
                          help="directory with splits.tsv; its calibration text is read")
     command.add_argument("--output", type=Path, required=True, metavar="MODEL.gguf")
     target = command.add_mutually_exclusive_group(required=True)
-    target.add_argument("--ratio", type=_positive, metavar="R",
+    target.add_argument("--ratio", type=positive, metavar="R",
                         help="float32 bytes of the model over bytes of the result")
-    target.add_argument("--budget", type=_positive, metavar="BYTES")
-    target.add_argument("--max-divergence", type=_positive, metavar="D",
+    target.add_argument("--budget", type=positive, metavar="BYTES")
+    target.add_argument("--max-divergence", type=positive, metavar="D",
                         help="Jensen-Shannon divergence from the float model, bits a token")
-    target.add_argument("--speedup", type=_positive, metavar="S",
+    target.add_argument("--speedup", type=positive, metavar="S",
                         help="cycles of a token's matrices, five planes each, over those of the "
                              "result, on an engine of --lanes and --port-bytes")
-    command.add_argument("--lanes", type=int, default=64, metavar="N", help="(default: 64)")
-    command.add_argument("--port-bytes", type=int, default=8, metavar="N", help="(default: 8)")
+    command.add_argument("--lanes", type=integer(1), default=64, metavar="N", help="(default: 64)")
+    command.add_argument("--port-bytes", type=integer(1), default=8, metavar="N",
+                         help="(default: 8)")
     command.add_argument("--method", choices=METHODS, default="joint",
                          help="what a matrix may become (default: joint, all of it)")
     command.add_argument("--chain", action="append", default=[],
@@ -76,26 +73,16 @@ def add_command(commands: argparse._SubParsersAction) -> None:
                          help="sensitivities: gone on with if the file is there (default: beside "
                               "the output)")
     command.add_argument("--plot", type=Path, metavar="FILE.svg", help="picture of the profile")
-    command.add_argument("--documents", type=int, default=2, metavar="N",
+    command.add_argument("--documents", type=integer(1), default=2, metavar="N",
                          help="of the calibration text (default: 2)")
-    command.add_argument("--tokens", type=int, default=128, metavar="N",
+    command.add_argument("--tokens", type=integer(1), default=128, metavar="N",
                          help="of each document (default: 128)")
-    command.add_argument("--heal", type=int, default=0, metavar="STEPS",
+    command.add_argument("--heal", type=integer(0), default=0, metavar="STEPS",
                          help="train the result on the float model's distributions (needs PyTorch)")
-    command.add_argument("--batch", type=int, default=16, metavar="ROWS",
+    command.add_argument("--batch", type=integer(1), default=16, metavar="ROWS",
                          help="of 128 tokens, for each step of healing (default: 16)")
     command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
     command.set_defaults(function=run)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
-    return value
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -115,7 +102,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
         reference = logarithms(model.reference(), "float", text)
         plan, made, result = _search(options, layers, found, text, reference, fixed)
     except ValueError as error:
-        raise CompressError(str(error)) from None
+        raise UserError(str(error)) from None
     _say(console, layers, found, plan, made, result, options.method)
     if options.heal:
         made = _heal(console, options, layers, plan, made, corpus["train"])
@@ -135,7 +122,7 @@ def _fixed(layers: Layers, text: str, planes: int) -> tuple[str, Choice]:
     """Take an option --chain apart, and check it on layer 0."""
     parts = re.fullmatch(r"(\w+)=([\dx]+)/([\dx]+)(?::([\d,]+))?", text)
     if parts is None or parts[1] not in MATRICES:
-        raise CompressError(f"Option --chain must be MATRIX=ROWS/COLUMNS:BONDS with a matrix of "
+        raise UserError(f"Option --chain must be MATRIX=ROWS/COLUMNS:BONDS with a matrix of "
                             f"{', '.join(MATRICES)}, as ffn_up=2x768/288x2:96, not {text!r}")
     name = parts[1]
     try:
@@ -146,19 +133,15 @@ def _fixed(layers: Layers, text: str, planes: int) -> tuple[str, Choice]:
             raise ValueError(shape.obstacle)
         tensorize(layers.matrices[0][name], shape, bonds)
     except ValueError as error:
-        raise CompressError(f"Option --chain for {name}: {error}") from None
+        raise UserError(f"Option --chain for {name}: {error}") from None
     return name, Choice(shape, bonds, planes)
 
 
 def _profile(console: Console, options: argparse.Namespace, layers: Layers,
              text: Text) -> Profile:
     path = options.profile or options.output.with_suffix(".profile.jsonl")
-    with Progress(TextColumn("Profiling"), BarColumn(), TextColumn("{task.fields[note]}"),
-                  TimeRemainingColumn(), console=console, transient=True,
-                  disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=1.0, note="")
-        return profile(layers, text.tokens, path,
-                       lambda done, what: progress.update(task, completed=done, note=what))
+    with progress_bars(console) as bar:
+        return profile(layers, text.tokens, path, bar("Profiling"))
 
 
 def _table(found: Profile) -> Table:
@@ -207,7 +190,7 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         try:
             return attempt(cycles / options.speedup)
         except BudgetError as error:
-            raise CompressError(f"Speedup of method {options.method} must be at most "
+            raise UserError(f"Speedup of method {options.method} must be at most "
                                 f"{cycles / error.least:.2f}, not {options.speedup:g}") from None
     if not options.max_divergence:
         budget = options.budget or floats / options.ratio
@@ -216,12 +199,12 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
         except BudgetError as error:
             if not options.ratio:
                 raise
-            raise CompressError(f"Ratio of method {options.method} must be at most "
+            raise UserError(f"Ratio of method {options.method} must be at most "
                                 f"{floats / error.least:.2f}, not {options.ratio:g}") from None
     # Of the largest plan that the method has; then sizes in between.
     best = attempt(float("inf"))
     if best[2].jsd > options.max_divergence:
-        raise CompressError(f"Divergence of method {options.method} must be at least "
+        raise UserError(f"Divergence of method {options.method} must be at least "
                             f"{best[2].jsd:.4f}, not {options.max_divergence:g}")
     low, high = 0.0, float(best[0].bytes)
     for _ in range(_ROUNDS):
@@ -293,7 +276,7 @@ def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: P
     try:
         from host.compress.heal import heal, pack_tokens
     except ModuleNotFoundError:
-        raise CompressError("Option --heal needs PyTorch, an optional extra: "
+        raise UserError("Option --heal needs PyTorch, an optional extra: "
                             "pip install -e '.[train]'") from None
     model = layers.model
     tokenizer = open_tokenizer(model.vocabulary)
@@ -302,15 +285,12 @@ def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: P
         tokens = pack_tokens(tokenizer, model.vocabulary.start, documents,
                              options.heal * options.batch, 128)
     except ValueError as error:
-        raise CompressError(str(error)) from None
-    with Progress(TextColumn("Healing"), BarColumn(), TextColumn("{task.fields[note]}"),
-                  TimeRemainingColumn(), console=console, transient=True,
-                  disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=options.heal, note="")
+        raise UserError(str(error)) from None
+    with progress_bars(console) as bar:
+        report = bar("Healing")
         found = heal(layers, plan.choices, plan.embedding_planes, made, tokens,
                      steps=options.heal, batch=options.batch, rate=0.01, device=options.device,
-                     report=lambda step, loss: progress.update(task, completed=step,
-                                                               note=f"loss {loss:.4f}"))
+                     report=lambda step, loss: report(step / options.heal, f"loss {loss:.4f}"))
     console.print(f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
                   f"the original takes {found.original_seconds_per_step:.2f} s   (measured)",
                   highlight=False)
