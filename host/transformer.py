@@ -18,7 +18,7 @@ from sim.golden.network import CACHES, Matrix, Network, Value
 from sim.golden.trits import plane_limit
 
 __all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "attend", "balancing_powers",
-           "gguf_attention", "head_scale"]
+           "gguf_attention", "head_scale", "layer_shapes"]
 
 #: Trit planes of embedding and head, which have one scale: -364..364.
 EMBEDDING_PLANES = 6
@@ -94,6 +94,14 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
         context=file.positive_int(f"{prefix}.context_length", most=1 << 17),
         base=file.positive_float(f"{prefix}.rope.freq_base", 10000.0),
         epsilon=file.positive_float(f"{prefix}.attention.layer_norm_rms_epsilon"))
+
+
+def layer_shapes(attention: Attention, width: int, ffn_width: int) -> dict[str, tuple[int, int]]:
+    """Rows and columns of a Llama layer's matrices, which are called as in a GGUF file."""
+    kv_width = attention.kv_heads * attention.head_size
+    return {"attn_q": (width, width), "attn_k": (kv_width, width), "attn_v": (kv_width, width),
+            "attn_output": (width, width), "ffn_gate": (ffn_width, width),
+            "ffn_up": (ffn_width, width), "ffn_down": (width, ffn_width)}
 
 
 def balancing_powers(columns: Sequence[Floats], sizes: NDArray | None = None,

@@ -31,6 +31,7 @@ from host.transformer import (
     balancing_powers,
     gguf_attention,
     head_scale,
+    layer_shapes,
 )
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind, Matrix, Network, Value
@@ -279,10 +280,7 @@ def _parts_of_gguf(file: GGUFFile) -> dict[str, Any]:
     attention = gguf_attention(file, "llama")
     vocabulary = file.vocabulary()
     vocab = vocabulary.size
-    kv_width = attention.kv_heads * attention.head_size
-    shapes = {"attn_q": (width, width), "attn_k": (kv_width, width), "attn_v": (kv_width, width),
-              "attn_output": (width, width), "ffn_gate": (ffn_width, width),
-              "ffn_up": (ffn_width, width), "ffn_down": (width, ffn_width)}
+    shapes = layer_shapes(attention, width, ffn_width)
     layers = []
     for index in range(layer_count):
         norms = {name: file.vector(f"blk.{index}.{name}.weight", width)

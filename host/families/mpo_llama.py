@@ -34,7 +34,7 @@ from host.chain import Chain, Shape
 from host.gguf_file import GGUFFile, write_vocabulary
 from host.model import LanguageModel, PieceVocabulary, Source, Vocabulary
 from host.planes import ROWS, PlaneMatrix, to_planes
-from host.transformer import Attention, attend, gguf_attention
+from host.transformer import Attention, attend, gguf_attention, layer_shapes
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import CACHES, Matrix, Network, Value
 
@@ -64,11 +64,6 @@ class ChainMatrix:
 
     shape: Shape
     cores: tuple[PlaneMatrix, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the matrix."""
-        return math.prod(self.shape.rows)
 
     @property
     def columns(self) -> int:
@@ -280,14 +275,11 @@ def read(source: Source) -> MpoLlamaLM:
     attention = gguf_attention(file, ARCHITECTURE)
     vocabulary = file.vocabulary()
     root = math.sqrt(width)
-    kv_width = attention.kv_heads * attention.head_size
-    sizes = {"attn_k": (kv_width, width), "attn_v": (kv_width, width),
-             "ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
-             "ffn_down": (width, ffn_width)}
+    sizes = layer_shapes(attention, width, ffn_width)
     layers, powers = [], []
     for index in range(file.positive_int(f"{ARCHITECTURE}.block_count")):
         layers.append({
-            name: _read_chain(file, f"blk.{index}.{name}", sizes.get(name, (width, width)),
+            name: _read_chain(file, f"blk.{index}.{name}", sizes[name],
                               root if list_name in LISTS else 1.0)
             for name, list_name in MATRICES.items()})
         powers.append({name: _powers(file, f"blk.{index}.{name}.powers", width)

@@ -20,6 +20,7 @@ from host.examples import llama_gguf, llama_tensors
 from host.families.mpo_llama import MATRICES
 from host.model import read_model
 from hw.config import EngineConfig
+from sim.golden.bf16 import to_float32
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.corpus_examples import write_corpus
 
@@ -199,10 +200,10 @@ class TestTwoDigits:
                     rng = np.random.default_rng(2)
                     x = rng.normal(size=(20, codes.elements)).astype(np.float32)
                     bits = (x.view(np.uint32) >> 16).astype(np.uint16)
-                    x = (bits.astype(np.uint32) << 16).view(np.float32)
+                    x = to_float32(bits)
                     kept = lm._compute(codes, [bits], text.tokens)
                     y = lm._compute(step, [kept], text.tokens)
-                    y = (y.astype(np.uint32) << 16).view(np.float32)
+                    y = to_float32(y)
                     z = exact._compute(step, [exact._compute(codes, [x], text.tokens)],
                                        text.tokens)
                     errors[-1] = float(np.square(y - z).mean())
