@@ -26,6 +26,7 @@ from host.transformer import (
     balancing_powers,
     gguf_attention,
     head_scale,
+    layer_shapes,
 )
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import Matrix, Network, Value
@@ -136,13 +137,6 @@ def _balance(matrix: TernaryMatrix, gains: Floats) -> float:
     return float(np.exp2(-np.rint(np.log2(size)))) if size > 0 else 1.0
 
 
-def _shapes(attention: Attention, width: int, ffn_width: int) -> dict[str, tuple[int, int]]:
-    kv_width = attention.kv_heads * attention.head_size
-    return {"attn_q": (width, width), "attn_k": (kv_width, width), "attn_v": (kv_width, width),
-            "attn_output": (width, width), "ffn_gate": (ffn_width, width),
-            "ffn_up": (ffn_width, width), "ffn_down": (width, ffn_width)}
-
-
 def read(source: Source) -> BitNetLM:
     """Read and check a checkpoint or a GGUF file.
 
@@ -163,7 +157,7 @@ def _read_gguf(file: Source) -> BitNetLM:
     width = file.positive_int(f"{prefix}.embedding_length")
     ffn_width = file.positive_int(f"{prefix}.feed_forward_length")
     vocabulary = file.vocabulary()
-    shapes = _shapes(attention, width, ffn_width)
+    shapes = layer_shapes(attention, width, ffn_width)
     layers = []
     for index in range(file.positive_int(f"{prefix}.block_count")):
         fields: dict[str, Any] = {
@@ -216,7 +210,7 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
             raise file.error(f"tensor {name}.weight_scale must be positive, not {scale}")
         return TernaryMatrix(file.packed(f"{name}.weight", shape), 1 / scale if divides else scale)
 
-    shapes = _shapes(attention, width, ffn_width)
+    shapes = layer_shapes(attention, width, ffn_width)
     layers = []
     for index in range(file.positive_int("num_hidden_layers")):
         layer = f"model.layers.{index}"
