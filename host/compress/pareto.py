@@ -174,16 +174,18 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
                 workers, mp_context=context) as pool:
 
+            def missing(made: MpoLlamaLM, *key: Any) -> list[int]:
+                deep = any(len(chain.cores) > 1 for layer in made.layers
+                           for chain in layer.values())
+                return [digits for digits in ((1, 2) if deep else (1,))
+                        if (*key, digits) not in known]
+
             def submit(made: MpoLlamaLM, row: Mapping[str, Any]) -> None:
                 size = stored_bytes(made)
                 label = "-".join(str(row[key]) for key in ("method", "budget"))
                 path = folder / f"{label}{'-healed' if row['healed'] else ''}.gguf"
                 write_model(path, made)
-                deep = any(len(chain.cores) > 1 for layer in made.layers
-                           for chain in layer.values())
-                for digits in (1, 2) if deep else (1,):
-                    if (row["method"], row["budget"], row["healed"], digits) in known:
-                        continue
+                for digits in missing(made, row["method"], row["budget"], row["healed"]):
                     waiting.append(({**same, **row, "bytes": size,
                                      "ratio": round(floats / size, 3), "digits": digits},
                                     pool.submit(_measure_file, path, reference, text, digits)))
@@ -204,7 +206,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                     report(f"{method} at {budget:,.0f}: {stored_bytes(made):,} bytes, "
                            f"{row['methods']}, planes {row['planes']}")
                     submit(made, row)
-                    if healing:
+                    if healing and missing(made, method, round(budget), True):
                         from host.compress.heal import heal
                         healed = heal(layers, plan.choices, plan.embedding_planes, made,
                                       healing.tokens, steps=healing.steps, batch=healing.batch,
