@@ -146,14 +146,6 @@ class Chain:
                 -1, core.shape[3], rest // core.shape[2])
         return state.reshape(-1)
 
-    def merge(self, site: int) -> "Chain":
-        """Return the chain with one core in the place of those at ``site`` and behind it."""
-        first, second = self.cores[site:site + 2]
-        both = np.einsum("aoib,bpjc->aopijc", first, second)
-        left, o, p, i, j, right = both.shape
-        merged = both.reshape(left, o * p, i * j, right)
-        return Chain((*self.cores[:site], merged, *self.cores[site + 2:]))
-
 
 def site_by_site(matrix: NDArray, shape: Shape) -> NDArray:
     """Return the elements with an axis for each digit: row and column of the first site, and so on.

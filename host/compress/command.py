@@ -228,7 +228,7 @@ def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: Mpo
     floats, size = float_bytes(layers.model), stored_bytes(made)
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
                   title=f"What became of the {7 * len(layers.matrices)} matrices of the layers")
-    for name in ("matrix", "became", "layers", "planes", "elements kept"):
+    for name in ("matrix", "became", "layers", "rows/columns", "planes", "elements kept"):
         table.add_column(name)
     for name in MATRICES:
         kinds: dict[str, list[tuple[int, Choice]]] = {}
@@ -240,6 +240,7 @@ def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: Mpo
             planes = Counter(choice.planes for _, choice in members)
             table.add_row(name, "left alone" if kind == "quantized" else kind,
                           _ranges([index for index, _ in members]),
+                          ", ".join(sorted({str(choice.shape) for _, choice in members})),
                           ", ".join(f"{count} x {number}" for number, count
                                     in sorted(planes.items())), f"{kept / sizes:.0%}")
     console.print(table)

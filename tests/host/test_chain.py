@@ -59,12 +59,6 @@ class TestChain:
             assert np.linalg.norm(dense - matrix) == pytest.approx(
                 np.linalg.norm(values[bonds[0]:]), rel=1e-12)
 
-    def test_merged(self):
-        chain = tensorize(np.random.default_rng(3).normal(size=(24, 18)), SHAPES[4])
-        merged = chain.merge(1)
-        assert merged.shape == Shape((1, 24), (9, 2))
-        np.testing.assert_allclose(merged.dense(), chain.dense(), rtol=0, atol=1e-12)
-
     def test_same_signs(self):
         """The largest element of a left singular vector is positive."""
         matrix = np.random.default_rng(4).normal(size=(24, 18))
