@@ -43,7 +43,11 @@ def _table(name: str, columns: list[str], wanted: dict[str, str]) -> str:
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |"
               for row in rows]
     versions = ", ".join(f"{tool} {version}" for tool, version in record["versions"].items())
-    return "\n".join([*lines, "", f"Made by `{record['command']}` ({versions})."]) + "\n"
+    # A record of several models has the commands of each.
+    commands = [made["command"] for key, made in record["configuration"].items()
+                if key.split(",")[0] == wanted.get("model") and "command" in made]
+    command = "; ".join(commands) or record["command"]
+    return "\n".join([*lines, "", f"Made by `{command}` ({versions})."]) + "\n"
 
 
 def render_document(text: str) -> str:
