@@ -2,16 +2,24 @@
 
 import argparse
 import contextlib
+import importlib.util
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["UserError", "integer", "positive", "progress_bars"]
+__all__ = ["UserError", "integer", "need_package", "positive", "progress_bars"]
 
 
 class UserError(Exception):
     """A mistake of the user; the message is one sentence."""
+
+
+def need_package(package: str, option: str, extra: str) -> None:
+    """Raise a UserError if an option's package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"Option {option} needs {package}, an optional extra: "
+                        f"pip install -e '.[{extra}]'")
 
 
 def integer(least: int) -> Callable[[str], int]:

@@ -24,6 +24,7 @@ from host.compare import Text, log_softmax, read_llama
 from host.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
+from host.compress.command import check_device
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.pareto import Tokens, logarithms, measure, pareto
 from host.compress.plots import plot_pareto
@@ -43,6 +44,7 @@ from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
 from host.families.llama import LlamaLM
 from host.image import Image
 from host.model import LanguageModel, ModelFileError, read_model
+from host.terminal import UserError
 from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
 from host.tokenizer import AnyTokenizer, ByteTokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
@@ -555,6 +557,7 @@ def _tensor(options: argparse.Namespace) -> int:
         calibration = Text.read(model, corpus["calibration"], 2, options.calibration)
         healing = None
         if options.heal:
+            check_device(options.device)
             from host.compress.heal import pack_tokens
             tokenizer = open_tokenizer(model.vocabulary)
             assert isinstance(tokenizer, ByteTokenizer)
@@ -563,7 +566,7 @@ def _tensor(options: argparse.Namespace) -> int:
             healing = Tokens(packed, options.heal, options.batch, options.rate, options.device)
         layers = layers_of(model)
         found = profile(layers, calibration.tokens, options.profile, _say_tenths())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UserError) as error:
         print(f"python -m host.compress tensor: {error}", file=sys.stderr)
         return 1
     name = options.model.stem

@@ -28,12 +28,13 @@ from host.compress.profile import (
     profile,
 )
 from host.corpus import read_corpus
+from host.families.llama import LlamaLM
 from host.families.mpo_llama import MATRICES, MpoLlamaLM, write_model
-from host.terminal import UserError, integer, positive, progress_bars
+from host.terminal import UserError, integer, need_package, positive, progress_bars
 from host.tokenizer import ByteTokenizer, open_tokenizer
 from hw.config import EngineConfig
 
-__all__ = ["add_command", "run"]
+__all__ = ["add_command", "check_device", "run"]
 
 _ROUNDS = 8         # plans that are measured for a divergence, at most
 _CLOSE = 0.9        # of the divergence that was asked for is near enough
@@ -87,12 +88,21 @@ def add_command(commands: argparse._SubParsersAction) -> None:
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
+    # Mistakes that would be noticed after minutes.
+    for path in (options.output, options.plot):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{path}: must be a file in a directory that exists")
+    if options.heal:
+        check_device(options.device)
+    if options.plot:
+        need_package("matplotlib", "--plot", "plot")
     model = read_llama(options.model)
     corpus = read_corpus(options.corpus)
     layers = layers_of(model)
     fixed = dict(_fixed(layers, text, options.planes) for text in options.chain)
     try:
         text = Text.read(model, corpus["calibration"], options.documents, options.tokens)
+        healing = _healing_tokens(model, corpus["train"], options) if options.heal else None
         found = _profile(console, options, layers, text)
         console.print(_table(found))
         if options.plot:
@@ -104,8 +114,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UserError(str(error)) from None
     _say(console, layers, found, plan, made, result, options.method)
-    if options.heal:
-        made = _heal(console, options, layers, plan, made, corpus["train"])
+    if healing is not None:
+        made = _heal(console, options, layers, plan, made, healing)
         healed = measure(made, text, reference)
         console.print(f"Healed    {healed.bits_per_byte:.4f} bits a byte, divergence "
                       f"{healed.jsd:.4f}, top 1 {healed.top1_agreement:.1%}   (calibration text)",
@@ -116,6 +126,17 @@ def run(console: Console, options: argparse.Namespace) -> int:
     os.replace(part, options.output)
     console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def check_device(device: str) -> None:
+    """Raise a UserError if PyTorch is missing, or has no such device."""
+    need_package("torch", "--heal", "train")
+    import torch
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"Option --device must be one that PyTorch has, not {device!r}: "
+                        f"{str(error).splitlines()[0]}") from None
 
 
 def _fixed(layers: Layers, text: str, planes: int) -> tuple[str, Choice]:
@@ -272,21 +293,18 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, ends)) for ends in found)
 
 
-def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: Plan,
-          made: MpoLlamaLM, documents: list[str]) -> MpoLlamaLM:
-    try:
-        from host.compress.heal import heal, pack_tokens
-    except ModuleNotFoundError:
-        raise UserError("Option --heal needs PyTorch, an optional extra: "
-                            "pip install -e '.[train]'") from None
-    model = layers.model
+def _healing_tokens(model: LlamaLM, documents: list[str],
+                    options: argparse.Namespace) -> NDArray[np.int64]:
+    from host.compress.heal import pack_tokens
     tokenizer = open_tokenizer(model.vocabulary)
     assert isinstance(tokenizer, ByteTokenizer)
-    try:
-        tokens = pack_tokens(tokenizer, model.vocabulary.start, documents,
-                             options.heal * options.batch, 128)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    return pack_tokens(tokenizer, model.vocabulary.start, documents, options.heal * options.batch,
+                       128)
+
+
+def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: Plan,
+          made: MpoLlamaLM, tokens: NDArray[np.int64]) -> MpoLlamaLM:
+    from host.compress.heal import heal
     with progress_bars(console) as bar:
         report = bar("Healing")
         found = heal(layers, plan.choices, plan.embedding_planes, made, tokens,

@@ -194,8 +194,13 @@ def profile(layers: Layers, tokens: NDArray[np.integer], path: Path,
            "tokens": int(tokens.size), "text": int(np.int64(tokens).sum())}
     done: dict[tuple, Sensitivity] = {}
     if path.exists():
-        first, *lines = path.read_text(encoding="utf-8").splitlines()
-        if json.loads(first) != key:
+        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        try:
+            found_key = json.loads(first)
+        except ValueError:
+            raise ValueError(f"{path}: is not a profile, which begins with "
+                             f"{json.dumps(key)} (try another file)") from None
+        if found_key != key:
             raise ValueError(f"{path}: is the profile of another model or text, {first}; it must "
                              f"be {json.dumps(key)} (try another file)")
         # An interrupted run can have left half a line.

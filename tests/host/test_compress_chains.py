@@ -263,6 +263,35 @@ class TestCommand:
         assert status == 1      # the text has no 12 rows of 128 tokens
         assert "Healing" not in out
 
+    @needs_torch
+    def test_unknown_device(self, capsys, arguments):
+        status, _, err = run(capsys, *arguments, "--budget", 35000, "--heal", 1, "--device", "tpu")
+        assert status == 1
+        assert re.match(r"python -m host compress: Option --device must be one that PyTorch has, "
+                        r"not 'tpu': .*\n$", err)
+
+    def test_missing_package(self, capsys, monkeypatch, arguments):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        for option, extra in (("--heal", "train"), ("--plot", "plot")):
+            status, _, err = run(capsys, *arguments, "--budget", 35000, option, 1)
+            assert status == 1
+            assert re.match(rf"python -m host compress: Option {option} needs \w+, an optional "
+                            rf"extra: pip install -e '\.\[{extra}\]'\n$", err)
+
+    def test_output_is_no_file(self, capsys, arguments, tmp_path):
+        for path in (tmp_path, tmp_path / "absent" / "small.gguf"):
+            status, _, err = run(capsys, *arguments, "--budget", 35000, "--output", path)
+            assert status == 1
+            assert err == (f"python -m host compress: {path}: must be a file in a directory that "
+                           f"exists\n")
+
+    def test_other_profile(self, capsys, arguments, tmp_path):
+        (tmp_path / "p").write_text("no JSON\n")
+        status, _, err = run(capsys, *arguments, "--budget", 35000, "--profile", tmp_path / "p")
+        assert status == 1
+        assert re.match(rf"python -m host compress: {tmp_path}/p: is not a profile, which begins ",
+                        err)
+
     @pytest.mark.parametrize(("options", "message"), [
         (["--ratio", 90], r"Ratio of method joint must be at most \d+\.\d\d, not 90"),
         (["--speedup", 90], r"Speedup of method joint must be at most \d+\.\d\d, not 90"),
