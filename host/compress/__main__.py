@@ -26,7 +26,7 @@ from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
 from host.compress.command import check_device
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
-from host.compress.pareto import Tokens, logarithms, measure, pareto
+from host.compress.pareto import Tokens, logarithms, measure, pareto, row_key
 from host.compress.plots import plot_pareto
 from host.compress.profile import METHODS as CHAIN_METHODS
 from host.compress.profile import profile
@@ -576,8 +576,7 @@ def _tensor(options: argparse.Namespace) -> int:
     if healing:
         versions["torch"] = importlib.metadata.version("torch")
         settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
-                     "tokens_per_row": options.steps, "rate": options.rate,
-                     "device": options.device}
+                     "tokens_per_row": options.steps, "device": options.device}
     # Rows of other models stay, with the commands that made them.
     old: dict[str, Any] = {"versions": {}, "configuration": {}, "rows": []}
     if options.record.exists():
@@ -592,14 +591,14 @@ def _tensor(options: argparse.Namespace) -> int:
         commands.append(_command())
     configuration = others | {label: {"command": "; ".join(commands), **settings}}
     rows = [row for row in old["rows"] if row["model"] != name or kept]
-    known = {_key(row) for row in rows if row["model"] == name}
+    known = {row_key(row) for row in rows if row["model"] == name}
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
                       options.workers or os.cpu_count() or 1, options.output,
                       lambda line: print(line, flush=True), methods=options.methods,
                       known=known):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        if row["model"] == name and _key(row) in known:
+        if row["model"] == name and row_key(row) in known:
             continue                            # the float model
         rows.append(row)
         # Each time, so that a run that is cut off keeps what it has.
@@ -616,11 +615,7 @@ def _tensor(options: argparse.Namespace) -> int:
 def _order(row: dict[str, Any]) -> tuple:
     """Sort by model and size, the largest first; healed rows come behind those they were."""
     return (row["model"], -row.get("budget", 0), ["float32", *CHAIN_METHODS].index(row["method"]),
-            row["healed"], row["digits"])
-
-
-def _key(row: dict[str, Any]) -> tuple:
-    return tuple(row[name] for name in ("method", "budget", "healed", "digits"))
+            row.get("rate", 0.0), row["digits"])
 
 
 def _say_tenths() -> Callable[[float, str], None]:

@@ -23,7 +23,7 @@ from sim.golden.bf16 import to_float32
 from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind, Value
 
-__all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto"]
+__all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto", "row_key"]
 
 _DIGIT = 8      # bits of a second digit
 
@@ -119,6 +119,11 @@ def _shares(plan: Plan) -> dict[str, Any]:
             "parameters": sum(choice.shape.parameters(choice.bonds) for choice in choices)}
 
 
+def row_key(row: Mapping[str, Any]) -> tuple:
+    """Return what tells the rows of a model apart; a row that was not healed has no rate."""
+    return row["method"], row["budget"], row["digits"], row.get("rate")
+
+
 def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Sequence[float],
            healing: Tokens | None, workers: int, keep: Path | None = None,
            report: Callable[[str], None] = lambda line: None, *,
@@ -146,7 +151,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
     methods : sequence of str
         Of :data:`host.compress.profile.METHODS`.
     known : container of tuple
-        Method, budget, healed and digits of what needs not be measured.
+        :func:`row_key` of what needs not be measured.
     """
     model = layers.model
     floats = float_bytes(model)
@@ -174,18 +179,18 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
                 workers, mp_context=context) as pool:
 
-            def missing(made: MpoLlamaLM, *key: Any) -> list[int]:
+            def missing(made: MpoLlamaLM, row: Mapping[str, Any]) -> list[int]:
                 deep = any(len(chain.cores) > 1 for layer in made.layers
                            for chain in layer.values())
                 return [digits for digits in ((1, 2) if deep else (1,))
-                        if (*key, digits) not in known]
+                        if row_key({**row, "digits": digits}) not in known]
 
             def submit(made: MpoLlamaLM, row: Mapping[str, Any]) -> None:
                 size = stored_bytes(made)
                 label = "-".join(str(row[key]) for key in ("method", "budget"))
                 path = folder / f"{label}{'-healed' if row['healed'] else ''}.gguf"
                 write_model(path, made)
-                for digits in missing(made, row["method"], row["budget"], row["healed"]):
+                for digits in missing(made, row):
                     waiting.append(({**same, **row, "bytes": size,
                                      "ratio": round(floats / size, 3), "digits": digits},
                                     pool.submit(_measure_file, path, reference, text, digits)))
@@ -206,7 +211,9 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                     report(f"{method} at {budget:,.0f}: {stored_bytes(made):,} bytes, "
                            f"{row['methods']}, planes {row['planes']}")
                     submit(made, row)
-                    if healing and missing(made, method, round(budget), True):
+                    if healing:
+                        row |= {"healed": True, "rate": healing.rate}
+                    if healing and missing(made, row):
                         from host.compress.heal import heal
                         healed = heal(layers, plan.choices, plan.embedding_planes, made,
                                       healing.tokens, steps=healing.steps, batch=healing.batch,
@@ -215,7 +222,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                                f"{healed.seconds_per_step:.3f} s a step, of the original "
                                f"{healed.original_seconds_per_step:.3f}")
                         submit(healed.model, {
-                            **row, "healed": True, "steps": healing.steps,
+                            **row, "steps": healing.steps,
                             "seconds_per_step": round(healed.seconds_per_step, 4),
                             "original_seconds_per_step": round(
                                 healed.original_seconds_per_step, 4),
