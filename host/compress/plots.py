@@ -53,6 +53,7 @@ def plot_profile(found: Profile, path: Path) -> None:
 def plot_pareto(record: Path, path: Path) -> None:
     """Draw bits per byte over size, a line for each method, healed and not."""
     pyplot = _pyplot()
+    from matplotlib import ticker
     rows = [row for row in json.loads(record.read_text(encoding="utf-8"))["rows"]
             if row["digits"] != 2]
     models = sorted({row["model"] for row in rows})
@@ -62,21 +63,32 @@ def plot_pareto(record: Path, path: Path) -> None:
     for axis, model in zip(axes[0], models, strict=True):
         for method, colour in colours.items():
             for healed, style in ((False, "--"), (True, "-")):
-                points = sorted((row["bytes"] / 1e6, row["bits_per_byte"]) for row in rows
-                                if (row["model"], row["method"], row["healed"]) == (
-                                    model, method, healed))
+                points: dict[float, float] = {}
+                for row in rows:
+                    if (row["model"], row["method"], row["healed"]) == (model, method, healed):
+                        size, bits = row["bytes"] / 1e6, row["bits_per_byte"]
+                        points[size] = min(bits, points.get(size, bits))    # of the rates
                 if points:
-                    axis.plot(*zip(*points, strict=True), style, color=colour, marker=".",
+                    axis.plot(*zip(*sorted(points.items()), strict=True), style, color=colour,
+                              marker=".",
                               label=f"{method}{', healed' * healed}")
         floats = next(row for row in rows if row["model"] == model and row["method"] == "float32")
-        axis.axhline(floats["bits_per_byte"], color="grey", linewidth=0.8,
-                     label=f"float32, {floats['bytes'] / 1e6:.3g} MB")
+        axis.axhline(floats["bits_per_byte"], color="grey", linewidth=0.8, label="float32")
         axis.axvline(0.07 * floats["bytes"] / 1e6, color="grey", linewidth=0.8, linestyle=":",
                      label="93 % less")
-        axis.set_title(model, fontsize=10)
+        axis.set_title(f"{model}: {floats['bytes'] / 1e6:.3g} MB in float32", fontsize=10)
         axis.set_xlabel("size, MB")
         axis.set_ylabel("bits per byte")
         axis.set_xscale("log")
-        axis.legend(fontsize=7)
+        axis.set_yscale("log")
+        axis.xaxis.set_major_locator(ticker.FixedLocator(
+            sorted({row["budget"] / 1e6 for row in rows
+                    if row["model"] == model and row["method"] != "float32"})))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.yaxis.set_major_locator(ticker.FixedLocator([1.3, 1.5, 2, 2.5, 3, 4, 5, 6, 8]))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(ticker.NullLocator())
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
