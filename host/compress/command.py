@@ -82,6 +82,9 @@ def add_command(commands: argparse._SubParsersAction) -> None:
                          help="train the result on the float model's distributions (needs PyTorch)")
     command.add_argument("--batch", type=integer(1), default=16, metavar="ROWS",
                          help="of 128 tokens, for each step of healing (default: 16)")
+    command.add_argument("--rate", type=positive, default=0.01, metavar="R",
+                         help="the largest learning rate, in units of the root mean square of "
+                              "what is trained; small if little was lost (default: 0.01)")
     command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
     command.set_defaults(function=run)
 
@@ -115,11 +118,17 @@ def run(console: Console, options: argparse.Namespace) -> int:
         raise UserError(str(error)) from None
     _say(console, layers, found, plan, made, result, options.method)
     if healing is not None:
-        made = _heal(console, options, layers, plan, made, healing)
-        healed = measure(made, text, reference)
-        console.print(f"Healed    {healed.bits_per_byte:.4f} bits a byte, divergence "
-                      f"{healed.jsd:.4f}, top 1 {healed.top1_agreement:.1%}   (calibration text)",
+        healed = _heal(console, options, layers, plan, made, healing)
+        after = measure(healed, text, reference)
+        console.print(f"Healed    {after.bits_per_byte:.4f} bits a byte, divergence "
+                      f"{after.jsd:.4f}, top 1 {after.top1_agreement:.1%}   (calibration text)",
                       highlight=False)
+        if after.jsd < result.jsd:
+            made = healed
+        else:
+            console.print("That is not nearer to the original, so the model is written as it was "
+                          "before (try a smaller --rate, a larger --batch or more steps)",
+                          highlight=False, soft_wrap=True)
     # A run that is interrupted leaves no half of a file.
     part = options.output.with_name(options.output.name + ".part")
     write_model(part, made)
@@ -308,7 +317,8 @@ def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: P
     with progress_bars(console) as bar:
         report = bar("Healing")
         found = heal(layers, plan.choices, plan.embedding_planes, made, tokens,
-                     steps=options.heal, batch=options.batch, rate=0.01, device=options.device,
+                     steps=options.heal, batch=options.batch, rate=options.rate,
+                     device=options.device,
                      report=lambda step, loss: report(step / options.heal, f"loss {loss:.4f}"))
     console.print(f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
                   f"the original takes {found.original_seconds_per_step:.2f} s   (measured)",

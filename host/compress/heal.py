@@ -3,8 +3,8 @@
 The cores of all chains are trained with their rounding to trit planes in the forward pass (the
 gradient passes the rounding unchanged), on the distributions of the float reference for a text: the
 loss is their Kullback-Leibler divergence. Scales, factors and bonds stay what they were, so that
-the result is integers in the same image. Needs PyTorch; a GPU heals SmolLM2 in a minute, a CPU
-stories260K.
+the result is integers in the same image. Needs PyTorch; SmolLM2 takes a GPU a minute, and two CPU
+cores that have bf16 a few.
 """
 
 import dataclasses

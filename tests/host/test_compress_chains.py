@@ -13,6 +13,7 @@ import host.compress.__main__ as experiments
 import sim.tables
 from host.chain import Shape, full_bonds
 from host.compare import Text, read_llama, stored_bytes
+from host.compress import command
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
@@ -262,6 +263,17 @@ class TestCommand:
         status, out, _ = run(capsys, *arguments, "--budget", 35000, "--heal", 12, "--batch", 1)
         assert status == 1      # the text has no 12 rows of 128 tokens
         assert "Healing" not in out
+
+    def test_worse_by_healing(self, capsys, monkeypatch, arguments, tmp_path):
+        """What healing has made worse is not written."""
+        monkeypatch.setattr(command, "check_device", lambda device: None)
+        monkeypatch.setattr(command, "_healing_tokens", lambda *_: np.zeros((1, 2), np.int64))
+        monkeypatch.setattr(command, "_heal", lambda console, options, layers, plan, made, tokens:
+                            dataclasses.replace(made, head=np.zeros_like(made.head)))
+        status, out, _ = run(capsys, *arguments, "--budget", 35000, "--heal", 1)
+        assert status == 0
+        assert "That is not nearer to the original" in out
+        assert read_model(tmp_path / "small.gguf").head.any()
 
     @needs_torch
     def test_unknown_device(self, capsys, arguments):
