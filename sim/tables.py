@@ -44,9 +44,7 @@ def _table(name: str, columns: list[str], wanted: dict[str, str]) -> str:
               for row in rows]
     versions = ", ".join(f"{tool} {version}" for tool, version in record["versions"].items())
     # A record of several models has the commands of each.
-    commands = [made["command"] for key, made in record["configuration"].items()
-                if key.split(",")[0] == wanted.get("model") and "command" in made]
-    command = "; ".join(commands) or record["command"]
+    command = record["configuration"].get(wanted.get("model"), record)["command"]
     return "\n".join([*lines, "", f"Made by `{command}` ({versions})."]) + "\n"
 
 

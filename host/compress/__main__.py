@@ -24,7 +24,7 @@ from host.compare import Text, log_softmax, read_llama
 from host.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
-from host.compress.command import check_device
+from host.compress.command import check_device, healing_tokens
 from host.compress.gates import METHODS, Gates, fingerprint, list_rows
 from host.compress.pareto import Tokens, logarithms, measure, pareto, row_key
 from host.compress.plots import plot_pareto
@@ -46,7 +46,7 @@ from host.image import Image
 from host.model import LanguageModel, ModelFileError, read_model
 from host.terminal import UserError
 from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
-from host.tokenizer import AnyTokenizer, ByteTokenizer, open_tokenizer
+from host.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
@@ -558,11 +558,8 @@ def _tensor(options: argparse.Namespace) -> int:
         healing = None
         if options.heal:
             check_device(options.device)
-            from host.compress.heal import pack_tokens
-            tokenizer = open_tokenizer(model.vocabulary)
-            assert isinstance(tokenizer, ByteTokenizer)
-            packed = pack_tokens(tokenizer, model.vocabulary.start, corpus["train"],
-                                 min(options.heal * options.batch, options.rows), options.steps)
+            packed = healing_tokens(model, corpus["train"],
+                                    min(options.heal * options.batch, options.rows), options.steps)
             healing = Tokens(packed, options.heal, options.batch, options.rate, options.device)
         layers = layers_of(model)
         found = profile(layers, calibration.tokens, options.profile, _say_tenths())
@@ -582,15 +579,15 @@ def _tensor(options: argparse.Namespace) -> int:
     if options.record.exists():
         old = json.loads(options.record.read_text(encoding="utf-8"))
     # What was measured of this model on the same text is not measured again.
-    label = f"{name}, healed" if healing else name
-    others = {key: made for key, made in old["configuration"].items()
-              if not key.startswith(name) or same.items() <= made.items()}
-    kept = any(key.startswith(name) for key in others)
-    commands = [made["command"] for key, made in others.items() if key == label]
+    before = old["configuration"].get(name, {})
+    if not same.items() <= before.items():
+        before = {}
+    commands = before["command"].split("; ") if before else []
     if _command() not in commands:
         commands.append(_command())
-    configuration = others | {label: {"command": "; ".join(commands), **settings}}
-    rows = [row for row in old["rows"] if row["model"] != name or kept]
+    configuration = old["configuration"] | {
+        name: {**before, "command": "; ".join(commands), **settings}}
+    rows = [row for row in old["rows"] if row["model"] != name or before]
     known = {row_key(row) for row in rows if row["model"] == name}
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
@@ -598,7 +595,7 @@ def _tensor(options: argparse.Namespace) -> int:
                       lambda line: print(line, flush=True), methods=options.methods,
                       known=known):
         print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        if row["model"] == name and row_key(row) in known:
+        if row_key(row) in known:
             continue                            # the float model
         rows.append(row)
         # Each time, so that a run that is cut off keeps what it has.
@@ -607,7 +604,7 @@ def _tensor(options: argparse.Namespace) -> int:
                      command="; ".join(made["command"] for made in configuration.values()))
     try:
         plot_pareto(options.record, options.plot)
-    except ValueError as error:                 # no matplotlib; the table is there
+    except UserError as error:                  # no matplotlib; the table is there
         print(error, file=sys.stderr)
     return 0
 

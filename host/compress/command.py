@@ -34,7 +34,7 @@ from host.terminal import UserError, integer, need_package, positive, progress_b
 from host.tokenizer import ByteTokenizer, open_tokenizer
 from hw.config import EngineConfig
 
-__all__ = ["add_command", "check_device", "run"]
+__all__ = ["add_command", "check_device", "healing_tokens", "run"]
 
 _ROUNDS = 8         # plans that are measured for a divergence, at most
 _CLOSE = 0.9        # of the divergence that was asked for is near enough
@@ -105,7 +105,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
     fixed = dict(_fixed(layers, text, options.planes) for text in options.chain)
     try:
         text = Text.read(model, corpus["calibration"], options.documents, options.tokens)
-        healing = _healing_tokens(model, corpus["train"], options) if options.heal else None
+        healing = (healing_tokens(model, corpus["train"], options.heal * options.batch, 128)
+                   if options.heal else None)
         found = _profile(console, options, layers, text)
         console.print(_table(found))
         if options.plot:
@@ -153,7 +154,7 @@ def _fixed(layers: Layers, text: str, planes: int) -> tuple[str, Choice]:
     parts = re.fullmatch(r"(\w+)=([\dx]+)/([\dx]+)(?::([\d,]+))?", text)
     if parts is None or parts[1] not in MATRICES:
         raise UserError(f"Option --chain must be MATRIX=ROWS/COLUMNS:BONDS with a matrix of "
-                            f"{', '.join(MATRICES)}, as ffn_up=2x768/288x2:96, not {text!r}")
+                        f"{', '.join(MATRICES)}, as ffn_up=2x768/288x2:96, not {text!r}")
     name = parts[1]
     try:
         shape = Shape(*(tuple(int(digit) for digit in group.split("x"))
@@ -235,7 +236,7 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
     best = attempt(float("inf"))
     if best[2].jsd > options.max_divergence:
         raise UserError(f"Divergence of method {options.method} must be at least "
-                            f"{best[2].jsd:.4f}, not {options.max_divergence:g}")
+                        f"{best[2].jsd:.4f}, not {options.max_divergence:g}")
     low, high = 0.0, float(best[0].bytes)
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
@@ -302,13 +303,13 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join("-".join(map(str, ends)) for ends in found)
 
 
-def _healing_tokens(model: LlamaLM, documents: list[str],
-                    options: argparse.Namespace) -> NDArray[np.int64]:
+def healing_tokens(model: LlamaLM, documents: list[str], rows: int,
+                   steps: int) -> NDArray[np.int64]:
+    """Cut documents into rows of tokens: :func:`host.compress.heal.pack_tokens`."""
     from host.compress.heal import pack_tokens
     tokenizer = open_tokenizer(model.vocabulary)
     assert isinstance(tokenizer, ByteTokenizer)
-    return pack_tokens(tokenizer, model.vocabulary.start, documents, options.heal * options.batch,
-                       128)
+    return pack_tokens(tokenizer, model.vocabulary.start, documents, rows, steps)
 
 
 def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: Plan,

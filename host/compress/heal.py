@@ -316,6 +316,6 @@ def _train(student: _Network, teacher: _Network, data: Tensor, steps: int, batch
 def _has_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 numbers, which is slow where it is only emulated."""
     if device.type != "cpu":
-        return True
+        return device.type == "cuda"
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -8,16 +8,14 @@ import numpy as np
 
 from host.compress.profile import EMBEDDING, Profile
 from host.families.mpo_llama import MATRICES
+from host.terminal import need_package
 
 __all__ = ["plot_pareto", "plot_profile"]
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError:
-        raise ValueError("Pictures need matplotlib, an optional extra: "
-                         "pip install -e '.[plot]'") from None
+    need_package("matplotlib", "--plot", "plot")
+    import matplotlib as mpl
     mpl.use("svg")
     # The same picture has the same bytes.
     mpl.rcParams["svg.hashsalt"] = "tally"

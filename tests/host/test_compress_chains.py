@@ -267,7 +267,7 @@ class TestCommand:
     def test_worse_by_healing(self, capsys, monkeypatch, arguments, tmp_path):
         """What healing has made worse is not written."""
         monkeypatch.setattr(command, "check_device", lambda device: None)
-        monkeypatch.setattr(command, "_healing_tokens", lambda *_: np.zeros((1, 2), np.int64))
+        monkeypatch.setattr(command, "healing_tokens", lambda *_: np.zeros((1, 2), np.int64))
         monkeypatch.setattr(command, "_heal", lambda console, options, layers, plan, made, tokens:
                             dataclasses.replace(made, head=np.zeros_like(made.head)))
         status, out, _ = run(capsys, *arguments, "--budget", 35000, "--heal", 1)
