@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
@@ -21,6 +22,10 @@ from sim.tools import (
     missing_tools,
     simulation_environment,
 )
+
+#: Commands in modules of their own, each with NAME, HELP, ``add_arguments(parser)`` and
+#: ``run(options)``, which returns the exit status.
+_COMMANDS: tuple[types.ModuleType, ...] = ()
 
 #: Faults run under Icarus: a changed design compiles in seconds.
 _FAULT_SIMULATOR = "icarus"
@@ -41,8 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     faults.add_argument("units", nargs="*", metavar="UNIT", help="units to break (default: all)")
     commands.add_parser("engine", help="simulate the engine's cycles, keep the table")
     commands.add_parser("tables", help="make the tables in the docs anew")
+    for module in _COMMANDS:
+        module.add_arguments(commands.add_parser(module.NAME, help=module.HELP))
     options = parser.parse_args(arguments)
 
+    for module in _COMMANDS:
+        if options.command == module.NAME:
+            return module.run(options)
     if options.command == "list":
         for name in bench_names():
             print(f"{name:16} {', '.join(bench_cases(name))}")
