@@ -25,8 +25,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.compare import Text, Variant, compare, read_llama, rows_of, variants, write_comparisons
-from host.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
+from host.cli.terminal import UserError, integer, progress_bars
+from host.compiler.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
+from host.compiler.fit import Shape, fit, largest, write_fits
 from host.compress import command as compress_command
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
@@ -37,35 +38,40 @@ from host.compress.gates import (
     read_gates,
     write_gates,
 )
-from host.corpus import CorpusError, read_corpus
-from host.device import Device, DeviceError, open_device
-from host.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
-from host.families.llama import LlamaLM
-from host.families.mmfreelm import TernaryLM, write_model
-from host.fit import Shape, fit, largest, write_fits
-from host.fuzz import READERS, fuzz, write_outcomes
-from host.generate import Generator, Phase, Sampler, TokenGenerator
-from host.image import Image, is_image, listing, read_image, write_image
-from host.model import (
-    LanguageModel,
-    ModelFileError,
-    Words,
-    read_model,
-)
-from host.terminal import UserError, integer, progress_bars
-from host.token_device import (
+from host.devices.base import Device, DeviceError, open_device
+from host.devices.token import (
     LATENCY,
     REFRESH,
     CheckedTokens,
     TokenDevice,
     open_token_device,
 )
-from host.tokenizer import AnyTokenizer, TextError, Tokenizer, open_tokenizer
-from hw.boards import BOARDS, CoreBoard
+from host.files.errors import ModelFileError
+from host.files.fuzz import READERS, fuzz, write_outcomes
+from host.files.image import Image, is_image, listing, read_image, write_image
+from host.measure.compare import (
+    Text,
+    Variant,
+    compare,
+    read_llama,
+    rows_of,
+    variants,
+    write_comparisons,
+)
+from host.measure.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
+from host.models.base import LanguageModel
+from host.models.llama import LlamaLM
+from host.models.mmfreelm import TernaryLM, write_model
+from host.models.registry import read_model
+from host.text.corpus import CorpusError, read_corpus
+from host.text.generate import Generator, Phase, Sampler, TokenGenerator
+from host.text.tokenizer import AnyTokenizer, TextError, Tokenizer, open_tokenizer
+from host.text.vocabulary import Words
+from hw.boards.board import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.model import ARITHMETICS
-from sim.golden.schedule import BITS_PER_TRIT, TokenCycles, token_cycles
+from sim.timing.program import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"
 DEFAULT_PROMPT = "Once upon a time"
@@ -1031,7 +1037,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
 # speed
 
 def _speed(console: Console, options: argparse.Namespace) -> int:
-    from host.speed import measure_tokens, time_fresh_demo, write_records
+    from host.measure.speed import measure_tokens, time_fresh_demo, write_records
 
     image, _, _ = _image(options.model, _core_config(CoreConfig(), options.fields))
     with progress_bars(console) as bar:
@@ -1061,7 +1067,12 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
 # attention
 
 def _attention(console: Console, options: argparse.Namespace) -> int:
-    from host.speed import attention_formula, first_layer, measure_attention, write_attention
+    from host.measure.speed import (
+        attention_formula,
+        first_layer,
+        measure_attention,
+        write_attention,
+    )
 
     model = read_model(options.model)
     if not isinstance(model, LlamaLM):
@@ -1098,7 +1109,7 @@ def _attention(console: Console, options: argparse.Namespace) -> int:
 # prefill
 
 def _prefill(console: Console, options: argparse.Namespace) -> int:
-    from host.speed import measure_prefill, write_prefill
+    from host.measure.speed import measure_prefill, write_prefill
 
     for batch in options.batches:
         if options.tokens % batch:

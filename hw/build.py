@@ -24,14 +24,14 @@ import time
 from amaranth.back import verilog
 from amaranth.lib import wiring
 
-from hw.boards import BOARDS, Board, CoreBoard, EngineBoard
+from hw.arith.lmul import LMul
+from hw.boards.board import BOARDS, Board, CoreBoard, EngineBoard
 from hw.boards.top import BoardTop, load_platform
-from hw.common.tool import ToolFailed, run_tool
 from hw.config import CoreConfig, EngineConfig
+from hw.engine.engine import TernaryEngine
+from hw.engine.slice import TernaryCore
 from hw.formats.minifloat import FORMATS
-from hw.lmul.lmul import LMul
-from hw.ternary.core import TernaryCore
-from hw.ternary.engine import TernaryEngine
+from hw.synth.tool import ToolFailed, run_tool
 
 __all__ = ["AREA", "UNITS", "BuildError", "build", "main", "write_verilog"]
 

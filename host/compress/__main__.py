@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compare import Text, log_softmax, read_llama
-from host.compile import compile_fitted, compile_model
+from host.cli.terminal import UserError
+from host.compiler.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
 from host.compress.command import check_device, healing_tokens
@@ -39,20 +39,22 @@ from host.compress.rotation import (
     read_llama2c,
     rotate,
 )
-from host.corpus import read_corpus
-from host.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
-from host.families.llama import LlamaLM
-from host.image import Image
-from host.model import LanguageModel, ModelFileError, read_model
-from host.terminal import UserError
-from host.token_device import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
-from host.tokenizer import AnyTokenizer, open_tokenizer
+from host.devices.token import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
+from host.files.errors import ModelFileError
+from host.files.image import Image
+from host.measure.compare import Text, log_softmax, read_llama
+from host.measure.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
+from host.models.base import LanguageModel
+from host.models.llama import LlamaLM
+from host.models.registry import read_model
+from host.text.corpus import read_corpus
+from host.text.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
+from sim.fast.machine import VerilatedMachine
 from sim.golden.machine import Machine
-from sim.golden.schedule import token_cycles
 from sim.tables import RESULTS, write_record
-from sim.verilated_machine import VerilatedMachine
+from sim.timing.program import token_cycles
 
 _MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 

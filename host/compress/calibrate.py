@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list_norms, list_rows
-from host.evaluate import single_threaded_blas
-from host.model import LanguageModel
-from host.tokenizer import AnyTokenizer
+from host.measure.evaluate import single_threaded_blas
+from host.models.base import LanguageModel
+from host.text.tokenizer import AnyTokenizer
 from sim.golden.bf16 import to_float32
+from sim.golden.graph import Value
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.network import Value
 from sim.golden.wina import Gate, scores
 
 __all__ = ["ALLOCATIONS", "calibrate", "calibration_tokens"]

@@ -14,22 +14,22 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.chain import Chain, Shape, tensorize
-from host.families.llama import LlamaLM
-from host.families.mpo_llama import (
+from host.models.llama import LlamaLM
+from host.models.mpo_llama import (
     LISTS,
     MATRICES,
     ChainMatrix,
     MpoLlamaLM,
     quantize_chain,
 )
-from host.planes import ROWS, to_planes
-from host.transformer import Floats
+from host.models.planes import ROWS, to_planes
+from host.models.tensor_train import Chain, Shape, tensorize
+from host.models.transformer import Floats
 from hw.config import EngineConfig
+from sim.golden.graph import Network, Value
 from sim.golden.model import ARITHMETICS
-from sim.golden.network import Network, Value
-from sim.golden.schedule import BITS_PER_TRIT
 from sim.golden.trits import plane_limit
+from sim.timing.program import BITS_PER_TRIT
 
 __all__ = ["Choice", "Layers", "compress", "layers_of"]
 
@@ -86,9 +86,9 @@ class Layers:
     ----------
     model : LlamaLM
     matrices : tuple of mapping to float32 array, shape (rows, columns)
-        By :data:`host.families.mpo_llama.MATRICES`, of each layer.
+        By :data:`host.models.mpo_llama.MATRICES`, of each layer.
     powers : tuple of mapping to array, shape (columns,)
-        By :data:`host.families.mpo_llama.LISTS`, of each layer.
+        By :data:`host.models.mpo_llama.LISTS`, of each layer.
     """
 
     model: LlamaLM

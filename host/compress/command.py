@@ -13,8 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from host.chain import Shape, tensorize
-from host.compare import Text, read_llama, stored_bytes
+from host.cli.terminal import UserError, integer, need_package, positive, progress_bars
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, float_bytes, logarithms, measure
 from host.compress.profile import (
@@ -27,11 +26,12 @@ from host.compress.profile import (
     plan_for,
     profile,
 )
-from host.corpus import read_corpus
-from host.families.llama import LlamaLM
-from host.families.mpo_llama import MATRICES, MpoLlamaLM, write_model
-from host.terminal import UserError, integer, need_package, positive, progress_bars
-from host.tokenizer import ByteTokenizer, open_tokenizer
+from host.measure.compare import Text, read_llama, stored_bytes
+from host.models.llama import LlamaLM
+from host.models.mpo_llama import MATRICES, MpoLlamaLM, write_model
+from host.models.tensor_train import Shape, tensorize
+from host.text.corpus import read_corpus
+from host.text.tokenizer import ByteTokenizer, open_tokenizer
 from hw.config import EngineConfig
 
 __all__ = ["add_command", "check_device", "healing_tokens", "run"]

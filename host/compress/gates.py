@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.evaluate import GateMap
-from host.model import LanguageModel
-from sim.golden.network import Matrix
+from host.measure.evaluate import GateMap
+from host.models.base import LanguageModel
+from sim.golden.graph import Matrix
 from sim.golden.wina import Gate, column_norms
 
 __all__ = ["METHODS", "MODES", "GateFileError", "Gates", "ListGate", "fingerprint", "list_columns",
@@ -72,7 +72,7 @@ class ListGate:
     Attributes
     ----------
     list : str
-        Its label, a key of :meth:`sim.golden.network.Network.lists`.
+        Its label, a key of :meth:`sim.golden.graph.Network.lists`.
     columns : int
     keep : int
         Largest number of entries: K.

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from host.compress.chains import Choice, Layers
-from host.families.mpo_llama import LISTS, ChainMatrix, MpoLlamaLM
-from host.planes import PlaneMatrix
-from host.tokenizer import ByteTokenizer
-from host.transformer import Attention
+from host.models.mpo_llama import LISTS, ChainMatrix, MpoLlamaLM
+from host.models.planes import PlaneMatrix
+from host.models.transformer import Attention
+from host.text.tokenizer import ByteTokenizer
 from sim.golden.trits import plane_limit
 
 __all__ = ["Healed", "heal", "pack_tokens"]

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compare import Text, jensen_shannon, log_softmax, stored_bytes
 from host.compress.chains import Layers, compress
 from host.compress.profile import METHODS, BudgetError, Plan, Profile, plan_for
-from host.evaluate import GateMap, single_threaded_blas
-from host.families.llama import LlamaLM
-from host.families.mpo_llama import MpoLlamaLM, write_model
-from host.model import LanguageModel, read_model
+from host.measure.compare import Text, jensen_shannon, log_softmax, stored_bytes
+from host.measure.evaluate import GateMap, single_threaded_blas
+from host.models.base import LanguageModel
+from host.models.llama import LlamaLM
+from host.models.mpo_llama import MpoLlamaLM, write_model
+from host.models.registry import read_model
 from sim.golden.bf16 import to_float32
+from sim.golden.graph import Kind, Value
 from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
-from sim.golden.network import Kind, Value
 
 __all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto", "row_key"]
 

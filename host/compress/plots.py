@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from host.cli.terminal import need_package
 from host.compress.profile import EMBEDDING, Profile
-from host.families.mpo_llama import MATRICES
-from host.terminal import need_package
+from host.models.mpo_llama import MATRICES
 
 __all__ = ["plot_pareto", "plot_profile"]
 

@@ -26,16 +26,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.chain import Shape, bond_for, bonds_up_to, full_bonds, shapes, site_by_site, tensorize
-from host.compare import jensen_shannon, log_softmax
 from host.compress.chains import Choice, Layers
-from host.families.mpo_llama import MATRICES, ChainMatrix, MpoLlamaLM
-from host.planes import ROWS, PlaneMatrix, to_planes
-from host.transformer import EMBEDDING_PLANES, Floats
+from host.measure.compare import jensen_shannon, log_softmax
+from host.models.mpo_llama import MATRICES, ChainMatrix, MpoLlamaLM
+from host.models.planes import ROWS, PlaneMatrix, to_planes
+from host.models.tensor_train import (
+    Shape,
+    bond_for,
+    bonds_up_to,
+    full_bonds,
+    shapes,
+    site_by_site,
+    tensorize,
+)
+from host.models.transformer import EMBEDDING_PLANES, Floats
 from hw.config import EngineConfig
+from sim.golden.graph import Value
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
-from sim.golden.network import Value
-from sim.golden.schedule import BITS_PER_TRIT
+from sim.timing.program import BITS_PER_TRIT
 
 __all__ = ["EMBEDDING", "METHODS", "BudgetError", "Option", "Plan", "Profile", "Sensitivity",
            "cycles_of", "plan_for", "profile"]

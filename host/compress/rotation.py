@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from host.llama2c_file import Llama2cFile
+from host.files.llama2c import Llama2cFile
 
 __all__ = ["MATRICES", "Llama", "LlamaLayer", "fold_gains", "forward",
            "linear_products", "read_llama2c", "rotate"]

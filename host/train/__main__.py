@@ -22,9 +22,9 @@ try:
 except ImportError:
     sys.exit("Training needs PyTorch, an optional extra: pip install -e '.[train]'")
 
-from host.corpus import CorpusError
-from host.families.mmfreelm import write_model
-from host.model import Vocabulary
+from host.models.mmfreelm import write_model
+from host.text.corpus import CorpusError
+from host.text.vocabulary import Vocabulary
 from host.train.data import Documents, epoch_stream, prepare
 from host.train.evaluate import ARITHMETICS, evaluate, fit_logit_constant
 from host.train.export import to_model

@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
-from host.corpus import PARTS, read_corpus
-from host.model import Vocabulary
-from host.tokenizer import Tokenizer, byte_symbols
+from host.text.corpus import PARTS, read_corpus
+from host.text.tokenizer import Tokenizer, byte_symbols
+from host.text.vocabulary import Vocabulary
 
 __all__ = ["Documents", "epoch_stream", "prepare"]
 
@@ -66,7 +66,7 @@ def prepare(corpus: str | os.PathLike, vocab: int, *, cache: Path | None = None,
     Parameters
     ----------
     corpus : path
-        Directory for :func:`host.corpus.read_corpus`.
+        Directory for :func:`host.text.corpus.read_corpus`.
     vocab : int
         Tokens, the 256 bytes and the end-of-document token included.
     cache : path, optional

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 
-from host.families.mmfreelm import Layer, TernaryLM
-from host.model import TernaryMatrix, Vocabulary, to_bf16
+from host.files.tensors import TernaryMatrix, to_bf16
+from host.models.mmfreelm import Layer, TernaryLM
+from host.text.vocabulary import Vocabulary
 from host.train.network import Network, ternary
 
 __all__ = ["to_model"]
@@ -23,7 +24,7 @@ def to_model(network: Network, vocabulary: Vocabulary, constants: dict[str, floa
         Fitted logit constant of each arithmetic.
     name : str
     metadata : dict
-        For :class:`host.families.mmfreelm.TernaryLM`.
+        For :class:`host.models.mmfreelm.TernaryLM`.
     """
     def rounded(weight):
         trits, scales = ternary(weight)

@@ -10,6 +10,7 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2, exact_log2
 
+from hw.arith.lmul import wide_product
 from hw.attention.rows import RowSource
 from hw.attention.tables import (
     FACTOR_BASE,
@@ -22,12 +23,11 @@ from hw.attention.tables import (
     reciprocal_words,
     weight_words,
 )
+from hw.common.pipeline import Pipeline
 from hw.config import CoreConfig
+from hw.engine.result_queue import result_layout
 from hw.formats.minifloat import bf16
-from hw.lmul.lmul import wide_product
-from hw.lmul.pipeline import Pipeline
 from hw.memory.port import transfer_layout
-from hw.ternary.results import result_layout
 from hw.vector.memory import READ_LATENCY, address_width, read_signature
 
 __all__ = ["AttentionUnit", "answer_layout", "attention_layout"]
@@ -73,7 +73,7 @@ class AttentionUnit(wiring.Component):
     once each, a row of ``attention_elements`` at a time, which is multiplied with
     ``attention_heads`` heads in a cycle. So a vector takes as many cycles as it has transfers, or
     rows times turns of the heads, whichever are more. Cycles:
-    :func:`sim.golden.cycles.score_cycles` and :func:`sim.golden.cycles.mix_cycles`.
+    :func:`sim.timing.units.score_cycles` and :func:`sim.timing.units.mix_cycles`.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class AttentionUnit(wiring.Component):
     o_answers : Out(stream) of :func:`answer_layout`
         For scores one, when they are stored, or at once with ``fault``: then no vector was taken.
         For a mixture one for each head, before its results.
-    o_results : Out(stream) of :func:`hw.ternary.results.result_layout`
+    o_results : Out(stream) of :func:`hw.engine.result_queue.result_layout`
         Integers of each head, ``last`` with its last transfer.
     read : Out(:func:`hw.vector.memory.read_signature`)
         Queries.

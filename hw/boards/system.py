@@ -7,19 +7,19 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.boards import Board, CoreBoard, EngineBoard
+from hw.accelerator import Core
+from hw.arith.lmul import LMul
+from hw.boards.board import Board, CoreBoard, EngineBoard
 from hw.common.stream import StreamBuffer, StreamQueue, connect_stream
-from hw.core import Core
+from hw.engine.slice import TernaryCore
 from hw.formats.minifloat import bf16
 from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, CoreTransfers, EngineTransfers
 from hw.link.target import LinkTarget
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
-from hw.lmul.lmul import LMul
-from hw.memory.port import BlockRamMemory
-from hw.memory.shared import SharedPort
-from hw.ternary.core import TernaryCore
+from hw.memory.arbiter import SharedPort
+from hw.memory.block_ram_memory import BlockRamMemory
 
 __all__ = ["BoardSystem", "LinkedDevice", "description"]
 

@@ -6,7 +6,7 @@ from typing import Any
 from amaranth import *
 from amaranth.lib import io
 
-from hw.boards import Board, CoreBoard, EngineBoard
+from hw.boards.board import Board, CoreBoard, EngineBoard
 from hw.boards.system import BoardSystem
 
 __all__ = ["BoardTop", "load_platform"]

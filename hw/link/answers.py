@@ -5,11 +5,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.config import CoreConfig
+from hw.control.dispatch import fault_layout
 from hw.isa import FIELDS
 from hw.link.protocol import Answer
-from hw.sequencer.sequencer import fault_layout
-from hw.sequencer.top_k import best_layout
-from hw.vector.move import scalar_layout
+from hw.output.top_k import best_layout
+from hw.output.writeback import scalar_layout
 
 __all__ = ["Answers", "answer_layout"]
 

@@ -135,7 +135,7 @@ class FrameTransmitter(wiring.Component):
     A COBS code byte comes before the bytes that it counts, so a frame is encoded into block RAM,
     one byte a cycle, and sent after its end. The memory keeps it until the next one begins:
     ``repeat`` sends it again. Cycles from the first byte taken to the first delimiter:
-    :func:`sim.golden.cycles.frame_cycles`.
+    :func:`sim.timing.units.frame_cycles`.
 
     Parameters
     ----------

@@ -49,7 +49,7 @@ class Axi4Master(wiring.Component):
     A read becomes bursts that end at multiples of 4 KiB, one a cycle, as many under way as the bus
     takes. A write becomes bursts of up to :data:`WRITE_TRANSFERS`; its data follow its address. A
     read waits until all writes before it are answered. Outputs to the bus depend on registers
-    only. Cycles: :func:`sim.golden.cycles.axi4_read_cycles`.
+    only. Cycles: :func:`sim.timing.units.axi4_read_cycles`.
 
     Parameters
     ----------

@@ -4,21 +4,21 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.arith.amax import LargestMagnitude
+from hw.arith.bf16_add import LATENCY as ADDER_LATENCY
+from hw.arith.bf16_add import Bf16Adder
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Function
-from hw.vector.adder import LATENCY as ADDER_LATENCY
-from hw.vector.adder import Bf16Adder
-from hw.vector.lanes import (
+from hw.vector.lane import (
     FUNCTION_LATENCY,
     PRODUCT_LATENCY,
     WIDE_LATENCY,
     FunctionLanes,
     LMulLane,
 )
-from hw.vector.largest import LargestMagnitude
 from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
-from hw.vector.squares import SquareSum
+from hw.vector.norm import SquareSum
 
 __all__ = ["VectorUnit", "command_layout"]
 
@@ -40,7 +40,7 @@ class VectorUnit(wiring.Component):
         VECTOR  v[target] = function(v[a], v[b])
         NORM    o_results.number = rsqrt(lmul_dot(v[a], v[a]))      (sim.golden.model, .lmul)
 
-    A word a cycle, and NORM reads its vector twice; :mod:`sim.golden.cycles` has the exact
+    A word a cycle, and NORM reads its vector twice; :mod:`sim.timing.units` has the exact
     formulas. The target may be one of the operands, but may not overlap them otherwise: words are
     written while later ones are read.
 
@@ -60,7 +60,7 @@ class VectorUnit(wiring.Component):
         For ``VectorMemory.reads_0`` and ``reads_1``.
     write : Out(:func:`hw.vector.memory.write_signature`)
     active : Out(1)
-        A clock matters: see :attr:`hw.core.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Core.active`.
     """
 
     i_commands: stream.Interface

@@ -13,9 +13,9 @@ from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.attention import Attended, from_cache, mix, scores, to_cache, value_bounds
-from sim.golden.cycles import mix_cycles, score_cycles
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import mix_cycles, score_cycles
 
 CONFIGURATIONS = {
     # A transfer of bf16 a cycle with all heads of a group.

@@ -6,7 +6,7 @@ import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, RisingEdge, Timer
 
-from hw.boards import EngineBoard
+from hw.boards.board import EngineBoard
 from hw.boards.system import BoardSystem, description
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from cocotb.triggers import RisingEdge
 
+from hw.accelerator import Core
 from hw.config import CoreConfig, EngineConfig
-from hw.core import Core
 from hw.formats.minifloat import bf16
 from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
-from sim.golden.cycles import instruction_cycles, select_cycles, threshold_cycles
-from sim.golden.largest import kept_count
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.golden.model import quantize
+from sim.golden.top_k import kept_count
 from sim.golden.trits import pack_words, planes
 from sim.golden.wina import scores
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import instruction_cycles, select_cycles, threshold_cycles
 
 CONFIGURATIONS = {
     "small": CoreConfig(

@@ -8,7 +8,7 @@ import struct
 import cocotb
 from cocotb.triggers import ClockCycles
 
-from hw.boards import CoreBoard
+from hw.boards.board import CoreBoard
 from hw.boards.system import LinkedDevice, description
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
@@ -17,10 +17,10 @@ from hw.link.protocol import Answer, Command, Status
 from hw.link.uart import ByteSignature
 from sim.bench.bench_board import Requests
 from sim.bench.bench_core import Writer
-from sim.golden.cycles import dispatch_cycles
 from sim.golden.frames import encode_frame
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import dispatch_cycles
 
 CONFIG = CoreConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=4, max_planes=2,

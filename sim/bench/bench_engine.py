@@ -14,9 +14,13 @@ import cocotb
 import numpy as np
 
 from hw.config import EngineConfig
-from hw.ternary.engine import TernaryEngine
-from hw.ternary.results import RESULT_DEPTH
-from sim.golden.cycles import (
+from hw.engine.engine import TernaryEngine
+from hw.engine.result_queue import RESULT_DEPTH
+from sim.golden.ternary import row_product, ternary_product
+from sim.golden.trits import pack_words, planes
+from sim.runner import bench_case, run_bench
+from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import (
     engine_cycles,
     engine_lane_words,
     engine_period,
@@ -24,10 +28,6 @@ from sim.golden.cycles import (
     engine_row_period,
     engine_sequence,
 )
-from sim.golden.ternary import row_product, ternary_product
-from sim.golden.trits import pack_words, planes
-from sim.runner import bench_case, run_bench
-from sim.streams import StreamSink, StreamSource, start
 
 CONFIGURATIONS = {
     "wide": EngineConfig(),

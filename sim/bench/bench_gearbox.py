@@ -11,10 +11,10 @@ from cocotb.triggers import ClockCycles
 
 from hw.common.stream import connect_stream
 from hw.config import EngineConfig
-from hw.ternary.gearbox import QUEUE_DEPTH, Gearbox
-from sim.golden.cycles import gearbox_cycles
+from hw.engine.gearbox import QUEUE_DEPTH, Gearbox
 from sim.golden.gearbox import port_payloads
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import gearbox_cycles
 
 #: Port and word in bytes are in the names; lanes and packing make the word.
 CONFIGURATIONS = {

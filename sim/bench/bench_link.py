@@ -11,9 +11,9 @@ from cocotb.triggers import ClockCycles, RisingEdge, Timer
 from hw.common.stream import connect_stream
 from hw.link.frames import FrameReceiver, FrameSignature, FrameTransmitter
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
-from sim.golden.cycles import frame_delivery_cycles, frame_send_cycles, uart_cycles
 from sim.golden.frames import cobs_encode, crc32, decode_frame, encode_frame
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import frame_delivery_cycles, frame_send_cycles, uart_cycles
 
 CONTENT_BYTES = 520
 DIVISOR = 5

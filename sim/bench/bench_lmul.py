@@ -10,13 +10,13 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.arith.exact import ExactMultiplier
+from hw.arith.lmul import LMul
 from hw.formats.minifloat import FORMATS, MiniFloat, bf16, e4m3, e5m2, fp16
-from hw.lmul.exact import ExactMultiplier
-from hw.lmul.lmul import LMul
-from sim.golden.cycles import product_cycles
 from sim.golden.lmul import exact_product, lmul
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import product_cycles
 
 #: Runtime offset of the units that have one, a value that no default has.
 RUNTIME_OFFSETS = {"e4m3": 5, "bf16": 37}

@@ -5,12 +5,12 @@ import numpy as np
 from amaranth import *
 from amaranth.lib import wiring
 
+from hw.arith.lmul_dot import LMulDot
 from hw.formats.minifloat import DEFAULT_WINDOW, MiniFloat, bf16, e4m3, e5m2
-from hw.lmul.dot import LMulDot
-from sim.golden.cycles import product_cycles
 from sim.golden.lmul import lmul_bound, lmul_dot
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import product_cycles
 
 MAX_LENGTH = 300
 

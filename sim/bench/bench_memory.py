@@ -12,13 +12,14 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from hw.common.stream import connect_stream
 from hw.config import CoreConfig, EngineConfig
+from hw.memory.arbiter import SharedPort
 from hw.memory.axi4 import Axi4Master, axi4_signature
-from hw.memory.fetcher import Fetcher, Kind, burst_transfers
-from hw.memory.port import BlockRamMemory, port_signature, read_layout
-from hw.memory.shared import SharedPort
-from sim.golden import cycles
+from hw.memory.block_ram_memory import BlockRamMemory
+from hw.memory.port import port_signature, read_layout
+from hw.memory.read_engine import Fetcher, Kind, burst_transfers
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing import units as cycles
 
 ADDRESS_WIDTH = 16
 MEMORY_BYTES = 2 ** ADDRESS_WIDTH

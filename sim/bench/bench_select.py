@@ -7,13 +7,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
+from hw.activations.sparsity import Selector
 from hw.config import CoreConfig, EngineConfig
-from hw.sparse.select import Selector
 from hw.vector.memory import VectorMemory, write_signature
-from sim.golden.cycles import select_cycles, threshold_cycles
 from sim.golden.wina import LARGEST_NORM, keep_above, keep_largest, scores
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import select_cycles, threshold_cycles
 
 #: Configuration, and scores that are looked at in a cycle.
 CONFIGURATIONS = {

@@ -9,7 +9,10 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
+from hw.activations.sparse_vector import ListMemory
 from hw.config import CoreConfig, EngineConfig
+from hw.control.decode import Decoder
+from hw.control.dispatch import Sequencer
 from hw.formats.minifloat import bf16
 from hw.isa import (
     ATTENTION,
@@ -23,16 +26,13 @@ from hw.isa import (
     Opcode,
     encode,
 )
-from hw.sequencer.decoder import Decoder
-from hw.sequencer.list_memory import ListMemory
-from hw.sequencer.sequencer import Sequencer
-from hw.sequencer.top_k import TopK
-from sim.golden.cycles import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
-from sim.golden.largest import kept_count, largest_rows
+from hw.output.top_k import TopK
 from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
+from sim.golden.top_k import kept_count, largest_rows
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
 
 CONFIGURATIONS = {
     "sixteen": CoreConfig(engine=EngineConfig(lanes=16, row_columns=64), list_depth=768),

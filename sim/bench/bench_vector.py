@@ -7,20 +7,20 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import RisingEdge
 
+from hw.activations.quantizer import Packer
+from hw.arith.bf16_add import Bf16Adder
+from hw.arith.dequantize import ScaleUnit
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Function
-from hw.vector.adder import Bf16Adder
 from hw.vector.memory import VectorMemory, read_signature, write_signature
-from hw.vector.packer import Packer
-from hw.vector.scale import ScaleUnit
 from hw.vector.unit import VectorUnit
 from sim.golden.bf16 import add, subtract
-from sim.golden.cycles import norm_cycles, pack_cycles, product_cycles, vector_cycles
 from sim.golden.lmul import lmul, lmul_dot
 from sim.golden.model import quantize, rsqrt_table, scale, sigmoid_table, silu_table
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.units import norm_cycles, pack_cycles, product_cycles, vector_cycles
 
 CONFIGURATIONS = {
     "eight": CoreConfig(),

@@ -18,7 +18,7 @@ def fetched_transfers(config: CoreConfig, text: bytes, *,
     """Cut ``text`` into transfers: bytes without padding, ``last``, bytes of padding.
 
     ``last`` of listed columns is set only where padding follows. The golden counterpart of
-    :class:`hw.memory.fetcher.Fetcher`.
+    :class:`hw.memory.read_engine.Fetcher`.
     """
     size = config.port_bytes
     chunks = [text[k:k + size] for k in range(0, len(text), size)]

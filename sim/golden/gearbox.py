@@ -1,13 +1,13 @@
 """What the memory behind the weight port sends: the words of a product, cut into transfers."""
 
 from hw.config import EngineConfig
-from sim.golden.cycles import port_transfers
+from sim.timing.units import port_transfers
 
 __all__ = ["port_payloads"]
 
 
 def port_payloads(config: EngineConfig, words: list[int]) -> list[dict[str, int]]:
-    """Transfers of one product; the golden counterpart of :class:`hw.ternary.gearbox.Gearbox`.
+    """Transfers of one product; the golden counterpart of :class:`hw.engine.gearbox.Gearbox`.
 
     Parameters
     ----------
@@ -17,7 +17,7 @@ def port_payloads(config: EngineConfig, words: list[int]) -> list[dict[str, int]
     Returns
     -------
     list of dict
-        Payloads of :func:`hw.ternary.gearbox.port_layout`. The padding is all ones, so that it
+        Payloads of :func:`hw.engine.gearbox.port_layout`. The padding is all ones, so that it
         cannot pass for the zeros of an idle wire.
     """
     size = config.port_bytes

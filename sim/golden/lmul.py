@@ -40,7 +40,7 @@ def _fields(fmt: MiniFloat, x: np.ndarray):
 
 def lmul(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None = None,
          saturate: bool = False) -> np.ndarray:
-    """L-Mul product of ``x`` and ``y``. Mirrors ``hw.lmul.lmul.LMul``.
+    """L-Mul product of ``x`` and ``y``. Mirrors ``hw.arith.lmul.LMul``.
 
     ``|x| + |y| - K`` as integers, ``K = fmt.constant(offset)``, with the exclusive or of the signs.
     A zero operand (exponent field 0) or a result below the smallest normal number gives zero. What
@@ -145,7 +145,7 @@ def lmul_bound(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | No
 def lmul_dot(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *, offset: int | None = None,
              axis: int = -1, window: int = DEFAULT_WINDOW, bound: np.ndarray | None = None,
              saturate: bool = False) -> np.ndarray:
-    """Dot product of L-Mul products along ``axis``, as bf16. Mirrors ``hw.lmul.dot.LMulDot``.
+    """Dot product of L-Mul products along ``axis``, as bf16. Mirrors ``hw.arith.lmul_dot.LMulDot``.
 
     Products keep their exponent beyond the format's range and add up in fixed point, so that the
     order does not matter; the sum is rounded once, to nearest even.
@@ -255,7 +255,7 @@ def _join(low, high, *, split, exponent):
 
 def exact_product(fmt: MiniFloat, x: np.ndarray, y: np.ndarray, *,
                   saturate: bool = False) -> np.ndarray:
-    """Product of ``x`` and ``y``, rounded once. Mirrors ``hw.lmul.exact.ExactMultiplier``.
+    """Product of ``x`` and ``y``, rounded once. Mirrors ``hw.arith.exact.ExactMultiplier``.
 
     The baseline that L-Mul is compared with. It rounds to nearest even as if the exponent had no
     bounds; then zero, overflow, infinity and NaN are as in :func:`lmul`.

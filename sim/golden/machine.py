@@ -35,13 +35,13 @@ from hw.isa import (
 )
 from sim.golden.attention import from_cache, mix, scores, to_cache
 from sim.golden.bf16 import add, subtract, to_float32
-from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
-from sim.golden.schedule import ListCounts
+from sim.golden.top_k import largest_rows
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest
 from sim.golden.wina import scores as gate_scores
+from sim.timing.program import ListCounts
 
 __all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 

@@ -1,6 +1,6 @@
 """Language models on golden functions: docs/numerics.md, section 6.
 
-:class:`GoldenLM` evaluates a :class:`sim.golden.network.Network`: for one token or many documents
+:class:`GoldenLM` evaluates a :class:`sim.golden.graph.Network`: for one token or many documents
 at a time, with any arithmetic, and with the matrix products computed by whoever is asked to. An
 **arithmetic** is what a network does with numbers: :class:`Bf16Arithmetic` with L-Mul is the
 definition of what the hardware computes, :class:`FloatArithmetic` is what it approximates.
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from hw.formats.minifloat import bf16, e4m3, fp32
 from sim.golden.bf16 import add, from_float, subtract, to_float32
+from sim.golden.graph import Kind, Network, Value
 from sim.golden.lmul import exact_product, lmul, lmul_dot
-from sim.golden.network import Kind, Network, Value
 
 __all__ = ["ARITHMETICS", "Arithmetic", "Bf16Arithmetic", "Cache", "Codes", "ExactProducts",
            "FloatArithmetic", "GoldenLM", "Hidden", "Model", "State", "lmul_factor",
@@ -399,7 +399,7 @@ ARITHMETICS: Mapping[str, Arithmetic] = {arithmetic.name: arithmetic
 # The network.
 
 class Model(Protocol):
-    """What the golden model needs of a model; ``host.model.LanguageModel`` is one."""
+    """What the golden model needs of a model; ``host.models.base.LanguageModel`` is one."""
 
     @property
     def logit_scales(self) -> Mapping[str, float]:
@@ -519,7 +519,7 @@ class GoldenLM:
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
     gates : mapping of label to callable, optional
         What sets some of the codes of a list to zero: :class:`sim.golden.wina.Gate`. A list whose
-        :attr:`sim.golden.network.Value.label` is missing is not gated.
+        :attr:`sim.golden.graph.Value.label` is missing is not gated.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,

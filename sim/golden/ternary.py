@@ -11,7 +11,7 @@ __all__ = ["row_bound", "row_product", "ternary_product"]
 
 def ternary_product(weights: ArrayLike, values: ArrayLike, *, accumulator_width: int,
                     indices: ArrayLike | None = None) -> NDArray[np.int64]:
-    """Product of a matrix and a list of activations. Mirrors ``hw.ternary.engine.TernaryEngine``.
+    """Product of a matrix and a list of activations. Mirrors ``hw.engine.engine.TernaryEngine``.
 
     Parameters
     ----------

@@ -5,10 +5,10 @@ from amaranth import *
 from amaranth.asserts import AnyConst, AnySeq
 from amaranth.hdl import Assert, Assume
 
+from hw.activations.quantizer import Packer
+from hw.activations.sparse_vector import ListMemory
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
-from hw.sequencer.list_memory import ListMemory
-from hw.vector.packer import Packer
 from sim.proof import ProofFailed, prove
 from sim.tools import missing_tools
 

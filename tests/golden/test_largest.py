@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.golden.largest import kept_count, largest_rows
+from sim.golden.top_k import kept_count, largest_rows
 
 
 @pytest.mark.parametrize("best", [1, 4, 100])

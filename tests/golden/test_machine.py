@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from host.compile import compile_model
-from host.corpus import read_corpus
-from host.evaluate import evaluate
-from host.model import read_model
-from host.tokenizer import Tokenizer
+from host.compiler.compile import compile_model
+from host.measure.evaluate import evaluate
+from host.models.registry import read_model
+from host.text.corpus import read_corpus
+from host.text.tokenizer import Tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, encode

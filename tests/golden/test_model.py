@@ -8,8 +8,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from host.families.mmfreelm import Layer, TernaryLM
-from host.model import TernaryMatrix, to_bf16
+from host.files.tensors import TernaryMatrix, to_bf16
+from host.models.mmfreelm import Layer, TernaryLM
 from hw.formats.minifloat import bf16
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
 from sim.golden.lmul import lmul, lmul_dot

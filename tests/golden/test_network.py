@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sim.golden.network import Kind, Matrix, Network
+from sim.golden.graph import Kind, Matrix, Network
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from collections import deque
 import numpy as np
 import pytest
 
-from host.compile import compile_model
+from host.compiler.compile import compile_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
-from sim.golden import schedule
-from sim.golden.cycles import (
+from sim.timing import program as schedule
+from sim.timing.program import LIST_LATENCY, WORD_LATENCY, token_cycles
+from sim.timing.units import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
     decode_cycles,
@@ -27,7 +28,6 @@ from sim.golden.cycles import (
     top_k_cycles,
     vector_cycles,
 )
-from sim.golden.schedule import LIST_LATENCY, WORD_LATENCY, token_cycles
 from tests.host.model_examples import tiny_model
 
 CONFIG = CoreConfig()

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.golden.cycles import select_cycles
 from sim.golden.select import select_bound
 from sim.golden.wina import keep_largest
+from sim.timing.units import select_cycles
 
 KEYS = st.lists(st.one_of(st.integers(1, 40), st.integers(1, 2 ** 30 - 1)), min_size=1,
                 max_size=60)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from hw.config import EngineConfig
-from sim.golden.cycles import engine_cycles, engine_lane_words, engine_period
 from sim.golden.ternary import row_bound, row_product, ternary_product
+from sim.timing.units import engine_cycles, engine_lane_words, engine_period
 
 
 def wrap(value, width):

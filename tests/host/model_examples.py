@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from host.families.mmfreelm import Layer, TernaryLM
-from host.model import TernaryMatrix, Vocabulary, to_bf16
-from host.tokenizer import byte_symbols
+from host.files.tensors import TernaryMatrix, to_bf16
+from host.models.mmfreelm import Layer, TernaryLM
+from host.text.tokenizer import byte_symbols
+from host.text.vocabulary import Vocabulary
 
 
 def tiny_vocabulary() -> Vocabulary:

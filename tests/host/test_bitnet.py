@@ -6,7 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
-from host.examples import (
+from host.files.errors import ModelFileError
+from host.files.examples import (
     bitnet_config,
     bitnet_gguf,
     bitnet_tensors,
@@ -15,7 +16,7 @@ from host.examples import (
     pack_quarters,
     tokenizer_json,
 )
-from host.model import ModelFileError, read_model
+from host.models.registry import read_model
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
 HEADS, KV_HEADS, LAYERS = 4, 2, 2

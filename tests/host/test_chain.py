@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import hw.isa as isa
-from host.chain import Shape, bond_for, bonds_up_to, full_bonds, shapes, tensorize
-from host.compile import CompileError, compile_fitted, compile_model
+from host.compiler.compile import CompileError, compile_fitted, compile_model
 from host.compress.chains import Choice, compress, layers_of
-from host.examples import llama_gguf, llama_tensors
-from host.families.mpo_llama import ARCHITECTURE, MATRICES, write_model
-from host.model import ModelFileError, read_model
+from host.files.errors import ModelFileError
+from host.files.examples import llama_gguf, llama_tensors
+from host.models.mpo_llama import ARCHITECTURE, MATRICES, write_model
+from host.models.registry import read_model
+from host.models.tensor_train import Shape, bond_for, bonds_up_to, full_bonds, shapes, tensorize
 from hw.config import CoreConfig
 from hw.isa import Batch, Opcode
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices

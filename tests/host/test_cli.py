@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
-import host.speed
+import host.measure.speed
 import sim.tables
-from host.compile import compile_model
-from host.device import GoldenDevice
-from host.evaluate import evaluate, fit_logit_scale
-from host.families.mmfreelm import write_model
-from host.generate import Generator, Sampler, TokenGenerator
-from host.image import read_image, write_image
-from host.model import read_model, to_bf16
-from host.token_device import GoldenTokenDevice, SimulatedTokenDevice
-from host.tokenizer import Tokenizer
+from host.compiler.compile import compile_model
+from host.devices.base import GoldenDevice
+from host.devices.token import GoldenTokenDevice, SimulatedTokenDevice
+from host.files.image import read_image, write_image
+from host.files.tensors import to_bf16
+from host.measure.evaluate import evaluate, fit_logit_scale
+from host.models.mmfreelm import write_model
+from host.models.registry import read_model
+from host.text.generate import Generator, Sampler, TokenGenerator
+from host.text.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
@@ -238,7 +239,7 @@ class TestRunOnCore:
 @pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 def test_speed(capsys, image_path, monkeypatch, tmp_path):
     monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(host.speed, "time_fresh_demo", lambda: 61.25)
+    monkeypatch.setattr(host.measure.speed, "time_fresh_demo", lambda: 61.25)
     status, out, err = run(capsys, "speed", image_path, "--tokens", 2, "--record")
     assert (status, err) == (0, "")
     assert re.search(r"Cycles per token +[\d,]+ +simulated; [\d,]+ to [\d,]+", out)

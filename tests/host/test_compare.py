@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
-from host.compare import REFERENCE, Text, Variant, compare, read_llama, stored_bytes, variants
-from host.examples import llama_gguf, llama_tensors
-from host.families.mmfreelm import write_model
-from host.model import ModelFileError
+from host.files.errors import ModelFileError
+from host.files.examples import llama_gguf, llama_tensors
+from host.measure.compare import (
+    REFERENCE,
+    Text,
+    Variant,
+    compare,
+    read_llama,
+    stored_bytes,
+    variants,
+)
+from host.models.mmfreelm import write_model
+from sim.golden.graph import Kind
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.network import Kind
 from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model
 

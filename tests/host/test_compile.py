@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
-from host.compile import CompileError, compile_model, losses
-from host.device import DeviceError
-from host.families.mmfreelm import TernaryLM, write_model
-from host.image import listing, read_image
-from host.model import read_model
+from host.compiler.compile import CompileError, compile_model, losses
+from host.devices.base import DeviceError
+from host.files.image import listing, read_image
+from host.models.mmfreelm import TernaryLM, write_model
+from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import REGISTERS, Function, Opcode
 from sim.golden.bf16 import to_float32
+from sim.golden.graph import Matrix, Network
 from sim.golden.machine import Machine
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.network import Matrix, Network
-from sim.golden.schedule import token_cycles
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import Gate, column_norms
+from sim.timing.program import token_cycles
 from tests.host.model_examples import tiny_model
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"

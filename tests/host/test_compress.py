@@ -17,12 +17,14 @@ from host.compress.gates import (
     read_gates,
     write_gates,
 )
-from host.corpus import read_corpus
-from host.evaluate import evaluate
-from host.families.mmfreelm import write_model
-from host.model import LanguageModel, read_model
-from host.tokenizer import Tokenizer
+from host.measure.evaluate import evaluate
+from host.models.base import LanguageModel
+from host.models.mmfreelm import write_model
+from host.models.registry import read_model
+from host.text.corpus import read_corpus
+from host.text.tokenizer import Tokenizer
 from sim.golden.bf16 import to_float32
+from sim.golden.graph import Matrix, Network
 from sim.golden.model import (
     ARITHMETICS,
     ExactProducts,
@@ -30,7 +32,6 @@ from sim.golden.model import (
     model_matrices,
     quantize,
 )
-from sim.golden.network import Matrix, Network
 from sim.golden.wina import Gate
 from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model, tiny_vocabulary

@@ -11,15 +11,15 @@ import pytest
 import host.__main__ as cli
 import host.compress.__main__ as experiments
 import sim.tables
-from host.chain import Shape, full_bonds
-from host.compare import Text, read_llama, stored_bytes
 from host.compress import command
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
-from host.examples import llama_gguf, llama_tensors
-from host.families.mpo_llama import MATRICES
-from host.model import read_model
+from host.files.examples import llama_gguf, llama_tensors
+from host.measure.compare import Text, read_llama, stored_bytes
+from host.models.mpo_llama import MATRICES
+from host.models.registry import read_model
+from host.models.tensor_train import Shape, full_bonds
 from hw.config import EngineConfig
 from sim.golden.bf16 import to_float32
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
@@ -341,7 +341,7 @@ class TestHealing:
 
     def test_loss_falls(self, layers, found, text):
         from host.compress.heal import heal, pack_tokens
-        from host.tokenizer import open_tokenizer
+        from host.text.tokenizer import open_tokenizer
         tokens = pack_tokens(open_tokenizer(layers.model.vocabulary),
                              layers.model.vocabulary.start, DOCUMENTS, 32, 24)
         plan = plan_for(found, "joint", 0.4 * stored_bytes(layers.model))

@@ -5,7 +5,7 @@ import lzma
 
 import pytest
 
-from host.corpus import CorpusError, read_corpus
+from host.text.corpus import CorpusError, read_corpus
 
 DOCUMENTS = [f"Document {n}.\nIt has two lines." for n in range(300)]
 

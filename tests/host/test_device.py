@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.device import (
+from host.devices.base import (
     CheckedProducts,
     Device,
     DeviceError,
@@ -20,8 +20,8 @@ from host.device import (
 )
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
-from sim.golden.cycles import engine_cycles
 from sim.golden.lmul import lmul
+from sim.timing.units import engine_cycles
 
 
 def expected_product(weights, activations):

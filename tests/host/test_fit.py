@@ -7,9 +7,9 @@ import re
 import pytest
 
 import host.__main__ as cli
-from host.device import DeviceError
-from host.fit import Shape, fit, largest
-from hw.boards import BOARDS, CoreBoard
+from host.compiler.fit import Shape, fit, largest
+from host.devices.base import DeviceError
+from hw.boards.board import BOARDS, CoreBoard
 
 BOARD = BOARDS["ulx3s-core"]
 assert isinstance(BOARD, CoreBoard)

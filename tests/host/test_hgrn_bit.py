@@ -13,10 +13,11 @@ from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 import host.__main__ as cli
-from host.compile import compile_model
-from host.image import read_image
-from host.model import ModelFileError, read_model
-from host.tokenizer import open_tokenizer
+from host.compiler.compile import compile_model
+from host.files.errors import ModelFileError
+from host.files.image import read_image
+from host.models.registry import read_model
+from host.text.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
@@ -285,7 +286,7 @@ class TestFiles:
     def test_alone(self, tmp_path):
         """In a process that has imported nothing else, as these tests have."""
         write_checkpoint(tmp_path, random_tensors(2))
-        script = f"from host.model import read_model; print(read_model({str(tmp_path)!r}).width)"
+        script = f"from host.models.base import read_model; print(read_model({str(tmp_path)!r}).width)"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                               check=True)
         assert done.stdout == f"{WIDTH}\n"

@@ -6,8 +6,8 @@ import zlib
 
 import pytest
 
-from host.compile import compile_model
-from host.image import ImageError, listing, read_image, write_image
+from host.compiler.compile import compile_model
+from host.files.image import ImageError, listing, read_image, write_image
 from hw.config import CoreConfig, EngineConfig
 from tests.host.model_examples import tiny_model
 

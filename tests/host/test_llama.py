@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 import host.compress.rotation as float64
-from host.examples import llama2c, llama_gguf, llama_tensors, pieces
-from host.families.llama import balanced
-from host.model import ModelFileError, read_model
-from host.planes import ROWS, to_planes
-from host.tokenizer import open_tokenizer
+from host.files.errors import ModelFileError
+from host.files.examples import llama2c, llama_gguf, llama_tensors, pieces
+from host.models.llama import balanced
+from host.models.planes import ROWS, to_planes
+from host.models.registry import read_model
+from host.text.tokenizer import open_tokenizer
 from hw.formats.minifloat import bf16
 from sim.golden.attention import attend, from_cache, to_cache, value_bounds
 from sim.golden.bf16 import add, from_float, subtract, to_float32
+from sim.golden.graph import CACHES, Kind
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.model import (
     ARITHMETICS,
@@ -31,7 +33,6 @@ from sim.golden.model import (
     scale,
     silu_table,
 )
-from sim.golden.network import CACHES, Kind
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HEADS, KV_HEADS = 4, 2

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from host.compile import CompileError, compile_fitted, compile_model
-from host.generate import Sampler, TokenGenerator
-from host.image import read_image, write_image
-from host.token_device import CheckedTokens, GoldenTokenDevice, machine_of
+from host.compiler.compile import CompileError, compile_fitted, compile_model
+from host.devices.token import CheckedTokens, GoldenTokenDevice, machine_of
+from host.files.image import read_image, write_image
+from host.text.generate import Sampler, TokenGenerator
 from hw.config import CoreConfig, EngineConfig
 from tests.host.model_examples import tiny_model
 

@@ -18,7 +18,7 @@ from host.compress.rotation import (
     read_llama2c,
     rotate,
 )
-from host.model import ModelFileError
+from host.files.errors import ModelFileError
 
 MODELS = Path(__file__).parents[3] / "shared" / "data" / "models"
 

@@ -13,13 +13,13 @@ import pytest
 import serial
 from cobs import cobs
 
-from host.device import DeviceError, Driver, GoldenDevice
-from host.link import NoReplyError, StalledError
-from host.serial_device import SerialDevice
-from hw.boards import EngineBoard
+from host.devices.base import DeviceError, Driver, GoldenDevice
+from host.devices.link import NoReplyError, StalledError
+from host.devices.serial_engine import SerialDevice
+from hw.boards.board import EngineBoard
 from hw.config import EngineConfig
 from hw.link.protocol import Command
-from sim.serial_pins import build_board, serial_port
+from sim.fast.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
 
 CONFIG = EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=3,
@@ -124,7 +124,7 @@ HARMLESS = ["garbage before", "garbage without zero before", "twice"]
 @pytest.fixture
 def faulty(port, monkeypatch):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
-    monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
+    monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
     device = SerialDevice(port, config=CONFIG, timeout=4.0)
     yield device
     device.close()
@@ -220,6 +220,6 @@ def test_unknown_board():
     (b'{"protocol":9}', "must speak protocol version 1, not 9; build its bitstream again"),
 ])
 def test_device_of_another_kind(device, port, monkeypatch, answer, problem):
-    monkeypatch.setattr("host.link.Link.request", lambda *arguments: answer)
+    monkeypatch.setattr("host.devices.link.Link.request", lambda *arguments: answer)
     with pytest.raises(DeviceError, match=f"^{re.escape(f'The device on {port} {problem}')}$"):
         SerialDevice(port)

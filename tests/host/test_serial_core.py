@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import serial
 
-from host.compile import compile_model
-from host.device import DeviceError
-from host.image import ImageError, read_image, write_image
-from host.link import StalledError
-from host.serial_core import SerialCore
-from host.serial_device import SerialDevice
-from host.token_device import CheckedTokens, open_token_device
-from hw.boards import CoreBoard
+from host.compiler.compile import compile_model
+from host.devices.base import DeviceError
+from host.devices.link import StalledError
+from host.devices.serial_accelerator import SerialCore
+from host.devices.serial_engine import SerialDevice
+from host.devices.token import CheckedTokens, open_token_device
+from host.files.image import ImageError, read_image, write_image
+from hw.boards.board import CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
 from hw.link.protocol import Command
-from sim.serial_pins import build_board, serial_port
+from sim.fast.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
 from tests.host.model_examples import tiny_model
 from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
@@ -102,7 +102,7 @@ def test_memory_is_read_back(loaded, image):
 @pytest.mark.parametrize("fault", [*SPOILED, *HARMLESS])
 def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fault):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
-    monkeypatch.setattr("host.serial_board.serial.Serial", FaultyPort)
+    monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
     core = SerialCore(port, config=CONFIG, timeout=4.0)
     core._image, core._moved = image, loaded._moved         # the device has it
     FaultyPort.faults[:] = ["none", fault, "none", fault]

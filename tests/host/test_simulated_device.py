@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-import host.simulated_device
-from host.device import DeviceError, Driver, GoldenDevice, open_device
-from host.generate import Generator, Sampler
-from host.simulated_device import SimulatedDevice
+import host.devices.simulated
+from host.devices.base import DeviceError, Driver, GoldenDevice, open_device
+from host.devices.simulated import SimulatedDevice
+from host.text.generate import Generator, Sampler
 from hw.config import EngineConfig
-from sim.golden.cycles import port_transfers
-from sim.library import SimulatorStopped
+from sim.fast.library import SimulatorStopped
+from sim.timing.units import port_transfers
 from sim.tools import ToolMissing, missing_tools
 from tests.host.model_examples import tiny_model
 
@@ -73,7 +73,7 @@ class TestErrors:
         def build(config, progress):
             raise ToolMissing("verilator is not installed")
 
-        monkeypatch.setattr(host.simulated_device, "VerilatedCore", build)
+        monkeypatch.setattr(host.devices.simulated, "VerilatedCore", build)
         with pytest.raises(DeviceError, match=r"^The simulator cannot be built: verilator is not "
                                               r"installed$"):
             SimulatedDevice(EngineConfig())

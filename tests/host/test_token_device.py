@@ -8,13 +8,13 @@ import re
 import numpy as np
 import pytest
 
-import host.token_device
-import sim.verilated_machine
-from host.compile import compile_model
-from host.device import DeviceError, MismatchError
-from host.generate import Sampler, TokenGenerator, candidates
-from host.image import ImageError, Program
-from host.token_device import CheckedTokens, GoldenTokenDevice, open_token_device
+import host.devices.token
+import sim.fast.machine
+from host.compiler.compile import compile_model
+from host.devices.base import DeviceError, MismatchError
+from host.devices.token import CheckedTokens, GoldenTokenDevice, open_token_device
+from host.files.image import ImageError, Program
+from host.text.generate import Sampler, TokenGenerator, candidates
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden.machine import Best
@@ -82,7 +82,7 @@ def test_ends_with_the_document(image):
     class Ends:
         def token(self, token, *, new=False, slot=None):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
-            return host.token_device.TokenResult([best], 1, 1)
+            return host.devices.token.TokenResult([best], 1, 1)
 
     assert list(TokenGenerator(Ends(), image, image.vocabulary).generate([5], 6, Sampler())) == []
 
@@ -163,7 +163,7 @@ class TestErrors:
         def build(*arguments):
             raise ToolMissing("verilator is not installed")
 
-        monkeypatch.setattr(sim.verilated_machine, "build_library", build)
+        monkeypatch.setattr(sim.fast.machine, "build_library", build)
         with refuses("The simulator cannot be built: verilator is not installed"):
             open_token_device("sim", CoreConfig())
 

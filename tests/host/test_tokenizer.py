@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from tokenizers import pre_tokenizers
 
-from host.model import PieceVocabulary, Vocabulary
-from host.tokenizer import (
+from host.text.tokenizer import (
     SPLITS,
     PieceTokenizer,
     StreamDecoder,
@@ -14,6 +13,7 @@ from host.tokenizer import (
     Tokenizer,
     byte_symbols,
 )
+from host.text.vocabulary import PieceVocabulary, Vocabulary
 from tests.host.model_examples import tiny_vocabulary
 
 TEXTS = ["", " ", "the other thing\n\n", "na\u00efve \u65e5\u672c\u8a9e \U0001f409",

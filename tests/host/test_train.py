@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from host.model import read_model
-from host.tokenizer import Tokenizer
+from host.models.registry import read_model
+from host.text.tokenizer import Tokenizer
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.corpus_examples import write_corpus
 

@@ -11,23 +11,10 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
-import host.speed
-from host.compare import Text, Variant, compare, stored_bytes
-from host.compile import CompileError, compile_fitted, compile_model, losses, planes_of
-from host.corpus import read_corpus
-from host.device import DeviceError
-from host.examples import (
-    bitnet_config,
-    bitnet_tensors,
-    checkpoint,
-    llama_gguf,
-    llama_tensors,
-    tokenizer_json,
-)
-from host.generate import Sampler, TokenGenerator
-from host.image import read_image, write_image
-from host.model import read_model
-from host.token_device import (
+import host.measure.speed
+from host.compiler.compile import CompileError, compile_fitted, compile_model, losses, planes_of
+from host.devices.base import DeviceError
+from host.devices.token import (
     LATENCY,
     REFRESH,
     CheckedTokens,
@@ -35,12 +22,25 @@ from host.token_device import (
     SimulatedTokenDevice,
     machine_of,
 )
-from host.tokenizer import open_tokenizer
+from host.files.examples import (
+    bitnet_config,
+    bitnet_tensors,
+    checkpoint,
+    llama_gguf,
+    llama_tensors,
+    tokenizer_json,
+)
+from host.files.image import read_image, write_image
+from host.measure.compare import Text, Variant, compare, stored_bytes
+from host.models.registry import read_model
+from host.text.corpus import read_corpus
+from host.text.generate import Sampler, TokenGenerator
+from host.text.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.attention import attend_sequence
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.schedule import token_cycles
+from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
@@ -394,7 +394,7 @@ class TestCommands:
 
     def test_attention(self, capsys, monkeypatch, path, tmp_path):
         """The golden machine stands for the core: its cycles are nearly the formula's."""
-        monkeypatch.setattr(host.speed, "SimulatedTokenDevice",
+        monkeypatch.setattr(host.measure.speed, "SimulatedTokenDevice",
                             lambda config, report: GoldenTokenDevice(config))
         result = tmp_path / "result.json"
         assert cli.main(["attention", str(path), "--contexts", "4", "64", "--json",

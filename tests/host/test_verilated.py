@@ -7,15 +7,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-import sim.library
-import sim.verilated
+import sim.fast.engine
+import sim.fast.library
 from hw.config import EngineConfig
-from hw.ternary.core import TernaryCore
-from sim.golden.cycles import core_cycles, engine_period, port_transfers
+from hw.engine.slice import TernaryCore
+from sim.fast.engine import DESIGN, SimulatedProduct, VerilatedCore
+from sim.fast.library import SimulatorStopped
 from sim.golden.trits import pack_words, planes
-from sim.library import SimulatorStopped
+from sim.timing.units import core_cycles, engine_period, port_transfers
 from sim.tools import ToolMissing, missing_tools
-from sim.verilated import DESIGN, SimulatedProduct, VerilatedCore
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
@@ -115,7 +115,7 @@ def test_bad_arguments():
 
 @needs_simulator
 def test_no_progress_is_an_error(monkeypatch):
-    monkeypatch.setattr(sim.verilated, "PATIENCE", 100)
+    monkeypatch.setattr(sim.fast.engine, "PATIENCE", 100)
     config = EngineConfig()
     with VerilatedCore(config, latency=10_000) as core:
         handle = core.load(64, np.zeros((1, 1, 1, 13), dtype=np.uint8))
@@ -143,7 +143,7 @@ def test_port_too_wide_for_the_list():
 
 def test_missing_tool(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sim.library, "missing_tools", lambda *names: ["perl is not installed"])
+    monkeypatch.setattr(sim.fast.library, "missing_tools", lambda *names: ["perl is not installed"])
     with pytest.raises(ToolMissing, match=r"^perl is not installed$"):
         VerilatedCore(EngineConfig())
 
@@ -152,7 +152,7 @@ def test_a_step_that_stops_names_its_first_error(tmp_path):
     command = ["python3", "-c", "print('fine'); print('%Error: this is wrong'); exit(1)"]
     with pytest.raises(RuntimeError, match=r"^python3 stopped while building the simulator: "
                        r"%Error: this is wrong$"):
-        sim.library._run(command, tmp_path, "python3")
+        sim.fast.library._run(command, tmp_path, "python3")
 
 
 @needs_simulator
@@ -160,7 +160,7 @@ def test_build_reports_progress_and_leaves_one_file(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = EngineConfig(lanes=4, result_lanes=2, accumulator_depth=8, max_batch=2, port_bytes=1)
     steps = []
-    library = sim.library.build_library(DESIGN, config, lambda *step: steps.append(step))
+    library = sim.fast.library.build_library(DESIGN, config, lambda *step: steps.append(step))
     assert [path.name for path in (tmp_path / "tally").iterdir()] == [library.name]
     assert steps[0] == (0.0, "writing Verilog")
     assert steps[-1] == (1.0, "ready")

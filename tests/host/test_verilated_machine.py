@@ -7,17 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-import sim.verilated_machine
-from host.compile import compile_model
+import sim.fast.machine
+from host.compiler.compile import compile_model
+from hw.accelerator import Core
 from hw.config import CoreConfig, EngineConfig
-from hw.core import Core
 from hw.isa import Fault, Instruction, Opcode, encode
 from sim.bench.bench_core import CONFIGURATIONS, attending
+from sim.fast.library import SimulatorStopped
+from sim.fast.machine import DESIGN, VerilatedMachine
 from sim.golden.machine import Machine, MachineFault
-from sim.golden.schedule import token_cycles
 from sim.golden.wina import Gate
-from sim.library import SimulatorStopped
-from sim.verilated_machine import DESIGN, VerilatedMachine
+from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
 
@@ -88,7 +88,7 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
         passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
         runs = []
         for design in (DESIGN, one_clock):
-            monkeypatch.setattr(sim.verilated_machine, "DESIGN", design)
+            monkeypatch.setattr(sim.fast.machine, "DESIGN", design)
             with VerilatedMachine(config, stall=stall) as machine:
                 machine.load(image.program.encoded(), image.memory)
                 runs.append((machine.run(passes), machine.profile()))
@@ -169,7 +169,7 @@ class TestErrors:
     def test_no_progress(self, image, monkeypatch):
         with VerilatedMachine(SMALL, latency=10_000) as machine:
             machine.load(image.program.encoded(), image.memory)
-            monkeypatch.setattr(sim.verilated_machine, "PATIENCE", 100)
+            monkeypatch.setattr(sim.fast.machine, "PATIENCE", 100)
             with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, has "
                                r"moved nothing for 100 cycles$"):
                 machine.run([(0, 0)])

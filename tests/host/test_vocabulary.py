@@ -7,20 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from host.compile import CompileError, compile_fitted, compile_model, planes_of
-from host.device import DeviceError
-from host.examples import (
-    bitnet_config,
-    bitnet_tensors,
-    checkpoint,
-    llama_gguf,
-    llama_tensors,
-    tokenizer_json,
-)
-from host.generate import candidates
-from host.image import listing, read_image, write_image
-from host.model import read_model
-from host.token_device import (
+from host.compiler.compile import CompileError, compile_fitted, compile_model, planes_of
+from host.devices.base import DeviceError
+from host.devices.token import (
     LATENCY,
     REFRESH,
     CheckedTokens,
@@ -29,10 +18,21 @@ from host.token_device import (
     machine_of,
     open_token_device,
 )
+from host.files.examples import (
+    bitnet_config,
+    bitnet_tensors,
+    checkpoint,
+    llama_gguf,
+    llama_tensors,
+    tokenizer_json,
+)
+from host.files.image import listing, read_image, write_image
+from host.models.registry import read_model
+from host.text.generate import candidates
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
-from sim.golden.schedule import token_cycles
+from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
 

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from hw.boards import BOARDS
+from hw.boards.board import BOARDS
 from hw.boards.top import BoardTop, load_platform
 from hw.build import main
-from hw.common.tool import ToolFailed
+from hw.synth.tool import ToolFailed
 
 pytest.importorskip("amaranth_boards", reason="amaranth-boards is not installed")
 

@@ -2,8 +2,8 @@
 import pytest
 from amaranth.sim import Simulator
 
+from hw.engine.trit_decoder import TritDecoder
 from hw.formats.trits import PACKINGS
-from hw.ternary.decoder import TritDecoder
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -8,11 +8,11 @@ import pathlib
 import pytest
 from amaranth.back import rtlil
 
-from hw.common.tool import ToolFailed, run_tool
-from hw.ternary.carry import ADD_GATED, ADD_OR_SUBTRACT, ADD_TRIT, CARRY_IN, CARRY_IN_BOTH
-from hw.ternary.gated import GatedAdder
-from hw.ternary.lanes import LaneAdder
-from hw.ternary.row_tree import TritAdder
+from hw.engine.carry import ADD_GATED, ADD_OR_SUBTRACT, ADD_TRIT, CARRY_IN, CARRY_IN_BOTH
+from hw.engine.dot_tree import TritAdder
+from hw.engine.gated_adder import GatedAdder
+from hw.engine.lane import LaneAdder
+from hw.synth.tool import ToolFailed, run_tool
 
 MODELS = pathlib.Path(__file__).parents[2] / "sim" / "models" / "ecp5.v"
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from hw.common.block_ram import BlockRam
 from hw.config import EngineConfig
-from hw.ternary.block_ram import BlockRam
-from hw.ternary.core import TernaryCore
-from hw.ternary.engine import TernaryEngine
-from hw.ternary.gated import GatedAdder
-from hw.ternary.lanes import LaneAdder
-from hw.ternary.row_tree import TritAdder
-from sim.golden.cycles import engine_cycles, engine_period, engine_sequence
+from hw.engine.dot_tree import TritAdder
+from hw.engine.engine import TernaryEngine
+from hw.engine.gated_adder import GatedAdder
+from hw.engine.lane import LaneAdder
+from hw.engine.slice import TernaryCore
 from sim.golden.gearbox import port_payloads
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
+from sim.timing.units import engine_cycles, engine_period, engine_sequence
 
 SMALL = EngineConfig(lanes=4, accumulator_width=16, accumulator_depth=4, max_planes=2, max_batch=2,
                      packing="1in2", result_lanes=2)

@@ -4,9 +4,9 @@ import pytest
 from amaranth.sim import Simulator
 
 from hw.config import EngineConfig
-from hw.ternary.gearbox import Gearbox, port_layout
-from sim.golden.cycles import gearbox_cycles
+from hw.engine.gearbox import Gearbox, port_layout
 from sim.golden.gearbox import port_payloads
+from sim.timing.units import gearbox_cycles
 
 # Every relation of port to word: smaller, larger, equal, a multiple, with and without a common
 # granule; lanes and packing choose the bytes of a word.

@@ -6,15 +6,15 @@ import pytest
 from amaranth.hdl import Shape
 from amaranth.lib import data
 
-from hw.boards import BOARDS, EngineBoard
+from hw.boards.board import BOARDS, EngineBoard
 from hw.boards.system import description
 from hw.common.stream import StreamQueue
 from hw.config import CoreConfig, EngineConfig
+from hw.engine.slice import TernaryCore
 from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.protocol import CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
 from hw.link.target import LinkTarget
 from hw.link.uart import UartReceiver, UartTransmitter
-from hw.ternary.core import TernaryCore
 from sim.golden.frames import encode_frame
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from hw.arith.exact import ExactMultiplier
+from hw.arith.lmul import LMul
+from hw.arith.lmul_dot import LMulDot
 from hw.formats.minifloat import FORMATS, bf16, e4m3, fp16, fp32
-from hw.lmul.dot import LMulDot
-from hw.lmul.exact import ExactMultiplier
-from hw.lmul.lmul import LMul
-from hw.lmul.units import UNITS
+from hw.synth.units import UNITS
 from sim.golden.lmul import lmul, lmul_bound, lmul_dot
 
 VECTORS = {

@@ -8,12 +8,12 @@ from amaranth.sim import Simulator
 
 from hw.common.stream import connect_stream
 from hw.config import CoreConfig, EngineConfig
+from hw.engine.gearbox import Gearbox
 from hw.memory.axi4 import Axi4Master
-from hw.memory.fetcher import Fetcher, Kind, burst_transfers
-from hw.memory.port import BlockRamMemory
-from hw.ternary.gearbox import Gearbox
-from sim.golden.cycles import block_ram_memory_cycles, touched_transfers
+from hw.memory.block_ram_memory import BlockRamMemory
+from hw.memory.read_engine import Fetcher, Kind, burst_transfers
 from sim.golden.fetch import fetched_bytes, fetched_transfers
+from sim.timing.units import block_ram_memory_cycles, touched_transfers
 
 
 @pytest.mark.parametrize("port_bytes", [1, 4, 32])

@@ -2,8 +2,8 @@
 
 import pytest
 
+from hw.activations.sparsity import Selector
 from hw.config import CoreConfig, EngineConfig
-from hw.sparse.select import Selector
 
 
 def test_indices_are_divided_by_powers_of_two():

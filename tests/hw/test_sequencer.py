@@ -4,7 +4,7 @@
 import pytest
 
 from hw.config import CoreConfig, EngineConfig
-from hw.sequencer.decoder import Decoder
+from hw.control.decode import Decoder
 
 
 @pytest.mark.parametrize(("engine", "message"), [

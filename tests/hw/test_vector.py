@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from hw.arith.function_table import EXPONENTS, FIRST_EXPONENT, function_words, rsqrt_words
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory
-from hw.vector.tables import EXPONENTS, FIRST_EXPONENT, function_words, rsqrt_words
 from sim.golden.model import rsqrt_table, sigmoid_table, silu_table
 
 EVERY = np.arange(1 << 16)
@@ -17,7 +17,7 @@ LAST_EXPONENT = FIRST_EXPONENT + EXPONENTS - 1
 
 
 def by_rule_and_table(*, silu: bool) -> np.ndarray:
-    """Do with every argument what ``hw.vector.lanes`` does."""
+    """Do with every argument what ``hw.vector.lane`` does."""
     address = (EVERY & 0x7FF) | SIGN << 11 | int(silu) << 12
     table = np.array(function_words())[address]
     if silu:

@@ -1,0 +1,132 @@
+"""Which shapes of a language model fit a board with a core, and what a token of each costs."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from host.compiler.compile import CompileError, compile_model
+from host.models.mmfreelm import Layer, TernaryLM, TernaryMatrix
+from host.text.vocabulary import Vocabulary
+from hw.boards.board import CoreBoard
+from sim.timing.program import token_cycles
+from sim.timing.units import block_ram_memory_cycles
+
+__all__ = ["Fit", "Shape", "fit", "largest", "write_fits"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """Shape of a MatMul-free language model; the head has the embedding's matrix."""
+
+    width: int
+    layers: int
+    ffn_width: int
+    vocab: int
+
+    def model(self) -> TernaryLM:
+        """Make a random model of this shape, which is compiled as any other."""
+        rng = np.random.default_rng(0)
+
+        def matrix(rows: int, columns: int) -> TernaryMatrix:
+            return TernaryMatrix(rng.integers(-1, 2, (rows, columns), dtype=np.int8), 1.0)
+
+        width, ffn = self.width, self.ffn_width
+        layers = tuple(Layer(
+            forget=matrix(width, width), candidate=matrix(width, width), gate=matrix(width, width),
+            output=matrix(width, width), ffn_gate=matrix(ffn, width), ffn_up=matrix(ffn, width),
+            ffn_down=matrix(width, ffn), forget_bias=np.zeros(width, np.float32))
+            for _ in range(self.layers))
+        return TernaryLM(
+            name=f"shape {width} x {self.layers}",
+            embedding=rng.integers(-13, 14, (self.vocab, width), dtype=np.int8),
+            embedding_scale=1.0, layers=layers, logit_scales={"lmul": 1.0},
+            vocabulary=Vocabulary(tuple(map(str, range(self.vocab))), (), 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A shape on a board.
+
+    Attributes
+    ----------
+    shape : Shape
+    trits : int
+        Of all matrices; the embedding's count twice, for they lie there by columns and by rows.
+    bytes, left : int
+        Of the memory, used and not.
+    instructions, elements : int
+        Of the program, and of the vector memory.
+    cycles : float
+        Of a token in steady state, derived.
+    limit : str
+        What binds.
+    tokens_per_second : float
+        At the board's clock, derived.
+    """
+
+    shape: Shape
+    trits: int
+    bytes: int
+    left: int
+    instructions: int
+    elements: int
+    cycles: float
+    limit: str
+    tokens_per_second: float
+
+
+def fit(board: CoreBoard, shape: Shape) -> Fit:
+    """Compile a model of this shape for a board.
+
+    Raises
+    ------
+    DeviceError
+        If it does not fit: the first thing that is too small.
+    """
+    config = board.config
+    image = compile_model(shape.model(), config)
+    cost = token_cycles(config, image.program.instructions, image.program.body,
+                        latency=block_ram_memory_cycles([1]) - 1)
+    return Fit(
+        shape=shape, trits=sum(part.trits for part in image.parts), bytes=len(image.memory),
+        left=config.memory_bytes - len(image.memory),
+        instructions=len(image.program.instructions),
+        elements=sum(count for _, count in image.program.vectors.values()),
+        cycles=cost.cycles, limit=cost.limit, tokens_per_second=board.clock_hz / cost.cycles)
+
+
+def largest(board: CoreBoard, shape: Shape) -> Fit:
+    """Find the most layers that fit, the rest of the shape as given.
+
+    Raises
+    ------
+    DeviceError
+        If not even one layer fits.
+    """
+    found = fit(board, dataclasses.replace(shape, layers=1))
+    while True:
+        try:
+            found = fit(board, dataclasses.replace(shape, layers=found.shape.layers + 1))
+        except CompileError:
+            return found
+
+
+def write_fits(path: Path, command: str, board: CoreBoard, fits: Sequence[Fit]) -> None:
+    """Write shapes as the JSON that the tables of the docs are made from."""
+    rows = [{"board": board.name, **dataclasses.asdict(found.shape),
+             "trits": found.trits, "bytes": found.bytes, "bytes_left": found.left,
+             "cycles": round(found.cycles), "limit": found.limit,
+             "tokens_per_second": round(found.tokens_per_second)} for found in fits]
+    record = {
+        "command": command,
+        "versions": {"python": platform.python_version(),
+                     "numpy": importlib.metadata.version("numpy")},
+        "configuration": {"board": board.name, "clock_hz": board.clock_hz,
+                          **dataclasses.asdict(board.config)},
+        "rows": rows}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

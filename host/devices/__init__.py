@@ -1,0 +1,1 @@
+"""What runs products or programs: golden models, simulators, boards."""

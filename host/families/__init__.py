@@ -1,1 +1,0 @@
-"""Families of models: one module each, called like the architecture that it reads."""

@@ -1,0 +1,287 @@
+"""Small random transformers, as the files that the readers read: for tests and for the fuzzer.
+
+Everything is plain bytes: GGUF is written here, since the package writes no type that it does not
+know, and no file that is wrong.
+"""
+
+import struct
+from collections.abc import Mapping
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from host.text.tokenizer import byte_symbols
+
+__all__ = ["Tensors", "bitnet_config", "bitnet_gguf", "bitnet_tensors", "checkpoint", "gguf_bytes",
+           "i2_s", "llama2c", "llama_gguf", "llama_tensors", "pack_quarters", "pieces",
+           "tokenizer_json", "vocabulary_keys"]
+
+Tensors = dict[str, NDArray]
+
+_ALIGNMENT = 32
+_F32 = int(gguf.GGMLQuantizationType.F32)
+_I2_S = 36
+
+
+# GGUF.
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _value(value: object) -> bytes:
+    """Type and value of a key: bool, int (uint32), float (float32), str, or a list of one kind."""
+    kinds = gguf.GGUFValueType
+    if isinstance(value, bool):
+        return struct.pack("<I?", kinds.BOOL, value)
+    if isinstance(value, int):
+        return struct.pack("<II", kinds.UINT32, value)
+    if isinstance(value, float):
+        return struct.pack("<If", kinds.FLOAT32, value)
+    if isinstance(value, str):
+        return struct.pack("<I", kinds.STRING) + _string(value)
+    assert isinstance(value, list)
+    first, *_ = entries = [_value(entry) for entry in value]
+    return (struct.pack("<I", kinds.ARRAY) + first[:4] + struct.pack("<Q", len(entries))
+            + b"".join(entry[4:] for entry in entries))
+
+
+def gguf_bytes(keys: Mapping[str, object],
+               tensors: Mapping[str, tuple[tuple[int, ...], int, bytes]]) -> bytes:
+    """Write a GGUF file.
+
+    Parameters
+    ----------
+    keys : mapping of str to bool, int, float, str, or list of one of them
+    tensors : mapping of str to (shape, type, data)
+        Shapes are those of NumPy, types the numbers of ggml.
+    """
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(keys))]
+    head += [_string(key) + _value(value) for key, value in keys.items()]
+    data = bytearray()
+    for name, (shape, kind, content) in tensors.items():
+        head.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape),
+                                                *reversed(shape), kind, len(data)))
+        data += content + bytes(-len(content) % _ALIGNMENT)
+    header = b"".join(head)
+    return header + bytes(-len(header) % _ALIGNMENT) + bytes(data)
+
+
+def i2_s(trits: NDArray[np.integer], scale: float) -> bytes:
+    """Pack a matrix as bitnet.cpp does on x86; columns are a multiple of 128."""
+    codes = (trits + 1).astype(np.uint8).reshape(-1, 4, 32)
+    packed = codes[:, 0] << 6 | codes[:, 1] << 4 | codes[:, 2] << 2 | codes[:, 3]
+    return packed.tobytes() + np.float32(scale).tobytes() + bytes(28)
+
+
+def vocabulary_keys(end: int = 0) -> dict[str, object]:
+    """Keys of a byte-level BPE of 259 tokens."""
+    return {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2",
+            "tokenizer.ggml.tokens": ["<|endoftext|>", *byte_symbols(), "th", "the"],
+            "tokenizer.ggml.merges": ["t h", "th e"], "tokenizer.ggml.eos_token_id": end}
+
+
+_VOCAB = 259
+
+
+def llama_tensors(*, width: int = 64, ffn_width: int = 96, kv_width: int = 32, layers: int = 2,
+                  vocab: int = _VOCAB, seed: int = 1) -> Tensors:
+    """Make the matrices of a Llama by their names in a GGUF file, as float32."""
+    rng = np.random.default_rng(seed)
+
+    def matrix(rows: int, columns: int) -> NDArray[np.float32]:
+        # Rows of different sizes, as trained models have them.
+        sizes = rng.lognormal(0, 0.5, (rows, 1))
+        return (rng.normal(0, 1, (rows, columns)) * sizes / np.sqrt(columns)).astype(np.float32)
+
+    def gains(size: int) -> NDArray[np.float32]:
+        return rng.uniform(0.3, 1.6, size).astype(np.float32)
+
+    tensors = {"token_embd.weight": rng.normal(0, 1, (vocab, width)).astype(np.float32),
+               "output_norm.weight": gains(width)}
+    for index in range(layers):
+        shapes = {"attn_q": (width, width), "attn_k": (kv_width, width),
+                  "attn_v": (kv_width, width), "attn_output": (width, width),
+                  "ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
+                  "ffn_down": (width, ffn_width)}
+        tensors |= {f"blk.{index}.{name}.weight": matrix(*shape)
+                    for name, shape in shapes.items()}
+        tensors |= {f"blk.{index}.{name}.weight": gains(width)
+                    for name in ("attn_norm", "ffn_norm")}
+    return tensors
+
+
+def llama_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64,
+               types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
+               keys: Mapping[str, object] | None = None,
+               changed: Mapping[str, tuple[tuple[int, ...], int, bytes] | None] | None = None,
+               ) -> bytes:
+    """Write a Llama; ``types`` quantizes tensors, ``keys`` and ``changed`` replace or leave out."""
+    layers = sum(name.endswith(".attn_q.weight") for name in tensors)
+    ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
+    facts: dict[str, object] = {
+        "general.architecture": "llama", "general.name": "example", "llama.block_count": layers,
+        "llama.embedding_length": width, "llama.feed_forward_length": ffn_width,
+        "llama.attention.head_count": heads, "llama.attention.head_count_kv": kv_heads,
+        "llama.context_length": context, "llama.rope.freq_base": 10000.0,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5, **vocabulary_keys()}
+    stored: dict[str, tuple[tuple[int, ...], int, bytes] | None] = {}
+    for name, values in tensors.items():
+        kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
+        stored[name] = (values.shape, int(kind), gguf.quants.quantize(values, kind).tobytes())
+    return _replaced(facts, stored, keys, changed)
+
+
+def _replaced(facts, stored, keys, changed) -> bytes:
+    facts, stored = {**facts, **(keys or {})}, {**stored, **(changed or {})}
+    return gguf_bytes({key: value for key, value in facts.items() if value is not None},
+                      {name: entry for name, entry in stored.items() if entry is not None})
+
+
+# llama2.c.
+
+_ORDER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
+          "ffn_down", "ffn_up")
+
+
+def llama2c(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64) -> bytes:
+    """Write the same Llama as llama2.c does."""
+    layers = sum(name.endswith(".attn_q.weight") for name in tensors)
+    ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
+    vocab = len(tensors["token_embd.weight"])
+    tied = "output.weight" not in tensors
+    parts = [tensors["token_embd.weight"]]
+    parts += [tensors[f"blk.{index}.{name}.weight"] for name in _ORDER for index in range(layers)]
+    parts += [tensors["output_norm.weight"], np.zeros(context * width // heads, np.float32)]
+    parts += [] if tied else [tensors["output.weight"]]
+    header = struct.pack("<7i", width, ffn_width, layers, heads, kv_heads,
+                         vocab if tied else -vocab, context)
+    return header + b"".join(part.astype("<f4").tobytes() for part in parts)
+
+
+def pieces(words: Mapping[str, float]) -> bytes:
+    """Write a tokenizer of llama2.c: three controls, all bytes, and words with their scores."""
+    tokens = [("<unk>", 0.0), ("\n<s>\n", 0.0), ("\n</s>\n", 0.0),
+              *((f"<0x{byte:02X}>", 0.0) for byte in range(256)), *words.items()]
+    data = [struct.pack("<i", max(len(token.encode()) for token, _ in tokens))]
+    for token, score in tokens:
+        data += [struct.pack("<fi", score, len(token.encode())), token.encode()]
+    return b"".join(data)
+
+
+# BitNet.
+
+def bitnet_tensors(*, width: int = 128, ffn_width: int = 256, kv_width: int = 64, layers: int = 2,
+                   vocab: int = _VOCAB, seed: int = 1) -> Tensors:
+    """Make a BitNet by the names of a GGUF file: trits as int8, scales as ``NAME.scale``."""
+    rng = np.random.default_rng(seed)
+    tensors: Tensors = {
+        "token_embd.weight": rng.normal(0, 1, (vocab, width)).astype(np.float32),
+        "output_norm.weight": rng.uniform(0.5, 1.6, width).astype(np.float32)}
+    for index in range(layers):
+        shapes = {"attn_q": (width, width), "attn_k": (kv_width, width),
+                  "attn_v": (kv_width, width), "attn_output": (width, width),
+                  "ffn_gate": (ffn_width, width), "ffn_up": (ffn_width, width),
+                  "ffn_down": (width, ffn_width)}
+        for name, (rows, columns) in shapes.items():
+            tensors[f"blk.{index}.{name}.weight"] = rng.integers(-1, 2, (rows, columns)).astype(
+                np.int8)
+            # A number that bf16 and fp16 hold: a checkpoint's scale is bf16, that of TQ1_0 fp16.
+            scale = np.float32(rng.integers(128, 256) / 128 / 2 ** np.ceil(np.log2(columns) / 2))
+            tensors[f"blk.{index}.{name}.scale"] = np.array([scale])
+        for name, size in {"attn_norm": width, "attn_sub_norm": width, "ffn_norm": width,
+                           "ffn_sub_norm": ffn_width}.items():
+            tensors[f"blk.{index}.{name}.weight"] = rng.uniform(0.5, 1.6, size).astype(np.float32)
+    return tensors
+
+
+def bitnet_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64,
+                kind: gguf.GGMLQuantizationType | None = None,
+                keys: Mapping[str, object] | None = None,
+                changed: Mapping[str, tuple[tuple[int, ...], int, bytes] | None] | None = None,
+                ) -> bytes:
+    """Write a BitNet with matrices of type ``kind``, or I2_S."""
+    layers = sum(name.endswith(".attn_q.weight") for name in tensors)
+    ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
+    prefix = "bitnet-b1.58"
+    facts: dict[str, object] = {
+        "general.architecture": prefix, "general.name": "example",
+        f"{prefix}.block_count": layers, f"{prefix}.embedding_length": width,
+        f"{prefix}.feed_forward_length": ffn_width, f"{prefix}.attention.head_count": heads,
+        f"{prefix}.attention.head_count_kv": kv_heads, f"{prefix}.context_length": context,
+        f"{prefix}.rope.freq_base": 500000.0,
+        f"{prefix}.attention.layer_norm_rms_epsilon": 1e-5, **vocabulary_keys()}
+    stored: dict[str, tuple[tuple[int, ...], int, bytes] | None] = {}
+    for name, values in tensors.items():
+        if name.endswith(".scale"):
+            continue
+        if values.dtype != np.int8:
+            half = name == "token_embd.weight"
+            stored[name] = (values.shape, int(gguf.GGMLQuantizationType.F16) if half else _F32,
+                            values.astype(np.float16 if half else np.float32).tobytes())
+            continue
+        scale = tensors[name.replace(".weight", ".scale")][0]
+        stored[name] = (values.shape, _I2_S if kind is None else int(kind),
+                        i2_s(values, scale) if kind is None else
+                        gguf.quants.quantize(values * np.float32(scale), kind).tobytes())
+    return _replaced(facts, stored, keys, changed)
+
+
+def pack_quarters(trits: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Pack four quarters of the rows into each byte, as published checkpoints have them."""
+    codes = (trits + 1).astype(np.uint8).reshape(4, -1, trits.shape[1])
+    return codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6
+
+
+_CHECKPOINT_NAMES = {
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+    "attn_sub_norm": "self_attn.attn_sub_norm", "ffn_norm": "post_attention_layernorm",
+    "ffn_sub_norm": "mlp.ffn_sub_norm"}
+
+
+def checkpoint(tensors: Tensors, *, divides: bool = False) -> bytes:
+    """Write a BitNet's tensors as a safetensors file; ``divides``: scales are one over theirs."""
+    stored = {"model.embed_tokens.weight": tensors["token_embd.weight"],
+              "model.norm.weight": tensors["output_norm.weight"]}
+    for name, values in tensors.items():
+        part, _, last = name.rpartition(".")
+        if not part.startswith("blk."):
+            continue
+        _, index, field = part.split(".")
+        full = f"model.layers.{index}.{_CHECKPOINT_NAMES[field]}"
+        if last == "scale":
+            stored[f"{full}.weight_scale"] = 1 / values if divides else values
+        else:
+            stored[f"{full}.weight"] = pack_quarters(values) if values.dtype == np.int8 else values
+    return save(stored)
+
+
+def bitnet_config(tensors: Tensors, *, divides: bool = False) -> dict[str, object]:
+    """Return the configuration that belongs to :func:`checkpoint`."""
+    ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
+    return {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet",
+            "vocab_size": len(tensors["token_embd.weight"]), "hidden_size": width,
+            "intermediate_size": ffn_width,
+            "num_hidden_layers": sum(name.endswith(".attn_q.weight") for name in tensors),
+            "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "relu2",
+            "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 64,
+            "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
+            "quantization_config": {
+                "quant_method": "bitnet", "quantization_mode": "offline",
+                "linear_class": "bitlinear" if divides else "autobitlinear"}}
+
+
+def tokenizer_json() -> str:
+    """Return a byte-level BPE of 257 tokens as the file that checkpoints have."""
+    tokens = ["<|endoftext|>", *byte_symbols()]
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer.to_str()
+
+

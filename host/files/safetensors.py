@@ -1,0 +1,192 @@
+"""Checkpoints as they are published: a directory with ``config.json`` and ``*.safetensors`` files.
+
+Several files need ``model.safetensors.index.json``, which says where each tensor is. Every message
+names file, key or tensor, and what is wrong.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from host.files.errors import ModelFileError, wrong_number
+from host.text.vocabulary import TokenizerFile
+
+__all__ = ["Checkpoint"]
+
+_INDEX = "model.safetensors.index.json"
+# Importing ml_dtypes is also what makes bf16 known to safetensors.
+_FLOATS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
+
+
+class Checkpoint:
+    """Checked access to the configuration and the tensors of one checkpoint.
+
+    Parameters
+    ----------
+    path : Path
+        Directory.
+
+    Attributes
+    ----------
+    path : Path
+    architecture : object
+        What the configuration says that its architecture is.
+
+    Raises
+    ------
+    ModelFileError
+        By every method as well, if what is asked for is missing or not as it must be.
+    """
+
+    architecture_key = "key model_type of config.json"
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._config = self._json("config.json")
+        self.architecture: object = self._config.get("model_type")
+        self._files = self._find()
+
+    def error(self, message: str) -> ModelFileError:
+        """Put the directory's name in front of what is wrong with it."""
+        return ModelFileError(f"{self.path}: {message}")
+
+    def _json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            content = json.loads(path.read_bytes())
+        except OSError as error:
+            raise ModelFileError(f"{path}: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
+            raise ModelFileError(f"{path}: not JSON: {error}") from None
+        if not isinstance(content, dict):
+            raise ModelFileError(f"{path}: must hold an object, not {type(content).__name__}")
+        return content
+
+    def _find(self) -> dict[str, Path]:
+        """Return the file of each tensor, which is there and whole."""
+        if (self.path / _INDEX).is_file():
+            places = self._json(_INDEX).get("weight_map")
+            if not isinstance(places, dict) or not all(
+                    isinstance(name, str) and Path(name).name == name
+                    for name in places.values()):
+                raise ModelFileError(f"{self.path / _INDEX}: key weight_map must give the name of "
+                                     f"a file for each tensor")
+            files = {tensor: self.path / name for tensor, name in places.items()}
+            for path in sorted(set(files.values())):
+                held = self._tensors(path)
+                for tensor in sorted(key for key, file in files.items() if file == path):
+                    if tensor not in held:
+                        raise ModelFileError(f"{path}: tensor {tensor} is missing, which {_INDEX} "
+                                             f"says is here")
+            return files
+        found = sorted(self.path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise self.error(f"must hold one file *.safetensors, or {_INDEX}, "
+                             f"not {len(found)} files")
+        return dict.fromkeys(self._tensors(found[0]), found[0])
+
+    def _tensors(self, path: Path) -> set[str]:
+        """List the tensors of a file; the package checks that it is as long as they need."""
+        if not path.is_file():
+            raise ModelFileError(f"{path}: No such file")
+        try:
+            with safe_open(path, "np") as file:
+                return set(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise ModelFileError(f"{path}: damaged or truncated: {error}") from None
+
+    def value(self, key: str, default: object = None) -> Any:
+        """Return a value of the configuration, ``default`` where it is missing."""
+        return self._config.get(key, default)
+
+    def must_be(self, key: str, *allowed: object) -> None:
+        """Check that a value of the configuration, if it is there, is one that is supported."""
+        value = self._config.get(key, allowed[0])
+        # True equals 1, but is no count.
+        if not any(value == known and type(value) is type(known) for known in allowed):
+            raise self.error(f"key {key} of config.json must be "
+                             f"{' or '.join(map(repr, allowed))}, not {value!r}")
+
+    def positive_int(self, key: str, most: int | None = None) -> int:
+        """Return a value of the configuration that must be a positive integer."""
+        value = self._config.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.error(f"key {key} of config.json must be a positive integer, not {value!r}")
+        if most is not None and value > most:
+            raise self.error(f"key {key} of config.json must be at most {most}, not {value}")
+        return value
+
+    def positive_float(self, key: str) -> float:
+        """Return a value of the configuration that must be a positive number."""
+        value = self._config.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not (
+                0 < value < float("inf")):
+            raise self.error(f"key {key} of config.json must be a positive number, not {value!r}")
+        return float(value)
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Return a tensor of finite numbers as float32; 16-bit numbers are held exactly."""
+        path = self._files.get(name)
+        if path is None:
+            raise self.error(f"tensor {name} is missing")
+        with safe_open(path, "np") as file:
+            part = file.get_slice(name)
+            if tuple(part.get_shape()) != shape:
+                raise ModelFileError(f"{path}: tensor {name} must have shape {shape}, "
+                                     f"not {tuple(part.get_shape())}")
+            if part.get_dtype() not in _FLOATS:
+                raise ModelFileError(f"{path}: tensor {name} must have type "
+                                     f"{' or '.join(_FLOATS)}, not {part.get_dtype()}")
+            values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(np.float32)
+        wrong = wrong_number(values)
+        if wrong:
+            raise ModelFileError(f"{path}: tensor {name} {wrong}")
+        return values
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._files
+
+    def packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:
+        """Return a matrix of trits that are packed four in a byte, as BitNet has them.
+
+        Byte row ``r`` holds rows ``r + n * rows / 4``, n = 0 in the lowest bits; a trit is its code
+        less 1.
+        """
+        path = self._files.get(name)
+        if path is None:
+            raise self.error(f"tensor {name} is missing")
+        rows, columns = shape
+        with safe_open(path, "np") as file:
+            part = file.get_slice(name)
+            if tuple(part.get_shape()) != (rows // 4, columns) or rows % 4:
+                raise ModelFileError(f"{path}: tensor {name} must have shape "
+                                     f"{(rows // 4, columns)}, a quarter of the rows, "
+                                     f"not {tuple(part.get_shape())}")
+            if part.get_dtype() != "U8":
+                raise ModelFileError(f"{path}: tensor {name} must have type U8: trits, packed, "
+                                     f"not {part.get_dtype()}")
+            data = file.get_tensor(name)
+        codes = np.concatenate([data >> shift & 3 for shift in (0, 2, 4, 6)]).astype(np.int8)
+        wrong = np.argwhere(codes == 3)
+        if wrong.size:
+            raise ModelFileError(f"{path}: tensor {name} must be ternary, but row "
+                                 f"{int(wrong[0, 0])} column {int(wrong[0, 1])} has code 3")
+        return codes - np.int8(1)
+
+    def vocabulary(self, vocab: int) -> TokenizerFile:
+        """Return the tokenizer's file, and the tokens that a document begins and ends with."""
+        ends = {}
+        for key in ("bos_token_id", "eos_token_id"):
+            value = self._config.get(key)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
+                raise self.error(f"key {key} of config.json must be a token below {vocab}, "
+                                 f"not {value!r}")
+            ends[key] = value
+        return TokenizerFile(self.path / "tokenizer.json", vocab, ends["bos_token_id"],
+                             ends["eos_token_id"])

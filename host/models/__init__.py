@@ -1,0 +1,1 @@
+"""Families of language models, and what they are made of."""

@@ -1,0 +1,245 @@
+# Ref: S. Ma et al., "BitNet b1.58 2B4T Technical Report", 2025
+# Id: arXiv:2504.12285
+
+"""BitNet b1.58: transformers with ternary matrices, a norm behind attention and one behind the FFN.
+
+docs/numerics.md, section 11, says what the machine computes of such a model.
+
+Read from checkpoints (``BitNetForCausalLM``, packed), and from GGUF files of architecture
+``bitnet-b1.58``, whose matrices are I2_S, TQ1_0 or TQ2_0. In both, element ``i`` of a head's first
+half and of its second half are a pair, as the network wants it.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from host.files.gguf import GGUFFile
+from host.files.safetensors import Checkpoint
+from host.files.tensors import TernaryMatrix
+from host.models.base import Source
+from host.models.transformer import (
+    Attention,
+    Floats,
+    Transformer,
+    attend,
+    balancing_powers,
+    gguf_attention,
+    head_scale,
+    layer_shapes,
+)
+from sim.golden.graph import Matrix, Network, Value
+from sim.golden.model import ARITHMETICS
+
+__all__ = ["BitNetLM", "Layer", "read"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layer:
+    """One layer; fields are called as in a GGUF file.
+
+    Attributes
+    ----------
+    attn_norm, attn_sub_norm, ffn_norm : float32 array, shape (width,)
+        Gains.
+    ffn_sub_norm : float32 array, shape (ffn_width,)
+        Gains.
+    attn_q, attn_k, attn_v, attn_output : TernaryMatrix
+    ffn_gate, ffn_up : TernaryMatrix, shape (ffn_width, width)
+    ffn_down : TernaryMatrix, shape (width, ffn_width)
+    """
+
+    attn_norm: Floats
+    attn_sub_norm: Floats
+    ffn_norm: Floats
+    ffn_sub_norm: Floats
+    attn_q: TernaryMatrix
+    attn_k: TernaryMatrix
+    attn_v: TernaryMatrix
+    attn_output: TernaryMatrix
+    ffn_gate: TernaryMatrix
+    ffn_up: TernaryMatrix
+    ffn_down: TernaryMatrix
+
+
+# Tensor of a checkpoint behind "model.layers.N.", by field of Layer.
+_NORMS = {"attn_norm": "input_layernorm", "attn_sub_norm": "self_attn.attn_sub_norm",
+          "ffn_norm": "post_attention_layernorm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
+_MATRICES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+             "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+             "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class BitNetLM(Transformer):
+    """A transformer of the BitNet family.
+
+    Attributes
+    ----------
+    layers : tuple of Layer
+    """
+
+    layers: tuple[Layer, ...]
+
+    @property
+    def ffn_width(self) -> int:
+        """Elements of the feed-forward network's hidden vector."""
+        return len(self.layers[0].ffn_sub_norm)
+
+    def _describe(self) -> Network:
+        n = Network()
+        epsilon = self.attention.epsilon
+
+        def behind_norm(name: str, x: Value, gains: Floats, *,
+                        sparse: bool = False) -> tuple[Value, Value]:
+            """Make the list behind a norm: a ternary matrix has no room for its gains."""
+            vector = n.gain(f"{name}_gains", x, gains.astype(np.float64))
+            return n.codes(name, vector, sparse=sparse), n.norm(x, epsilon)
+
+        x, cosine, sine = self.begin(n)
+        for index, layer in enumerate(self.layers):
+            n.part = f"blk.{index}"
+
+            def linear(field: str, behind: tuple[Value, Value], factor: float = 1.0,
+                       layer: Layer = layer) -> Value:
+                ternary: TernaryMatrix = getattr(layer, field)
+                matrix = Matrix(f"{n.part}.{field}", ternary.trits, ternary.scale * factor)
+                return n.linear(matrix, *behind)
+
+            behind = behind_norm("mix_in", x, layer.attn_norm)
+            # The norm behind attention makes the scale of the values free.
+            key, value = (_balance(matrix, layer.attn_norm)
+                          for matrix in (layer.attn_k, layer.attn_v))
+            # Keys and values are in their caches before the query's weights have been read.
+            keys, values = linear("attn_k", behind, key), linear("attn_v", behind, value)
+            query = linear("attn_q", behind, self.attention.octaves / key)
+            mixed = attend(n, self.attention, self.cache, (query, keys, values), cosine, sine)
+            behind = behind_norm("mix_out", mixed, layer.attn_sub_norm)
+            x = n.add(x, linear("attn_output", behind), "x")
+
+            behind = behind_norm("ffn_in", x, layer.ffn_norm)
+            gate = n.relu(linear("ffn_gate", behind))
+            up = linear("ffn_up", behind)
+            hidden = n.multiply(n.multiply(gate, gate), up, "y")
+            behind = behind_norm("ffn_hidden", hidden, layer.ffn_sub_norm, sparse=True)
+            x = n.add(x, linear("ffn_down", behind), "x")
+        self.finish(n, x)
+        return n
+
+
+def _balance(matrix: TernaryMatrix, gains: Floats) -> float:
+    """Power of two that brings the products of a matrix near 1, where e4m3 has room.
+
+    With a normalized vector in front, the norm of a row is about what its product is.
+    """
+    rows = np.square(matrix.trits * gains).sum(axis=1).mean(dtype=np.float64)
+    size = matrix.scale * float(np.sqrt(rows))
+    return float(np.exp2(-np.rint(np.log2(size)))) if size > 0 else 1.0
+
+
+def read(source: Source) -> BitNetLM:
+    """Read and check a checkpoint or a GGUF file.
+
+    Raises
+    ------
+    ModelFileError
+        If a key or a tensor is missing or not as it must be, or an option is not supported.
+    """
+    return _read_checkpoint(source) if isinstance(source, Checkpoint) else _read_gguf(source)
+
+
+def _read_gguf(file: Source) -> BitNetLM:
+    if not isinstance(file, GGUFFile) or file.architecture != "bitnet-b1.58":
+        raise file.error(f"{file.architecture_key} must be 'bitnet-b1.58', whose activation is the "
+                         f"square of a ReLU, not {file.architecture!r}")
+    prefix = "bitnet-b1.58"
+    attention = gguf_attention(file, prefix)
+    width = file.positive_int(f"{prefix}.embedding_length")
+    ffn_width = file.positive_int(f"{prefix}.feed_forward_length")
+    vocabulary = file.vocabulary()
+    shapes = layer_shapes(attention, width, ffn_width)
+    layers = []
+    for index in range(file.positive_int(f"{prefix}.block_count")):
+        fields: dict[str, Any] = {
+            name: file.vector(f"blk.{index}.{name}.weight",
+                              ffn_width if name == "ffn_sub_norm" else width)
+            for name in _NORMS}
+        fields |= {name: file.ternary(f"blk.{index}.{name}.weight", shape, exact=False)
+                   for name, shape in shapes.items()}
+        layers.append(Layer(**fields))
+    embedding = file.matrix("token_embd.weight", (vocabulary.size, width))
+    head = embedding
+    if file.has("output.weight"):
+        head = file.matrix("output.weight", embedding.shape)
+    return BitNetLM(
+        name=str(file.general().get("name", file.path.stem)), vocabulary=vocabulary,
+        embedding=embedding, attention=attention, layers=tuple(layers),
+        **_head(head, file.vector("output_norm.weight", width)))
+
+
+def _head(head: Floats, norm: Floats) -> dict[str, Any]:
+    """Return the fields of the head."""
+    powers = balancing_powers([head * norm])
+    return {"head": head, "norm": norm, "head_powers": powers,
+            "logit_scales": dict.fromkeys(ARITHMETICS, head_scale(head, norm, powers))}
+
+
+def _read_checkpoint(file: Checkpoint) -> BitNetLM:
+    file.must_be("architectures", ["BitNetForCausalLM"])
+    file.must_be("hidden_act", "relu2")
+    file.must_be("attention_bias", False)
+    file.must_be("rope_scaling", None)
+    width, ffn_width = file.positive_int("hidden_size"), file.positive_int("intermediate_size")
+    heads, kv_heads = (file.positive_int(f"num_{name}_heads")
+                       for name in ("attention", "key_value"))
+    if width % heads or heads % kv_heads or width // heads % 2:
+        raise file.error(f"key num_attention_heads of config.json must divide hidden_size, {width},"
+                         f" into heads of an even size, and be a multiple of num_key_value_heads, "
+                         f"{kv_heads}, not {heads}")
+    attention = Attention(
+        heads=heads, kv_heads=kv_heads, head_size=width // heads,
+        context=file.positive_int("max_position_embeddings", most=1 << 17),
+        base=file.positive_float("rope_theta"), epsilon=file.positive_float("rms_norm_eps"))
+    vocab = file.positive_int("vocab_size")
+    vocabulary = file.vocabulary(vocab)
+    divides = _scale_divides(file)
+
+    def matrix(name: str, shape: tuple[int, int]) -> TernaryMatrix:
+        scale = float(file.tensor(f"{name}.weight_scale", (1,))[0])
+        if scale <= 0:
+            raise file.error(f"tensor {name}.weight_scale must be positive, not {scale}")
+        return TernaryMatrix(file.packed(f"{name}.weight", shape), 1 / scale if divides else scale)
+
+    shapes = layer_shapes(attention, width, ffn_width)
+    layers = []
+    for index in range(file.positive_int("num_hidden_layers")):
+        layer = f"model.layers.{index}"
+        fields: dict[str, Any] = {
+            field: file.tensor(f"{layer}.{name}.weight",
+                               (ffn_width if field == "ffn_sub_norm" else width,))
+            for field, name in _NORMS.items()}
+        fields |= {field: matrix(f"{layer}.{name}", shapes[field])
+                   for field, name in _MATRICES.items()}
+        layers.append(Layer(**fields))
+    embedding = file.tensor("model.embed_tokens.weight", (vocab, width))
+    # The class's default is not tied, the released model is.
+    tied = file.value("tie_word_embeddings", False)
+    head = embedding if tied is True else file.tensor("lm_head.weight", (vocab, width))
+    return BitNetLM(
+        name=file.path.resolve().name, vocabulary=vocabulary, embedding=embedding,
+        attention=attention, layers=tuple(layers),
+        **_head(head, file.tensor("model.norm.weight", (width,))))
+
+
+def _scale_divides(file: Checkpoint) -> bool:
+    """Whether products are divided by the scale: the same name means either."""
+    config = file.value("quantization_config")
+    if not isinstance(config, dict) or config.get("quant_method") != "bitnet":
+        raise file.error("key quantization_config of config.json must have the quant_method "
+                         "'bitnet': matrices must be packed")
+    kind = config.get("linear_class", "bitlinear")
+    if kind not in ("bitlinear", "autobitlinear"):
+        raise file.error(f"key linear_class of config.json must be 'bitlinear' or 'autobitlinear', "
+                         f"not {kind!r}")
+    return kind == "bitlinear"

@@ -1,0 +1,1 @@
+"""Text: vocabularies, tokenizers, corpora, generation."""

@@ -1,0 +1,253 @@
+"""Text to tokens and back: by the byte-level BPE that a model file carries, or by a file."""
+
+import codecs
+from collections.abc import Callable, Sequence
+
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as BPETokenizer
+
+from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words
+
+__all__ = ["SPLITS", "AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
+           "StreamDecoder", "TextError", "Tokenizer", "byte_symbols", "open_tokenizer"]
+
+_SPACE = "\u2581"       # SentencePiece's
+
+
+def byte_symbols() -> list[str]:
+    """List the printable character of each byte in GPT-2's vocabularies, in byte order.
+
+    Printable Latin-1 characters stand for themselves; the other bytes, in order, are the characters
+    from U+0100 on.
+    """
+    plain = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in plain else chr(next(moved)) for byte in range(256)]
+
+
+def _llama3() -> pre_tokenizers.PreTokenizer:
+    words = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+                  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(words, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+#: How text is cut into words, by the name that GGUF files have for it: ``tokenizer.ggml.pre``.
+SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
+    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "smollm": lambda: pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    "llama-bpe": _llama3,
+}
+
+
+class TextError(ValueError):
+    """A text has no tokens; the message is one sentence."""
+
+
+class ByteTokenizer:
+    """A tokenizer whose tokens are bytes each.
+
+    Parameters
+    ----------
+    pieces : list of bytes
+        By token; those that stand for no text have none.
+    bpe : BPETokenizer
+    """
+
+    def __init__(self, pieces: list[bytes], bpe: BPETokenizer):
+        self._bytes = pieces
+        self._bpe = bpe
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of ``text``; none that stand for no text are added or recognized."""
+        return self._bpe.encode(text).ids
+
+    def decode_bytes(self, tokens: Sequence[int]) -> bytes:
+        """Return the bytes of ``tokens``."""
+        return b"".join(self._bytes[token] for token in tokens)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens``; what is not valid UTF-8 becomes U+FFFD."""
+        return self.decode_bytes(tokens).decode("utf-8", "replace")
+
+    def stream(self) -> "StreamDecoder":
+        """Begin to decode tokens that come one at a time."""
+        return StreamDecoder(self)
+
+
+class Tokenizer(ByteTokenizer):
+    """Byte-level BPE: tokens give exactly the text back that they were made of.
+
+    Some published vocabularies lack bytes that no text should have, such as control characters.
+
+    Parameters
+    ----------
+    vocabulary : Vocabulary
+    """
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
+        silent = {vocabulary.end_of_document, *vocabulary.controls}
+        byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        # Tokens that a user has added are plain text.
+        pieces = [b"" if index in silent else bytes(byte_of[symbol] for symbol in token)
+                  if set(token) <= byte_of.keys() else token.encode()
+                  for index, token in enumerate(vocabulary.tokens)]
+        ids = {token: index for index, token in enumerate(vocabulary.tokens)
+               if index not in silent}
+        merges = [(left, right) for left, _, right in
+                  (merge.partition(" ") for merge in vocabulary.merges)]
+        bpe = BPETokenizer(models.BPE(vocab=ids, merges=merges,
+                                      ignore_merges=vocabulary.split == "llama-bpe"))
+        bpe.pre_tokenizer = SPLITS[vocabulary.split]()
+        super().__init__(pieces, bpe)
+        self._missing = {byte for symbol, byte in byte_of.items() if symbol not in ids}
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of ``text``; none that stand for no text are added or recognized.
+
+        Raises
+        ------
+        TextError
+            If a byte of the text has no token.
+        """
+        missing = self._missing and self._missing.intersection(text.encode())
+        if missing:
+            raise TextError(f"Text must have only bytes that the vocabulary has a token for, "
+                            f"not {min(missing):#04x}")
+        return super().encode(text)
+
+
+class PieceTokenizer(ByteTokenizer):
+    """BPE of SentencePiece; what has no piece is written as bytes.
+
+    Parameters
+    ----------
+    vocabulary : PieceVocabulary
+
+    Raises
+    ------
+    ValueError
+        If a byte has no token.
+    """
+
+    def __init__(self, vocabulary: PieceVocabulary):
+        self.vocabulary = vocabulary
+        silent = {vocabulary.start, vocabulary.end_of_document, *vocabulary.controls}
+        of_byte = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
+        missing = of_byte.keys() - set(vocabulary.tokens)
+        if missing:
+            raise ValueError(f"Vocabulary must have a token for every byte, "
+                             f"but none for {min(missing)[1:-1]}")
+        pieces = [b"" if index in silent else
+                  of_byte.get(token) or token.replace(_SPACE, " ").encode()
+                  for index, token in enumerate(vocabulary.tokens)]
+        ids = {token: index for index, token in enumerate(vocabulary.tokens)
+               if index not in silent}
+        # SentencePiece merges the neighbours whose piece has the best score: all ways to make a
+        # piece of two, in the order of its score.
+        merges = [(-vocabulary.scores[index], index, token[:cut], token[cut:])
+                  for token, index in ids.items() if token not in of_byte
+                  for cut in range(1, len(token)) if token[:cut] in ids and token[cut:] in ids]
+        bpe = BPETokenizer(models.BPE(vocab=ids, merges=[entry[2:] for entry in sorted(merges)],
+                                      byte_fallback=True))
+        prefix = [normalizers.Prepend(_SPACE)] if vocabulary.space else []
+        bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
+        super().__init__(pieces, bpe)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens``, as :meth:`encode` was given it."""
+        text = super().decode(tokens)
+        return text.removeprefix(" ") if self.vocabulary.space else text
+
+
+class StreamDecoder:
+    """Decoder of tokens that come one at a time: a character appears with its last byte."""
+
+    def __init__(self, tokenizer: ByteTokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """Return the text that ``token`` completes."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def finish(self) -> str:
+        """Return what the bytes still waiting stand for: U+FFFD, or nothing where none wait."""
+        return self._decoder.decode(b"", final=True)
+
+
+class FileTokenizer:
+    """A tokenizer in a file of its own.
+
+    Parameters
+    ----------
+    vocabulary : TokenizerFile
+
+    Raises
+    ------
+    ValueError
+        If the file is missing or damaged, or has other tokens than the model.
+    """
+
+    def __init__(self, vocabulary: TokenizerFile):
+        self.vocabulary = vocabulary
+        path = vocabulary.path
+        try:
+            self._tokenizer = BPETokenizer.from_str(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{path.name}: {error.strerror}") from None
+        except Exception as error:      # what the package raises, and text that is not UTF-8
+            raise ValueError(f"{path.name}: not a tokenizer: {error}") from None
+        if self._tokenizer.get_vocab_size() > vocabulary.vocab:
+            raise ValueError(f"{path.name} must have at most {vocabulary.vocab} tokens, "
+                             f"not {self._tokenizer.get_vocab_size()}")
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of ``text``; none are added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of ``tokens``."""
+        return self._tokenizer.decode(list(tokens))
+
+    def stream(self) -> "FileStreamDecoder":
+        """Begin to decode tokens that come one at a time."""
+        return FileStreamDecoder(self._tokenizer)
+
+
+class FileStreamDecoder:
+    """As :class:`StreamDecoder`, for a tokenizer in a file of its own."""
+
+    def __init__(self, tokenizer: BPETokenizer):
+        self._tokenizer = tokenizer
+        self._stream = decoders.DecodeStream(skip_special_tokens=True)
+
+    def feed(self, token: int) -> str:
+        """Return the text that ``token`` completes."""
+        return self._stream.step(self._tokenizer, token) or ""
+
+    def finish(self) -> str:
+        """Return nothing: what the bytes still waiting stand for is not known."""
+        return ""
+
+
+AnyTokenizer = ByteTokenizer | FileTokenizer
+
+
+def open_tokenizer(vocabulary: Words) -> AnyTokenizer:
+    """Make the tokenizer of a model.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be used.
+    """
+    if isinstance(vocabulary, TokenizerFile):
+        return FileTokenizer(vocabulary)
+    if isinstance(vocabulary, PieceVocabulary):
+        return PieceTokenizer(vocabulary)
+    return Tokenizer(vocabulary)

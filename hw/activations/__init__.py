@@ -1,0 +1,1 @@
+"""Activations: quantizer, sparsity policies, sparse vectors."""

@@ -1,0 +1,1 @@
+"""Arithmetic units: L-Mul, bf16 addition, tables, reductions."""

@@ -1,0 +1,117 @@
+"""What goes into a cache: numbers in its format, and the largest one of each cache so far."""
+
+from amaranth import *
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for
+
+from hw.arith.amax import LargestMagnitude
+from hw.attention.rows import expanded
+from hw.config import CoreConfig
+from hw.formats.minifloat import bf16, e4m3
+from hw.vector.memory import word_layout
+
+__all__ = ["CacheWriter", "rounded"]
+
+_BITS = bf16.mantissa_bits
+_DROP = bf16.mantissa_bits - e4m3.mantissa_bits
+_REBIAS = (bf16.bias - e4m3.bias) << e4m3.mantissa_bits
+
+
+def rounded(number: Value) -> Value:
+    """Return a finite bf16 number as one of e4m3: :func:`sim.golden.attention.to_cache`."""
+    magnitude = number[:bf16.magnitude_width]
+    # Ties go to even: half a unit less one, and one more for an odd unit.
+    total = (magnitude + ((1 << (_DROP - 1)) - 1) + magnitude[_DROP])[_DROP:] - _REBIAS
+    return Cat(Mux(total < e4m3.smallest_normal, 0,
+                   Mux(total > e4m3.largest_finite, e4m3.largest_finite,
+                       total[:e4m3.magnitude_width])), number[-1])
+
+
+class CacheWriter(wiring.Component):
+    """Converts words on their way into a cache, and remembers the largest exponent of each cache.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    clear : In(1)
+        A vector begins; at least ``latency`` cycles after the last word of the one before.
+    word : In(:func:`hw.vector.memory.word_layout`)
+    valid : In(1)
+        The word belongs to the vector.
+    e4m3 : In(1)
+    stored : Out
+        The word as the cache holds it, at once; e4m3 numbers fill the lower half.
+    not_finite : Out(1)
+        The vector has an infinity or a NaN; from the cycle after its word to ``clear``.
+    finish, first, cache : In
+        ``latency`` cycles after the last word: the largest element becomes that of ``cache``, if it
+        is larger or the ``first`` of its sequence.
+    asked, bound : In, Out(8)
+        Exponent field of the largest element of cache ``asked``, at once.
+    """
+
+    clear: Signal
+    word: Value
+    valid: Signal
+    e4m3: Signal
+    stored: Signal
+    not_finite: Signal
+    finish: Signal
+    first: Signal
+    cache: Signal
+    asked: Signal
+    bound: Signal
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        self._largest = LargestMagnitude(config)
+        #: Cycles from the last word to the largest element.
+        self.latency = self._largest.latency
+        index = bits_for(config.caches - 1)
+        super().__init__({
+            "clear": In(1), "word": In(word_layout(config)), "valid": In(1), "e4m3": In(1),
+            "stored": Out(bf16.width * config.vector_lanes), "not_finite": Out(1),
+            "finish": In(1), "first": In(1), "cache": In(index), "asked": In(index),
+            "bound": Out(bf16.exponent_bits),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.largest = largest = self._largest
+        numbers = list(self.word)
+        stored: Value = Cat(numbers)
+        kept = list(numbers)
+        if "e4m3" in self.config.cache_formats:
+            bytes_ = [rounded(number) for number in numbers]
+            stored = Mux(self.e4m3, Cat(bytes_), stored)
+            kept = [Mux(self.e4m3, expanded(byte), number)
+                    for byte, number in zip(bytes_, numbers, strict=True)]
+        m.d.comb += [
+            self.stored.eq(stored),
+            largest.clear.eq(self.clear),
+            largest.valid.eq(self.valid),
+            largest.word.eq(Cat(kept)),
+        ]
+        with m.If(self.clear):
+            m.d.sync += self.not_finite.eq(0)
+        with m.Elif(self.valid & Cat(number[_BITS:-1].all() for number in numbers).any()):
+            m.d.sync += self.not_finite.eq(1)
+
+        m.submodules.bounds = bounds = memory.Memory(
+            shape=bf16.exponent_bits, depth=self.config.caches, init=[])
+        write, own, asked = bounds.write_port(), *(bounds.read_port(domain="comb")
+                                                   for _ in range(2))
+        field = largest.largest[_BITS:]
+        m.d.comb += [
+            write.addr.eq(self.cache),
+            write.data.eq(field),
+            write.en.eq(self.finish & (self.first | (field > own.data))),
+            own.addr.eq(self.cache),
+            asked.addr.eq(self.asked),
+            self.bound.eq(asked.data),
+        ]
+        return m

@@ -1,0 +1,1 @@
+"""Program, decoder, dispatch and prefetch."""

@@ -1,0 +1,1 @@
+"""The ternary engine: from the weight port to integer results."""

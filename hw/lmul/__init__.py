@@ -1,1 +1,0 @@
-"""L-Mul: a product as one integer addition."""

@@ -1,0 +1,1 @@
+"""What leaves the engine: write-back and top-k."""

@@ -1,1 +1,0 @@
-"""What executes a program: sequencer, decoder, list memory, the choice of the largest results."""

@@ -1,1 +1,0 @@
-"""Which entries of a list are worth reading their columns for."""

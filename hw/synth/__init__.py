@@ -1,0 +1,1 @@
+"""Synthesis: size and clock of units."""

@@ -1,0 +1,78 @@
+"""``python -m hw.synth``: size and clock of single units on ECP5, by Yosys and nextpnr.
+
+Every figure comes from one flow, :mod:`hw.synth.measure`.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+from hw.synth.measure import measure, tool_versions
+from hw.synth.tool import ToolFailed
+from hw.synth.units import UNITS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m hw.synth", description=__doc__)
+    parser.add_argument("units", nargs="*", metavar="UNIT", help="units to measure (default: all)")
+    parser.add_argument("--list", action="store_true", help="list the units and stop")
+    parser.add_argument("--seeds", type=int, default=3, help="placements per unit (default: 3)")
+    parser.add_argument("--area-only", action="store_true", help="do not place and route")
+    parser.add_argument("--output", type=pathlib.Path,
+                        help="write the rows to this JSON file; with UNITs, it keeps all others")
+    options = parser.parse_args(arguments)
+    units = UNITS
+    if options.list:
+        for key, unit in units.items():
+            print(f"{key:24} {unit.unit}, {unit.format}")
+        return 0
+    for key in options.units:
+        if key not in units:
+            print(f"'{key}' is not a unit (try {', '.join(units)})", file=sys.stderr)
+            return 2
+    record: dict = {"command": f"python -m hw.synth --output {options.output}",
+                    "versions": tool_versions(),
+                    "configuration": {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
+                                      "seeds": options.seeds}}
+    kept: list[dict] = []
+    if options.output and options.units and options.output.exists():
+        old = json.loads(options.output.read_text())
+        for what in ("versions", "configuration"):
+            if old[what] != record[what]:
+                print(f"Rows of single units must have the {what} of {options.output}, "
+                      f"{old[what]}, not {record[what]}", file=sys.stderr)
+                return 2
+        kept = [row for row in old["rows"] if row["name"] not in options.units]
+    rows = []
+    print(f"{'unit':24} {'LUT4-eq':>8} {'per lane/trit':>14} {'FF':>6} {'BRAM':>5} {'DSP':>4} "
+          f"{'MHz':>7}  bar")
+    for key in options.units or units:
+        unit = units[key]
+        try:
+            found = measure(unit, seeds=tuple(range(1, options.seeds + 1)),
+                            place=not options.area_only)
+        except ToolFailed as problem:
+            print(problem, file=sys.stderr)
+            return 1
+        row = {"name": key, "unit": unit.unit, "format": unit.format, "lanes": unit.lanes or None,
+               "bar": unit.bar, "options": f"{unit.synthesis} {unit.placement}".strip(),
+               "floorplan": unit.floorplan is not None, **found}
+        share = ""
+        for count, what in ((unit.lanes, "lane"), (unit.trits, "trit")):
+            if count:
+                row[f"lut4_eq_per_{what}"] = round(found["lut4_eq"] / count, 2)
+                share = f"{row[f'lut4_eq_per_{what}']:.2f} / {what}"
+        rows.append(row)
+        print(f"{key:24} {found['lut4_eq']:8} {share:>14} {found['ff']:6} "
+              f"{found['block_ram']:5} {found['dsp']:4} "
+              f"{found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
+    if options.output:
+        rows = sorted(kept + rows, key=lambda row: list(units).index(row["name"]))
+        options.output.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The table of units that ``python -m hw.synth`` measures, in the order of the data path."""
+
+from functools import partial
+
+from hw.activations.quantizer import Packer
+from hw.activations.sparse_vector import ListMemory
+from hw.activations.sparsity import Selector
+from hw.arith.bf16_add import Bf16Adder
+from hw.arith.dequantize import ScaleUnit
+from hw.arith.exact import ExactMultiplier
+from hw.arith.lmul import LMul
+from hw.arith.lmul_dot import LMulDot
+from hw.attention.unit import AttentionUnit
+from hw.config import CoreConfig, EngineConfig
+from hw.control.dispatch import Sequencer
+from hw.engine.engine import TernaryEngine
+from hw.engine.gearbox import Gearbox
+from hw.engine.trit_decoder import TritDecoder
+from hw.formats.minifloat import FORMATS, bf16, e4m3, e5m2
+from hw.formats.trits import PACKINGS
+from hw.memory.axi4 import Axi4Master
+from hw.memory.block_ram_memory import BlockRamMemory
+from hw.memory.read_engine import Fetcher
+from hw.output.top_k import TopK
+from hw.synth.floorplan import block_ram_site
+from hw.synth.measure import Unit
+from hw.vector.unit import VectorUnit
+
+__all__ = ["UNITS"]
+
+_ENGINE = EngineConfig(target="ecp5")
+_BOTH_WALKS = EngineConfig(target="ecp5", row_columns=1024)
+#: All lanes leave at once, so there is no multiplexer: what the engine costs without its drain.
+_NO_DRAIN = EngineConfig(target="ecp5", result_lanes=64)
+_CORE = CoreConfig(engine=_ENGINE)
+_ATTENTION = CoreConfig(engine=_ENGINE, context=2048)
+_PORT = {"address_width": _CORE.address_width, "port_bytes": _CORE.port_bytes}
+
+# Wide multiplexers of LUTs are faster, but take twice the LUTs where tables are not that wide.
+_SMALL = "-nowidelut"
+# The more weight on timing, the closer the lanes to their block RAMs.
+_TIMING = "--placer-heap-timingweight 40"
+
+
+def _engine_units() -> dict[str, Unit]:
+    """From lane-wide weight word to results, the gearbox in front of it, and the decoders alone."""
+    placed = partial(Unit, format="5in8", lanes=64, clock_mhz=170, synthesis=_SMALL,
+                     placement=_TIMING, floorplan=block_ram_site)
+    units = {
+        "engine": placed(unit="ternary engine", build=partial(TernaryEngine, _ENGINE),
+                         bar="<= 44 LUT4-eq per lane at >= 150 MHz, 0 DSP"),
+        "engine-both-walks": placed(unit="engine, both walks",
+                                    build=partial(TernaryEngine, _BOTH_WALKS),
+                                    bar="<= 65 LUT4-eq per lane, 0 DSP"),
+        "engine-no-drain": placed(unit="ternary engine, no drain multiplexer",
+                                  build=partial(TernaryEngine, _NO_DRAIN),
+                                  bar="<= 36 LUT4-eq per lane"),
+        "engine-generic": Unit(unit="ternary engine, inferred", format="5in8", lanes=64,
+                               build=partial(TernaryEngine, EngineConfig()), clock_mhz=150),
+        "gearbox": Unit(unit="gearbox", format="8 to 13 bytes", build=partial(Gearbox, _ENGINE),
+                        lanes=64, clock_mhz=170, bar="<= 12 LUT4-eq per lane"),
+    }
+    trits = 60      # a multiple of every packing's trits
+    for name in PACKINGS:
+        units[f"decoder-{name}"] = Unit(
+            unit="trit decoder", format=name, trits=trits, clock_mhz=220, synthesis=_SMALL,
+            build=partial(TritDecoder, packing=name, lanes=trits),
+            bar="<= 8 LUT4 per trit at >= 200 MHz, no block RAM")
+    return units
+
+
+def _lmul_units() -> dict[str, Unit]:
+    """L-Mul beside the exact multiplier, each as specified and ``finite``.
+
+    A finite unit saturates, and does not recognize operands that are infinity or NaN.
+    """
+    bars = {"e4m3": "<= 36 LUT4-eq at >= 260 MHz", "bf16": "<= 72 LUT4-eq at >= 235 MHz"}
+    units = {}
+    for name, fmt in FORMATS.items():
+        for unit, component in (("lmul", LMul), ("exact multiplier", ExactMultiplier)):
+            key = f"{unit.split()[0]}-{name}"
+            bar = bars.get(name, "") if component is LMul else ""
+            units[key] = Unit(unit=unit, format=name, build=partial(component, fmt),
+                              clock_mhz=300, bar=bar)
+            units[f"{key}-finite"] = Unit(
+                unit=f"{unit}, finite", format=name, clock_mhz=300, bar=bar,
+                build=partial(component, fmt, saturate=True, specials=False))
+    for fmt in (e4m3, e5m2, bf16):
+        units[f"lmul-dot-{fmt.name}"] = Unit(unit="lmul dot product", format=fmt.name,
+                                             build=partial(LMulDot, fmt))
+    return units
+
+
+#: Every unit by the name that the command line takes.
+UNITS: dict[str, Unit] = {
+    **_engine_units(),
+    **_lmul_units(),
+    "bf16-adder": Unit(unit="bf16 adder", format="bf16", build=Bf16Adder, clock_mhz=150),
+    "vector-unit": Unit(unit="vector unit", format="bf16", lanes=_CORE.vector_lanes,
+                        clock_mhz=150, bar=">= 100 MHz", build=partial(VectorUnit, _CORE)),
+    "packer": Unit(unit="packer", format="bf16 to int8", lanes=_CORE.vector_lanes, clock_mhz=150,
+                   bar=">= 100 MHz", build=partial(Packer, _CORE)),
+    "scale": Unit(unit="scale", format="int24 to bf16", lanes=_CORE.vector_lanes, clock_mhz=150,
+                  bar=">= 100 MHz", build=partial(ScaleUnit, _CORE)),
+    "fetcher": Unit(unit="fetcher", format="8 bytes", build=partial(Fetcher, _CORE),
+                    clock_mhz=150, bar=">= 95 MHz"),
+    "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 16 bytes", clock_mhz=150,
+                             build=partial(BlockRamMemory, address_width=18, port_bytes=16,
+                                           depth=2 ** 14, target="ecp5"), bar=">= 95 MHz"),
+    "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
+                 clock_mhz=150, bar=">= 95 MHz"),
+    "sequencer": Unit(unit="sequencer and decoder", format="", build=partial(Sequencer, _CORE),
+                      clock_mhz=150, bar=">= 95 MHz"),
+    "top-k": Unit(unit="top k", format="int24", build=partial(TopK, _CORE),
+                  lanes=_CORE.vector_lanes, clock_mhz=150, bar=">= 95 MHz", synthesis=_SMALL),
+    "list-memory": Unit(unit="list memory", format="TwELL tiles", clock_mhz=120, bar=">= 85 MHz",
+                        build=partial(ListMemory, _CORE)),
+    "selector": Unit(unit="selector", format="int8 and norms", clock_mhz=120, bar=">= 85 MHz",
+                     build=partial(Selector, _CORE)),
+    "attention": Unit(unit="attention", format="bf16 and e4m3", clock_mhz=120, bar=">= 80 MHz",
+                      lanes=_ATTENTION.attention_heads * _ATTENTION.attention_elements,
+                      build=partial(AttentionUnit, _ATTENTION), synthesis=_SMALL),
+}

@@ -1,1 +1,0 @@
-"""The ternary engine: trit decoders, lanes, accumulators, gearbox."""

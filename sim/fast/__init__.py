@@ -1,0 +1,1 @@
+"""Simulators without cocotb, compiled by Verilator."""

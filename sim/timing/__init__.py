@@ -1,0 +1,1 @@
+"""Closed formulas for cycles."""
