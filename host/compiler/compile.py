@@ -26,8 +26,8 @@ been read for the last time; a step may write its result over an operand that no
 vocabulary is divided into ranges. All ranges share the columns of the embedding: a column holds the
 vectors of one token of each, one below the other. They are drained one after the other, each times
 a NORM that is 1 for the range of the token and 0 for all others, and added up. A pass is told the
-range by where it begins (:attr:`host.files.image.Program.ranges`); the vector that the NORMs look at has
-a word for each range, and one in front of them that is moved into one of these.
+range by where it begins (:attr:`host.files.image.Program.ranges`); the vector that the NORMs look
+at has a word for each range, and one in front of them that is moved into one of these.
 
 **Sparsity.** A list that leaves out what is zero changes no result. In a gated network, a row of
 the up projection counts only where its gate is not zero: it is walked by row, for a list of the

@@ -2,8 +2,8 @@
 
 Small models are written, bytes of them are changed, and they are read again, in a process that may
 use little more memory than before and a few seconds for each file. Anything but a model or a
-:class:`host.files.errors.ModelFileError` of one line is a crash: another exception, a hang, too much
-memory, a warning, the end of the process.
+:class:`host.files.errors.ModelFileError` of one line is a crash: another exception, a hang, too
+much memory, a warning, the end of the process.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ __all__ = ["AttentionCycles", "TokenSpeed", "attention_formula", "first_layer",
            "measure_attention", "measure_tokens", "time_fresh_demo", "write_attention",
            "write_records"]
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Language models as the host holds them, whatever their family and their file.
 
-A **family** is a module of :mod:`host.models`, called like the architecture that it reads: the
-``general.architecture`` of a GGUF file, or the ``model_type`` of a checkpoint. It has a function
-``read(source)`` that checks the source and returns a :class:`LanguageModel`, and with that the one
-description of the network from which float reference, golden model and program are made.
+A **family** is a module with a function ``read(source)`` that checks the source and returns a
+:class:`LanguageModel`, and with that the one description of the network from which float reference,
+golden model and program are made. :mod:`host.models.registry` lists the families.
 """
 
 import abc

@@ -60,7 +60,8 @@ class ChainMatrix:
     ----------
     shape : Shape
     cores : tuple of PlaneMatrix
-        As :meth:`host.models.tensor_train.Chain.matrices` has them. Only the last one's rows have factors.
+        As :meth:`host.models.tensor_train.Chain.matrices` has them. Only the last one's rows have
+        factors.
     """
 
     shape: Shape
@@ -86,7 +87,8 @@ def quantize_chain(chain: Chain, planes: int, root: float = 1.0) -> ChainMatrix:
     chain : Chain
     planes : int
     root : float
-        Of the norm that is multiplied behind the first core: see :func:`host.models.planes.to_planes`.
+        Of the norm that is multiplied behind the first core: see
+        :func:`host.models.planes.to_planes`.
     """
     cores = []
     *inner, last = chain.matrices()

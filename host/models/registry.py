@@ -1,14 +1,28 @@
 """The families of models by architecture, and the one function that reads any model."""
 
-import importlib
 import os
-import pkgutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import host.families
-from host.models.base import LanguageModel, Source
+from host.files.gguf import GGUFFile
+from host.files.llama2c import Llama2cFile
+from host.files.safetensors import Checkpoint
+from host.models import bitnet, hgrn_bit, llama, mmfreelm, mpo_llama
+from host.models.base import LanguageModel
 
-__all__ = ["read_model"]
+__all__ = ["ARCHITECTURES", "read_model"]
+
+#: What reads a source of each architecture: the ``general.architecture`` of a GGUF file, or the
+#: ``model_type`` of a checkpoint.
+ARCHITECTURES: dict[str, Callable[[Any], LanguageModel]] = {
+    "bitnet": bitnet.read,
+    "bitnet-b1.58": bitnet.read,
+    "hgrn_bit": hgrn_bit.read,
+    "llama": llama.read,
+    "mmfreelm": mmfreelm.read,
+    "mpo_llama": mpo_llama.read,
+}
 
 
 def read_model(path: str | os.PathLike) -> LanguageModel:
@@ -21,23 +35,16 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
         missing or not as its family's module says.
     """
     path = Path(path)
-    # Imported where they are asked for: a GGUF file needs no safetensors.
-    source: Source
+    source: Checkpoint | Llama2cFile | GGUFFile
     if path.is_dir():
-        from host.files.safetensors import Checkpoint
         source = Checkpoint(path)
     elif path.suffix == ".bin":
-        from host.files.llama2c import Llama2cFile
         source = Llama2cFile(path)
     else:
-        from host.files.gguf import GGUFFile
         source = GGUFFile(path)
-    known = [module.name for module in pkgutil.iter_modules(host.families.__path__)]
-    name = source.architecture
-    if name == "bitnet-b1.58":      # no name of a module
-        name = "bitnet"
-    if name not in known:
-        raise source.error(f"{source.architecture_key} must be "
-                           f"{' or '.join(map(repr, known))}, not {source.architecture!r}")
-    family = importlib.import_module(f"host.families.{name}")
-    return family.read(source)
+    read = ARCHITECTURES.get(source.architecture) if isinstance(source.architecture, str) else None
+    if read is None:
+        known = " or ".join(map(repr, ARCHITECTURES))
+        raise source.error(f"{source.architecture_key} must be {known}, "
+                           f"not {source.architecture!r}")
+    return read(source)

@@ -60,7 +60,8 @@ class Sequencer(wiring.Component):
     o_packs, i_packed : Out(stream), In(stream)
         ``i_commands`` and ``o_results`` of :class:`hw.activations.quantizer.Packer`.
     o_selections : Out(stream)
-        ``i_commands`` of :class:`hw.activations.sparsity.Selector`, accepted before that of the packer.
+        ``i_commands`` of :class:`hw.activations.sparsity.Selector`, accepted before that of the
+        packer.
     listed : In(1)
         For a cycle when the end of a PACK's list was accepted by the list memory.
     o_entries, o_products : Out(stream)

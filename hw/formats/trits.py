@@ -6,8 +6,8 @@ the zero flags, and the sign that it delivers for a zero trit is arbitrary: lane
 trit never look at it. Code 0 of every packing is all ``+1``.
 
 ``5in8`` nests ``3in5``: 3 bits hold two trits except (0, 0); that ninth pair borrows codes that
-three trits in five bits leave free. docs/numerics.md draws it; ``hw.engine.trit_decoder`` is the logic,
-proved equal to these tables code by code.
+three trits in five bits leave free. docs/numerics.md draws it; ``hw.engine.trit_decoder`` is the
+logic, proved equal to these tables code by code.
 """
 
 import dataclasses

@@ -18,7 +18,7 @@ __all__ = ["ProductCounters", "SimulatedProduct", "VerilatedCore"]
 
 DESIGN = Design(
     name="engine",
-    sources=("hw/config.py", "hw/common", "hw/formats", "hw/ternary", "sim/fast/engine.py"),
+    sources=("hw/config.py", "hw/common", "hw/formats", "hw/engine", "sim/fast/engine.py"),
     harness="sim/fast/engine_harness.cpp",
     component=TernaryCore,
     streams={

@@ -25,7 +25,7 @@ from sim.tools import ToolMissing, missing_tools, simulation_environment
 
 __all__ = ["Design", "Progress", "SimulatorStopped", "build_library"]
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 #: What all libraries are made with, beside the sources of their design.
 _SOURCES = ("sim/fast/library.py", "sim/fast/payload.h")
@@ -199,7 +199,7 @@ def build_library(design: Design, config: object,
         verilog = (folder / "top.v").read_text()
         (folder / "top.v").write_text(_CONTENTS.sub(_contents_in_loops, verilog))
         progress(0.3, "translating Verilog to C++")
-        flags = " ".join((*_COMPILER_OPTIONS, f"-I{folder}", f"-I{ROOT / 'sim'}"))
+        flags = " ".join((*_COMPILER_OPTIONS, f"-I{folder}", f"-I{ROOT / 'sim' / 'fast'}"))
         _run(["verilator", "--cc", "top.v", "--top-module", "top", "--prefix", "Vtop",
               "--Mdir", "objects", *_VERILATOR_OPTIONS, "--exe", str(ROOT / design.harness),
               "-o", "top.so", "-CFLAGS", flags, "-LDFLAGS", "-shared"], folder, "verilator")

@@ -1,7 +1,7 @@
 """The fast simulator of the whole core: token in, largest logits out, without cocotb.
 
-``sim/fast/machine_harness.cpp`` is the memory behind the port, and the ends of all streams; its comment
-says what the memory does in which cycle.
+``sim/fast/machine_harness.cpp`` is the memory behind the port, and the ends of all streams; its
+comment says what the memory does in which cycle.
 """
 
 import ctypes
@@ -23,9 +23,9 @@ __all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedMachine"]
 
 DESIGN = Design(
     name="core",
-    sources=("hw/config.py", "hw/isa.py", "hw/accelerator.py", "hw/common", "hw/formats", "hw/ternary",
-             "hw/lmul", "hw/vector", "hw/memory", "hw/sequencer", "hw/sparse", "hw/attention",
-             "sim/fast/machine.py"),
+    sources=("hw/config.py", "hw/isa.py", "hw/accelerator.py", "hw/activations", "hw/arith",
+             "hw/attention", "hw/common", "hw/control", "hw/engine", "hw/formats", "hw/memory",
+             "hw/output", "hw/vector", "sim/fast/machine.py"),
     harness="sim/fast/machine_harness.cpp",
     component=functools.partial(Core, unit_clocks=True),
     streams={

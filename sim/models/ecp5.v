@@ -1,4 +1,4 @@
-// Behavioural models of the ECP5 cells that hw/ternary instantiates, for simulation only.
+// Behavioural models of the ECP5 cells that hw/engine and hw/common instantiates, for simulation only.
 //
 // CCU2C is proved equal to the model that Yosys ships (tests/hw/test_ecp5.py). Of the block RAM Yosys
 // ships none: PDPW16KD is written here from Lattice's description (FPGA-TN-02204) and models what

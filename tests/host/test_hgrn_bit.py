@@ -286,7 +286,8 @@ class TestFiles:
     def test_alone(self, tmp_path):
         """In a process that has imported nothing else, as these tests have."""
         write_checkpoint(tmp_path, random_tensors(2))
-        script = f"from host.models.base import read_model; print(read_model({str(tmp_path)!r}).width)"
+        script = ("from host.models.registry import read_model; "
+                  f"print(read_model({str(tmp_path)!r}).width)")
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
                               check=True)
         assert done.stdout == f"{WIDTH}\n"
