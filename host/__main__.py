@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.cli.terminal import UserError, integer, progress_bars
+from host.cli.terminal import integer, progress_bars
 from host.compiler.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
 from host.compiler.fit import Shape, fit, largest, write_fits
 from host.compress import command as compress_command
@@ -33,19 +33,16 @@ from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.gates import (
     METHODS,
     MODES,
-    GateFileError,
     Gates,
     read_gates,
     write_gates,
 )
-from host.devices.base import Device, DeviceError, open_device
-from host.devices.token import (
-    LATENCY,
-    REFRESH,
-    CheckedTokens,
-    TokenDevice,
-    open_token_device,
-)
+from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice
+from host.devices.checked import CheckedTokens
+from host.devices.engine import EngineDevice
+from host.devices.errors import DeviceError
+from host.devices.registry import open_accelerator, open_engine
+from host.errors import TallyError, UserError
 from host.files.errors import ModelFileError
 from host.files.fuzz import READERS, fuzz, write_outcomes
 from host.files.image import Image, is_image, listing, read_image, write_image
@@ -63,9 +60,9 @@ from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
-from host.text.corpus import CorpusError, read_corpus
+from host.text.corpus import read_corpus
 from host.text.generate import Generator, Phase, Sampler, TokenGenerator
-from host.text.tokenizer import AnyTokenizer, TextError, Tokenizer, open_tokenizer
+from host.text.tokenizer import AnyTokenizer, Tokenizer, open_tokenizer
 from host.text.vocabulary import Words
 from hw.boards.board import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
@@ -422,7 +419,7 @@ def _run_engine(console: Console, options: argparse.Namespace) -> int:
         raise UserError(f"{path}: an image needs a core (try --device {cores})")
     model, tokenizer = _read(path)
     with progress_bars(console) as bar:
-        device = open_device(options.device, bar("Opening the device"))
+        device = open_engine(options.device, bar("Opening the device"))
         try:
             report, matrices = bar("Loading the model"), itertools.count(1)
             generator = Generator(model, device, lambda matrix: report(
@@ -446,7 +443,7 @@ def _write(console: Console, text: str) -> None:
     console.file.flush()
 
 
-def _report(generator: Generator, device: Device, written: int, loading: float,
+def _report(generator: Generator, device: EngineDevice, written: int, loading: float,
             first: float) -> Table:
     """List what it took: only reached when every product equalled the golden model's."""
     prompt, text, config = generator.prompt, generator.text, device.config
@@ -520,14 +517,14 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     """Whole tokens on a device."""
     began = time.perf_counter()
     path, prompt = _model_and_prompt(options)
-    device: TokenDevice | None = None
+    device: AcceleratorDevice | None = None
     if options.gate:
         console.print("Gated lists: the text is not that of the whole model.", style="dim")
     with progress_bars(console) as bar:
         try:
             if options.device.startswith(BOARD_CORE):
                 # What a model becomes depends on the board's core.
-                device = open_token_device(options.device)
+                device = open_accelerator(options.device)
             if device and options.context:
                 raise UserError(f"Option --context must not be given for device "
                                 f"{options.device!r}: its core is as it is")
@@ -540,7 +537,7 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "
                                 f"{options.device!r}, which delivers so many logits, "
                                 f"not {options.top_k}")
-            device = device or open_token_device(options.device, image.config,
+            device = device or open_accelerator(options.device, image.config,
                                                  bar("Opening the device"))
             device.load(image, bar("Loading the model"))
         except BaseException:
@@ -562,8 +559,9 @@ def _run_core(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _core_report(generator: TokenGenerator, device: TokenDevice, checked: CheckedTokens | None,
-                 image: Image, written: int, loading: float, first: float) -> Table:
+def _core_report(generator: TokenGenerator, device: AcceleratorDevice,
+                 checked: CheckedTokens | None, image: Image, written: int, loading: float,
+                 first: float) -> Table:
     """List what it took: only reached when every logit equalled the golden machine's."""
     config, prompt, text = image.config, generator.prompt, generator.text
     total = prompt + text
@@ -1206,8 +1204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         return options.function(console, options)
-    except (UserError, ModelFileError, CorpusError, GateFileError, DeviceError,
-            TextError, OverflowError) as error:
+    except (TallyError, OverflowError) as error:
         message = str(error)
     except OSError as error:
         message = f"{error.filename}: {error.strerror}" if error.filename else str(error)

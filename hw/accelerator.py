@@ -16,7 +16,7 @@ from hw.control.prefetch import Fetching
 from hw.control.program import program_layout
 from hw.engine.loop_nest import ENTRY_DEPTH
 from hw.engine.result_queue import RESULT_DEPTH
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from hw.memory.load_store import Mover
 from hw.memory.port import port_signature
 from hw.memory.read_engine import Fetcher
@@ -83,7 +83,7 @@ class Core(wiring.Component):
         self._sequencer = Sequencer(config, reader_domain=execution)
         self._fetching = Fetching(config, reader_domain=fetching)
         self._fetcher, self._mover = Fetcher(config), Mover(config)
-        self._ternary = TernaryCore(config.engine, row_domain=rows)
+        self._ternary = EngineSlice(config.engine, row_domain=rows)
         super().__init__({
             "i_program": In(stream.Signature(program_layout(config))),
             "i_tokens": In(stream.Signature(token_layout(config))),

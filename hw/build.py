@@ -29,7 +29,7 @@ from hw.boards.board import BOARDS, Board, CoreBoard, EngineBoard
 from hw.boards.top import BoardTop, load_platform
 from hw.config import CoreConfig, EngineConfig
 from hw.engine.engine import TernaryEngine
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import FORMATS
 from hw.synth.tool import ToolFailed, run_tool
 
@@ -37,7 +37,7 @@ __all__ = ["AREA", "UNITS", "BuildError", "build", "main", "write_verilog"]
 
 #: Components that ``verilog`` writes, from a configuration and an L-Mul format.
 UNITS = {
-    "core": lambda config, fmt: TernaryCore(config),
+    "core": lambda config, fmt: EngineSlice(config),
     "engine": lambda config, fmt: TernaryEngine(config),
     "lmul": lambda config, fmt: LMul(fmt),
 }

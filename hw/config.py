@@ -10,7 +10,7 @@ import json
 from hw.common.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["ATTENTION_FIELDS", "CoreConfig", "EngineConfig", "TARGETS", "TILE"]
+__all__ = ["ATTENTION_FIELDS", "TARGETS", "TILE", "CoreConfig", "EngineConfig"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.

@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-__all__ = ["UserError", "integer", "need_package", "positive", "progress_bars"]
+from host.errors import UserError
 
-
-class UserError(Exception):
-    """A mistake of the user; the message is one sentence."""
+__all__ = ["integer", "need_package", "positive", "progress_bars"]
 
 
 def need_package(package: str, option: str, extra: str) -> None:

@@ -45,7 +45,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.devices.base import DeviceError, pack_matrix, planes_needed, row_bounds
+from host.compiler.errors import CompileError
+from host.compiler.pack import pack_matrix, planes_needed, row_bounds
 from host.files.image import Image, Part, Program
 from host.measure.evaluate import GateMap
 from host.models.base import LanguageModel
@@ -59,7 +60,7 @@ from sim.golden.trits import pack_words, planes
 from sim.golden.wina import Gate
 from sim.timing.program import TokenCycles
 
-__all__ = ["CONTEXT", "CompileError", "PlaneCount", "compile_fitted", "compile_model", "losses",
+__all__ = ["CONTEXT", "PlaneCount", "compile_fitted", "compile_model", "losses",
            "planes_of"]
 
 # Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms. A list of a
@@ -71,10 +72,6 @@ _MARK = 0x3F7C
 
 # Rows of a product, and columns, that a field of an instruction holds.
 _FIELD = 2 ** FIELDS["count"] - 1
-
-
-class CompileError(DeviceError):
-    """A model does not fit a configuration; the message is one sentence."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -1219,7 +1216,7 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
 
     Raises
     ------
-    DeviceError
+    CompileError
         If the model does not fit, or a row of a matrix could overflow an accumulator.
     """
     if "lmul" not in model.logit_scales:
@@ -1298,7 +1295,7 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
 
     Raises
     ------
-    DeviceError
+    CompileError
         As :func:`compile_model` does, or if no core can have such heads.
     """
     steps = model.network().steps

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from host.compiler.compile import CompileError, compile_model
+from host.compiler.compile import compile_model
+from host.compiler.errors import CompileError
 from host.models.mmfreelm import Layer, TernaryLM, TernaryMatrix
 from host.text.vocabulary import Vocabulary
 from hw.boards.board import CoreBoard
@@ -85,7 +86,7 @@ def fit(board: CoreBoard, shape: Shape) -> Fit:
 
     Raises
     ------
-    DeviceError
+    CompileError
         If it does not fit: the first thing that is too small.
     """
     config = board.config
@@ -105,7 +106,7 @@ def largest(board: CoreBoard, shape: Shape) -> Fit:
 
     Raises
     ------
-    DeviceError
+    CompileError
         If not even one layer fits.
     """
     found = fit(board, dataclasses.replace(shape, layers=1))

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.cli.terminal import UserError
 from host.compiler.compile import compile_fitted, compile_model
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
 from host.compress.chains import layers_of
@@ -39,7 +38,10 @@ from host.compress.rotation import (
     read_llama2c,
     rotate,
 )
-from host.devices.token import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
+from host.devices.accelerator import LATENCY, REFRESH
+from host.devices.checked import CheckedTokens
+from host.devices.simulated import SimulatedAccelerator
+from host.errors import UserError
 from host.files.errors import ModelFileError
 from host.files.image import Image
 from host.measure.compare import Text, log_softmax, read_llama
@@ -51,7 +53,7 @@ from host.text.corpus import read_corpus
 from host.text.tokenizer import AnyTokenizer, open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
-from sim.fast.machine import VerilatedMachine
+from sim.fast.machine import VerilatedAccelerator
 from sim.golden.machine import Machine
 from sim.tables import RESULTS, write_record
 from sim.timing.program import token_cycles
@@ -249,7 +251,7 @@ class _Run:
     live: float
 
 
-def _run_core(machine: VerilatedMachine, image: Image, tokens: Sequence[int]) -> _Run:
+def _run_core(machine: VerilatedAccelerator, image: Image, tokens: Sequence[int]) -> _Run:
     """Read ``tokens`` on the core, and compare every logit that it delivers."""
     program = image.program
     machine.load(program.encoded(), image.memory)
@@ -297,7 +299,7 @@ def _cycles(options: argparse.Namespace) -> int:
     tokens = [model.vocabulary.start, *tokenizer.encode(corpus["heldout"][0])][:_CORE_TOKENS]
     config = CoreConfig()
     port = config.port_bytes
-    with VerilatedMachine(config) as machine:
+    with VerilatedAccelerator(config) as machine:
         dense, sparse = (_run_core(machine, compile_model(model, config, sparse=sparse), tokens)
                          for sparse in (False, True))
         rows = []
@@ -658,7 +660,7 @@ def _device(options: argparse.Namespace) -> int:
     first = 0.0
     for path, model in zip(options.models, (reference, *models), strict=True):
         image = compile_model(model, config)
-        device = SimulatedTokenDevice(config)
+        device = SimulatedAccelerator(config)
         cycles, formula, moved = 0, 0.0, 0
         try:
             device.load(image)

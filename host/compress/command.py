@@ -13,7 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from host.cli.terminal import UserError, integer, need_package, positive, progress_bars
+from host.cli.terminal import integer, need_package, positive, progress_bars
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, float_bytes, logarithms, measure
 from host.compress.profile import (
@@ -26,6 +26,7 @@ from host.compress.profile import (
     plan_for,
     profile,
 )
+from host.errors import UserError
 from host.measure.compare import Text, read_llama, stored_bytes
 from host.models.llama import LlamaLM
 from host.models.mpo_llama import MATRICES, MpoLlamaLM, write_model

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from host.errors import TallyError
 from host.measure.evaluate import GateMap
 from host.models.base import LanguageModel
 from sim.golden.graph import Matrix
@@ -33,7 +34,7 @@ MODES = ("top-k", "threshold")
 _FORMAT = "tally-gates 1"
 
 
-class GateFileError(ValueError):
+class GateFileError(TallyError, ValueError):
     """A gate file cannot be used; the message is one line that names file, place and reason."""
 
 

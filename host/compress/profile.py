@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.compress.chains import Choice, Layers
+from host.errors import TallyError
 from host.measure.compare import jensen_shannon, log_softmax
 from host.models.mpo_llama import MATRICES, ChainMatrix, MpoLlamaLM
 from host.models.planes import ROWS, PlaneMatrix, to_planes
@@ -419,7 +420,7 @@ class Profile:
         return self._rounding[key]
 
 
-class BudgetError(ValueError):
+class BudgetError(TallyError, ValueError):
     """No plan is so small.
 
     Attributes

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from cobs import cobs
 
-from host.devices.base import DeviceError
+from host.devices.errors import DeviceError
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, Command, Status
 
 __all__ = ["BusyError", "BytePort", "Link", "NoReplyError", "StalledError"]

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from host.devices.base import DeviceError
+from host.devices.accelerator import AcceleratorDevice, Report, TokenResult
+from host.devices.errors import DeviceError
 from host.devices.link import BusyError
 from host.devices.serial_board import SerialBoard, packed
-from host.devices.token import Report, TokenDevice, TokenResult
 from host.files.image import Image
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault
@@ -16,7 +16,7 @@ from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields
 from sim.golden.machine import Best, MachineFault
 from sim.timing.program import passes_cycles, token_cycles
 
-__all__ = ["SerialCore", "core_config"]
+__all__ = ["SerialAccelerator", "core_config"]
 
 
 def core_config(fields: dict[str, Any]) -> CoreConfig:
@@ -24,7 +24,7 @@ def core_config(fields: dict[str, Any]) -> CoreConfig:
     return CoreConfig(**fields | {"engine": EngineConfig(**fields["engine"])})
 
 
-class SerialCore(TokenDevice):
+class SerialAccelerator(AcceleratorDevice):
     """A core with its memory on a board, or anything that speaks like one.
 
     Parameters

@@ -8,7 +8,7 @@ import numpy as np
 import serial
 from numpy.typing import NDArray
 
-from host.devices.base import DeviceError
+from host.devices.errors import DeviceError
 from host.devices.link import Link, NoReplyError
 from hw.boards.board import BOARDS, CoreBoard, EngineBoard
 from hw.common.check import one_of

@@ -5,19 +5,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.devices.base import Device, DeviceError
+from host.devices.engine import EngineDevice
+from host.devices.errors import DeviceError
 from host.devices.link import StalledError
 from host.devices.serial_board import SerialBoard, packed
 from hw.config import EngineConfig
 from hw.link.protocol import COUNT_BYTES, Command, EngineTransfers, transfer_bytes
 
-__all__ = ["SerialDevice"]
+__all__ = ["SerialEngine"]
 
 #: Bits of a bf16 number.
 _OPERAND_WIDTH = 16
 
 
-class SerialDevice(Device):
+class SerialEngine(EngineDevice):
     """A board on a serial port, or anything that speaks like one.
 
     The matrices stay with the host, which sends the listed columns with every product.

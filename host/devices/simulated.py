@@ -1,19 +1,26 @@
-"""The RTL of the engine, compiled by Verilator, behind the device interface."""
+"""The RTL of the engine and of the whole accelerator, compiled by Verilator, as devices.
+
+Of all devices only these need Amaranth and a simulator.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from host.devices.base import Device, DeviceError
-from hw.config import EngineConfig
-from sim.fast.engine import VerilatedCore
+from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice, Report, TokenResult
+from host.devices.engine import EngineDevice
+from host.devices.errors import DeviceError
+from host.files.image import Image
+from hw.config import CoreConfig, EngineConfig
+from sim.fast.engine import VerilatedEngine
 from sim.fast.library import SimulatorStopped
+from sim.fast.machine import VerilatedAccelerator
 
-__all__ = ["SimulatedDevice"]
+__all__ = ["SimulatedAccelerator", "SimulatedEngine"]
 
 
-class SimulatedDevice(Device):
+class SimulatedEngine(EngineDevice):
     """The ternary core in simulation, with the memory behind its weight port.
 
     Parameters
@@ -36,7 +43,7 @@ class SimulatedDevice(Device):
                  report: Callable[[float, str], None] | None = None):
         super().__init__(config)
         try:
-            self._core = VerilatedCore(config, progress=report)
+            self._core = VerilatedEngine(config, progress=report)
         except (RuntimeError, OSError) as error:
             raise DeviceError(f"The simulator cannot be built: {error}") from error
 
@@ -55,3 +62,48 @@ class SimulatedDevice(Device):
         except SimulatorStopped as error:
             raise DeviceError(str(error)) from error
         return results, counters.cycles, counters.transfers
+
+
+class SimulatedAccelerator(AcceleratorDevice):
+    """The RTL of the core, compiled by Verilator, with a memory of :data:`LATENCY` cycles.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    report : callable, optional
+        Called with the share that is done (0 to 1) and what is under way, while the simulator is
+        built.
+
+    Raises
+    ------
+    DeviceError
+        If the simulator cannot be built.
+    """
+
+    label = "simulated core"
+    evidence = "simulated"
+
+    def __init__(self, config: CoreConfig, report: Report | None = None):
+        super().__init__(config)
+        try:
+            self._core = VerilatedAccelerator(config, latency=LATENCY, refresh=REFRESH,
+                                              progress=report)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DeviceError(f"The simulator cannot be built: {error}") from error
+
+    def close(self) -> None:
+        """Free the simulated core and its memory."""
+        self._core.close()
+
+    def _load(self, image: Image, report: Report) -> None:
+        self._core.load(image.program.encoded(), image.memory + bytes(image.room))
+
+    def _token(self, token: int, start: int) -> TokenResult:
+        try:
+            run = self._core.run([(token, start)])[0]
+        except SimulatorStopped as error:
+            raise DeviceError(str(error)) from error
+        return TokenResult(run.emissions, run.cycles, run.reads + run.writes)
+
+    def _reset(self) -> None:
+        self._core.reset()

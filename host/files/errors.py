@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from host.errors import TallyError
+
 __all__ = ["ModelFileError", "wrong_number"]
 
 
-class ModelFileError(ValueError):
+class ModelFileError(TallyError, ValueError):
     """A model file cannot be used; the message is one line that names file, place and reason."""
 
 

@@ -16,7 +16,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from host.devices.base import DeviceError
+from host.errors import TallyError
 from host.text.vocabulary import Vocabulary
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
@@ -29,7 +29,7 @@ _MAGIC_RANGES = b"TALLY\x00\x04\n"
 _LENGTHS = struct.Struct("<II")
 
 
-class ImageError(DeviceError):
+class ImageError(TallyError, ValueError):
     """An image cannot be used; the message is one line that names file, place and reason."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from host.devices.base import planes_needed
+from host.compiler.pack import planes_needed
 from host.files.errors import ModelFileError
 from host.models.base import LanguageModel
 from host.models.llama import PLANES, LlamaLM

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from host.devices.base import DeviceError
-from host.devices.token import LATENCY, REFRESH, CheckedTokens, SimulatedTokenDevice
+from host.devices.accelerator import LATENCY, REFRESH
+from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError
+from host.devices.simulated import SimulatedAccelerator
 from host.files.image import Image
 from host.models.llama import LlamaLM
 from sim.timing.program import BITS_PER_TRIT, TokenCycles, passes_cycles, token_cycles
@@ -71,7 +73,7 @@ def measure_tokens(image: Image, tokens: int, building: Callable[[float, str], N
     DeviceError
         If the simulator cannot be built.
     """
-    device = SimulatedTokenDevice(image.config, building)
+    device = SimulatedAccelerator(image.config, building)
     try:
         device.load(image)
         checked = CheckedTokens(device, image)
@@ -166,7 +168,7 @@ def measure_attention(image: Image, contexts: Sequence[int], building: Callable[
     DeviceError
         If the simulator cannot be built.
     """
-    device = SimulatedTokenDevice(image.config, building)
+    device = SimulatedAccelerator(image.config, building)
     try:
         device.load(image)
         checked = CheckedTokens(device, image)
@@ -224,7 +226,7 @@ def measure_prefill(images: Sequence[Image], tokens: int, building: Callable[[fl
     DeviceError
         If the simulator cannot be built.
     """
-    device = SimulatedTokenDevice(images[0].config, building)
+    device = SimulatedAccelerator(images[0].config, building)
     try:
         for index, image in enumerate(images):
             running(index / len(images), f"batch {image.program.prefill_tokens}")

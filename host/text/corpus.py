@@ -14,6 +14,8 @@ import lzma
 import os
 from pathlib import Path
 
+from host.errors import TallyError
+
 __all__ = ["PARTS", "CorpusError", "read_corpus"]
 
 #: What a document is for.
@@ -24,7 +26,7 @@ _CALIBRATION_SHARE = 128
 _ASSIGNED = ("train", "heldout", "dropped")
 
 
-class CorpusError(ValueError):
+class CorpusError(TallyError, ValueError):
     """A corpus directory cannot be used; the message names file, document and reason."""
 
 

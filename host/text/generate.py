@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.devices.base import CheckedProducts, Counters, Device, Driver
-from host.devices.token import CheckedTokens, TokenDevice, TokenResult
+from host.devices.accelerator import AcceleratorDevice, TokenResult
+from host.devices.checked import CheckedProducts, CheckedTokens
+from host.devices.engine import Counters, Driver, EngineDevice
 from host.files.image import Image
 from host.models.base import LanguageModel
 from host.text.vocabulary import Words, begin
@@ -116,7 +117,7 @@ class Generator:
     Parameters
     ----------
     model : LanguageModel
-    device : Device
+    device : EngineDevice
     loaded : callable
         Called with the name of each matrix once it is on the device.
 
@@ -135,7 +136,7 @@ class Generator:
         If the device cannot hold the model.
     """
 
-    def __init__(self, model: LanguageModel, device: Device,
+    def __init__(self, model: LanguageModel, device: EngineDevice,
                  loaded: Callable[[str], None] = lambda name: None):
         self.model = model
         self.driver = Driver(device)
@@ -208,7 +209,7 @@ class TokenGenerator:
 
     Parameters
     ----------
-    device : TokenDevice or CheckedTokens
+    device : AcceleratorDevice or CheckedTokens
         With ``image`` loaded.
     words : Vocabulary, PieceVocabulary or TokenizerFile
         Of the model: tokens that begin and end a document.
@@ -219,7 +220,7 @@ class TokenGenerator:
         Reading the prompt, and all passes after it.
     """
 
-    def __init__(self, device: TokenDevice | CheckedTokens, image: Image,
+    def __init__(self, device: AcceleratorDevice | CheckedTokens, image: Image,
                  words: Words):
         self._device = device
         self._image = image

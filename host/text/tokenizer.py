@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPETokenizer
 
+from host.errors import TallyError
 from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words
 
 __all__ = ["SPLITS", "AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
@@ -43,7 +44,7 @@ SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 
-class TextError(ValueError):
+class TextError(TallyError, ValueError):
     """A text has no tokens; the message is one sentence."""
 
 

@@ -11,7 +11,7 @@ from hw.accelerator import Core
 from hw.arith.lmul import LMul
 from hw.boards.board import Board, CoreBoard, EngineBoard
 from hw.common.stream import StreamBuffer, StreamQueue, connect_stream
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import bf16
 from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
@@ -116,7 +116,7 @@ class LinkedDevice(wiring.Component):
         return target
 
     def _engine(self, m, board: EngineBoard):
-        core = TernaryCore(board.config)
+        core = EngineSlice(board.config)
         lmul = LMul(bf16)
         # The host sends entries ahead of their weights.
         entries = StreamQueue(core.i_entries.payload.shape(), depth=board.entry_queue)

@@ -14,10 +14,10 @@ from hw.engine.loop_nest import ENTRY_DEPTH, column_layout, entry_layout, job_la
 from hw.engine.result_queue import result_layout
 from hw.engine.row_sums import activation_layout
 
-__all__ = ["TernaryCore"]
+__all__ = ["EngineSlice"]
 
 
-class TernaryCore(wiring.Component):
+class EngineSlice(wiring.Component):
     """Engine and gearbox: jobs and lists in, columns or rows of weights asked for, results out.
 
     A product takes as long as the slower of the two, weight port and engine, and a few cycles;

@@ -11,7 +11,7 @@ from hw.common.check import positive_int
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, encoded_bytes
 from hw.link.uart import ByteSignature
 
-__all__ = ["FrameReceiver", "FrameTransmitter", "FrameSignature"]
+__all__ = ["FrameReceiver", "FrameSignature", "FrameTransmitter"]
 
 #: A frame's content, byte by byte; ``last`` ends it.
 FrameSignature = stream.Signature(data.StructLayout({"data": 8, "last": 1}))

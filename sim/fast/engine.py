@@ -1,4 +1,4 @@
-"""The fast simulator of the engine: TernaryCore compiled by Verilator, driven without cocotb.
+"""The fast simulator of the engine: EngineSlice compiled by Verilator, driven without cocotb.
 
 ``sim/fast/engine_harness.cpp`` is the memory behind the weight port, and the ends of all streams.
 """
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hw.config import EngineConfig
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from sim.fast.library import Design, Progress, SimulatorStopped, build_library
 
-__all__ = ["ProductCounters", "SimulatedProduct", "VerilatedCore"]
+__all__ = ["ProductCounters", "SimulatedProduct", "VerilatedEngine"]
 
 DESIGN = Design(
     name="engine",
     sources=("hw/config.py", "hw/common", "hw/formats", "hw/engine", "sim/fast/engine.py"),
     harness="sim/fast/engine_harness.cpp",
-    component=TernaryCore,
+    component=EngineSlice,
     streams={
         "JOB": lambda core: core.i_jobs,
         "ENTRY": lambda core: core.i_entries,
@@ -53,7 +53,7 @@ class SimulatedProduct:
     Attributes
     ----------
     handle : int
-        Of :meth:`VerilatedCore.load`.
+        Of :meth:`VerilatedEngine.load`.
     columns : integer array, shape (entries,)
         Listed columns; at least one.
     values : int8 array, shape (entries, batch)
@@ -93,7 +93,7 @@ class ProductCounters:
         return self.last_result - self.first_entry + 1
 
 
-class VerilatedCore:
+class VerilatedEngine:
     """A simulated ternary core with the memory behind its weight port.
 
     Parameters
@@ -228,7 +228,7 @@ class VerilatedCore:
             self._library.tally_destroy(self._core)
             self._core = None
 
-    def __enter__(self) -> "VerilatedCore":
+    def __enter__(self) -> "VerilatedEngine":
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -19,7 +19,7 @@ from hw.isa import INSTRUCTION_BYTES, Fault, Opcode
 from sim.fast.library import Design, Progress, SimulatorStopped, build_library
 from sim.golden.machine import Best, MachineFault
 
-__all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedMachine"]
+__all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedAccelerator"]
 
 DESIGN = Design(
     name="core",
@@ -106,7 +106,7 @@ class TokenRun:
     writes: int
 
 
-class VerilatedMachine:
+class VerilatedAccelerator:
     """A simulated core with the memory behind its port.
 
     Parameters
@@ -274,7 +274,7 @@ class VerilatedMachine:
             self._library.tally_destroy(self._core)
             self._core = None
 
-    def __enter__(self) -> "VerilatedMachine":
+    def __enter__(self) -> "VerilatedAccelerator":
         return self
 
     def __exit__(self, *exception: object) -> None:

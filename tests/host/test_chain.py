@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import hw.isa as isa
-from host.compiler.compile import CompileError, compile_fitted, compile_model
+from host.compiler.compile import compile_fitted, compile_model
+from host.compiler.errors import CompileError
 from host.compress.chains import Choice, compress, layers_of
 from host.files.errors import ModelFileError
 from host.files.examples import llama_gguf, llama_tensors

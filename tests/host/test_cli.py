@@ -13,8 +13,9 @@ import host.__main__ as cli
 import host.measure.speed
 import sim.tables
 from host.compiler.compile import compile_model
-from host.devices.base import GoldenDevice
-from host.devices.token import GoldenTokenDevice, SimulatedTokenDevice
+from host.devices.accelerator import GoldenAccelerator
+from host.devices.engine import GoldenEngine
+from host.devices.simulated import SimulatedAccelerator
 from host.files.image import read_image, write_image
 from host.files.tensors import to_bf16
 from host.measure.evaluate import evaluate, fit_logit_scale
@@ -71,7 +72,7 @@ class TestRun:
         assert out.startswith("the the")
         model = read_model(model_path)
         tokenizer = Tokenizer(model.vocabulary)
-        generator = Generator(model, GoldenDevice(EngineConfig()))
+        generator = Generator(model, GoldenEngine(EngineConfig()))
         tokens = list(generator.generate(tokenizer.encode("the the"), 5, Sampler(seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())
@@ -93,7 +94,7 @@ class TestRun:
 
     def test_no_speed_without_equality(self, capsys, model_path, monkeypatch):
         """One wrong integer in the last matrix: one line, no table."""
-        product = GoldenDevice._product
+        product = GoldenEngine._product
 
         def wrong(self, handle, columns, values):
             results, cycles, transfers = product(self, handle, columns, values)
@@ -101,7 +102,7 @@ class TestRun:
                 results[0, 7] ^= 1
             return results, cycles, transfers
 
-        monkeypatch.setattr(GoldenDevice, "_product", wrong)
+        monkeypatch.setattr(GoldenEngine, "_product", wrong)
         status, out, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
         assert status == 1
         assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
@@ -112,7 +113,7 @@ class TestRun:
         def interrupt(self, *arguments):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(GoldenDevice, "_product", interrupt)
+        monkeypatch.setattr(GoldenEngine, "_product", interrupt)
         status, _, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
         assert (status, err) == (130, "\nStopped.\n")
 
@@ -160,7 +161,7 @@ class TestRunOnCore:
                                "--tokens", 3, "--seed", 3, "--top-k", 4)
         assert (status, err) == (0, "")
         image = read_image(image_path)
-        core = GoldenTokenDevice(SMALL)
+        core = GoldenAccelerator(SMALL)
         core.load(image)
         tokenizer = Tokenizer(image.vocabulary)
         tokens = list(TokenGenerator(core, image, image.vocabulary).generate(
@@ -185,7 +186,7 @@ class TestRunOnCore:
     @pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
     def test_no_speed_without_equality(self, capsys, image_path, monkeypatch):
         """One wrong logit of the third pass: one line, no table."""
-        token = SimulatedTokenDevice._token
+        token = SimulatedAccelerator._token
         passes = itertools.count()
 
         def wrong(self, *arguments):
@@ -194,7 +195,7 @@ class TestRunOnCore:
                 result.best[0].values[1] ^= 1
             return result
 
-        monkeypatch.setattr(SimulatedTokenDevice, "_token", wrong)
+        monkeypatch.setattr(SimulatedAccelerator, "_token", wrong)
         status, out, err = run(capsys, "run", image_path, "the", "--tokens", 2)
         assert status == 1
         assert re.fullmatch(r"python -m host run: EMIT 0 of pass 2 \(token \d+\) must deliver row "
@@ -257,7 +258,7 @@ class TestGenerate:
     def test_against_token_by_token(self):
         """The prompt goes through in batches; greedy tokens are those of the plain golden model."""
         model = tiny_model()
-        generator = Generator(model, GoldenDevice(EngineConfig(max_batch=3)))
+        generator = Generator(model, GoldenEngine(EngineConfig(max_batch=3)))
         prompt = [5, 9, 80, 3, 3, 17, 200]
         tokens = list(generator.generate(prompt, 6, Sampler(temperature=0)))
         lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
@@ -277,7 +278,7 @@ class TestGenerate:
 
     def test_ends_with_the_document(self):
         model = tiny_model()
-        generator = Generator(model, GoldenDevice(EngineConfig()))
+        generator = Generator(model, GoldenEngine(EngineConfig()))
         generator._lm.logits = lambda hidden: 1e3 * np.eye(1, model.vocab)     # end of document
         assert list(generator.generate([5], 6, Sampler())) == []
 

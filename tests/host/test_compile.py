@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import host.__main__ as cli
-from host.compiler.compile import CompileError, compile_model, losses
-from host.devices.base import DeviceError
+from host.compiler.compile import compile_model, losses
+from host.compiler.errors import CompileError
+from host.devices.errors import DeviceError
 from host.files.image import listing, read_image
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model

@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from host.devices.base import (
-    CheckedProducts,
-    Device,
-    DeviceError,
-    Driver,
-    GoldenDevice,
-    MismatchError,
-    open_device,
-    pack_matrix,
-    planes_needed,
-)
+from host.compiler.pack import pack_matrix, planes_needed
+from host.devices.checked import CheckedProducts
+from host.devices.engine import Driver, EngineDevice, GoldenEngine
+from host.devices.errors import DeviceError, MismatchError
+from host.devices.registry import open_engine
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
 from sim.golden.lmul import lmul
@@ -28,7 +22,7 @@ def expected_product(weights, activations):
     return activations.astype(np.int64) @ weights.astype(np.int64).T
 
 
-class RecordingDevice(GoldenDevice):
+class RecordingDevice(GoldenEngine):
     """Notes the shape of each product: (groups, entries, batch)."""
 
     def __init__(self, config):
@@ -87,7 +81,7 @@ def test_zero_columns_are_not_listed():
 
 
 def test_counters_since():
-    device = GoldenDevice(EngineConfig())
+    device = GoldenEngine(EngineConfig())
     driver = Driver(device)
     driver.load("w", np.ones((3, 4), np.int8))
     driver("w", np.ones((1, 4), np.int8))
@@ -104,14 +98,14 @@ def test_planes_needed():
 
 def test_info():
     config = EngineConfig()
-    assert GoldenDevice(config).info() == {
+    assert GoldenEngine(config).info() == {
         "device": "golden model", "evidence": "derived",
         "configuration": {**config.__dict__}, "fingerprint": f"{config.fingerprint():08x}"}
 
 
 def test_no_lmul_unit():
     class Engine(RecordingDevice):
-        lmul = Device.lmul
+        lmul = EngineDevice.lmul
 
     with pytest.raises(DeviceError, match=r"^The golden model has no L-Mul unit$"):
         Engine(EngineConfig()).lmul(np.zeros(1, np.uint16), np.zeros(1, np.uint16))
@@ -119,14 +113,14 @@ def test_no_lmul_unit():
 
 def test_lmul():
     x = np.arange(0x3F00, 0x4100, dtype=np.uint16)
-    np.testing.assert_array_equal(GoldenDevice(EngineConfig()).lmul(x, x[::-1]),
+    np.testing.assert_array_equal(GoldenEngine(EngineConfig()).lmul(x, x[::-1]),
                                   lmul(bf16, x, x[::-1]))
 
 
 class TestChecked:
     @staticmethod
     def driver():
-        driver = Driver(GoldenDevice(EngineConfig()))
+        driver = Driver(GoldenEngine(EngineConfig()))
         driver.load("w", np.ones((3, 4), np.int8))
         return driver
 
@@ -154,7 +148,7 @@ class TestErrors:
         with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'sim', 'golden', "
                                               rf"'core:PORT', 'engine', 'engine-golden', "
                                               rf"'serial:PORT'\)$"):
-            open_device(name)
+            open_engine(name)
 
     def test_overflow(self):
         weights = np.zeros((5, 300), np.int8)
@@ -177,7 +171,7 @@ class TestErrors:
         config = EngineConfig(accumulator_width=18, max_planes=5)
         with pytest.raises(DeviceError, match=r"could reach 131072"):
             pack_matrix("m", np.ones((1, 1024), np.int8), config)
-        driver = Driver(GoldenDevice(config))
+        driver = Driver(GoldenEngine(config))
         driver.load("m", np.ones((1, 1023), np.int8))
         assert driver("m", np.full((1, 1023), -128, np.int8)).tolist() == [[-128 * 1023]]
 
@@ -202,7 +196,7 @@ class TestErrors:
             driver("w", np.ones((1, 5), np.int8))
 
     def test_list(self):
-        device = GoldenDevice(EngineConfig())
+        device = GoldenEngine(EngineConfig())
         Driver(device).load("w", np.ones((3, 4), np.int8))
         with pytest.raises(ValueError, match=r"^List for matrix w must have a column for each of "
                                              r"its 2 values and at least one, not 1$"):

@@ -8,7 +8,7 @@ import pytest
 
 import host.__main__ as cli
 from host.compiler.fit import Shape, fit, largest
-from host.devices.base import DeviceError
+from host.devices.errors import DeviceError
 from hw.boards.board import BOARDS, CoreBoard
 
 BOARD = BOARDS["ulx3s-core"]

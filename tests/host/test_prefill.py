@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from host.compiler.compile import CompileError, compile_fitted, compile_model
-from host.devices.token import CheckedTokens, GoldenTokenDevice, machine_of
+from host.compiler.compile import compile_fitted, compile_model
+from host.compiler.errors import CompileError
+from host.devices.accelerator import GoldenAccelerator, machine_of
+from host.devices.checked import CheckedTokens
 from host.files.image import read_image, write_image
 from host.text.generate import Sampler, TokenGenerator
 from hw.config import CoreConfig, EngineConfig
@@ -51,7 +53,7 @@ def test_generator_and_file(model, tmp_path):
         image = compile_fitted(model, CONFIG, prefill=batch)
         write_image(tmp_path / "image", image)
         image = read_image(tmp_path / "image")
-        device = GoldenTokenDevice(image.config)
+        device = GoldenAccelerator(image.config)
         device.load(image)
         generator = TokenGenerator(CheckedTokens(device, image), image, model.vocabulary)
         texts.append(list(generator.generate(prompt, 5, sampler)))

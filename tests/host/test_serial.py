@@ -13,9 +13,10 @@ import pytest
 import serial
 from cobs import cobs
 
-from host.devices.base import DeviceError, Driver, GoldenDevice
+from host.devices.engine import Driver, GoldenEngine
+from host.devices.errors import DeviceError
 from host.devices.link import NoReplyError, StalledError
-from host.devices.serial_engine import SerialDevice
+from host.devices.serial_engine import SerialEngine
 from hw.boards.board import EngineBoard
 from hw.config import EngineConfig
 from hw.link.protocol import Command
@@ -42,7 +43,7 @@ def port(tmp_path_factory):
 
 @pytest.fixture
 def device(port):
-    device = SerialDevice(port, config=CONFIG, timeout=PATIENCE)
+    device = SerialEngine(port, config=CONFIG, timeout=PATIENCE)
     yield device
     device.close()
 
@@ -54,7 +55,7 @@ def check_product(device, rows, columns, planes=1, batch=1):
     activations = rng.integers(-128, 128, (batch, columns)).astype(np.int8)
     activations[:, rng.random(columns) < 0.3] = 0
     activations[:, 0] = -128
-    driver, golden = Driver(device), Driver(GoldenDevice(CONFIG))
+    driver, golden = Driver(device), Driver(GoldenEngine(CONFIG))
     for each in (driver, golden):
         each.load("W", weights)
     np.testing.assert_array_equal(driver("W", activations), golden("W", activations))
@@ -76,7 +77,7 @@ def test_lmul_equals_golden(device):
                        np.uint16)
     x = np.concatenate([np.repeat(corners, 9), rng.integers(0, 1 << 16, 200, dtype=np.uint16)])
     y = np.concatenate([np.tile(corners, 9), rng.integers(0, 1 << 16, 200, dtype=np.uint16)])
-    np.testing.assert_array_equal(device.lmul(x, y), GoldenDevice(CONFIG).lmul(x, y))
+    np.testing.assert_array_equal(device.lmul(x, y), GoldenEngine(CONFIG).lmul(x, y))
 
 
 def test_info_has_board_and_configuration(device):
@@ -125,7 +126,7 @@ HARMLESS = ["garbage before", "garbage without zero before", "twice"]
 def faulty(port, monkeypatch):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
     monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
-    device = SerialDevice(port, config=CONFIG, timeout=4.0)
+    device = SerialEngine(port, config=CONFIG, timeout=4.0)
     yield device
     device.close()
 
@@ -186,7 +187,7 @@ def test_other_configuration_names_the_fields(port, device):
     message = (f"The engine of board 'simulated' on {port} has another configuration: lanes must "
                f"be 16, not 8; packing must be '3in5', not '5in8'")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
-        SerialDevice(port, config=expected, timeout=PATIENCE)
+        SerialEngine(port, config=expected, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(("board", "advice"), [
@@ -197,7 +198,7 @@ def test_silence(board, advice):
         path = os.ttyname(slave)
         message = f"No reply from {path} in 0.2 s; check that the bitstream for {advice} is loaded"
         with pytest.raises(NoReplyError, match=f"^{re.escape(message)}$"):
-            SerialDevice(path, board=board, timeout=0.2)
+            SerialEngine(path, board=board, timeout=0.2)
     finally:
         os.close(master)
         os.close(slave)
@@ -205,13 +206,13 @@ def test_silence(board, advice):
 
 def test_port_that_does_not_exist():
     with pytest.raises(DeviceError, match=r"^Serial port /dev/nothing cannot be opened: .*No such"):
-        SerialDevice("/dev/nothing")
+        SerialEngine("/dev/nothing")
 
 
 def test_unknown_board():
     message = r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"
     with pytest.raises(ValueError, match=message):
-        SerialDevice("/dev/nothing", board="x")
+        SerialEngine("/dev/nothing", board="x")
 
 
 @pytest.mark.parametrize(("answer", "problem"), [
@@ -222,4 +223,4 @@ def test_unknown_board():
 def test_device_of_another_kind(device, port, monkeypatch, answer, problem):
     monkeypatch.setattr("host.devices.link.Link.request", lambda *arguments: answer)
     with pytest.raises(DeviceError, match=f"^{re.escape(f'The device on {port} {problem}')}$"):
-        SerialDevice(port)
+        SerialEngine(port)

@@ -8,11 +8,12 @@ import pytest
 import serial
 
 from host.compiler.compile import compile_model
-from host.devices.base import DeviceError
+from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError
 from host.devices.link import StalledError
-from host.devices.serial_accelerator import SerialCore
-from host.devices.serial_engine import SerialDevice
-from host.devices.token import CheckedTokens, open_token_device
+from host.devices.registry import open_accelerator
+from host.devices.serial_accelerator import SerialAccelerator
+from host.devices.serial_engine import SerialEngine
 from host.files.image import ImageError, read_image, write_image
 from hw.boards.board import CoreBoard
 from hw.config import CoreConfig, EngineConfig
@@ -48,7 +49,7 @@ def port(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(port, image):
     """Return a core that has the image; the tests that spoil it load it again."""
-    core = SerialCore(port, config=CONFIG, timeout=PATIENCE)
+    core = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
     core.load(image)
     core.verify()
     yield core
@@ -103,7 +104,7 @@ def test_memory_is_read_back(loaded, image):
 def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fault):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
     monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
-    core = SerialCore(port, config=CONFIG, timeout=4.0)
+    core = SerialAccelerator(port, config=CONFIG, timeout=4.0)
     core._image, core._moved = image, loaded._moved         # the device has it
     FaultyPort.faults[:] = ["none", fault, "none", fault]
     check_sequences(core, image)
@@ -183,7 +184,7 @@ def test_no_results_stall_and_the_next_token_is_right(loaded, port, image, monke
 def test_pass_that_was_left_alone(loaded, port, image):
     """What another program has begun ends with the reset of the next one."""
     loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
-    other = SerialCore(port, timeout=PATIENCE)
+    other = SerialAccelerator(port, timeout=PATIENCE)
     other._image, other._moved = image, loaded._moved
     check_sequences(other, image)
     other.close()
@@ -228,7 +229,7 @@ def test_broken_image_never_reaches_the_core(loaded, image, tmp_path, damage, me
 
 
 def test_no_image(port):
-    core = SerialCore(port, timeout=PATIENCE)
+    core = SerialAccelerator(port, timeout=PATIENCE)
     for call in (lambda: core.token(1, new=True), core.verify):
         with pytest.raises(DeviceError, match=f"^The core on {port} must be given an image first$"):
             call()
@@ -241,11 +242,11 @@ def test_other_configuration_names_the_fields(port):
     message = (f"The core of board 'simulated' on {port} has another configuration: lanes must be "
                f"16, not 8; best must be 9, not 5")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
-        SerialCore(port, config=expected, timeout=PATIENCE)
+        SerialAccelerator(port, config=expected, timeout=PATIENCE)
 
 
 def test_device_by_its_name(port):
-    device = open_token_device(f"core:{port}", CONFIG)
+    device = open_accelerator(f"core:{port}", CONFIG)
     assert device.config == CONFIG
     device.close()
 
@@ -253,4 +254,4 @@ def test_device_by_its_name(port):
 def test_engine_is_no_core(port):
     message = f"Board 'simulated' on {port} must hold a ternary engine, not a core"
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
-        SerialDevice(port, timeout=PATIENCE)
+        SerialEngine(port, timeout=PATIENCE)

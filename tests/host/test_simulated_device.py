@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import host.devices.simulated
-from host.devices.base import DeviceError, Driver, GoldenDevice, open_device
-from host.devices.simulated import SimulatedDevice
+from host.devices.engine import Driver, GoldenEngine
+from host.devices.errors import DeviceError
+from host.devices.registry import open_engine
+from host.devices.simulated import SimulatedEngine
 from host.text.generate import Generator, Sampler
 from hw.config import EngineConfig
 from sim.fast.library import SimulatorStopped
@@ -19,7 +21,7 @@ needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 @pytest.fixture(scope="module")
 def device():
-    device = open_device("engine")
+    device = open_engine("engine")
     yield device
     device.close()
 
@@ -61,7 +63,7 @@ def test_model(device):
     """A prompt in batches and greedy tokens after it, as on the golden device."""
     model = tiny_model(layers=1)
     written = []
-    for each in (device, GoldenDevice(device.config)):
+    for each in (device, GoldenEngine(device.config)):
         generator = Generator(model, each)
         written.append(list(generator.generate([40, 50, 60], 4, Sampler(temperature=0))))
         assert generator.checked.checked > 0
@@ -73,10 +75,10 @@ class TestErrors:
         def build(config, progress):
             raise ToolMissing("verilator is not installed")
 
-        monkeypatch.setattr(host.devices.simulated, "VerilatedCore", build)
+        monkeypatch.setattr(host.devices.simulated, "VerilatedEngine", build)
         with pytest.raises(DeviceError, match=r"^The simulator cannot be built: verilator is not "
                                               r"installed$"):
-            SimulatedDevice(EngineConfig())
+            SimulatedEngine(EngineConfig())
 
     @needs_simulator
     def test_stopped(self, device, monkeypatch):

@@ -5,14 +5,16 @@
 import dataclasses
 import re
 
+import host.devices.token
 import numpy as np
 import pytest
 
-import host.devices.token
 import sim.fast.machine
 from host.compiler.compile import compile_model
-from host.devices.base import DeviceError, MismatchError
-from host.devices.token import CheckedTokens, GoldenTokenDevice, open_token_device
+from host.devices.accelerator import GoldenAccelerator
+from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError, MismatchError
+from host.devices.registry import open_accelerator
 from host.files.image import ImageError, Program
 from host.text.generate import Sampler, TokenGenerator, candidates
 from hw.config import CoreConfig
@@ -34,7 +36,7 @@ def image():
 
 @pytest.fixture(params=["golden", SIMULATED])
 def device(request):
-    device = open_token_device(request.param, SMALL)
+    device = open_accelerator(request.param, SMALL)
     yield device
     device.close()
 
@@ -82,7 +84,7 @@ def test_ends_with_the_document(image):
     class Ends:
         def token(self, token, *, new=False, slot=None):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
-            return host.devices.token.TokenResult([best], 1, 1)
+            return host.devices.accelerator.TokenResult([best], 1, 1)
 
     assert list(TokenGenerator(Ends(), image, image.vocabulary).generate([5], 6, Sampler())) == []
 
@@ -165,13 +167,13 @@ class TestErrors:
 
         monkeypatch.setattr(sim.fast.machine, "build_library", build)
         with refuses("The simulator cannot be built: verilator is not installed"):
-            open_token_device("sim", CoreConfig())
+            open_accelerator("sim", CoreConfig())
 
 
 class TestMismatch:
     @pytest.fixture
     def checked(self, image):
-        device = GoldenTokenDevice(SMALL)
+        device = GoldenAccelerator(SMALL)
         device.load(image)
         return CheckedTokens(device, image)
 

@@ -12,16 +12,12 @@ import pytest
 
 import host.__main__ as cli
 import host.measure.speed
-from host.compiler.compile import CompileError, compile_fitted, compile_model, losses, planes_of
-from host.devices.base import DeviceError
-from host.devices.token import (
-    LATENCY,
-    REFRESH,
-    CheckedTokens,
-    GoldenTokenDevice,
-    SimulatedTokenDevice,
-    machine_of,
-)
+from host.compiler.compile import compile_fitted, compile_model, losses, planes_of
+from host.compiler.errors import CompileError
+from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machine_of
+from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError
+from host.devices.simulated import SimulatedAccelerator
 from host.files.examples import (
     bitnet_config,
     bitnet_tensors,
@@ -130,7 +126,7 @@ def equal(image, model, tokens=TOKENS):
 
 def simulated(image):
     """Every delivered logit of a sequence on the simulated core, and cycles near the formula's."""
-    device = SimulatedTokenDevice(image.config)
+    device = SimulatedAccelerator(image.config)
     try:
         device.load(image)
         checked = CheckedTokens(device, image)
@@ -277,7 +273,7 @@ class TestContext:
     def test_device(self, llama):
         """A sequence may be as long as the context; what is longer changes nothing."""
         image = compile_fitted(llama, CoreConfig(context=4))
-        device = GoldenTokenDevice(image.config)
+        device = GoldenAccelerator(image.config)
         device.load(image)
         first = device.token(3, new=True)
         for token in range(3):
@@ -394,8 +390,8 @@ class TestCommands:
 
     def test_attention(self, capsys, monkeypatch, path, tmp_path):
         """The golden machine stands for the core: its cycles are nearly the formula's."""
-        monkeypatch.setattr(host.measure.speed, "SimulatedTokenDevice",
-                            lambda config, report: GoldenTokenDevice(config))
+        monkeypatch.setattr(host.measure.speed, "SimulatedAccelerator",
+                            lambda config, report: GoldenAccelerator(config))
         result = tmp_path / "result.json"
         assert cli.main(["attention", str(path), "--contexts", "4", "64", "--json",
                          str(result)]) == 0
@@ -430,7 +426,7 @@ class TestSimulatedCore:
         model = read_model(STORIES)
         tokenizer = open_tokenizer(model.vocabulary)
         image = compile_fitted(model, CoreConfig())
-        device = SimulatedTokenDevice(image.config)
+        device = SimulatedAccelerator(image.config)
         try:
             device.load(image)
             generator = TokenGenerator(CheckedTokens(device, image), image, model.vocabulary)
@@ -452,7 +448,7 @@ class TestSimulatedCore:
         image = compile_fitted(model, CoreConfig(context=256))
         assert image.config.engine.accumulator_width == width
         equal(image, model, TOKENS[:2])
-        device = SimulatedTokenDevice(image.config)
+        device = SimulatedAccelerator(image.config)
         try:
             device.load(image)
             checked = CheckedTokens(device, image)

@@ -10,8 +10,8 @@ import pytest
 import sim.fast.engine
 import sim.fast.library
 from hw.config import EngineConfig
-from hw.engine.slice import TernaryCore
-from sim.fast.engine import DESIGN, SimulatedProduct, VerilatedCore
+from hw.engine.slice import EngineSlice
+from sim.fast.engine import DESIGN, SimulatedProduct, VerilatedEngine
 from sim.fast.library import SimulatorStopped
 from sim.golden.trits import pack_words, planes
 from sim.timing.units import core_cycles, engine_period, port_transfers
@@ -37,7 +37,7 @@ def make(rng, rows, columns, plane_count, batch):
 def test_products_and_cycles_equal_golden():
     config = EngineConfig()
     rng = np.random.default_rng(7)
-    with VerilatedCore(config) as core:
+    with VerilatedEngine(config) as core:
         for rows, columns, plane_count, batch in SHAPES:
             weights, values = make(rng, rows, columns, plane_count, batch)
             handle = core.load(rows, pack_words(planes(weights, plane_count), config))
@@ -57,7 +57,7 @@ def test_queued_products_with_any_list_and_any_memory(latency, stall):
     config = EngineConfig()
     rng = np.random.default_rng(8)
     products, expected = [], []
-    with VerilatedCore(config, latency=latency, stall=stall) as core:
+    with VerilatedEngine(config, latency=latency, stall=stall) as core:
         for rows, columns, plane_count, batch in SHAPES:
             weights, _ = make(rng, rows, columns, plane_count, batch)
             handle = core.load(rows, pack_words(planes(weights, plane_count), config))
@@ -76,7 +76,7 @@ def test_back_to_back_products_keep_the_port_busy():
     rng = np.random.default_rng(9)
     weights, values = make(rng, 256, 256, 1, 1)
     count = 8
-    with VerilatedCore(config) as core:
+    with VerilatedEngine(config) as core:
         handle = core.load(256, pack_words(weights.astype(np.int8), config))
         _, counters = core.run([SimulatedProduct(handle, np.arange(256), values)] * count)
     cycles = counters[-1].last_result - counters[0].first_entry + 1
@@ -90,7 +90,7 @@ def test_back_to_back_products_keep_the_port_busy():
 def test_extreme_values():
     config = EngineConfig()
     columns = 2 ** 16 - 1               # 128 * columns just fits 24 bits
-    with VerilatedCore(config) as core:
+    with VerilatedEngine(config) as core:
         handle = core.load(2, pack_words(np.array([[1, -1], [-1, 0]], dtype=np.int8), config))
         listed = np.zeros(columns, dtype=np.uint32)
         values = np.full((columns, 1), -128, dtype=np.int8)
@@ -101,7 +101,7 @@ def test_extreme_values():
 @needs_simulator
 def test_bad_arguments():
     config = EngineConfig()
-    with VerilatedCore(config) as core:
+    with VerilatedEngine(config) as core:
         with pytest.raises(ValueError, match=r"^Image of 70 rows must be uint8 of shape \(columns, "
                            r"planes, 2, 13\), not uint8 \(4, 1, 1, 13\)$"):
             core.load(70, np.zeros((4, 1, 1, 13), dtype=np.uint8))
@@ -117,7 +117,7 @@ def test_bad_arguments():
 def test_no_progress_is_an_error(monkeypatch):
     monkeypatch.setattr(sim.fast.engine, "PATIENCE", 100)
     config = EngineConfig()
-    with VerilatedCore(config, latency=10_000) as core:
+    with VerilatedEngine(config, latency=10_000) as core:
         handle = core.load(64, np.zeros((1, 1, 1, 13), dtype=np.uint8))
         message = (r"^The simulated core moved nothing for 100 cycles, \d+ cycles after the start "
                    r"of a run$")
@@ -131,21 +131,21 @@ def test_no_progress_is_an_error(monkeypatch):
 ])
 def test_too_wide_for_the_simulator(field, width, message):
     with pytest.raises(ValueError, match=message):
-        VerilatedCore(EngineConfig(**{field: width}))
+        VerilatedEngine(EngineConfig(**{field: width}))
 
 
 def test_port_too_wide_for_the_list():
     message = (r"^Weight port \(8 bytes\) must not need more than 2 words of 2 bytes at a time, "
                r"which is what the engine asks for ahead with batch 8$")
     with pytest.raises(ValueError, match=message):
-        TernaryCore(EngineConfig(lanes=8))
+        EngineSlice(EngineConfig(lanes=8))
 
 
 def test_missing_tool(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(sim.fast.library, "missing_tools", lambda *names: ["perl is not installed"])
     with pytest.raises(ToolMissing, match=r"^perl is not installed$"):
-        VerilatedCore(EngineConfig())
+        VerilatedEngine(EngineConfig())
 
 
 def test_a_step_that_stops_names_its_first_error(tmp_path):
@@ -166,6 +166,6 @@ def test_build_reports_progress_and_leaves_one_file(monkeypatch, tmp_path):
     assert steps[-1] == (1.0, "ready")
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     steps.clear()
-    with VerilatedCore(dataclasses.replace(config, target="ecp5"),      # the same library
+    with VerilatedEngine(dataclasses.replace(config, target="ecp5"),      # the same library
                        progress=lambda *step: steps.append(step)):
         assert steps == []

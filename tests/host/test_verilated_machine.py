@@ -14,7 +14,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.isa import Fault, Instruction, Opcode, encode
 from sim.bench.bench_core import CONFIGURATIONS, attending
 from sim.fast.library import SimulatorStopped
-from sim.fast.machine import DESIGN, VerilatedMachine
+from sim.fast.machine import DESIGN, VerilatedAccelerator
 from sim.golden.machine import Machine, MachineFault
 from sim.golden.wina import Gate
 from sim.timing.program import token_cycles
@@ -47,7 +47,7 @@ def test_tokens_equal_golden(image, latency, refresh, stall):
     code = image.program.encoded()
     golden = Machine(SMALL, code, image.memory)
     passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
-    with VerilatedMachine(SMALL, latency=latency, refresh=refresh, stall=stall) as machine:
+    with VerilatedAccelerator(SMALL, latency=latency, refresh=refresh, stall=stall) as machine:
         machine.load(code, image.memory)
         runs = machine.run(passes)
         for run, one in zip(runs, passes, strict=True):
@@ -69,7 +69,7 @@ def test_tokens_one_by_one_take_the_same_cycles(image):
     passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
     cycles = []
     for calls in ([passes], [[one] for one in passes]):
-        with VerilatedMachine(SMALL) as machine:
+        with VerilatedAccelerator(SMALL) as machine:
             machine.load(image.program.encoded(), image.memory)
             cycles.append([run.cycles for call in calls for run in machine.run(call)])
     assert cycles[0] == cycles[1]
@@ -89,7 +89,7 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
         runs = []
         for design in (DESIGN, one_clock):
             monkeypatch.setattr(sim.fast.machine, "DESIGN", design)
-            with VerilatedMachine(config, stall=stall) as machine:
+            with VerilatedAccelerator(config, stall=stall) as machine:
                 machine.load(image.program.encoded(), image.memory)
                 runs.append((machine.run(passes), machine.profile()))
         (runs_a, profile_a), (runs_b, profile_b) = runs
@@ -107,7 +107,7 @@ def test_attention():
     code = b"".join(map(encode, writer.program))
     golden = Machine(config, code, writer.contents())
     passes = [(1, 0), *((token, body) for token in range(1, config.context)), (3, 0), (4, body)]
-    with VerilatedMachine(config, latency=20, refresh=0.0) as machine:
+    with VerilatedAccelerator(config, latency=20, refresh=0.0) as machine:
         machine.load(code, writer.contents())
         for run, one in zip(machine.run(passes), passes, strict=True):
             for best, emission in zip(run.emissions, golden.run(*one), strict=True):
@@ -130,7 +130,7 @@ def test_memory_is_written():
     golden = Machine(SMALL, code, memory)
     golden.run(0)
     for stall in (0.0, 0.4):
-        with VerilatedMachine(SMALL, stall=stall) as machine:
+        with VerilatedAccelerator(SMALL, stall=stall) as machine:
             machine.load(code, memory)
             run = machine.run([(0, 0)])[0]
             np.testing.assert_array_equal(machine.memory, golden.memory)
@@ -139,7 +139,7 @@ def test_memory_is_written():
 
 def test_a_fault_stops_the_core_until_its_reset(image):
     code = program(Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.PACK))
-    with VerilatedMachine(SMALL) as machine:
+    with VerilatedAccelerator(SMALL) as machine:
         machine.load(code, b"")
         assert [run.emissions for run in machine.run([(0, 0)])] == [[]]
         for start, fault in ((1, Fault.FUNCTION), (2, Fault.OPCODE)):
@@ -154,7 +154,7 @@ def test_a_fault_stops_the_core_until_its_reset(image):
 
 class TestErrors:
     def test_beyond_the_memory(self, image):
-        with VerilatedMachine(SMALL) as machine:
+        with VerilatedAccelerator(SMALL) as machine:
             machine.load(image.program.encoded(), image.memory[:4096])
             with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, reads "
                                r"\d+ transfers from address 0x[0-9a-f]+, but the memory has 0x1000 "
@@ -167,7 +167,7 @@ class TestErrors:
                 machine.run([(0, 0)])
 
     def test_no_progress(self, image, monkeypatch):
-        with VerilatedMachine(SMALL, latency=10_000) as machine:
+        with VerilatedAccelerator(SMALL, latency=10_000) as machine:
             machine.load(image.program.encoded(), image.memory)
             monkeypatch.setattr(sim.fast.machine, "PATIENCE", 100)
             with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, has "
@@ -175,7 +175,7 @@ class TestErrors:
                 machine.run([(0, 0)])
 
     def test_too_large(self):
-        with VerilatedMachine(SMALL) as machine:
+        with VerilatedAccelerator(SMALL) as machine:
             with pytest.raises(ValueError, match=r"^Program must have at most 256 instructions, "
                                                  r"not 257$"):
                 machine.load(bytes(257 * 16), b"")
@@ -191,10 +191,10 @@ class TestErrors:
     ])
     def test_arguments(self, arguments, message):
         with pytest.raises(ValueError, match=message):
-            VerilatedMachine(SMALL, **arguments)
+            VerilatedAccelerator(SMALL, **arguments)
 
     def test_too_wide(self):
         config = CoreConfig(engine=EngineConfig(accumulator_width=33))
         with pytest.raises(ValueError, match=r"^Accumulator width must be at most 32 in the "
                                              r"simulator, not 33$"):
-            VerilatedMachine(config)
+            VerilatedAccelerator(config)

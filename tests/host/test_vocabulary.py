@@ -7,17 +7,13 @@ import re
 import numpy as np
 import pytest
 
-from host.compiler.compile import CompileError, compile_fitted, compile_model, planes_of
-from host.devices.base import DeviceError
-from host.devices.token import (
-    LATENCY,
-    REFRESH,
-    CheckedTokens,
-    GoldenTokenDevice,
-    SimulatedTokenDevice,
-    machine_of,
-    open_token_device,
-)
+from host.compiler.compile import compile_fitted, compile_model, planes_of
+from host.compiler.errors import CompileError
+from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machine_of
+from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError
+from host.devices.registry import open_accelerator
+from host.devices.simulated import SimulatedAccelerator
 from host.files.examples import (
     bitnet_config,
     bitnet_tensors,
@@ -194,7 +190,7 @@ class TestProgram:
 class TestDevice:
     @pytest.fixture(params=["golden", SIMULATED])
     def device(self, request):
-        device = open_token_device(request.param, SMALL)
+        device = open_accelerator(request.param, SMALL)
         yield device
         device.close()
 
@@ -202,7 +198,7 @@ class TestDevice:
         """Each with the golden machine's logits, and cycles beside the formula's."""
         device.load(image)
         checked = CheckedTokens(device, image)
-        golden = GoldenTokenDevice(SMALL)
+        golden = GoldenAccelerator(SMALL)
         golden.load(image)
         program, count = image.program, 0
         for sequence in sequences(program, image.vocab):
@@ -243,7 +239,7 @@ class TestDevice:
 @pytest.mark.slow       # the simulator of a core with attention is built in minutes
 def test_attention_on_the_simulated_core(llama):
     image = compile_fitted(llama, small_core())
-    device, golden = SimulatedTokenDevice(image.config), GoldenTokenDevice(image.config)
+    device, golden = SimulatedAccelerator(image.config), GoldenAccelerator(image.config)
     try:
         for each in (device, golden):
             each.load(image)

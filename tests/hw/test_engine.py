@@ -14,7 +14,7 @@ from hw.engine.dot_tree import TritAdder
 from hw.engine.engine import TernaryEngine
 from hw.engine.gated_adder import GatedAdder
 from hw.engine.lane import LaneAdder
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from sim.golden.gearbox import port_payloads
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
@@ -198,7 +198,7 @@ def test_core_passes_activations_on_and_cuts_rows_from_the_port():
     weights, activations = rng.integers(-1, 2, (3, 9)), rng.integers(-128, 128, 9)
     image = pack_words(weights.T, config).reshape(-1, config.word_bytes)
     words = [int.from_bytes(word.tobytes(), "little") for word in image]
-    dut = TernaryCore(config)
+    dut = EngineSlice(config)
     columns = []
 
     async def drive(ctx):

@@ -10,7 +10,7 @@ from hw.boards.board import BOARDS, EngineBoard
 from hw.boards.system import description
 from hw.common.stream import StreamQueue
 from hw.config import CoreConfig, EngineConfig
-from hw.engine.slice import TernaryCore
+from hw.engine.slice import EngineSlice
 from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.protocol import CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
 from hw.link.target import LinkTarget
@@ -61,14 +61,14 @@ ENGINE_BOARDS = [board for board in BOARDS.values() if isinstance(board, EngineB
 
 @pytest.mark.parametrize("board", ENGINE_BOARDS, ids=[board.name for board in ENGINE_BOARDS])
 def test_largest_job_of_a_board_fits_its_transfer(board):
-    core = TernaryCore(board.config)
+    core = EngineSlice(board.config)
     sizes = dict(EngineTransfers(board.config, 16).job)
     for name, field in core.i_jobs.payload.shape():
         assert Shape.cast(field.shape).width <= 8 * sizes[name]
 
 
 def link_target(transfers=None, **changes):
-    core = TernaryCore(EngineConfig())
+    core = EngineSlice(EngineConfig())
     shapes = {"jobs": core.i_jobs, "entries": core.i_entries, "port": core.i_port,
               "results": core.o_results}
     parameters = {

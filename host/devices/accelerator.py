@@ -1,31 +1,35 @@
-"""The device that computes whole tokens: an image once, then tokens in and largest logits out.
+"""Devices that compute whole tokens: an image once, then tokens in and largest logits out.
 
-A **token device** (:class:`TokenDevice`) is a core with its memory, wherever it is: the golden
-machine, the simulated core or a board. :class:`CheckedTokens` puts the golden machine beside it.
+An **accelerator** (:class:`AcceleratorDevice`) has its memory with it, wherever it is: the golden
+machine, the simulated RTL or a board. :class:`host.devices.checked.CheckedTokens` puts the golden
+machine beside it.
 """
 
 import abc
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from host.devices.base import DeviceError, MismatchError
+from host.devices.errors import DeviceError
 from host.files.image import Image, check_configuration
 from hw.config import CoreConfig
 from hw.isa import disassemble
 from sim.golden.machine import Best, HazardError, Machine, MachineFault
 from sim.timing.program import passes_cycles, token_cycles
 
-__all__ = ["LATENCY", "REFRESH", "CheckedTokens", "GoldenTokenDevice", "SimulatedTokenDevice",
-           "TokenDevice", "TokenResult", "machine_of", "open_token_device"]
+__all__ = [
+    "LATENCY",
+    "REFRESH",
+    "AcceleratorDevice",
+    "GoldenAccelerator",
+    "Report",
+    "TokenResult",
+    "machine_of",
+]
 
 #: The memory behind a simulated core: cycles until it answers, and the share in which it pauses.
 LATENCY = 20
 REFRESH = 0.01
-
 Report = Callable[[float, str], None]
 
 
@@ -48,7 +52,7 @@ class TokenResult:
     transfers: int
 
 
-class TokenDevice(abc.ABC):
+class AcceleratorDevice(abc.ABC):
     """A core with its memory.
 
     Subclasses define :meth:`_load`, :meth:`_token` and :meth:`_reset`; the base class checks.
@@ -171,7 +175,7 @@ def _where(image: Image, index: int) -> str:
     return disassemble(instructions[index]) if index < len(instructions) else "behind the last"
 
 
-class GoldenTokenDevice(TokenDevice):
+class GoldenAccelerator(AcceleratorDevice):
     """The golden machine. It has no clock: its cycles are those of the program's formula."""
 
     label = "golden machine"
@@ -220,166 +224,6 @@ class GoldenTokenDevice(TokenDevice):
         self._machine.reset()
 
 
-class SimulatedTokenDevice(TokenDevice):
-    """The RTL of the core, compiled by Verilator, with a memory of :data:`LATENCY` cycles.
-
-    Parameters
-    ----------
-    config : CoreConfig
-    report : callable, optional
-        Called with the share that is done (0 to 1) and what is under way, while the simulator is
-        built.
-
-    Raises
-    ------
-    DeviceError
-        If the simulator cannot be built.
-    """
-
-    label = "simulated core"
-    evidence = "simulated"
-
-    def __init__(self, config: CoreConfig, report: Report | None = None):
-        super().__init__(config)
-        # Imported where it is asked for: a board needs no simulator.
-        from sim.fast.machine import VerilatedMachine
-        try:
-            self._core = VerilatedMachine(config, latency=LATENCY, refresh=REFRESH, progress=report)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise DeviceError(f"The simulator cannot be built: {error}") from error
-
-    def close(self) -> None:
-        """Free the simulated core and its memory."""
-        self._core.close()
-
-    def _load(self, image: Image, report: Report) -> None:
-        self._core.load(image.program.encoded(), image.memory + bytes(image.room))
-
-    def _token(self, token: int, start: int) -> TokenResult:
-        from sim.fast.library import SimulatorStopped
-        try:
-            run = self._core.run([(token, start)])[0]
-        except SimulatorStopped as error:
-            raise DeviceError(str(error)) from error
-        return TokenResult(run.emissions, run.cycles, run.reads + run.writes)
-
-    def _reset(self) -> None:
-        self._core.reset()
-
-
 def machine_of(image: Image) -> Machine:
     """Make a golden machine with an image."""
     return Machine(image.config, image.program.encoded(), image.memory + bytes(image.room))
-
-
-class CheckedTokens:
-    """Tokens of a device, each compared with the golden machine's, logit by logit.
-
-    Parameters
-    ----------
-    device : TokenDevice
-        With ``image`` loaded.
-    image : Image
-
-    Attributes
-    ----------
-    device : TokenDevice
-    machine : Machine
-    checked : int
-        Logits compared, all of them equal.
-    seconds : float
-        Wall time of the golden machine.
-    """
-
-    def __init__(self, device: TokenDevice, image: Image):
-        self.device = device
-        self.machine = machine_of(image)
-        self.checked = 0
-        self.seconds = 0.0
-        self._program = image.program
-        self._passes = 0
-
-    def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
-        """Make a pass on both, as :meth:`TokenDevice.token` does.
-
-        Raises
-        ------
-        MismatchError
-            At the first integer, row or scale that differs.
-        DeviceError
-            As :meth:`TokenDevice.token` does.
-        """
-        result = self.device.token(token, new=new, slot=slot)
-        self.compare(token, result, new=new, slot=slot)
-        return result
-
-    def compare(self, token: int, result: TokenResult, *, new: bool,
-                slot: int | None = None) -> None:
-        """Make a pass on the golden machine; it must deliver ``result``.
-
-        Raises
-        ------
-        MismatchError
-            At the first integer, row or scale that differs.
-        """
-        place = f"pass {self._passes} (token {token})"
-        self._passes += 1
-        began = time.perf_counter()
-        try:
-            for one in self._program.passes(token, new=new, slot=slot):
-                expected = self.machine.run(*one)
-        except (MachineFault, HazardError) as error:
-            raise MismatchError(f"In {place} the golden machine stopped, but the "
-                                f"{self.device.label} did not: {error}") from error
-        self.seconds += time.perf_counter() - began
-        if len(result.best) != len(expected):
-            raise MismatchError(f"In {place} the {self.device.label} must deliver the largest "
-                                f"logits {len(expected)} times, not {len(result.best)}")
-        for number, (actual, wanted) in enumerate(zip(result.best, expected, strict=True)):
-            self._compare(f"EMIT {number} of {place}", actual, wanted)
-            self.checked += len(wanted.rows)
-
-    def _compare(self, place: str, actual: Best, wanted: Best) -> None:
-        label = self.device.label
-        if len(actual.rows) != len(wanted.rows):
-            raise MismatchError(f"{place} must deliver {len(wanted.rows)} logits, but the {label} "
-                                f"gave {len(actual.rows)}")
-        differ = np.flatnonzero((actual.rows != wanted.rows) | (actual.values != wanted.values))
-        if differ.size:
-            k = int(differ[0])
-            raise MismatchError(
-                f"{place} must deliver row {wanted.rows[k]} with {wanted.values[k]} in place {k}, "
-                f"but the {label} gave row {actual.rows[k]} with {actual.values[k]}")
-        if (actual.number, actual.exponent) != (wanted.number, wanted.exponent):
-            raise MismatchError(
-                f"{place} must deliver the scale {wanted.number:#06x} times "
-                f"2**{wanted.exponent}, but the {label} gave {actual.number:#06x} times "
-                f"2**{actual.exponent}")
-
-
-def open_token_device(name: str, config: CoreConfig | None = None,
-                      report: Report | None = None) -> TokenDevice:
-    """Open a device by the name that users give it.
-
-    Parameters
-    ----------
-    name : str
-        ``sim``, ``golden``, or ``core:PORT``.
-    config : CoreConfig, optional
-        That of a board's core is known by itself, and must be this one.
-    report : callable, optional
-        Called with the share that is done (0 to 1) and what is under way, if opening takes long.
-
-    Raises
-    ------
-    DeviceError
-        If it cannot be opened.
-    """
-    # Imported where it is asked for: nothing else needs a serial port.
-    kind, _, port = name.partition(":")
-    if kind == "core" and port:
-        from host.devices.serial_accelerator import SerialCore
-        return SerialCore(port, config=config)
-    if name == "golden":
-        return GoldenTokenDevice(config or CoreConfig())
-    return SimulatedTokenDevice(config or CoreConfig(), report)

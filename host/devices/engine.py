@@ -1,38 +1,30 @@
-"""The device that computes ternary products, and the driver in front of it.
+"""Devices that multiply: a ternary engine, and the driver in front of it.
 
-A **device** (:class:`Device`) holds packed matrices and multiplies one of them by a list of
+A **device** (:class:`EngineDevice`) holds packed matrices and multiplies one of them by a list of
 activations: the engine's own interface. It may be the golden model, the simulated RTL or a board;
 the driver does not know the difference. The **driver** (:class:`Driver`) turns whole vectors into
 such lists, splits what is larger than the engine, and proves once for each matrix that no
-accumulator can overflow. :class:`CheckedProducts` puts the golden model beside it.
+accumulator can overflow. :class:`host.devices.checked.CheckedProducts` puts the golden model beside
+it.
 """
 
 import abc
 import dataclasses
 import operator
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from host.compiler.pack import PackedMatrix, _avoid_two, pack_matrix
+from host.devices.errors import DeviceError
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
 from sim.golden.lmul import lmul
-from sim.golden.trits import combine_planes, pack_words, planes, unpack_words
+from sim.golden.trits import combine_planes, unpack_words
 from sim.timing.units import engine_cycles, port_transfers
 
-__all__ = ["CheckedProducts", "Counters", "Device", "DeviceError", "Driver", "GoldenDevice",
-           "MismatchError", "PackedMatrix", "Products", "open_device", "pack_matrix",
-           "planes_needed", "row_bounds"]
-
-
-class DeviceError(Exception):
-    """A device cannot do what it was asked; the message is one sentence for the user."""
-
-
-class MismatchError(DeviceError):
-    """A device computed a product that the golden model did not."""
+__all__ = ["Counters", "Driver", "EngineDevice", "GoldenEngine", "Products"]
 
 
 class Products(Protocol):
@@ -81,7 +73,7 @@ class Counters:
         return Counters(*map(operator.sub, dataclasses.astuple(self), dataclasses.astuple(other)))
 
 
-class Device(abc.ABC):
+class EngineDevice(abc.ABC):
     """A ternary engine, wherever it is; some have an L-Mul unit as well.
 
     Subclasses define :meth:`_load` and :meth:`_product`; the base class checks and counts.
@@ -204,7 +196,7 @@ class Device(abc.ABC):
         self._images.clear()
 
 
-class GoldenDevice(Device):
+class GoldenEngine(EngineDevice):
     """The golden model behind the device interface: it multiplies what it unpacks from the image.
 
     It has no clock: its cycles are those of the engine's closed formula, or the transfers of the
@@ -241,114 +233,21 @@ class GoldenDevice(Device):
         return lmul(bf16, x, y)
 
 
-def planes_needed(largest: int) -> int:
-    """Trit planes of weights up to ``largest`` in magnitude."""
-    count = 1
-    while (3 ** count - 1) // 2 < largest:
-        count += 1
-    return count
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PackedMatrix:
-    """A matrix as a device takes it: row blocks, each with an image of its own.
-
-    Attributes
-    ----------
-    name : str
-    rows, columns, planes : int
-    blocks : tuple of (first row, rows, image)
-        One block, unless the matrix has more rows than the engine.
-    """
-
-    name: str
-    rows: int
-    columns: int
-    planes: int
-    blocks: tuple[tuple[int, int, NDArray[np.uint8]], ...]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all images."""
-        return sum(image.nbytes for _, _, image in self.blocks)
-
-
-def row_bounds(weights: NDArray[np.integer], config: EngineConfig) -> NDArray[np.int64]:
-    """Largest magnitude that the sum of each row can reach; an accumulator is a sign wider."""
-    # The largest product of an activation is that of -2**(width - 1).
-    positive, negative = (part(weights, 0).sum(axis=1, dtype=np.int64)
-                          for part in (np.maximum, np.minimum))
-    return (positive - negative) << (config.activation_width - 1)
-
-
-def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *,
-                token: bool = False) -> PackedMatrix:
-    """Pack a matrix of integers for an engine, and prove that no accumulator overflows.
-
-    Parameters
-    ----------
-    name : str
-    weights : integer array, shape (rows, columns)
-    config : EngineConfig
-    token : bool
-        The list is never more than one entry with activation 1.
-
-    Raises
-    ------
-    DeviceError
-        If the engine cannot hold the matrix, or a row could overflow an accumulator.
-    """
-    rows, columns = weights.shape
-    if columns > config.max_columns:
-        raise DeviceError(f"Matrix {name} must have at most {config.max_columns} columns for this "
-                          f"engine, not {columns}")
-    # No copy in a wider type: an embedding of 128,256 tokens has hundreds of millions of weights.
-    highest, lowest = (each.astype(np.int64) for each in (weights.max(axis=1), weights.min(axis=1)))
-    magnitudes = np.maximum(highest, -lowest)
-    count = planes_needed(int(magnitudes.max()))
-    if count > config.max_planes:
-        raise DeviceError(f"Matrix {name} must fit {config.max_planes} trit planes, but its "
-                          f"largest weight {magnitudes.max()} needs {count}")
-    if token:
-        bounds = magnitudes
-    else:
-        bounds = row_bounds(weights, config)
-    row = int(bounds.argmax())
-    if bounds[row] >= 1 << (config.accumulator_width - 1):
-        raise DeviceError(f"Matrix {name} row {row} could reach {bounds[row]}, which must be below "
-                          f"2**{config.accumulator_width - 1} for accumulators of "
-                          f"{config.accumulator_width} bits")
-    trits = planes(weights, count)
-    blocks = []
-    first = 0
-    while first < rows:
-        groups = _avoid_two(min(config.groups(rows - first), config.accumulator_depth))
-        size = min(groups * config.lanes, rows - first)
-        blocks.append((first, size, pack_words(trits[:, first:first + size], config)))
-        first += size
-    return PackedMatrix(name, rows, columns, count, tuple(blocks))
-
-
-def _avoid_two(accumulators: int) -> int:
-    """1 instead of 2: a pass with exactly two accumulators a lane stalls, two passes do not."""
-    return 1 if accumulators == 2 else accumulators
-
-
 class Driver:
     """Whole products on a device: lists, blocks and batches.
 
     Parameters
     ----------
-    device : Device
+    device : EngineDevice
 
     Attributes
     ----------
-    device : Device
+    device : EngineDevice
     loaded_bytes : int
         Bytes of all images on the device.
     """
 
-    def __init__(self, device: Device):
+    def __init__(self, device: EngineDevice):
         self.device = device
         self.loaded_bytes = 0
         self._matrices: dict[str, tuple[PackedMatrix, list[int]]] = {}
@@ -394,74 +293,3 @@ class Driver:
                     handle, listed, np.ascontiguousarray(vectors[:, listed].T))
                 done += size
         return results
-
-
-class CheckedProducts:
-    """Products of a device, each compared with the golden model's.
-
-    Parameters
-    ----------
-    products, golden : Products
-        What is checked, and what it must equal.
-    label : str
-        Names the device in the error message.
-
-    Attributes
-    ----------
-    checked : int
-        Results compared, all of them equal.
-    """
-
-    def __init__(self, products: Products, golden: Products, label: str):
-        self._products = products
-        self._golden = golden
-        self._label = label
-        self.checked = 0
-
-    def __call__(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
-        """Product of the device.
-
-        Raises
-        ------
-        MismatchError
-            At the first result that differs from the golden model.
-        """
-        actual = self._products(name, activations)
-        expected = self._golden(name, activations)
-        if not np.array_equal(actual, expected):
-            batch, row = np.argwhere(actual != expected)[0].tolist()
-            raise MismatchError(
-                f"Matrix {name} row {row} (activation vector {batch} of {len(activations)}) must "
-                f"give {expected[batch, row]}, but the {self._label} gave "
-                f"{actual[batch, row]}")
-        self.checked += actual.size
-        return actual
-
-
-def open_device(name: str, report: Callable[[float, str], None] | None = None) -> Device:
-    """Open a device by the name that users give it.
-
-    Parameters
-    ----------
-    name : str
-        ``engine`` (its simulated RTL), ``engine-golden``, or ``serial:PORT``.
-    report : callable, optional
-        Called with the share that is done (0 to 1) and what is under way, if opening takes long.
-
-    Raises
-    ------
-    DeviceError
-        If there is no such device, or it cannot be opened.
-    """
-    # Imported where they are asked for: a board needs no simulator, the simulator no serial port.
-    if name == "engine-golden":
-        return GoldenDevice(EngineConfig())
-    if name == "engine":
-        from host.devices.simulated import SimulatedDevice
-        return SimulatedDevice(EngineConfig(), report)
-    kind, _, port = name.partition(":")
-    if kind == "serial" and port:
-        from host.devices.serial_engine import SerialDevice
-        return SerialDevice(port)
-    raise DeviceError(f"{name!r} is not a device (try 'sim', 'golden', 'core:PORT', 'engine', "
-                      f"'engine-golden', 'serial:PORT')")
