@@ -67,7 +67,7 @@ from host.text.vocabulary import Words
 from hw.boards.board import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
-from sim.golden.model import ARITHMETICS
+from sim.golden.arithmetic import ARITHMETICS
 from sim.timing.program import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"

@@ -53,9 +53,9 @@ from host.models.base import LanguageModel
 from host.text.vocabulary import Vocabulary
 from hw.config import TILE, CoreConfig
 from hw.isa import FIELDS, REGISTERS, Batch, Function, Instruction, Opcode
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import from_float
 from sim.golden.graph import VECTORS, Kind, Value
-from sim.golden.model import ARITHMETICS
 from sim.golden.trits import pack_words, planes
 from sim.golden.wina import Gate
 from sim.timing.program import TokenCycles

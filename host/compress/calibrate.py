@@ -24,9 +24,10 @@ from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list
 from host.measure.evaluate import single_threaded_blas
 from host.models.base import LanguageModel
 from host.text.tokenizer import AnyTokenizer
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Value
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.wina import Gate, scores
 
 __all__ = ["ALLOCATIONS", "calibrate", "calibration_tokens"]

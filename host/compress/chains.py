@@ -26,8 +26,8 @@ from host.models.planes import ROWS, to_planes
 from host.models.tensor_train import Chain, Shape, tensorize
 from host.models.transformer import Floats
 from hw.config import EngineConfig
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Network, Value
-from sim.golden.model import ARITHMETICS
 from sim.golden.trits import plane_limit
 from sim.timing.program import BITS_PER_TRIT
 

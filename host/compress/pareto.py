@@ -20,9 +20,11 @@ from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mpo_llama import MpoLlamaLM, write_model
 from host.models.registry import read_model
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind, Value
-from sim.golden.model import ARITHMETICS, Codes, ExactProducts, GoldenLM, model_matrices
+from sim.golden.quantizer import Codes
 
 __all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto", "row_key"]
 

@@ -42,8 +42,9 @@ from host.models.tensor_train import (
 )
 from host.models.transformer import EMBEDDING_PLANES, Floats
 from hw.config import EngineConfig
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.graph import Value
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.timing.program import BITS_PER_TRIT
 
 __all__ = ["EMBEDDING", "METHODS", "BudgetError", "Option", "Plan", "Profile", "Sensitivity",

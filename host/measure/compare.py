@@ -23,8 +23,9 @@ from host.models.llama import PLANES, LlamaLM
 from host.models.planes import ROWS
 from host.models.registry import read_model
 from host.text.tokenizer import ByteTokenizer, open_tokenizer
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.graph import CACHES
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.timing.program import BITS_PER_TRIT
 
 __all__ = ["REFERENCE", "Comparison", "Text", "Variant", "compare", "jensen_shannon",
@@ -40,7 +41,7 @@ class Variant:
     Attributes
     ----------
     arithmetic : str
-        A key of :data:`sim.golden.model.ARITHMETICS`.
+        A key of :data:`sim.golden.arithmetic.ARITHMETICS`.
     planes : int or None
         Trit planes of the layers' matrices; None: as they were read.
     rows : str

@@ -1,6 +1,6 @@
 """Bits per byte of a model on a corpus, as the golden functions execute it.
 
-The documents go through :class:`sim.golden.model.GoldenLM` side by side, as matrices: each
+The documents go through :class:`sim.golden.evaluate.GoldenLM` side by side, as matrices: each
 document starts from the zero state by reading the token that documents begin with, and the
 end-of-document token is predicted too. Worker processes share the documents.
 """
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from host.files.tensors import to_bf16
 from host.models.base import LanguageModel
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.wina import Gate
 
 __all__ = ["GateMap", "Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
@@ -186,7 +187,7 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
     byte_count : int
         Bytes of the documents' texts.
     arithmetic : str
-        A key of :data:`sim.golden.model.ARITHMETICS`.
+        A key of :data:`sim.golden.arithmetic.ARITHMETICS`.
     logit_scales : sequence of float, optional
         Constants of the head to measure with; by default the model's own for this arithmetic.
     gates : mapping of label to Gate, optional

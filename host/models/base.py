@@ -38,8 +38,8 @@ class LanguageModel(abc.ABC):
     name : str
     logit_scales : dict
         What the head's integers are scaled by in each arithmetic of
-        :data:`sim.golden.model.ARITHMETICS`, apart from the norm. ``lmul`` is the arithmetic of
-        docs/numerics.md.
+        :data:`sim.golden.arithmetic.ARITHMETICS`, apart from the norm. ``lmul`` is the arithmetic
+        of docs/numerics.md.
     vocabulary : Vocabulary, PieceVocabulary or TokenizerFile
     layers : tuple
         Of what the family's layers are.

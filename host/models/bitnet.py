@@ -29,8 +29,8 @@ from host.models.transformer import (
     head_scale,
     layer_shapes,
 )
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Matrix, Network, Value
-from sim.golden.model import ARITHMETICS
 
 __all__ = ["BitNetLM", "Layer", "read"]
 

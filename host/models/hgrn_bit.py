@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from host.files.safetensors import Checkpoint
 from host.files.tensors import to_bf16
 from host.models.base import LanguageModel, Source
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Matrix, Network, Value
-from sim.golden.model import ARITHMETICS
 
 __all__ = ["PLANES", "BitLinear", "HGRNBitLM", "Layer", "read"]
 

@@ -33,8 +33,9 @@ from host.models.transformer import (
     layer_shapes,
 )
 from host.text.tokenizer import open_tokenizer
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind, Matrix, Network, Value
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 
 __all__ = ["PLANES", "Layer", "LlamaLM", "balanced", "read"]
 

@@ -36,8 +36,8 @@ from host.models.planes import ROWS, PlaneMatrix, to_planes
 from host.models.tensor_train import Chain, Shape
 from host.models.transformer import Attention, attend, gguf_attention, layer_shapes
 from host.text.vocabulary import PieceVocabulary, Vocabulary
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import CACHES, Matrix, Network, Value
-from sim.golden.model import ARITHMETICS
 
 __all__ = ["LISTS", "MATRICES", "ChainMatrix", "MpoLlamaLM", "quantize_chain", "read",
            "write_model"]

@@ -18,8 +18,9 @@ from host.devices.engine import Counters, Driver, EngineDevice
 from host.files.image import Image
 from host.models.base import LanguageModel
 from host.text.vocabulary import Words, begin
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, State, model_matrices
 from sim.golden.machine import Best
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, State, model_matrices
 
 __all__ = ["Generator", "Phase", "Sampler", "TokenGenerator", "TokenPhase", "candidates"]
 

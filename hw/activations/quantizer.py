@@ -23,7 +23,7 @@ class Packer(wiring.Component):
 
     .. code-block:: text
 
-        2**o_results.exponent, entries = sim.golden.model.quantize(v[a])
+        2**o_results.exponent, entries = sim.golden.quantizer.quantize(v[a])
         entries = 1 for each element that is not zero       with `nonzero`
 
     The vector is read twice: for its largest magnitude a word a cycle, which ``nonzero`` does not

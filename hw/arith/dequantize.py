@@ -26,7 +26,7 @@ class ScaleUnit(wiring.Component):
 
     .. code-block:: text
 
-        o.word[lane] = bf16(i.values[lane] * factor * 2**exponent)      (sim.golden.model.scale)
+        o.word[lane] = bf16(i.values[lane] * factor * 2**exponent)  (sim.golden.dequantize.scale)
 
     The significand of the factor is recoded to five digits of -2 to 2, so the product is five
     shifted additions. Latency is :data:`LATENCY` cycles; throughput is 1 transfer a cycle.

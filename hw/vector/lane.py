@@ -29,8 +29,8 @@ _BITS = bf16.mantissa_bits
 class FunctionLanes(wiring.Component):
     """Functions of one bf16 argument, for up to two lanes: they share the ports of one table.
 
-    Correctly rounded for every argument: :func:`sim.golden.model.silu_table` and the like. Where
-    the table ends, a rule goes on. Latency is :data:`FUNCTION_LATENCY` cycles, throughput one
+    Correctly rounded for every argument: :func:`sim.golden.function_table.silu_table` and the
+    like. Where the table ends, a rule goes on. Latency is :data:`FUNCTION_LATENCY` cycles, throughput one
     argument a lane and cycle.
 
     Parameters

@@ -21,7 +21,7 @@ class SquareSum(wiring.Component):
 
     .. code-block:: text
 
-        root = rsqrt(lmul_dot(x, x))        (sim.golden.model.rsqrt_table, sim.golden.lmul)
+        root = rsqrt(lmul_dot(x, x))        (sim.golden.function_table.rsqrt_table, sim.golden.lmul)
 
     A word of squares a cycle. The sum is complete ``latency`` cycles after the operands of the last
     squares reached their lanes; normalization takes a cycle for each eight bits of the sum and

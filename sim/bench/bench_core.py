@@ -17,7 +17,7 @@ from hw.formats.minifloat import bf16
 from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, encode
 from sim.golden.bf16 import from_float
 from sim.golden.machine import Emission, Machine, MachineFault
-from sim.golden.model import quantize
+from sim.golden.quantizer import quantize
 from sim.golden.top_k import kept_count
 from sim.golden.trits import pack_words, planes
 from sim.golden.wina import scores

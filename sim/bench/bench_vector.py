@@ -16,8 +16,10 @@ from hw.isa import Function
 from hw.vector.memory import VectorMemory, read_signature, write_signature
 from hw.vector.unit import VectorUnit
 from sim.golden.bf16 import add, subtract
+from sim.golden.dequantize import scale
+from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import lmul, lmul_dot
-from sim.golden.model import quantize, rsqrt_table, scale, sigmoid_table, silu_table
+from sim.golden.quantizer import quantize
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import norm_cycles, pack_cycles, product_cycles, vector_cycles

@@ -25,8 +25,8 @@ from hw.attention.tables import (
 from hw.common.check import one_of
 from hw.formats.minifloat import bf16, e4m3
 from sim.golden.bf16 import from_float, to_float32
+from sim.golden.dequantize import scale
 from sim.golden.lmul import lmul_wide
-from sim.golden.model import scale
 
 __all__ = ["Attended", "attend", "attend_sequence", "from_cache", "mix", "scores", "to_cache",
            "value_bounds", "weights"]

@@ -7,10 +7,12 @@ largest becomes infinity**. Subnormal inputs are zeros. NaN results are ``0x7FC0
 
 import numpy as np
 
-__all__ = ["NAN", "add", "from_float", "subtract", "to_float32"]
+__all__ = ["NAN", "SIGN_BIT", "add", "from_float", "subtract", "to_float32"]
 
 NAN = 0x7FC0
 _INFINITY = 0x7F80
+#: The bit that is set in a negative number.
+SIGN_BIT = np.uint16(0x8000)
 
 
 def to_float32(x: np.ndarray) -> np.ndarray:
@@ -25,7 +27,7 @@ def to_float32(x: np.ndarray) -> np.ndarray:
     float32 array
     """
     x = np.asarray(x, dtype=np.uint16)
-    flushed = np.where(x & _INFINITY, x, x & np.uint16(0x8000))
+    flushed = np.where(x & _INFINITY, x, x & SIGN_BIT)
     return (flushed.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -52,7 +54,7 @@ def _round(bits, *, fraction_bits, bias, work):
     width = bits.dtype.itemsize * 8
     drop = fraction_bits - 7
     magnitude = (bits & bits.dtype.type((1 << (width - 1)) - 1)).astype(work)
-    sign = (bits >> bits.dtype.type(width - 16)).astype(np.uint16) & np.uint16(0x8000)
+    sign = (bits >> bits.dtype.type(width - 16)).astype(np.uint16) & SIGN_BIT
     # A carry out of the fraction moves on into the exponent field, as it must. The offset makes
     # exponent field 1 of bf16 the smallest that remains; below lies zero.
     half = ((magnitude >> drop) & 1) + ((1 << (drop - 1)) - 1)
@@ -89,4 +91,4 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def subtract(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """``add(x, -y)``."""
-    return add(x, np.asarray(y, dtype=np.uint16) ^ np.uint16(0x8000))
+    return add(x, np.asarray(y, dtype=np.uint16) ^ SIGN_BIT)

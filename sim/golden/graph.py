@@ -1,7 +1,7 @@
 """What a token goes through in a model, as plain data.
 
 A model describes itself once, with a :class:`Network`. From that come the evaluation in any
-arithmetic (:class:`sim.golden.model.GoldenLM`: float reference and golden model) and the program
+arithmetic (:class:`sim.golden.evaluate.GoldenLM`: float reference and golden model) and the program
 of the machine (``host.compiler.compile``). Its operations are those of docs/numerics.md, section 6.
 """
 

@@ -1,7 +1,7 @@
 """The golden machine: executes programs of :mod:`hw.isa` in NumPy, bit for bit.
 
 It is the definition of what an instruction does; docs/machine.md says when. Numbers come from the
-functions of :mod:`sim.golden.model`, so that there is one truth for machine and model.
+functions that :mod:`sim.golden.evaluate` uses, so that there is one truth for machine and model.
 
 The hardware trusts the compiler in many things. The machine does not: what the hardware answers
 with a fault is a :class:`MachineFault` here, and what it would answer with an undefined number, or
@@ -33,10 +33,13 @@ from hw.isa import (
     Opcode,
     decode,
 )
+from sim.golden.arithmetic import ARITHMETICS, Bf16Arithmetic
 from sim.golden.attention import from_cache, mix, scores, to_cache
 from sim.golden.bf16 import add, subtract, to_float32
+from sim.golden.dequantize import scale
+from sim.golden.evaluate import ExactProducts
 from sim.golden.lmul import exact_product, lmul
-from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
+from sim.golden.quantizer import quantize
 from sim.golden.top_k import largest_rows
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest

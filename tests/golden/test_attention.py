@@ -16,6 +16,7 @@ from hw.attention.tables import (
     weight_words,
 )
 from hw.formats.minifloat import bf16, e4m3
+from sim.golden.arithmetic import lmul_factor
 from sim.golden.attention import (
     Attended,
     attend,
@@ -29,7 +30,6 @@ from sim.golden.attention import (
 )
 from sim.golden.bf16 import from_float, to_float32
 from sim.golden.lmul import lmul
-from sim.golden.model import lmul_factor
 
 
 def normal(rng, *shape, scale=1.0):

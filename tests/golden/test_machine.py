@@ -15,20 +15,14 @@ from host.text.tokenizer import Tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, encode
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
+from sim.golden.dequantize import scale
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.machine import HazardError, Machine, MachineFault
-from sim.golden.model import (
-    ARITHMETICS,
-    ExactProducts,
-    GoldenLM,
-    model_matrices,
-    quantize,
-    rsqrt_table,
-    scale,
-    sigmoid_table,
-    silu_table,
-)
+from sim.golden.quantizer import quantize
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
 from tests.host.model_examples import tiny_model

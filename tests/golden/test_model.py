@@ -11,20 +11,13 @@ import pytest
 from host.files.tensors import TernaryMatrix, to_bf16
 from host.models.mmfreelm import Layer, TernaryLM
 from hw.formats.minifloat import bf16
+from sim.golden.arithmetic import ARITHMETICS, lmul_factor
 from sim.golden.bf16 import NAN, add, from_float, subtract, to_float32
+from sim.golden.dequantize import scale
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import lmul, lmul_dot
-from sim.golden.model import (
-    ARITHMETICS,
-    ExactProducts,
-    GoldenLM,
-    lmul_factor,
-    model_matrices,
-    quantize,
-    rsqrt_table,
-    scale,
-    sigmoid_table,
-    silu_table,
-)
+from sim.golden.quantizer import quantize
 from sim.golden.wina import Gate
 from tests.host.model_examples import tiny_vocabulary
 

@@ -17,7 +17,8 @@ from host.files.examples import (
     tokenizer_json,
 )
 from host.models.registry import read_model
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 
 HEADS, KV_HEADS, LAYERS = 4, 2, 2
 TOKENS = np.random.default_rng(3).integers(0, 259, 24)

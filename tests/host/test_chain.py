@@ -17,7 +17,8 @@ from host.models.registry import read_model
 from host.models.tensor_train import Shape, bond_for, bonds_up_to, full_bonds, shapes, tensorize
 from hw.config import CoreConfig
 from hw.isa import Batch, Opcode
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.test_transformer_program import TOKENS, equal, simulated
 

@@ -24,7 +24,8 @@ from host.models.registry import read_model
 from host.text.generate import Generator, Sampler, TokenGenerator
 from host.text.tokenizer import Tokenizer
 from hw.config import EngineConfig
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model

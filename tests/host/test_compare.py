@@ -20,8 +20,9 @@ from host.measure.compare import (
     variants,
 )
 from host.models.mmfreelm import write_model
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model
 

@@ -16,10 +16,11 @@ from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import REGISTERS, Function, Opcode
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Matrix, Network
 from sim.golden.machine import Machine
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import Gate, column_norms
 from sim.timing.program import token_cycles

@@ -23,15 +23,11 @@ from host.models.mmfreelm import write_model
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import Tokenizer
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Matrix, Network
-from sim.golden.model import (
-    ARITHMETICS,
-    ExactProducts,
-    GoldenLM,
-    model_matrices,
-    quantize,
-)
+from sim.golden.quantizer import quantize
 from sim.golden.wina import Gate
 from tests.host.corpus_examples import write_corpus
 from tests.host.model_examples import tiny_model, tiny_vocabulary

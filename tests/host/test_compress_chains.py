@@ -21,8 +21,9 @@ from host.models.mpo_llama import MATRICES
 from host.models.registry import read_model
 from host.models.tensor_train import Shape, full_bonds
 from hw.config import EngineConfig
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.corpus_examples import write_corpus
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears, and of number {n}"

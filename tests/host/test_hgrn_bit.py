@@ -20,14 +20,9 @@ from host.models.registry import read_model
 from host.text.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
+from sim.golden.arithmetic import ARITHMETICS, FloatArithmetic
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Machine
-from sim.golden.model import (
-    ARITHMETICS,
-    ExactProducts,
-    FloatArithmetic,
-    GoldenLM,
-    model_matrices,
-)
 from tests.golden.test_machine import golden_logits, machine_logits
 
 VOCAB, WIDTH, FFN, LAYERS = 320, 256, 768, 2

@@ -18,21 +18,15 @@ from host.models.planes import ROWS, to_planes
 from host.models.registry import read_model
 from host.text.tokenizer import open_tokenizer
 from hw.formats.minifloat import bf16
+from sim.golden.arithmetic import ARITHMETICS, lmul_factor
 from sim.golden.attention import attend, from_cache, to_cache, value_bounds
 from sim.golden.bf16 import add, from_float, subtract, to_float32
+from sim.golden.dequantize import scale
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+from sim.golden.function_table import rsqrt_table, silu_table
 from sim.golden.graph import CACHES, Kind
 from sim.golden.lmul import exact_product, lmul, lmul_dot
-from sim.golden.model import (
-    ARITHMETICS,
-    ExactProducts,
-    GoldenLM,
-    lmul_factor,
-    model_matrices,
-    quantize,
-    rsqrt_table,
-    scale,
-    silu_table,
-)
+from sim.golden.quantizer import quantize
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HEADS, KV_HEADS = 4, 2

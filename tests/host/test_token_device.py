@@ -19,8 +19,9 @@ from host.files.image import ImageError, Program
 from host.text.generate import Sampler, TokenGenerator, candidates
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Best
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.tools import ToolMissing
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model

@@ -7,7 +7,8 @@ import pytest
 
 from host.models.registry import read_model
 from host.text.tokenizer import Tokenizer
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.corpus_examples import write_corpus
 
 torch = pytest.importorskip("torch", reason="PyTorch (the optional extra 'train') is missing")

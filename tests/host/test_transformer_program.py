@@ -34,8 +34,9 @@ from host.text.generate import Sampler, TokenGenerator
 from host.text.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
+from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.attention import attend_sequence
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus

@@ -27,7 +27,8 @@ from host.models.registry import read_model
 from host.text.generate import candidates
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
-from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model

@@ -7,7 +7,7 @@ from hw.arith.function_table import EXPONENTS, FIRST_EXPONENT, function_words, r
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory
-from sim.golden.model import rsqrt_table, sigmoid_table, silu_table
+from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 
 EVERY = np.arange(1 << 16)
 SIGN = EVERY >> 15
