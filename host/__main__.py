@@ -27,6 +27,7 @@ from rich.table import Table
 
 from host.cli.terminal import integer, progress_bars
 from host.compiler.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
+from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest, write_fits
 from host.compress import command as compress_command
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
@@ -40,7 +41,6 @@ from host.compress.gates import (
 from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice
 from host.devices.checked import CheckedTokens
 from host.devices.engine import EngineDevice
-from host.devices.errors import DeviceError
 from host.devices.registry import open_accelerator, open_engine
 from host.errors import TallyError, UserError
 from host.files.errors import ModelFileError
@@ -966,7 +966,7 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
             report(done / len(CHOICES), f"{planes} planes")
             try:
                 weights[planes], widths[planes] = weigh(dataclasses.replace(model, planes=planes))
-            except DeviceError as reason:
+            except CompileError as reason:
                 weights[planes] = ["", "", ""]
                 misfits.append(f"{planes} planes do not fit: {reason}")
         report(1, "")
@@ -1008,7 +1008,7 @@ def _fit(console: Console, options: argparse.Namespace) -> int:
                       ffn_width=options.ffn_width or 2 * width)
         try:
             fits.append(fit(board, shape) if options.layers else largest(board, shape))
-        except DeviceError as error:
+        except CompileError as error:
             failed.append(f"Width {width}: {error}")
     if not fits:
         raise UserError(failed[0])

@@ -1,8 +1,8 @@
 """Contents of the tables: correctly rounded functions of one bf16 argument, as plain data.
 
 Between the rules of :data:`FIRST_EXPONENT` a table has a number for each argument; outside, the
-function is a constant, x or x / 2. Tests compare every argument with ``sim.golden.function_table``. This
-module imports no Amaranth.
+function is a constant, x or x / 2. Tests compare every argument with
+``sim.golden.function_table``. This module imports no Amaranth.
 """
 
 import math

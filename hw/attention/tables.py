@@ -1,6 +1,7 @@
 """Widths and tables of attention, as plain data: docs/numerics.md, section 10.
 
-Tests compare every entry with float64 and ``sim.golden.function_table``. This module imports no Amaranth.
+Tests compare every entry with float64 and ``sim.golden.function_table``. This module imports no
+Amaranth.
 """
 
 import functools

@@ -30,8 +30,8 @@ class FunctionLanes(wiring.Component):
     """Functions of one bf16 argument, for up to two lanes: they share the ports of one table.
 
     Correctly rounded for every argument: :func:`sim.golden.function_table.silu_table` and the
-    like. Where the table ends, a rule goes on. Latency is :data:`FUNCTION_LATENCY` cycles, throughput one
-    argument a lane and cycle.
+    like. Where the table ends, a rule goes on. Latency is :data:`FUNCTION_LATENCY` cycles,
+    throughput one argument a lane and cycle.
 
     Parameters
     ----------

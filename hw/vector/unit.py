@@ -38,7 +38,7 @@ class VectorUnit(wiring.Component):
     .. code-block:: text
 
         VECTOR  v[target] = function(v[a], v[b])
-        NORM    o_results.number = rsqrt(lmul_dot(v[a], v[a]))      (sim.golden.function_table, .lmul)
+        NORM    o_results.number = rsqrt(lmul_dot(v[a], v[a]))  (sim.golden.function_table, .lmul)
 
     A word a cycle, and NORM reads its vector twice; :mod:`sim.timing.units` has the exact
     formulas. The target may be one of the operands, but may not overlap them otherwise: words are

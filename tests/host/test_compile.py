@@ -10,7 +10,6 @@ import pytest
 import host.__main__ as cli
 from host.compiler.compile import compile_model, losses
 from host.compiler.errors import CompileError
-from host.devices.errors import DeviceError
 from host.files.image import listing, read_image
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
@@ -232,7 +231,7 @@ class TestShippedModel:
 
 class TestErrors:
     def refused(self, model, message, **fields):
-        with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+        with pytest.raises(CompileError, match=f"^{re.escape(message)}$"):
             compile_model(model, CoreConfig(**fields))
 
     def test_vector_memory(self, model):
@@ -267,7 +266,7 @@ class TestErrors:
 
     def test_accumulator(self, model):
         """The embedding fits, since a token is one column; the head is the widest matrix."""
-        with pytest.raises(DeviceError, match=r"^Matrix head row \d+ could reach \d+, which "
+        with pytest.raises(CompileError, match=r"^Matrix head row \d+ could reach \d+, which "
                                               r"must be below 2\*\*16 for accumulators of 17 "
                                               r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from host.compiler.errors import CompileError
 from host.compiler.pack import pack_matrix, planes_needed
 from host.devices.checked import CheckedProducts
 from host.devices.engine import Driver, EngineDevice, GoldenEngine
@@ -154,7 +155,7 @@ class TestErrors:
         weights = np.zeros((5, 300), np.int8)
         weights[3] = -13
         config = EngineConfig(accumulator_width=20)
-        with pytest.raises(DeviceError, match=r"^Matrix m row 3 could reach 499200, which must be "
+        with pytest.raises(CompileError, match=r"^Matrix m row 3 could reach 499200, which must be "
                                               r"below 2\*\*18 for accumulators of 19 bits$"):
             pack_matrix("m", weights, EngineConfig(accumulator_width=19, max_planes=5))
         pack_matrix("m", weights, config)
@@ -162,31 +163,31 @@ class TestErrors:
     def test_token(self):
         """One column with activation 1 fits where the sum of a row would not."""
         weights = np.full((2, 60000), 364)
-        with pytest.raises(DeviceError, match=r"could reach"):
+        with pytest.raises(CompileError, match=r"could reach"):
             pack_matrix("m", weights, EngineConfig())
         assert pack_matrix("m", weights, EngineConfig(), token=True).planes == 6
 
     def test_overflow_bound_is_tight(self):
         """2**17 itself does not fit 18 bits; one less column does, and the extreme is exact."""
         config = EngineConfig(accumulator_width=18, max_planes=5)
-        with pytest.raises(DeviceError, match=r"could reach 131072"):
+        with pytest.raises(CompileError, match=r"could reach 131072"):
             pack_matrix("m", np.ones((1, 1024), np.int8), config)
         driver = Driver(GoldenEngine(config))
         driver.load("m", np.ones((1, 1023), np.int8))
         assert driver("m", np.full((1, 1023), -128, np.int8)).tolist() == [[-128 * 1023]]
 
     def test_columns(self):
-        with pytest.raises(DeviceError, match=r"^Matrix m must have at most 16 columns for this "
+        with pytest.raises(CompileError, match=r"^Matrix m must have at most 16 columns for this "
                                               r"engine, not 17$"):
             pack_matrix("m", np.ones((1, 17), np.int8), EngineConfig(index_width=4))
 
     def test_planes(self):
-        with pytest.raises(DeviceError, match=r"^Matrix m must fit 3 trit planes, but its largest "
+        with pytest.raises(CompileError, match=r"^Matrix m must fit 3 trit planes, but its largest "
                                               r"weight 14 needs 4$"):
             pack_matrix("m", np.array([[-14, 1]], np.int8), EngineConfig(max_planes=3))
 
     def test_smallest_int8(self):
-        with pytest.raises(DeviceError, match=r"weight 128 needs 6$"):
+        with pytest.raises(CompileError, match=r"weight 128 needs 6$"):
             pack_matrix("m", np.array([[-128]], np.int8), EngineConfig(max_planes=5))
 
     def test_activation_columns(self):

@@ -7,8 +7,8 @@ import re
 import pytest
 
 import host.__main__ as cli
+from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
-from host.devices.errors import DeviceError
 from hw.boards.board import BOARDS, CoreBoard
 
 BOARD = BOARDS["ulx3s-core"]
@@ -31,12 +31,12 @@ def test_one_shape():
 def test_largest_has_no_room_for_a_layer_more():
     found = largest(BOARD, SHAPE)
     assert found.shape.layers >= 2
-    with pytest.raises(DeviceError, match=r"^Image must have at most 131072 bytes "):
+    with pytest.raises(CompileError, match=r"^Image must have at most 131072 bytes "):
         fit(BOARD, dataclasses.replace(found.shape, layers=found.shape.layers + 1))
 
 
 def test_nothing_fits():
-    with pytest.raises(DeviceError, match=r"^Image must have at most 131072 bytes "):
+    with pytest.raises(CompileError, match=r"^Image must have at most 131072 bytes "):
         largest(BOARD, dataclasses.replace(SHAPE, width=256, ffn_width=512))
 
 

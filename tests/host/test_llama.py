@@ -332,7 +332,8 @@ class TestErrors:
 
     @pytest.mark.parametrize(("keys", "changed", "expected"), [
         ({"general.architecture": "phi3"}, {},
-         "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm' or "
+         "key general.architecture must be 'bitnet' or 'bitnet-b1.58' or 'hgrn_bit' or 'llama' or "
+         "'mmfreelm' or "
          "'mpo_llama', "
          "not 'phi3'"),
         ({"llama.attention.head_count": 5}, {},

@@ -234,7 +234,8 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 
 @pytest.mark.parametrize(("keys", "expected"), [
     ({"general.architecture": "llama2"},
-     "key general.architecture must be 'bitnet' or 'hgrn_bit' or 'llama' or 'mmfreelm' or "
+     "key general.architecture must be 'bitnet' or 'bitnet-b1.58' or 'hgrn_bit' or 'llama' or "
+     "'mmfreelm' or "
      "'mpo_llama', "
      "not 'llama2'"),
     ({"mmfreelm.block_count": None},

@@ -5,10 +5,10 @@
 import dataclasses
 import re
 
-import host.devices.token
 import numpy as np
 import pytest
 
+import host.devices.simulated
 import sim.fast.machine
 from host.compiler.compile import compile_model
 from host.devices.accelerator import GoldenAccelerator
