@@ -55,7 +55,7 @@ from host.measure.compare import (
     variants,
     write_comparisons,
 )
-from host.measure.evaluate import GateMap, Measurement, evaluate, fit_logit_scale, write_results
+from host.measure.evaluate import Measurement, evaluate, fit_logit_scale, write_results
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mmfreelm import TernaryLM, write_model
@@ -68,6 +68,7 @@ from hw.boards.board import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.wina import GateMap
 from sim.timing.program import BITS_PER_TRIT, TokenCycles, token_cycles
 
 DEFAULT_MODEL = Path(__file__).parent.parent / "models" / "tally-stories.gguf"

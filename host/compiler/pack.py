@@ -72,7 +72,7 @@ def pack_matrix(name: str, weights: NDArray[np.integer], config: EngineConfig, *
     rows, columns = weights.shape
     if columns > config.max_columns:
         raise CompileError(f"Matrix {name} must have at most {config.max_columns} columns for this "
-                          f"engine, not {columns}")
+                           f"engine, not {columns}")
     # No copy in a wider type: an embedding of 128,256 tokens has hundreds of millions of weights.
     highest, lowest = (each.astype(np.int64) for each in (weights.max(axis=1), weights.min(axis=1)))
     magnitudes = np.maximum(highest, -lowest)

@@ -17,10 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.errors import TallyError
-from host.measure.evaluate import GateMap
 from host.models.base import LanguageModel
 from sim.golden.graph import Matrix
-from sim.golden.wina import Gate, column_norms
+from sim.golden.wina import Gate, GateMap, column_norms
 
 __all__ = ["METHODS", "MODES", "GateFileError", "Gates", "ListGate", "fingerprint", "list_columns",
            "list_norms", "list_rows", "read_gates", "write_gates"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from host.compress.chains import Layers, compress
 from host.compress.profile import METHODS, BudgetError, Plan, Profile, plan_for
 from host.measure.compare import Text, jensen_shannon, log_softmax, stored_bytes
-from host.measure.evaluate import GateMap, single_threaded_blas
+from host.measure.evaluate import single_threaded_blas
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mpo_llama import MpoLlamaLM, write_model
@@ -25,6 +25,7 @@ from sim.golden.bf16 import to_float32
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind, Value
 from sim.golden.quantizer import Codes
+from sim.golden.wina import GateMap
 
 __all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto", "row_key"]
 

@@ -41,7 +41,7 @@ def open_engine(name: str, report: Callable[[float, str], None] | None = None) -
 
 
 def open_accelerator(name: str, config: CoreConfig | None = None,
-                      report: Report | None = None) -> AcceleratorDevice:
+                     report: Report | None = None) -> AcceleratorDevice:
     """Open a device by the name that users give it.
 
     Parameters

@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import platform
 import queue
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,18 +24,15 @@ from host.files.tensors import to_bf16
 from host.models.base import LanguageModel
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
-from sim.golden.wina import Gate
+from sim.golden.wina import GateMap
 
-__all__ = ["GateMap", "Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
+__all__ = ["Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
            "write_results"]
 
 #: Tokens that go through the model at once, over all documents: vectors that still fit a cache.
 _TOKENS = 768
 
 _FFN_PRODUCT = ".ffn_down"      # the product whose activations are the FFN's hidden vector
-
-#: The gate of each list that has one, by its label.
-GateMap = Mapping[str, Gate]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

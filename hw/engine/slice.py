@@ -77,7 +77,7 @@ class EngineSlice(wiring.Component):
         m = Module()
         m.submodules.gearbox = gearbox = Gearbox(self.config)
         m.submodules.engine = engine = TernaryEngine(self.config,
-                                                         row_domain=self._row_domain)
+                                                     row_domain=self._row_domain)
         m.d.comb += self.rows_active.eq(engine.rows_active)
         connect_stream(m, wiring.flipped(self.i_port), gearbox.i)
         connect_stream(m, gearbox.o, engine.i_words)

@@ -212,7 +212,7 @@ class VerilatedEngine:
         self.cycles += cycles.value
         if status:
             raise SimulatorStopped(f"The simulated core moved nothing for {PATIENCE} cycles, "
-                              f"{cycles.value} cycles after the start of a run")
+                                   f"{cycles.value} cycles after the start of a run")
         counters = []
         for record in records:
             words = record.entries * record.planes * record.groups

@@ -9,13 +9,13 @@ column, TEAL by its magnitude alone. Scores are squares here, which order the sa
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["DIGIT_BITS", "LARGEST_NORM", "SCORE_BITS", "Gate", "column_norms", "keep_above",
-           "keep_largest", "radix_select", "scores"]
+__all__ = ["DIGIT_BITS", "LARGEST_NORM", "SCORE_BITS", "Gate", "GateMap", "column_norms",
+           "keep_above", "keep_largest", "radix_select", "scores"]
 
 LARGEST_NORM = (1 << 16) - 1
 SCORE_BITS = 30     # 128**2 * LARGEST_NORM < 2**30
@@ -157,3 +157,7 @@ class Gate:
         mask = (keep_largest(found, self.keep) if self.threshold is None
                 else keep_above(found, self.threshold))
         return np.where(mask, codes, np.int8(0))
+
+
+#: The gate of each list that has one, by its label.
+GateMap = Mapping[str, Gate]

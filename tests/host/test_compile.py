@@ -267,8 +267,8 @@ class TestErrors:
     def test_accumulator(self, model):
         """The embedding fits, since a token is one column; the head is the widest matrix."""
         with pytest.raises(CompileError, match=r"^Matrix head row \d+ could reach \d+, which "
-                                              r"must be below 2\*\*16 for accumulators of 17 "
-                                              r"bits$"):
+                           r"must be below 2\*\*16 for accumulators of 17 "
+                           r"bits$"):
             compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
 
     def other_network(self, describe):

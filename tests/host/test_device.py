@@ -156,7 +156,7 @@ class TestErrors:
         weights[3] = -13
         config = EngineConfig(accumulator_width=20)
         with pytest.raises(CompileError, match=r"^Matrix m row 3 could reach 499200, which must be "
-                                              r"below 2\*\*18 for accumulators of 19 bits$"):
+                                               r"below 2\*\*18 for accumulators of 19 bits$"):
             pack_matrix("m", weights, EngineConfig(accumulator_width=19, max_planes=5))
         pack_matrix("m", weights, config)
 
@@ -178,12 +178,12 @@ class TestErrors:
 
     def test_columns(self):
         with pytest.raises(CompileError, match=r"^Matrix m must have at most 16 columns for this "
-                                              r"engine, not 17$"):
+                                               r"engine, not 17$"):
             pack_matrix("m", np.ones((1, 17), np.int8), EngineConfig(index_width=4))
 
     def test_planes(self):
         with pytest.raises(CompileError, match=r"^Matrix m must fit 3 trit planes, but its largest "
-                                              r"weight 14 needs 4$"):
+                                               r"weight 14 needs 4$"):
             pack_matrix("m", np.array([[-14, 1]], np.int8), EngineConfig(max_planes=3))
 
     def test_smallest_int8(self):

@@ -398,7 +398,7 @@ class TestCommands:
                          str(result)]) == 0
         rows = json.loads(result.read_text())["rows"]
         assert [(row["layers"], row["context"]) for row in rows] == [(1, 4), (1, 64), (2, 4),
-                                                                    (2, 64)]
+                                                                     (2, 64)]
         for row in rows[:2]:
             assert row["cycles"] == pytest.approx(row["formula_cycles"], rel=0.002)
         assert rows[2]["cycles"] is None

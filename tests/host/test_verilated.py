@@ -167,5 +167,5 @@ def test_build_reports_progress_and_leaves_one_file(monkeypatch, tmp_path):
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     steps.clear()
     with VerilatedEngine(dataclasses.replace(config, target="ecp5"),      # the same library
-                       progress=lambda *step: steps.append(step)):
+                         progress=lambda *step: steps.append(step)):
         assert steps == []

@@ -164,7 +164,7 @@ class TestProgram:
         assert path.read_bytes()[:8] == b"TALLY\x00\x04\n"
         again = read_image(path, SMALL)
         assert (again.program, again.parts, again.memory) == (image.program, image.parts,
-                                                             image.memory)
+                                                              image.memory)
 
     def test_listing(self, image):
         text = listing(image.program)

@@ -1,0 +1,131 @@
+"""Products: rows of matrices that share a list, one below the other."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.models.base import LanguageModel
+from hw.config import CoreConfig
+from hw.isa import FIELDS
+from sim.golden.graph import Value
+
+__all__ = ["FIELD_LIMIT", "Action", "Product", "Rows", "joined_name", "most_tokens",
+           "range_tokens", "split_rows"]
+
+# Rows of a product, and columns, that a field of an instruction holds.
+FIELD_LIMIT = 2 ** FIELDS["count"] - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a step's matrix; ``first`` is the first of them.
+
+    Attributes
+    ----------
+    matrix : integer array, shape (rows, columns)
+        All of them, laid out.
+    trits : int array, shape (rows,)
+        Elements of each row that are not there to fill up.
+    """
+
+    step: Value
+    matrix: NDArray[np.integer]
+    trits: NDArray[np.int64]
+    first: int
+    count: int
+
+    @property
+    def name(self) -> str:
+        """Name of the matrix, with the rows unless these are all."""
+        name = self.step.weights.name
+        whole = self.count == len(self.matrix)
+        return name if whole else f"{name}[{self.first}:{self.end}]"
+
+    @property
+    def end(self) -> int:
+        """The row behind the last one."""
+        return self.first + self.count
+
+    @property
+    def last(self) -> bool:
+        """Whether no row of the matrix is behind them."""
+        return self.end == len(self.matrix)
+
+    @property
+    def weights(self) -> NDArray[np.integer]:
+        """These rows of the matrix."""
+        return self.matrix[self.first:self.end]
+
+    @property
+    def elements(self) -> int:
+        """Elements of these rows that are not there to fill up."""
+        return int(self.trits[self.first:self.end].sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Rows of one matrix, or of several that share a list, that are multiplied at once."""
+
+    name: str
+    address: int
+    parts: tuple[Rows, ...]
+    columns: int
+    planes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.count for part in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Action:
+    """What is done next: a step, or a product is queued, or rows of the oldest one are taken.
+
+    Attributes
+    ----------
+    step : Value
+        Of a product that is queued: that of its first rows.
+    product : Product, optional
+        That is queued.
+    part : Rows, optional
+        That is taken.
+    live : Value, optional
+        Of a product by row: the vector whose elements that are not zero are its rows.
+    """
+
+    step: Value
+    product: Product | None = None
+    part: Rows | None = None
+    live: Value | None = None
+
+
+def joined_name(rows: Sequence[Rows]) -> str:
+    """Name the matrices whose rows lie one below the other."""
+    return " + ".join(part.name for part in rows)
+
+
+def split_rows(rows: Sequence[Rows], count: int) -> tuple[list[Rows], list[Rows]]:
+    """Divide rows into the first ``count`` and the others."""
+    first, rest = [], []
+    for part in rows:
+        taken = min(count, part.count)
+        count -= taken
+        if taken:
+            first.append(dataclasses.replace(part, count=taken))
+        if taken < part.count:
+            rest.append(dataclasses.replace(part, first=part.first + taken,
+                                            count=part.count - taken))
+    return first, rest
+
+
+def most_tokens(config: CoreConfig) -> int:
+    """Count the tokens that a field of an instruction and an index of a list can name."""
+    return min(FIELD_LIMIT, config.engine.max_columns)
+
+
+def range_tokens(model: LanguageModel, config: CoreConfig) -> int:
+    """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
+    return -(-model.vocab // -(-model.vocab // most_tokens(config)))
