@@ -19,6 +19,7 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/lint-imports
 
 $(VENV)/.demo: pyproject.toml
 	@echo "Installing into $(VENV); this takes about a minute"

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
 __all__ = ["ATTENTION_FIELDS", "TARGETS", "TILE", "CoreConfig", "EngineConfig"]

@@ -20,9 +20,10 @@ from host.compiler.pack import PackedMatrix, _avoid_two, pack_matrix
 from host.devices.errors import DeviceError
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
+from sim.golden.gearbox import port_transfers
 from sim.golden.lmul import lmul
 from sim.golden.trits import combine_planes, unpack_words
-from sim.timing.units import engine_cycles, port_transfers
+from sim.timing.units import engine_cycles
 
 __all__ = ["Counters", "Driver", "EngineDevice", "GoldenEngine", "Products"]
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from host.devices.errors import DeviceError
 from host.devices.link import Link, NoReplyError
 from hw.boards.board import BOARDS, CoreBoard, EngineBoard
-from hw.common.check import one_of
+from hw.check import one_of
 from hw.config import CoreConfig, EngineConfig
 from hw.link.protocol import (
     COUNTERS,

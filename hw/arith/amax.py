@@ -5,9 +5,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from hw.common.word import word_layout
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
-from hw.vector.memory import word_layout
 
 __all__ = ["LargestMagnitude"]
 

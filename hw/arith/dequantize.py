@@ -8,10 +8,10 @@ from amaranth.utils import ceil_log2
 from hw.arith.bf16_add import leading_one
 from hw.arith.product import finish
 from hw.common.pipeline import Pipeline
+from hw.common.word import word_layout
 from hw.config import CoreConfig
 from hw.engine.result_queue import result_layout
 from hw.formats.minifloat import bf16
-from hw.vector.memory import word_layout
 
 __all__ = ["LATENCY", "ScaleUnit"]
 

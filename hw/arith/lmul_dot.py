@@ -10,7 +10,7 @@ from amaranth.utils import ceil_log2
 
 from hw.arith.lmul import wide_product
 from hw.arith.product import finish
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.common.pipeline import Pipeline
 from hw.formats.minifloat import DEFAULT_WINDOW, WINDOWS, MiniFloat, bf16
 

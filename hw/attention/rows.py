@@ -4,22 +4,12 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.arith.e4m3 import expanded
 from hw.config import CoreConfig
-from hw.formats.minifloat import bf16, e4m3
+from hw.formats.minifloat import bf16
 from hw.memory.port import transfer_layout
 
-__all__ = ["RowSource", "expanded"]
-
-_DROP = bf16.mantissa_bits - e4m3.mantissa_bits
-
-
-def expanded(byte: Value) -> Value:
-    """Return the bf16 number of one of e4m3; subnormal numbers become zero."""
-    exponent = byte[e4m3.mantissa_bits:e4m3.magnitude_width]
-    field = (exponent + (bf16.bias - e4m3.bias))[:bf16.exponent_bits]
-    normal = exponent.any()
-    magnitude = Cat(C(0, _DROP), byte[:e4m3.mantissa_bits], field)
-    return Cat(magnitude & normal.replicate(bf16.magnitude_width), byte[-1])
+__all__ = ["RowSource"]
 
 
 class RowSource(wiring.Component):

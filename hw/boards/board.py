@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.config import CoreConfig, EngineConfig
 
 __all__ = ["BOARDS", "Board", "CoreBoard", "EngineBoard"]

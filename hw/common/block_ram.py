@@ -5,7 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.config import TARGETS
 
 __all__ = ["BlockRam"]

@@ -4,7 +4,7 @@ from amaranth.hdl import Module
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 
 __all__ = ["StreamBuffer", "StreamQueue", "connect_stream"]
 

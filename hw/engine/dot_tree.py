@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.config import TARGETS, EngineConfig
 from hw.engine.carry import ADD_TRIT, CARRY_IN_BOTH, carry_chain
 

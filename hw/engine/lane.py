@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.config import TARGETS
 from hw.engine.carry import ADD_OR_SUBTRACT, CARRY_IN, carry_chain
 

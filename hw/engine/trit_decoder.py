@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
 __all__ = ["TritDecoder"]

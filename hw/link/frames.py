@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.crc.catalog import CRC32_ISO_HDLC
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, encoded_bytes
 from hw.link.uart import ByteSignature
 

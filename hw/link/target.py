@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.link.frames import FrameSignature
 from hw.link.protocol import (
     COUNT_BYTES,

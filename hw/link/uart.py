@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 
 __all__ = ["ByteSignature", "UartReceiver", "UartTransmitter"]
 

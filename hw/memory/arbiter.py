@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.memory.port import BURST_TRANSFERS, port_signature, transfer_layout
 
 __all__ = ["SharedPort", "address_layout", "placed_layout"]

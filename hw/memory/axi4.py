@@ -7,7 +7,7 @@ from amaranth.lib import fifo, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.memory.port import check_port_bytes, port_signature
 
 __all__ = ["PAGE_BYTES", "WRITE_TRANSFERS", "Axi4Master", "axi4_signature"]

@@ -5,7 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In
 from amaranth.utils import exact_log2
 
-from hw.common.check import one_of, positive_int
+from hw.check import one_of, positive_int
 from hw.config import TARGETS
 from hw.memory.port import check_port_bytes, port_signature
 

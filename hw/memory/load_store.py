@@ -5,12 +5,17 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from hw.attention.kv_write import CacheWriter
 from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
+from hw.memory.kv_write import CacheWriter
 from hw.memory.port import write_layout
 from hw.memory.read_engine import vector_layout
-from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
+from hw.vector.memory import (
+    READ_LATENCY,
+    address_width,
+    read_signature,
+    write_signature,
+)
 
 __all__ = ["Mover", "move_layout"]
 
@@ -56,7 +61,7 @@ class Mover(wiring.Component):
     first : In(1)
         What is appended is the first vector of a sequence; only with a context.
     asked, bound : In, Out(8)
-        As :class:`hw.attention.kv_write.CacheWriter` has them; only with a context.
+        As :class:`hw.memory.kv_write.CacheWriter` has them; only with a context.
     active : Out(1)
         A clock matters: see :attr:`hw.accelerator.Core.active`.
 

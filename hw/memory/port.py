@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 
 __all__ = ["BURST_TRANSFERS", "check_port_bytes", "port_signature", "read_layout",
            "transfer_layout", "write_layout"]

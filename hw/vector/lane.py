@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from hw.arith.function_table import EXPONENTS, FIRST_EXPONENT, function_words
 from hw.arith.lmul import wide_product
 from hw.arith.product import finish
-from hw.common.check import one_of
+from hw.check import one_of
 from hw.common.pipeline import Pipeline
 from hw.config import TARGETS
 from hw.formats.minifloat import bf16

@@ -1,16 +1,15 @@
 """The vector memory: words of bf16 elements in block RAM, two reads and one write a cycle."""
 
 from amaranth import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from hw.common.check import positive_int
+from hw.check import positive_int
+from hw.common.word import word_layout
 from hw.config import CoreConfig
-from hw.formats.minifloat import bf16
 
-__all__ = ["READ_LATENCY", "VectorMemory", "address_width", "read_signature", "word_layout",
-           "write_signature"]
+__all__ = ["READ_LATENCY", "VectorMemory", "address_width", "read_signature", "write_signature"]
 
 #: Cycles from an address to its word.
 READ_LATENCY = 2
@@ -19,11 +18,6 @@ READ_LATENCY = 2
 def address_width(config: CoreConfig) -> int:
     """Bits of a word's address; an element's address has those of the lane below."""
     return ceil_log2(config.vector_depth // config.vector_lanes)
-
-
-def word_layout(config: CoreConfig) -> data.ArrayLayout:
-    """Layout of a word."""
-    return data.ArrayLayout(bf16.width, config.vector_lanes)
 
 
 def read_signature(config: CoreConfig) -> wiring.Signature:

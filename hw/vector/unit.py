@@ -17,7 +17,12 @@ from hw.vector.lane import (
     FunctionLanes,
     LMulLane,
 )
-from hw.vector.memory import READ_LATENCY, address_width, read_signature, write_signature
+from hw.vector.memory import (
+    READ_LATENCY,
+    address_width,
+    read_signature,
+    write_signature,
+)
 from hw.vector.norm import SquareSum
 
 __all__ = ["VectorUnit", "command_layout"]

@@ -22,7 +22,7 @@ from hw.attention.tables import (
     WINDOW,
     weight_words,
 )
-from hw.common.check import one_of
+from hw.check import one_of
 from hw.formats.minifloat import bf16, e4m3
 from sim.golden.bf16 import from_float, to_float32
 from sim.golden.dequantize import scale

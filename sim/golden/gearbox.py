@@ -1,9 +1,8 @@
 """What the memory behind the weight port sends: the words of a product, cut into transfers."""
 
 from hw.config import EngineConfig
-from sim.timing.units import port_transfers
 
-__all__ = ["port_payloads"]
+__all__ = ["port_payloads", "port_transfers"]
 
 
 def port_payloads(config: EngineConfig, words: list[int]) -> list[dict[str, int]]:
@@ -31,3 +30,8 @@ def port_payloads(config: EngineConfig, words: list[int]) -> list[dict[str, int]
     if config.port_bytes > config.word_bytes:
         payloads[-1]["spare"] = spare
     return payloads
+
+
+def port_transfers(config: EngineConfig, words: int) -> int:
+    """Count the transfers of the weight port for ``words`` weight words of one product."""
+    return -(-words * config.word_bytes // config.port_bytes)

@@ -38,13 +38,13 @@ from sim.golden.attention import from_cache, mix, scores, to_cache
 from sim.golden.bf16 import add, subtract, to_float32
 from sim.golden.dequantize import scale
 from sim.golden.evaluate import ExactProducts
+from sim.golden.list_counts import ListCounts
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.quantizer import quantize
 from sim.golden.top_k import largest_rows
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest
 from sim.golden.wina import scores as gate_scores
-from sim.timing.program import ListCounts
 
 __all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
 

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hw.common.check import positive_int
+from hw.check import positive_int
 from hw.config import EngineConfig
 from hw.formats.trits import PACKINGS
 

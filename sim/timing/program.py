@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from hw.config import CoreConfig
 from hw.isa import GATED, Function, Instruction, Opcode
+from sim.golden.gearbox import port_transfers
+from sim.golden.list_counts import ListCounts
 from sim.timing.units import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
@@ -29,32 +31,40 @@ from sim.timing.units import (
     engine_row_period,
     instruction_cycles,
     load_cycles,
-    port_transfers,
     threshold_cycles,
 )
 
-__all__ = ["ListCounts", "TokenCycles", "passes_cycles", "token_cycles"]
+__all__ = ["TokenCycles", "passes_cycles", "token_cycles"]
 
 #: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
 #: queue has room for all of it.
 READ_TRANSFERS = 256
+
 #: Weight words, or transfers if these are larger, that wait in the gearbox behind the queue.
 GEARBOX_WORDS = 511
+
 #: Cycles that a word takes through the gearbox, beside the memory's latency.
 WORD_LATENCY = 8
+
 #: Cycles from a MATMUL to the first entry that the engine accepts.
 LIST_LATENCY = 4
+
 #: Cycles from an entry accepted to the read of its column, where columns are asked for.
 COLUMN_LATENCY = 4
+
 #: Cycles from an instruction that is decoded behind a STORE to its first read.
 FENCE_LATENCY = 15
+
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
+
 #: Result transfers that the engine's queue takes before it waits.
 RESULT_TRANSFERS = 240
+
 #: Passes that the selector takes in the mean, without norms and with those of ternary columns
 #: (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
 PASSES, PASSES_WITH_NORMS, SELECTOR_LANES = 2.0, 2.8, 8
+
 #: The memory port carries 1.6 bits for a trit at best: 5 trits in 8 bits.
 BITS_PER_TRIT = 1.6
 
@@ -98,22 +108,6 @@ class TokenCycles:
     def port_utilization(self, config: CoreConfig) -> float:
         """Share of the port that carries useful bits, the refresh not counted."""
         return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
-
-
-@dataclasses.dataclass(frozen=True)
-class ListCounts:
-    """Entries of a list in the mean of some tokens.
-
-    Attributes
-    ----------
-    found : float
-        Before a gate: those without zeros, or all of a DENSE list.
-    kept : float
-        Behind it.
-    """
-
-    found: float
-    kept: float
 
 
 @dataclasses.dataclass

@@ -11,15 +11,16 @@ from hw.config import CoreConfig, EngineConfig
 from hw.isa import ATTENTION, GATED, Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
+from sim.golden.gearbox import port_transfers
 from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cycles",
            "block_ram_memory_cycles", "cache_walk", "core_cycles", "decode_cycles",
-           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
-           "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
-           "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
-           "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
-           "port_transfers", "product_cycles", "score_cycles", "select_cycles", "store_cycles",
+           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words",
+           "engine_period", "engine_row_cycles", "engine_row_period", "engine_sequence",
+           "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
+           "instruction_cycles", "list_cycles", "load_cycles", "mix_cycles", "norm_cycles",
+           "pack_cycles", "product_cycles", "score_cycles", "select_cycles", "store_cycles",
            "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
@@ -142,11 +143,6 @@ def gearbox_cycles(config: EngineConfig, word_counts: list[int]) -> int:
     if config.port_bytes < config.word_bytes:
         return sum(port_transfers(config, words) for words in word_counts) + levels + 4
     return sum(word_counts) + levels + 5
-
-
-def port_transfers(config: EngineConfig, words: int) -> int:
-    """Count the transfers of the weight port for ``words`` weight words of one product."""
-    return -(-words * config.word_bytes // config.port_bytes)
 
 
 def product_cycles(count: int, *, latency: int) -> int:

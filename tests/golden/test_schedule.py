@@ -10,6 +10,7 @@ import pytest
 from host.compiler.compile import compile_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
+from sim.golden.gearbox import port_transfers
 from sim.timing import program as schedule
 from sim.timing.program import LIST_LATENCY, WORD_LATENCY, token_cycles
 from sim.timing.units import (
@@ -23,7 +24,6 @@ from sim.timing.units import (
     load_cycles,
     norm_cycles,
     pack_cycles,
-    port_transfers,
     store_cycles,
     top_k_cycles,
     vector_cycles,

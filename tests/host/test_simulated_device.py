@@ -11,7 +11,7 @@ from host.devices.simulated import SimulatedEngine
 from host.text.generate import Generator, Sampler
 from hw.config import EngineConfig
 from sim.fast.library import SimulatorStopped
-from sim.timing.units import port_transfers
+from sim.golden.gearbox import port_transfers
 from sim.tools import ToolMissing, missing_tools
 from tests.host.model_examples import tiny_model
 

@@ -13,8 +13,9 @@ from hw.config import EngineConfig
 from hw.engine.slice import EngineSlice
 from sim.fast.engine import DESIGN, SimulatedProduct, VerilatedEngine
 from sim.fast.library import SimulatorStopped
+from sim.golden.gearbox import port_transfers
 from sim.golden.trits import pack_words, planes
-from sim.timing.units import core_cycles, engine_period, port_transfers
+from sim.timing.units import core_cycles, engine_period
 from sim.tools import ToolMissing, missing_tools
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")

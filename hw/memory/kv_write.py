@@ -6,26 +6,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from hw.arith.amax import LargestMagnitude
-from hw.attention.rows import expanded
+from hw.arith.e4m3 import expanded, rounded
+from hw.common.word import word_layout
 from hw.config import CoreConfig
-from hw.formats.minifloat import bf16, e4m3
-from hw.vector.memory import word_layout
+from hw.formats.minifloat import bf16
 
-__all__ = ["CacheWriter", "rounded"]
+__all__ = ["CacheWriter"]
 
 _BITS = bf16.mantissa_bits
-_DROP = bf16.mantissa_bits - e4m3.mantissa_bits
-_REBIAS = (bf16.bias - e4m3.bias) << e4m3.mantissa_bits
-
-
-def rounded(number: Value) -> Value:
-    """Return a finite bf16 number as one of e4m3: :func:`sim.golden.attention.to_cache`."""
-    magnitude = number[:bf16.magnitude_width]
-    # Ties go to even: half a unit less one, and one more for an odd unit.
-    total = (magnitude + ((1 << (_DROP - 1)) - 1) + magnitude[_DROP])[_DROP:] - _REBIAS
-    return Cat(Mux(total < e4m3.smallest_normal, 0,
-                   Mux(total > e4m3.largest_finite, e4m3.largest_finite,
-                       total[:e4m3.magnitude_width])), number[-1])
 
 
 class CacheWriter(wiring.Component):
@@ -39,7 +27,7 @@ class CacheWriter(wiring.Component):
     -------
     clear : In(1)
         A vector begins; at least ``latency`` cycles after the last word of the one before.
-    word : In(:func:`hw.vector.memory.word_layout`)
+    word : In(:func:`hw.common.word.word_layout`)
     valid : In(1)
         The word belongs to the vector.
     e4m3 : In(1)
