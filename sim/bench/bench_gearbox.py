@@ -14,6 +14,7 @@ from hw.config import EngineConfig
 from hw.ternary.gearbox import QUEUE_DEPTH, Gearbox
 from sim.golden.cycles import gearbox_cycles
 from sim.golden.gearbox import port_payloads
+from sim.resets import resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
 
 #: Port and word in bytes are in the names; lanes and packing make the word.
@@ -119,3 +120,25 @@ async def full_queue_stops_the_port(dut):
         assert not dut[f"i_{name}__ready"].value, name
         assert [word.codes for word in await sink.receive(len(words))] == words, name
         await sending
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def resets(dut):
+    """Resets with words under way, queues part full: the next product begins with its own bytes."""
+    await begin(dut)
+
+    async def together(counts, **options):
+        tasks = [cocotb.start_soon(exchange(dut, name, counts, **options))
+                 for name in CONFIGURATIONS]
+        return [await task for task in tasks]
+
+    async def fresh():
+        counts = [1, 2, 1, 5, 3]
+        ends = await together(counts)
+        for (source, sink), (name, config) in zip(ends, CONFIGURATIONS.items(), strict=True):
+            cycles = sink.last_cycle - source.first_cycle + 1
+            assert cycles == gearbox_cycles(config, counts), name
+
+    await resets_in_mid_work(
+        dut, DUTS["all"](), lambda seed: together([7, 3, 16, 1, 9], stalls=(0.2, 0.5), seed=seed),
+        fresh, resets=5)
