@@ -26,6 +26,7 @@ from sim.golden.cycles import (
 )
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case, run_bench
 from sim.streams import StreamSink, StreamSource, start
 
@@ -385,6 +386,44 @@ async def both_walks_follow_one_another(dut):
         expected = engine_sequence(config, [
             product.shape | {"by_row": product.walk == "row"} for product in products])
         assert [end - run.entries.first_cycle + 1 for end in ends] == expected
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def resets(dut):
+    """Resets with operations in all stages, entries and results queued; both walks go on right.
+
+    Activations stay as they are over a reset.
+    """
+    await start(dut)
+    config = CONFIGURATIONS[bench_case()]
+    lanes, deep, batch = config.lanes, config.max_planes, config.max_batch
+    kept = np.zeros(config.row_columns, dtype=np.int64)
+
+    async def work(seed):
+        run = Run(dut, stall=0.2, seed=seed)
+        run.activations[:] = kept
+        products: list[Product | RowProduct] = [
+            Product(lanes, 9), Product(2 * lanes, 5), Product(lanes, 7, planes=deep),
+            Product(3 * lanes, 4, planes=2), Product(lanes + 1, 6, batch=batch), Product(lanes, 0)]
+        if config.row_columns:
+            products += [RowProduct(6, config.row_columns), RowProduct(9, lanes, planes=deep),
+                         RowProduct(0, lanes), RowProduct(12, 1)]
+        order = np.random.default_rng(seed).permutation(len(products))
+        await run.products([products[k] for k in order])
+
+    async def fresh():
+        run = Run(dut, seed=1)
+        run.activations[:] = kept
+        if config.row_columns:
+            await run.products([RowProduct(5, config.row_columns)])
+        for product in (Product(lanes, 4), Product(3 * lanes, 3, planes=deep)):
+            assert await measure(dut, product) == by_formula(config, product), product
+
+    if config.row_columns:
+        run = Run(dut, seed=2)
+        await run.write_all()
+        kept[:] = run.activations
+    await resets_in_mid_work(dut, DUTS[bench_case()](), work, fresh, resets=8)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms", skip=not _CASE.startswith("wide"))
