@@ -14,6 +14,7 @@ from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.attention import Attended, from_cache, mix, scores, to_cache, value_bounds
 from sim.golden.cycles import mix_cycles, score_cycles
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 
@@ -270,3 +271,21 @@ async def queries_that_are_not_finite(dut, stall):
         broken[int(rng.integers(heads)), (0, -1, 1, -2)[number]] = bad
         assert await machine.score(broken, keys, values)
         await machine.attend(q, keys, values)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Resets while queries are loaded, keys and values walked, weights queued, heads delivered."""
+    await Machine(dut).start()
+
+    async def run(machine):
+        rng, config = machine.rng, machine.config
+        elements = config.head_elements
+        for heads, tokens, cache in ((config.group, 3, config.cache_formats[-1]), (1, 5, "bf16")):
+            q, keys, values = (numbers(rng, (count, elements), 0)
+                               for count in (heads, tokens, tokens))
+            await machine.attend(q, to_cache(keys, cache), to_cache(values, cache))
+
+    await resets_in_mid_work(dut, DUTS[bench_case()](),
+                             lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
+                             lambda: run(Machine(dut, seed=4)), resets=8)
