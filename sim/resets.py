@@ -13,10 +13,12 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from sim.streams import cycle
 
-__all__ = ["hold_inputs", "resets_in_mid_work"]
+__all__ = ["cancelled_tasks", "hold_inputs", "resets_in_mid_work"]
 
 #: Cycles in which no output stream may offer anything: more than any unit has stages.
 _QUIET_CYCLES = 40
+#: Cycles through a synchronizer, and one more.
+_LINE_CYCLES = 4
 
 
 def hold_inputs(dut: Any, spec: Any, idle: Mapping[str, int] = MappingProxyType({})) -> None:
@@ -28,8 +30,8 @@ def hold_inputs(dut: Any, spec: Any, idle: Mapping[str, int] = MappingProxyType(
 
 
 @contextlib.contextmanager
-def _cancelled_tasks() -> Iterator[None]:
-    """Cancel, at the end, every task that was started meanwhile."""
+def cancelled_tasks() -> Iterator[None]:
+    """Cancel every task that was started meanwhile, at the end."""
     start_soon, tasks = cocotb.start_soon, []
 
     def collect(coroutine):
@@ -56,14 +58,14 @@ async def _quiet(dut: Any, spec: Any) -> None:
 
 
 async def resets_in_mid_work(dut: Any, spec: Any, work: Callable[[int], Coroutine],
-                             fresh: Callable[[], Coroutine], *, resets: int, seed: int = 1,
+                             *fresh: Callable[[], Coroutine], resets: int, seed: int = 1,
                              idle: Mapping[str, int] = MappingProxyType({})) -> None:
-    """Cut work off by resets at random times; what follows each is as it was after power-up.
+    """Cut work off by resets at random times; what follows each is as if there had been none.
 
     The bench drops all that it does itself, tasks of memories and other neighbours with their
     answers as well. Its inputs stay as they are, valid transfers too, to the end of the reset, and
-    are idle then. Fresh work must take as many cycles as after power-up, now and then behind a
-    while in which nothing happens.
+    are idle then. Fresh work must take as many cycles as after a reset that cuts nothing off,
+    unless it follows a while in which nothing happens.
 
     Parameters
     ----------
@@ -74,12 +76,13 @@ async def resets_in_mid_work(dut: Any, spec: Any, work: Callable[[int], Coroutin
     work : function of a seed
         Returns a coroutine that works and compares, all streams in use; the numbers and stalls
         depend on the seed.
-    fresh : function
-        Returns a coroutine that works and compares, the same in each call.
+    fresh : functions
+        Each returns a coroutine that works and compares, the same in each call; they take turns.
     resets : int
         How often the work is cut off.
     idle : mapping
-        Inputs, by name, that are not 0 when idle.
+        Inputs that are not 0 when idle: lines that are not synchronous. They are idle some cycles
+        before each reset, for what synchronizes them has none.
 
     Raises
     ------
@@ -90,30 +93,39 @@ async def resets_in_mid_work(dut: Any, spec: Any, work: Callable[[int], Coroutin
 
     async def timed(coroutine: Coroutine) -> int:
         begin = cycle()
-        with _cancelled_tasks():
+        with cancelled_tasks():
             await coroutine
         hold_inputs(dut, spec, idle)
         return cycle() - begin
 
     async def reset() -> None:
+        for name, value in idle.items():
+            dut[name].value = value
+        if idle:
+            await ClockCycles(dut.clk, _LINE_CYCLES)
         dut.rst.value = 1
         await ClockCycles(dut.clk, rng.choice((1, 1, 2, 7)))
         dut.rst.value = 0
         hold_inputs(dut, spec, idle)
 
     hold_inputs(dut, spec, idle)
-    expected = await timed(fresh())
-    await _quiet(dut, spec)
+    expected = []
+    for begin in fresh:
+        await reset()
+        expected.append(await timed(begin()))
+        await _quiet(dut, spec)
     await reset()
     longest = await timed(work(rng.randrange(1 << 30)))
     for number in range(resets):
-        with _cancelled_tasks():
+        with cancelled_tasks():
             cocotb.start_soon(work(rng.randrange(1 << 30)))
             await ClockCycles(dut.clk, rng.randint(1, longest))
         await reset()
-        if number % 3 == 2:
+        turn = number % len(fresh)
+        if rng.random() < 0.3:
             await _quiet(dut, spec)
-            await timed(fresh())
+            await timed(fresh[turn]())
         else:
-            assert await timed(fresh()) == expected, "Fresh work takes another time after a reset"
+            taken = await timed(fresh[turn]())
+            assert taken == expected[turn], f"{taken} cycles after a reset, not {expected[turn]}"
         await _quiet(dut, spec)

@@ -13,7 +13,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.attention import Attended, from_cache, mix, scores, to_cache, value_bounds
-from sim.golden.cycles import mix_cycles, score_cycles
+from sim.golden.cycles import mix_cycles, score_cycles, score_fault_cycles
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
@@ -101,7 +101,8 @@ class Machine:
     async def score(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> bool:
         """Score keys as the cache holds them; return whether a fault was answered.
 
-        The values are offered behind the keys, before they are asked for.
+        The values are offered behind the keys, before they are asked for. Behind a fault nothing
+        of them was taken, and nothing is.
         """
         heads, elements = q.shape
         lanes = self.config.vector_lanes
@@ -119,12 +120,21 @@ class Machine:
             "e4m3": keys.dtype == np.uint8, "tokens": len(keys), "heads": heads, "split": split,
             "words": elements // lanes, "a": a // lanes, "b": b // lanes if split else 0}])
         first = self.commands.last_cycle
+        self.vectors.first_cycle = -1
         sending = cocotb.start_soon(self.vectors.send(
             [*self.transfers(keys), *self.transfers(values)]))
         answer = (await self.answers.receive(1))[0]
         if answer.fault:
+            self.dut.i_vectors__valid.value = 1
+            for _ in range(20):
+                await RisingEdge(self.dut.clk)
+                assert not self.dut.i_vectors__ready.value
             sending.cancel()
             self.dut.i_vectors__valid.value = 0
+            assert self.vectors.first_cycle == -1, "a vector was taken behind a fault"
+            if self.stall == 0:
+                assert self.answers.last_cycle - first + 1 == score_fault_cycles(
+                    self.config, elements=elements, heads=heads), (heads, elements)
             return True
         if self.stall == 0:
             assert self.answers.last_cycle - first + 1 == score_cycles(
@@ -275,7 +285,7 @@ async def queries_that_are_not_finite(dut, stall):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def resets(dut):
-    """Resets while queries are loaded, keys and values walked, weights queued, heads delivered."""
+    """Reset while queries are loaded, keys and values walked, weights queued, heads delivered."""
     await Machine(dut).start()
 
     async def run(machine):

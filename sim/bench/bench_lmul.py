@@ -208,7 +208,7 @@ async def random_stalls(dut):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def resets(dut):
-    """Resets with products in all steps: only what comes behind them is multiplied."""
+    """Reset with products in all steps: only what comes behind them is multiplied."""
     await start(dut)
     await resets_in_mid_work(
         dut, DUTS[bench_case()](),

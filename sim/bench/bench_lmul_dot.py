@@ -143,9 +143,9 @@ async def dot_products_equal_golden(dut, stall):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def resets(dut):
-    """Resets inside dot products: the next sum begins at zero, with the flags of its own pairs."""
+    """Reset inside dot products: the next sum begins at zero, with the flags of its own pairs."""
     await start(dut)
     await resets_in_mid_work(
         dut, DUTS[bench_case()](),
-        lambda seed: check_all(dut, stall=0.3, seed=seed, count=10, longest=40),
-        lambda: check_all(dut, stall=0, seed=2, count=6, longest=30), resets=10)
+        lambda seed: check_all(dut, stall=0.3, seed=seed, count=8, longest=10),
+        lambda: check_all(dut, stall=0, seed=2, count=3, longest=10), resets=20)

@@ -175,6 +175,8 @@ class Machine:
         else:
             values = BINARY[function](*operands)
         self.words[target:target + words] = values
+        if self.stall == 0:                     # the last word was written before the result
+            await self.check(target + words - 1, 1)
 
 
 def numbers(rng: np.random.Generator, shape: tuple, kind: int) -> np.ndarray:
@@ -458,7 +460,7 @@ async def sums(dut, stall):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def resets(dut):
-    """Resets with words in all stages of all units at once; the memory keeps what it holds."""
+    """Reset with words in all stages of all units at once; the memory keeps what it holds."""
     await Machine(dut).start()
     kept = 4                                # words at the end of the memory, never written again
 

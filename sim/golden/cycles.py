@@ -19,7 +19,7 @@ __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cy
            "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
            "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
            "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
-           "port_transfers", "product_cycles", "score_cycles", "select_cycles", "store_cycles",
+           "port_transfers", "product_cycles", "score_cycles", "score_fault_cycles", "select_cycles", "store_cycles",
            "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
@@ -275,6 +275,14 @@ def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, 
     walk, _ = _cache_walk(config, elements, heads, tokens, cache)
     levels = (config.attention_elements - 1).bit_length()
     return heads * elements // config.vector_lanes + walk + levels + 14
+
+
+def score_fault_cycles(config: CoreConfig, *, elements: int, heads: int) -> int:
+    """Cycles of attention from scores asked for to the fault of a query, both included.
+
+    All queries are read, and nothing else. The parameters are those of :func:`score_cycles`.
+    """
+    return heads * elements // config.vector_lanes + 5
 
 
 def mix_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:
