@@ -704,8 +704,9 @@ async def faults(dut, kind):
         assert not any(dut[name].value for name in (
             "o_faults__valid", "o_best__valid", "o_scale__valid", "memory__writes__valid",
             "i_tokens__ready", "i_program__ready"))
-        # Fetching stops at the same instruction; what it had asked for by then still comes.
-        assert number < 100 or not dut.memory__reads__valid.value
+        # Fetching stops at the same instruction, if the fault is one of its fields.
+        seen = fault.fault in (Fault.NOT_FINITE, Fault.NO_PRODUCT)
+        assert seen or number < 100 or not dut.memory__reads__valid.value
     dut.i_tokens__valid.value = dut.i_program__valid.value = 0
     assert driver.memory.contents == driver.machine.memory.tobytes()
     np.testing.assert_array_equal(await vector_memory(driver, copy), driver.machine.vectors)
@@ -714,7 +715,7 @@ async def faults(dut, kind):
     driver.machine = Machine(config, b"".join(map(encode, writer.program)), writer.contents())
     await restart(driver, writer.program)
     await driver.run([7])
-    await driver.run([1, 2], body)
+    await driver.run([1], body)
 
 
 def timed_attention(config: CoreConfig, cache: int) -> list[tuple]:

@@ -19,8 +19,9 @@ __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cy
            "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
            "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
            "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
-           "port_transfers", "product_cycles", "score_cycles", "score_fault_cycles", "select_cycles", "store_cycles",
-           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "port_transfers", "product_cycles", "score_cycles", "score_fault_cycles",
+           "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles",
+           "touched_transfers", "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
