@@ -880,23 +880,29 @@ async def resets(dut):
     """
     config = CONFIGURATIONS[bench_case()]
     await start(dut)
-    tokens = [1, 5]
-    everything = next(writer for seed in itertools.count(20)
-                      if finite(writer := every_instruction(config, seed), tokens))
+    short = Writer(config, 6)
+    count = 2 * config.vector_lanes
+    place = short.place(bytes(2 * count))
+    short.add(Opcode.LOAD, target=count, count=count, address=short.vector(count))
+    short.add(Opcode.NORM, target=2, a=count, count=count)
+    short.add(Opcode.PACK, function=Function.SPARSE, target=1, a=count, count=count)
+    short.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=count, b=2, count=count,
+              address=short.matrix(count, count, 2))
+    short.add(Opcode.VECTOR, function=Function.SILU, target=count, a=count, count=count)
+    short.add(Opcode.STORE, a=count, count=count, address=place)
+    short.add(Opcode.EMIT, a=1, b=2, count=count, constant=bf16.one)
+    short.add(Opcode.STOP)
+    programs = [two_layers(config, sparse=True)[0]]
+    if config.context:
+        programs.append(attending(config, 3)[0])
 
-    async def run(written, *, latency, stall):
-        (writer, body), begins = written, 0
+    async def run(writer, token, *, latency, stall):
         driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
         await driver.write()
-        for token in tokens:
-            await driver.run([token], begins)
-            begins = body
+        await driver.run([token])
 
-    programs = [(everything, 0), two_layers(config, sparse=True)]
-    if config.context:
-        programs.append(attending(config, 3))
     await resets_in_mid_work(
         dut, Core(config),
-        lambda seed: run(programs[seed % len(programs)], latency=9, stall=0.2),
-        *(lambda written=written: run(written, latency=3, stall=0.0)
-          for written in (two_layers(config, sparse=False), programs[-1])), resets=10)
+        lambda seed: run(programs[seed % len(programs)], seed % 20, latency=9, stall=0.2),
+        *(lambda writer=writer: run(writer, 3, latency=3, stall=0.0)
+          for writer in (short, *programs[1:])), resets=6)
