@@ -291,11 +291,11 @@ async def resets(dut):
     async def run(machine):
         rng, config = machine.rng, machine.config
         elements = config.head_elements
-        for heads, tokens, cache in ((config.group, 3, config.cache_formats[-1]), (1, 5, "bf16")):
+        for heads, tokens, cache in ((1, 4, "bf16"), (config.group, 3, config.cache_formats[-1])):
             q, keys, values = (numbers(rng, (count, elements), 0)
                                for count in (heads, tokens, tokens))
             await machine.attend(q, to_cache(keys, cache), to_cache(values, cache))
 
     await resets_in_mid_work(dut, DUTS[bench_case()](),
                              lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
-                             lambda: run(Machine(dut, seed=4)), resets=8)
+                             lambda: run(Machine(dut, seed=4)), resets=10)

@@ -240,15 +240,20 @@ async def resets(dut):
     """Forget a list that a reset cuts off anywhere: scores, bins, rows and what is to be kept."""
     await Machine(dut).start()
 
-    async def run(machine):
+    async def run(machine, *, passes=0):
         rng, depth = machine.rng, machine.config.list_depth
+        if passes:                              # an entry comes before any command
+            codes = rng.integers(-128, 128, passes).astype(np.int8)
+            found, _, _ = await machine.list(codes, np.arange(passes))
+            assert found == list(enumerate(codes.tolist()))
         codes = rng.integers(-127, 128, depth).astype(np.int8)
         norms = rng.integers(0, LARGEST_NORM + 1, depth).astype(np.uint16)
         await machine.select(codes, norms, keep=max(1, depth // 3))
-        await machine.passes(codes[:9])
         await machine.select(codes, None, keep=depth // 2)
+        await machine.passes(codes[:9])
         await machine.select(codes, norms, threshold=1 << 20)
 
     await resets_in_mid_work(dut, DUTS[bench_case()](),
                              lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
-                             lambda: run(Machine(dut, seed=4)), resets=12)
+                             lambda: run(Machine(dut, seed=4)),
+                             lambda: run(Machine(dut, seed=5), passes=9), resets=12)

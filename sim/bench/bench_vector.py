@@ -464,10 +464,10 @@ async def resets(dut):
     await Machine(dut).start()
     kept = 4                                # words at the end of the memory, never written again
 
-    async def compute(machine):
+    async def compute(machine, functions):
         """Run VECTOR, NORM and PACK one after the other: they share a port of the memory."""
         sums, words = slice(9, 18), 9
-        for function in (Function.ADD, Function.LMUL, Function.SILU):
+        for function in functions:
             await machine.vector(function, words=words, target=9, a=0, b=9)
             x = machine.words[sums].reshape(-1)
             result, cycles = await machine.command("vector", norm=1, words=words, a=9)
@@ -501,11 +501,11 @@ async def resets(dut):
         found = [payload.sum for payload in await machine.sinks["adder"].receive(count)]
         np.testing.assert_array_equal(found, add(x, y))
 
-    async def run(machine):
+    async def run(machine, *functions):
         machine.words[-kept:] = remembered
         await machine.poke(0, numbers(machine.rng, (18, machine.lanes), 2))
         tasks = [cocotb.start_soon(task) for task in (
-            compute(machine), scale_all(machine, 60), add_all(machine, 100))]
+            compute(machine, functions), scale_all(machine, 30), add_all(machine, 40))]
         for task in tasks:
             await task
         for a, words in ((0, 18), (len(machine.words) - kept, kept)):
@@ -515,5 +515,7 @@ async def resets(dut):
     remembered = numbers(machine.rng, (kept, machine.lanes), 0)
     await machine.poke(len(machine.words) - kept, remembered)
     await resets_in_mid_work(dut, machine.spec,
-                             lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
-                             lambda: run(Machine(dut, seed=7)), resets=6)
+                             lambda seed: run(Machine(dut, stall=0.3, seed=seed), Function.LMUL,
+                                              Function.ADD),
+                             lambda: run(Machine(dut, seed=7), Function.ADD),
+                             lambda: run(Machine(dut, seed=8), Function.SILU), resets=14)
