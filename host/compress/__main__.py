@@ -45,7 +45,7 @@ from host.errors import UserError
 from host.files.errors import ModelFileError
 from host.files.image import Image
 from host.measure.compare import Text, log_softmax, read_llama
-from host.measure.evaluate import GateMap, Measurement, evaluate, single_threaded_blas
+from host.measure.evaluate import Measurement, evaluate, single_threaded_blas
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.registry import read_model
@@ -55,6 +55,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.fast.machine import VerilatedAccelerator
 from sim.golden.machine import Machine
+from sim.golden.wina import GateMap
 from sim.tables import RESULTS, write_record
 from sim.timing.program import token_cycles
 

@@ -87,7 +87,8 @@ class AttentionUnit(wiring.Component):
     i_vectors : In(stream) of :func:`hw.memory.port.transfer_layout`
         Keys or values of the command.
     o_answers : Out(stream) of :func:`answer_layout`
-        For scores one, when they are stored, or at once with ``fault``: then no vector was taken.
+        For scores one, when they are stored, or with ``fault`` as soon as the queries are loaded:
+        then no vector was taken.
         For a mixture one for each head, before its results.
     o_results : Out(stream) of :func:`hw.engine.result_queue.result_layout`
         Integers of each head, ``last`` with its last transfer.

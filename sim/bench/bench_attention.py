@@ -13,9 +13,10 @@ from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.attention import Attended, from_cache, mix, scores, to_cache, value_bounds
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
-from sim.timing.units import mix_cycles, score_cycles
+from sim.timing.units import mix_cycles, score_cycles, score_fault_cycles
 
 CONFIGURATIONS = {
     # A transfer of bf16 a cycle with all heads of a group.
@@ -100,7 +101,8 @@ class Machine:
     async def score(self, q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> bool:
         """Score keys as the cache holds them; return whether a fault was answered.
 
-        The values are offered behind the keys, before they are asked for.
+        The values are offered behind the keys, before they are asked for. Behind a fault nothing
+        of them was taken, and nothing is.
         """
         heads, elements = q.shape
         lanes = self.config.vector_lanes
@@ -118,12 +120,21 @@ class Machine:
             "e4m3": keys.dtype == np.uint8, "tokens": len(keys), "heads": heads, "split": split,
             "words": elements // lanes, "a": a // lanes, "b": b // lanes if split else 0}])
         first = self.commands.last_cycle
+        self.vectors.first_cycle = -1
         sending = cocotb.start_soon(self.vectors.send(
             [*self.transfers(keys), *self.transfers(values)]))
         answer = (await self.answers.receive(1))[0]
         if answer.fault:
+            self.dut.i_vectors__valid.value = 1
+            for _ in range(20):
+                await RisingEdge(self.dut.clk)
+                assert not self.dut.i_vectors__ready.value
             sending.cancel()
             self.dut.i_vectors__valid.value = 0
+            assert self.vectors.first_cycle == -1, "a vector was taken behind a fault"
+            if self.stall == 0:
+                assert self.answers.last_cycle - first + 1 == score_fault_cycles(
+                    self.config, elements=elements, heads=heads), (heads, elements)
             return True
         if self.stall == 0:
             assert self.answers.last_cycle - first + 1 == score_cycles(
@@ -270,3 +281,21 @@ async def queries_that_are_not_finite(dut, stall):
         broken[int(rng.integers(heads)), (0, -1, 1, -2)[number]] = bad
         assert await machine.score(broken, keys, values)
         await machine.attend(q, keys, values)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset while queries are loaded, keys and values walked, weights queued, heads delivered."""
+    await Machine(dut).start()
+
+    async def run(machine):
+        rng, config = machine.rng, machine.config
+        elements = config.head_elements
+        for heads, tokens, cache in ((1, 4, "bf16"), (config.group, 3, config.cache_formats[-1])):
+            q, keys, values = (numbers(rng, (count, elements), 0)
+                               for count in (heads, tokens, tokens))
+            await machine.attend(q, to_cache(keys, cache), to_cache(values, cache))
+
+    await resets_in_mid_work(dut, DUTS[bench_case()](),
+                             lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
+                             lambda: run(Machine(dut, seed=4)), resets=10)

@@ -15,6 +15,7 @@ from sim.golden.frames import decode_frame, encode_frame
 from sim.golden.lmul import lmul
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
+from sim.resets import resets_in_mid_work
 from sim.streams import CLOCK_NS, start
 
 BOARD = EngineBoard(
@@ -33,7 +34,8 @@ class Requests:
 
     def __init__(self, dut):
         self._dut = dut
-        self._sequence = 0
+        #: Of the latest request.
+        self.sequence = 0
         self._received = bytearray()
 
     async def send(self, data: bytes) -> None:
@@ -54,10 +56,10 @@ class Requests:
 
     async def request(self, command: int, payload: bytes = b"") -> tuple[int, bytes]:
         """Send a request; return status and data of its reply."""
-        self._sequence = (self._sequence + 1) & 0xff
-        await self.send(encode_frame(bytes([self._sequence, command]) + payload))
+        self.sequence = (self.sequence + 1) & 0xff
+        await self.send(encode_frame(bytes([self.sequence, command]) + payload))
         content = await self.reply()
-        assert content[0] == self._sequence
+        assert content[0] == self.sequence
         return content[-1], content[1:-1]
 
     async def done(self, command: int, payload: bytes = b"") -> bytes:
@@ -215,3 +217,19 @@ async def wrong_requests_have_a_status(dut):
     assert (await host.request(Command.ENTRIES, bytes(3 * 60)))[0] == Status.STALLED
     await host.done(Command.RESET)
     await run_product(host, np.random.default_rng(23), 6, 4, 1, 1)
+
+
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def resets(dut):
+    """Reset inside bytes, frames and products: counters and sequence numbers start anew."""
+    dut.rx.value = 1
+    await start(dut)
+
+    async def run(seed, *shape):
+        host = Host(dut)
+        assert not any((await host.counters()).values())        # they start anew
+        await run_product(host, np.random.default_rng(seed), *shape)
+
+    await resets_in_mid_work(
+        dut, DUTS["small"](), lambda seed: run(seed, 7, 4, 2, 1), lambda: run(24, 4, 3, 1, 1),
+        resets=4, idle={"rx": 1})

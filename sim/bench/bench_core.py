@@ -21,6 +21,7 @@ from sim.golden.quantizer import quantize
 from sim.golden.top_k import kept_count
 from sim.golden.trits import pack_words, planes
 from sim.golden.wina import scores
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import instruction_cycles, select_cycles, threshold_cycles
@@ -639,19 +640,44 @@ async def attention_faults(dut, kind):
         kind, Fault.NOT_FINITE)
 
 
+async def restart(driver: Driver, program: list[Instruction]) -> None:
+    """Reset the core for one cycle and write ``program``."""
+    driver.dut.rst.value = 1
+    await RisingEdge(driver.dut.clk)
+    driver.dut.rst.value = 0
+    driver.program = program
+    await driver.write()
+
+
+async def vector_memory(driver: Driver, address: int) -> np.ndarray:
+    """Reset the core, and store its whole vector memory from ``address`` on; return it."""
+    depth = driver.config.vector_depth
+    await restart(driver, [Instruction(opcode=Opcode.STORE, a=0, count=depth, address=address),
+                           Instruction(opcode=Opcode.STOP)])
+    await driver.begin(0)
+    await driver.write()                        # accepted when the pass has ended
+    return np.frombuffer(driver.memory.contents, "<u2", depth, address).copy()
+
+
 @cocotb.test(timeout_time=300, timeout_unit="us")
-@cocotb.parametrize(kind=["opcode", "address", "not_finite", "no_product"])
+@cocotb.parametrize(kind=["opcode", "address", "store", "not_finite", "no_product"])
 async def faults(dut, kind):
-    """Tell a fault with its instruction; after a reset the core works again."""
+    """Tell a fault with its instruction, which has no effect; only a reset starts the core again.
+
+    The vector memory and the memory are then as the golden machine has them.
+    """
     config = CONFIGURATIONS[bench_case()]
     writer, body = two_layers(config, sparse=False)
     lanes = config.vector_lanes
+    copy = writer.place(bytes(2 * config.vector_depth))
     infinite = writer.place(np.full(lanes, bf16.infinity, "<u2").tobytes())
     wrong = {
         "opcode": Instruction(opcode=Opcode.VECTOR, function=0xFF, target=lanes, a=lanes,
                               count=lanes),
         "address": Instruction(opcode=Opcode.LOAD, target=lanes, count=lanes,
                                address=config.memory_bytes - 2 * lanes + config.port_bytes),
+        "store": Instruction(opcode=Opcode.STORE, a=lanes, count=lanes,
+                             address=config.memory_bytes - 2 * lanes + config.port_bytes),
         "not_finite": Instruction(opcode=Opcode.PACK, function=Function.SPARSE, target=1,
                                   a=config.vector_depth - lanes, count=lanes),
         "no_product": Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
@@ -661,27 +687,35 @@ async def faults(dut, kind):
     program = [*writer.program[:at], wrong, *writer.program[at:]]
     program.insert(at, Instruction(opcode=Opcode.LOAD, target=config.vector_depth - lanes,
                                    count=lanes, address=infinite))
+    await start(dut)
     driver = Driver(dut, program, writer.contents(), latency=5)
-    await driver.load()
+    driver.machine.vectors[:] = await vector_memory(driver, copy)
+    driver.memory.contents[:] = writer.contents()
+    await restart(driver, program)
     await driver.begin(7)
     fault = (await driver.streams["o_faults"].receive(1))[0]
     with pytest.raises(MachineFault) as found:
         driver.machine.run(7)
     assert (fault.fault, fault.instruction) == (found.value.fault, found.value.instruction)
     assert dut.executing.value.to_unsigned() == fault.instruction
-    for _ in range(200):
+    dut.i_tokens__valid.value = dut.i_program__valid.value = 1
+    for number in range(200):
         await RisingEdge(dut.clk)
-        assert not dut.o_faults__valid.value
-        assert not dut.i_tokens__ready.value
+        assert not any(dut[name].value for name in (
+            "o_faults__valid", "o_best__valid", "o_scale__valid", "memory__writes__valid",
+            "i_tokens__ready", "i_program__ready"))
+        # Fetching stops at the same instruction, if the fault is one of its fields.
+        seen = fault.fault in (Fault.NOT_FINITE, Fault.NO_PRODUCT)
+        assert seen or number < 100 or not dut.memory__reads__valid.value
+    dut.i_tokens__valid.value = dut.i_program__valid.value = 0
+    assert driver.memory.contents == driver.machine.memory.tobytes()
+    np.testing.assert_array_equal(await vector_memory(driver, copy), driver.machine.vectors)
 
-    driver.program = writer.program
+    driver.memory.contents[:] = writer.contents()
     driver.machine = Machine(config, b"".join(map(encode, writer.program)), writer.contents())
-    dut.rst.value = 1
-    await RisingEdge(dut.clk)
-    dut.rst.value = 0
-    await driver.write()
+    await restart(driver, writer.program)
     await driver.run([7])
-    await driver.run([1, 2], body)
+    await driver.run([1], body)
 
 
 def timed_attention(config: CoreConfig, cache: int) -> list[tuple]:
@@ -836,3 +870,36 @@ async def cycles(dut):
     for task in taking:
         task.cancel()
     assert not wrong, "\n".join(wrong)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset anywhere in passes: with reads owed, products queued, lists and caches half written.
+
+    Memories keep what they hold, so a program begins by writing what it reads.
+    """
+    config = CONFIGURATIONS[bench_case()]
+    await start(dut)
+    short = Writer(config, 6)
+    count = 2 * config.vector_lanes
+    place = short.place(bytes(2 * count))
+    short.add(Opcode.LOAD, target=count, count=count, address=short.vector(count))
+    short.add(Opcode.NORM, target=2, a=count, count=count)
+    short.add(Opcode.PACK, function=Function.SPARSE, target=1, a=count, count=count)
+    short.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=count, b=2, count=count,
+              address=short.matrix(count, count, 2))
+    short.add(Opcode.VECTOR, function=Function.SILU, target=count, a=count, count=count)
+    short.add(Opcode.STORE, a=count, count=count, address=place)
+    short.add(Opcode.EMIT, a=1, b=2, count=count, constant=bf16.one)
+    short.add(Opcode.STOP)
+    longer = attending(config, 3) if config.context else two_layers(config, sparse=True)
+
+    async def run(writer, token, *, latency, stall):
+        driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+        await driver.write()
+        await driver.run([token])
+
+    await resets_in_mid_work(
+        dut, Core(config),
+        lambda seed: run(longer[0], seed % 20, latency=9, stall=0.2),
+        lambda: run(short, 3, latency=3, stall=0.0), resets=5)

@@ -19,6 +19,7 @@ from sim.bench.bench_board import Requests
 from sim.bench.bench_core import Writer
 from sim.golden.frames import encode_frame
 from sim.golden.machine import Emission, Machine, MachineFault
+from sim.resets import cancelled_tasks, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import dispatch_cycles
 
@@ -198,6 +199,24 @@ async def busy_core_refuses(dut):
     await model.token(host, 9)
 
 
+@cocotb.test(timeout_time=10, timeout_unit="ms")
+async def hello_is_always_executed(dut):
+    """Answer each HELLO anew, whatever its number; RESET counts cycles anew, and nothing else."""
+    host = await begin(dut)
+    before = await host.counters()
+    for _ in range(2):                          # with the number of the request before
+        await host.send(encode_frame(bytes([host.sequence, Command.HELLO])))
+        reply = await host.reply()
+        assert reply == bytes([host.sequence]) + description(BOARD) + bytes([Status.DONE])
+    assert (await host.counters())["executed"] == before["executed"] + 3
+    await host.done(Command.PROGRAM, bytes(2) + encode(Instruction(opcode=Opcode.STOP)))
+    await host.done(Command.TOKEN, struct.pack("<BH", 1, 0))
+    counted = await host.counters()
+    assert counted["cycles"] > 0
+    await host.done(Command.RESET)
+    assert await host.counters() == counted | {"cycles": 0, "executed": counted["executed"] + 2}
+
+
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def fault_stops_until_reset(dut):
     """Tell a fault once; then the core is busy until a reset, and right after it."""
@@ -250,3 +269,24 @@ async def wrong_requests_and_a_reset_leave_nothing(dut):
     assert await read(host, 200, 8) == model.contents[200:208]
     await model.token(host, 10, new=True)
     await model.token(host, 12)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def resets(dut):
+    """Reset of the whole device inside frames and passes; the memory keeps what it holds."""
+    await start(dut)
+    kept, place = bytes(range(1, 9)), CONFIG.memory_bytes - CONFIG.port_bytes
+    with cancelled_tasks():
+        await Host(dut).done(Command.WRITE, struct.pack("<I", place) + kept)
+
+    async def run(*tokens):
+        host, model = Host(dut), Model()
+        assert await host.done(Command.RESULTS, struct.pack("<H", 0)) == b""
+        assert await read(host, place, len(kept)) == kept
+        await model.load(host)
+        for number, token in enumerate(tokens):
+            await model.token(host, token, new=number == 0)
+
+    await resets_in_mid_work(dut, DUTS["small"](),
+                             lambda seed: run(seed % VOCABULARY, 3), lambda: run(7),
+                             resets=3)

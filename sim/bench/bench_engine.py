@@ -18,6 +18,7 @@ from hw.engine.engine import TernaryEngine
 from hw.engine.result_queue import RESULT_DEPTH
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case, run_bench
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import (
@@ -225,6 +226,7 @@ class Run:
 
     def __init__(self, dut, *, stall: float = 0.0, seed: int = 0):
         self.config = CONFIGURATIONS[bench_case()]
+        self._stall = stall
         spec = DUTS[bench_case()]()
         self._rng = np.random.default_rng(seed)
 
@@ -243,8 +245,12 @@ class Run:
         """Write activations by their columns, in the order given."""
         for index, value in activations.items():
             self.activations[index] = value
+        self._activations.first_cycle = -1
         await self._activations.send({"index": index, "value": value, "all": 0}
                                      for index, value in activations.items())
+        if not self._stall:                     # each is taken at once
+            taken = self._activations.last_cycle - self._activations.first_cycle + 1
+            assert taken == len(activations)
 
     async def write_word(self, index: int, value: int) -> None:
         """Write the same activation for all columns that share a word with this one."""
@@ -385,6 +391,44 @@ async def both_walks_follow_one_another(dut):
         expected = engine_sequence(config, [
             product.shape | {"by_row": product.walk == "row"} for product in products])
         assert [end - run.entries.first_cycle + 1 for end in ends] == expected
+
+
+@cocotb.test(timeout_time=4, timeout_unit="ms")
+async def resets(dut):
+    """Reset with operations in all stages, entries and results queued; both walks go on right.
+
+    Activations stay as they are over a reset.
+    """
+    await start(dut)
+    config = CONFIGURATIONS[bench_case()]
+    lanes, deep, batch = config.lanes, config.max_planes, config.max_batch
+    kept = np.zeros(config.row_columns, dtype=np.int64)
+
+    async def work(seed):
+        run = Run(dut, stall=0.2, seed=seed)
+        run.activations[:] = kept
+        products: list[Product | RowProduct] = [
+            Product(lanes, 9), Product(2 * lanes, 5), Product(lanes, 7, planes=deep),
+            Product(3 * lanes, 4, planes=2), Product(lanes + 1, 6, batch=batch), Product(lanes, 0)]
+        if config.row_columns:
+            products += [RowProduct(6, config.row_columns), RowProduct(9, lanes, planes=deep),
+                         RowProduct(0, lanes), RowProduct(12, 1)]
+        order = np.random.default_rng(seed).permutation(len(products))
+        await run.products([products[k] for k in order])
+
+    async def fresh(*products):
+        run = Run(dut, seed=1)
+        run.activations[:] = kept
+        await run.products(list(products))
+
+    if config.row_columns:
+        run = Run(dut, seed=2)
+        await run.write_all()
+        kept[:] = run.activations
+    first = [RowProduct(3, config.row_columns)] if config.row_columns else []
+    await resets_in_mid_work(dut, DUTS[bench_case()](), work,
+                             lambda: fresh(*first, Product(lanes, 3)),
+                             lambda: fresh(Product(3 * lanes, 2, planes=deep)), resets=20)
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms", skip=not _CASE.startswith("wide"))

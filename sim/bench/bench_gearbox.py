@@ -13,6 +13,7 @@ from hw.common.stream import connect_stream
 from hw.config import EngineConfig
 from hw.engine.gearbox import QUEUE_DEPTH, Gearbox
 from sim.golden.gearbox import port_payloads
+from sim.resets import resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import gearbox_cycles
 
@@ -119,3 +120,27 @@ async def full_queue_stops_the_port(dut):
         assert not dut[f"i_{name}__ready"].value, name
         assert [word.codes for word in await sink.receive(len(words))] == words, name
         await sending
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def resets(dut):
+    """Reset with words under way, queues part full: the next product begins with its own bytes."""
+    await begin(dut)
+
+    async def together(counts, **options):
+        tasks = [cocotb.start_soon(exchange(dut, name, counts, **options))
+                 for name in CONFIGURATIONS]
+        return [await task for task in tasks]
+
+    async def fresh():
+        counts = [1, 2, 3]
+        ends = await together(counts)
+        for (source, sink), (name, config) in zip(ends, CONFIGURATIONS.items(), strict=True):
+            cycles = sink.last_cycle - source.first_cycle + 1
+            assert cycles == gearbox_cycles(config, counts), name
+
+    async def work(seed):
+        # Either the queue fills, or transfers come to the end.
+        await together([5, 1, 9, 3], stalls=((0.5, 0.2), (0.1, 0.6))[seed % 2], seed=seed)
+
+    await resets_in_mid_work(dut, DUTS["all"](), work, fresh, resets=10)

@@ -12,7 +12,8 @@ from hw.common.stream import connect_stream
 from hw.link.frames import FrameReceiver, FrameSignature, FrameTransmitter
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from sim.golden.frames import cobs_encode, crc32, decode_frame, encode_frame
-from sim.streams import StreamSink, StreamSource, start
+from sim.resets import hold_inputs, resets_in_mid_work
+from sim.streams import StreamSink, StreamSource, cycle, start
 from sim.timing.units import frame_delivery_cycles, frame_send_cycles, uart_cycles
 
 CONTENT_BYTES = 520
@@ -68,6 +69,8 @@ class LinkParts(wiring.Component):
 
 
 DUTS = {"parts": LinkParts}
+#: Inputs that are not 0 when idle.
+IDLE = {"rx": 1}
 SIGNATURES = {"i_line": ByteSignature, "o_content": FrameSignature, "i_content": FrameSignature,
               "o_line": ByteSignature, "i_bytes": ByteSignature, "o_bytes": ByteSignature}
 
@@ -93,13 +96,7 @@ def as_payloads(content: bytes) -> list[dict[str, int]]:
 
 async def begin(dut):
     """Start the clock with every input idle."""
-    for name in ("i_line", "i_content", "i_bytes"):
-        dut[f"{name}__valid"].value = 0
-        dut[f"{name}__payload"].value = 0
-    for name in ("o_content", "o_line", "o_bytes"):
-        dut[f"{name}__ready"].value = 0
-    dut.repeat.value = 0
-    dut.rx.value = 1
+    hold_inputs(dut, LinkParts(), IDLE)
     await start(dut)
 
 
@@ -208,6 +205,184 @@ async def receiver_waits_for_a_delimiter_after_lost_bytes(dut):
     assert bytes(transfer.data for transfer in await sink.receive(len(third))) == third
 
 
+class Receiver:
+    """The frame receiver as its docstring has it: which contents and bad frames a line gives."""
+
+    def __init__(self):
+        self.contents: list[bytes] = []
+        #: Cycles in which bad frames end.
+        self.bad: list[int] = []
+        self._code = b""
+        self._lost = False                      # up to the next delimiter
+        self._delivered = 0                     # cycle after the delivery that is under way
+
+    def byte(self, now: int, byte: int) -> None:
+        """Take a byte that arrives in cycle ``now``."""
+        if now < self._delivered:
+            self._lost = byte != 0
+        elif byte:
+            self._code += b"" if self._lost else bytes([byte])
+        elif self._lost:
+            self._lost = False
+        elif self._code:
+            content = decode_frame(self._code)
+            if content is not None and len(content) <= CONTENT_BYTES:
+                self.contents.append(content)
+                self._delivered = now + frame_delivery_cycles(content)
+            else:
+                self.bad.append(now)
+            self._code = b""
+
+
+def line_of_frames(choices: random.Random, kinds: list[int]) -> list[tuple[bytes, int]]:
+    """Make frames, good (0 to 2) and bad, each with what delimits it; and idle cycles behind each.
+
+    The line begins without a delimiter. Most frames share one delimiter, some have several, or
+    nothing between two of them. Nearly all that follow a good frame wait until it is delivered.
+    """
+    line = []
+    for kind in kinds:
+        length = choices.choice((2, 3, 20, 60))
+        code = encode_frame(choices.randbytes(length))[1:-1]
+        if kind == 3:
+            length = CONTENT_BYTES + choices.choice((1, 4, 300))
+            code = encode_frame(choices.randbytes(length))[1:-1]
+        elif kind == 4:
+            code = code[:choices.randrange(len(code))]
+        elif kind == 5:
+            code = encode_frame(b"")[1:-1]
+        elif kind == 6:
+            code = b""
+        waits = 0
+        content = decode_frame(code)
+        if content is not None and choices.random() < 0.9:
+            waits = len(content) + choices.choice((3, 4, 20))
+        line.append((code + bytes(choices.choice((1, 1, 1, 2, 3))), waits))
+    return line
+
+
+async def receive_line(dut, line: list[tuple[bytes, int]]) -> Receiver:
+    """Send a line, a byte a cycle, and compare what is delivered with what it must give."""
+    expected, delivered, bad = Receiver(), [], []
+    dut.o_content__ready.value = 1
+    shape = FrameSignature.members["payload"].shape
+
+    def observe():
+        assert dut.i_line__ready.value == 1
+        if dut.o_content__valid.value:
+            payload = shape.from_bits(dut.o_content__payload.value.to_unsigned())
+            delivered.append((payload.data, payload.last))
+        if dut.bad_frame.value:
+            bad.append(cycle())
+
+    for text, waits in line:
+        for byte in text:
+            dut.i_line__payload.value = byte
+            dut.i_line__valid.value = 1
+            await RisingEdge(dut.clk)
+            expected.byte(cycle(), byte)
+            observe()
+        dut.i_line__valid.value = 0
+        for _ in range(waits):
+            await RisingEdge(dut.clk)
+            observe()
+    while len(delivered) < sum(map(len, expected.contents)):
+        await RisingEdge(dut.clk)
+        observe()
+    dut.o_content__ready.value = 0
+    assert delivered == [(byte, int(k == len(content) - 1)) for content in expected.contents
+                         for k, byte in enumerate(content)]
+    assert bad == expected.bad
+    return expected
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def receiver_takes_frames_that_share_a_delimiter(dut):
+    """Frames with one delimiter between them, several, or none at the start; empty and too long.
+
+    What is bad is dropped when it ends; the good frame behind it arrives. What comes during a
+    delivery is lost up to its delimiter, and nothing else.
+    """
+    await begin(dut)
+    choices = random.Random(14)
+    kinds = [*range(7), *choices.choices(range(7), k=30)]
+    expected = await receive_line(dut, line_of_frames(choices, kinds))
+    assert len(expected.contents) > 10
+    assert len(expected.bad) > 8
+    good = [encode_frame(choices.randbytes(9))[1:-1] for _ in range(3)]
+    long = encode_frame(bytes(range(1, 256)) * 3)[1:-1]
+    # Too long, broken, too long again: each followed directly by a good frame.
+    expected = await receive_line(dut, [
+        (b"\x00" + long + b"\x00" + good[0] + b"\x00", 20),
+        (good[1][:-1] + b"\x00" + good[1] + b"\x00", 20),
+        (long + b"\x00" + long + b"\x00" + good[2] + b"\x00", 20)])
+    assert expected.contents == list(map(decode_frame, good))
+    assert len(expected.bad) == 4
+    # The first byte behind a delivery is taken, the last one within it lost with its frame.
+    cycles = frame_delivery_cycles(bytes(9))
+    for early in (0, 1):
+        expected = await receive_line(dut, [(good[0] + b"\x00", cycles - 1 - early),
+                                            (good[1] + b"\x00" + good[2] + b"\x00", 0)])
+        assert expected.contents == [decode_frame(good[0]), decode_frame(good[1 + early])]
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def transmitter_sends_frames_one_behind_the_other(dut):
+    """Contents that wait for the transmitter: each frame has both its delimiters, all bytes."""
+    await begin(dut)
+    choices = random.Random(15)
+    sent = [choices.randbytes(length) for length in (2, 5, 2, 300, 2, 254, 7)]
+    source, sink = ends(dut, "i_content", StreamSource), ends(dut, "o_line", StreamSink)
+    cocotb.start_soon(source.send(
+        payload for content in sent for payload in as_payloads(content)))
+    expected = b"".join(map(encode_frame, sent))
+    assert bytes(transfer.data for transfer in await sink.receive(len(expected))) == expected
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def resets(dut):
+    """Reset inside frames and bytes of all parts at once: only what comes behind them counts."""
+    await begin(dut)
+
+    async def wire():
+        while True:
+            await RisingEdge(dut.clk)
+            dut.rx.value = dut.tx.value
+
+    async def transmit(choices, stall):
+        source, sink = (ends(dut, name, kind, stall) for name, kind in (
+            ("i_content", StreamSource), ("o_line", StreamSink)))
+        for length in (3, 256):
+            content = choices.randbytes(length)
+            cocotb.start_soon(source.send(as_payloads(content)))
+            expected = encode_frame(content)
+            line = await sink.receive(len(expected))
+            assert bytes(transfer.data for transfer in line) == expected
+            if stall == 0:
+                assert sink.last_cycle - source.first_cycle + 1 == frame_send_cycles(content)
+            source.first_cycle = -1
+
+    async def carry(choices, stall):
+        cocotb.start_soon(wire())
+        source, sink = (ends(dut, name, kind, stall) for name, kind in (
+            ("i_bytes", StreamSource), ("o_bytes", StreamSink)))
+        data = choices.randbytes(8)
+        receiving = cocotb.start_soon(sink.receive(len(data)))
+        await source.send({"data": byte} for byte in data)
+        assert bytes(transfer.data for transfer in await receiving) == data
+
+    async def run(seed, stall):
+        choices = random.Random(seed)
+        tasks = [cocotb.start_soon(task) for task in (
+            transmit(choices, stall), carry(choices, stall),
+            receive_line(dut, line_of_frames(choices, [0, 4, 1, 5, 2])))]
+        for task in tasks:
+            await task
+
+    await resets_in_mid_work(dut, LinkParts(), lambda seed: run(seed, 0.2), lambda: run(1, 0),
+                             resets=6, idle=IDLE)
+
+
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def uart_carries_all_bytes(dut):
     """Bytes cross from transmitter to receiver without a gap, in the formula's cycles."""
@@ -272,3 +447,18 @@ async def uart_survives_spikes_and_broken_bytes(dut):
     await send_bits(dut, frame_bits(0xc3), period)
     assert [transfer.data for transfer in await task] == [0xa5, 0x5a, 0xc3]
     assert errors.count == 2
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def uart_keeps_a_byte_that_is_not_taken(dut):
+    """Keep the first of bytes that nobody takes, and lose the others without an error."""
+    await begin(dut)
+    errors = Counter(dut, dut.error)
+    for byte in (0x11, 0x22, 0x33):
+        await send_bits(dut, frame_bits(byte), 10 * DIVISOR)
+    sink = ends(dut, "o_bytes", StreamSink)
+    task = cocotb.start_soon(sink.receive(2))
+    await ClockCycles(dut.clk, 4)
+    await send_bits(dut, frame_bits(0x44), 10 * DIVISOR)
+    assert [transfer.data for transfer in await task] == [0x11, 0x44]
+    assert errors.count == 0

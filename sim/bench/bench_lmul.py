@@ -14,6 +14,7 @@ from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.formats.minifloat import FORMATS, MiniFloat, bf16, e4m3, e5m2, fp16
 from sim.golden.lmul import exact_product, lmul
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import product_cycles
@@ -184,7 +185,6 @@ async def check(dut, name: str, group: SideBySide, *, count: int, stall: float,
 
 async def check_all(dut, *, count: int, stall: float, seed: int) -> None:
     """Check every group at once."""
-    await start(dut)
     tasks = [cocotb.start_soon(check(dut, name, group, count=count, stall=stall, seed=seed + k))
              for k, (name, group) in enumerate(DUTS[bench_case()]().groups.items())]
     for task in tasks:
@@ -195,10 +195,22 @@ async def check_all(dut, *, count: int, stall: float, seed: int) -> None:
 async def one_product_each_cycle(dut):
     """All pairs of fp8, corner pairs and 100,000 random ones of the others; variants: 6,000."""
     assert max(len(corners(fmt)) ** 2 for fmt in FORMATS.values()) < 6000
+    await start(dut)
     await check_all(dut, count=106_000 if bench_case() == "formats" else 6000, stall=0, seed=1)
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def random_stalls(dut):
     """Both streams stall at random: nothing is lost, repeated or changed."""
+    await start(dut)
     await check_all(dut, count=6000, stall=0.5, seed=20)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset with products in all steps: only what comes behind them is multiplied."""
+    await start(dut)
+    await resets_in_mid_work(
+        dut, DUTS[bench_case()](),
+        lambda seed: check_all(dut, count=60, stall=0.3, seed=seed % 1000),
+        lambda: check_all(dut, count=20, stall=0, seed=1), resets=6)

@@ -8,6 +8,7 @@ from amaranth.lib import wiring
 from hw.arith.lmul_dot import LMulDot
 from hw.formats.minifloat import DEFAULT_WINDOW, MiniFloat, bf16, e4m3, e5m2
 from sim.golden.lmul import lmul_bound, lmul_dot
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import product_cycles
@@ -84,11 +85,11 @@ def dot_products(fmt: MiniFloat, lengths: np.ndarray, seed: int) -> list:
     return products
 
 
-async def check(dut, name: str, unit: LMulDot, *, stall: float, seed: int) -> None:
-    """Send dot products, then the same ones with their pairs in another order."""
+async def check(dut, name: str, unit: LMulDot, *, stall: float, seed: int,
+                lengths: np.ndarray) -> None:
+    """Send dot products of ``lengths``, then the same ones with their pairs in another order."""
     rng = np.random.default_rng(seed)
-    lengths = np.minimum(rng.choice([1, 2, 3, 7, 30, MAX_LENGTH], 150,
-                                    p=[.2, .2, .2, .2, .18, .02]), unit.max_length)
+    lengths = np.minimum(lengths, unit.max_length)
     fmt = unit.fmt
     products = dot_products(fmt, lengths, seed)
     products += [words[:, rng.permutation(words.shape[1])] for words in products]
@@ -120,13 +121,31 @@ async def check(dut, name: str, unit: LMulDot, *, stall: float, seed: int) -> No
         assert cycles == product_cycles(pairs, latency=unit.latency), name
 
 
+async def check_all(dut, *, stall: float, seed: int, count: int, longest: int) -> None:
+    """Check every format at once, each with ``count`` dot products of its own."""
+    units = DUTS[bench_case()]().units
+    lengths = np.random.default_rng(seed).choice(
+        [1, 2, 3, 7, 30, longest], (len(units), count), p=[.2, .2, .2, .2, .18, .02])
+    tasks = [cocotb.start_soon(check(dut, name, unit, stall=stall, seed=10 * k + seed,
+                                     lengths=lengths[k]))
+             for k, (name, unit) in enumerate(units.items())]
+    for task in tasks:
+        await task
+
+
 @cocotb.test(timeout_time=2000, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def dot_products_equal_golden(dut, stall):
     """Every format at once, each with its own data, lengths from 1 pair to the longest."""
     await start(dut)
-    units = DUTS[bench_case()]().units
-    tasks = [cocotb.start_soon(check(dut, name, unit, stall=stall, seed=10 * k + 1))
-             for k, (name, unit) in enumerate(units.items())]
-    for task in tasks:
-        await task
+    await check_all(dut, stall=stall, seed=1, count=150, longest=MAX_LENGTH)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset inside dot products: the next sum begins at zero, with the flags of its own pairs."""
+    await start(dut)
+    await resets_in_mid_work(
+        dut, DUTS[bench_case()](),
+        lambda seed: check_all(dut, stall=0.3, seed=seed, count=8, longest=10),
+        lambda: check_all(dut, stall=0, seed=2, count=3, longest=10), resets=20)

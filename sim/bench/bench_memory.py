@@ -18,6 +18,7 @@ from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.port import port_signature, read_layout
 from hw.memory.read_engine import Fetcher, Kind, burst_transfers
 from sim.golden.fetch import fetched_bytes, fetched_transfers
+from sim.resets import hold_inputs, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing import units as cycles
 
@@ -116,10 +117,7 @@ DUTS = {"all": Bench}
 
 async def begin(dut) -> None:
     """Hold all inputs, so that a unit that is not under test sees nothing, and reset."""
-    spec = DUTS["all"]()
-    for path, member, _ in spec.signature.flatten(spec):
-        if member.flow is In:
-            dut["__".join(map(str, path))].value = 0
+    hold_inputs(dut, DUTS["all"]())
     await start(dut)
 
 
@@ -199,6 +197,10 @@ async def block_ram_keeps_what_is_written(dut):
         port = Port(dut, "port_ram", RAM_BYTES, 8192, stall=stall, seed=2)
         await port.write(0, 1024)
         await port.exercise(8)
+    # Bits of an address above the depth are ignored.
+    port.memory *= MEMORY_BYTES // 8192
+    for address in (8192, MEMORY_BYTES - 512, 5 * 8192 + 64):
+        await port.read([(address, 64)])
 
 
 # AXI4.
@@ -419,6 +421,25 @@ async def shared_port_serves_core_and_host(dut, stall):
     memory.stop()
 
 
+@cocotb.test(timeout_time=500, timeout_unit="us")
+async def shared_port_delays_no_transfer_of_the_core(dut):
+    """Read through the shared port in the cycles of the memory behind it; the core goes first."""
+    await begin(dut)
+    memory = Axi4Memory(dut, SHARED_BYTES, latency=12)
+    port = Port(dut, "port_shared", SHARED_BYTES, MEMORY_BYTES)
+    memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
+    counts = [1, 30, 2, 100]
+    for waiting in (0, 1):
+        dut.i_reads_shared__valid.value = waiting
+        port.reads.first_cycle = -1
+        await port.read([(512 * SHARED_BYTES * k % 4096, count)
+                         for k, count in enumerate(counts)])
+        taken = port.data.last_cycle - port.reads.first_cycle + 1
+        assert taken == cycles.axi4_read_cycles(counts, latency=12), waiting
+    await ClockCycles(dut.clk, 30)
+    memory.stop()
+
+
 # Fetching.
 
 @dataclasses.dataclass(frozen=True)
@@ -593,3 +614,39 @@ async def full_queue_stops_reading(dut):
         columns = 3 * config.queue_words * config.port_bytes // size
         await machine.fetch([Fetch(Kind.WHOLE, 0, size, columns)], late=3 * config.queue_words)
         machine.task.cancel()
+
+
+# Resets.
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset with reads owed, queues part full and columns under way; the RAM keeps its bytes."""
+    await begin(dut)
+    first = Port(dut, "port_ram", RAM_BYTES, 8192)
+    await first.write(0, 64)
+
+    async def use_ram(stall, seed):
+        port = Port(dut, "port_ram", RAM_BYTES, 8192, stall=stall, seed=seed)
+        port.memory[:512] = first.memory[:512]
+        bursts = [(512 + 256 * k, count) for k, count in enumerate((1, 17, 30, 2))]
+        for burst in bursts:
+            await port.write(*burst)
+        await port.read([*bursts, (0, 64), *bursts[::-1]])
+
+    async def fetch(name, stall, seed):
+        machine, rng = Machine(dut, name, stall=stall, seed=seed), random.Random(seed)
+        word, port = machine.config.engine.word_bytes, machine.config.port_bytes
+        kinds = [kind for kind in Kind if machine.config.context or kind is not Kind.CACHE]
+        await machine.fetch([
+            Fetch(kind, port * rng.randrange(64), 16 if kind in (Kind.VECTOR, Kind.CACHE)
+                  else 3 * word, 6, tuple(sorted(rng.sample(range(300), 5))))
+            for kind in rng.sample(kinds, len(kinds))])
+
+    async def run(stall, seed):
+        tasks = [cocotb.start_soon(task) for task in (
+            use_ram(stall, seed), *(fetch(name, stall, seed) for name in FETCHERS))]
+        for task in tasks:
+            await task
+
+    await resets_in_mid_work(dut, DUTS["all"](), lambda seed: run(0.2, seed), lambda: run(0.0, 3),
+                             resets=10)

@@ -11,6 +11,7 @@ from hw.activations.sparsity import Selector
 from hw.config import CoreConfig, EngineConfig
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.wina import LARGEST_NORM, keep_above, keep_largest, scores
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import select_cycles, threshold_cycles
@@ -236,23 +237,23 @@ async def mixtures(dut, stall):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 async def resets(dut):
-    """Forget a list that a reset cuts off anywhere."""
-    machine = Machine(dut, seed=4)
-    await machine.start()
-    rng = machine.rng
-    depth = machine.config.list_depth
-    for cycles in (3, depth // 2, depth + 20, depth + 50, depth + 70, depth + 90, depth + 160):
-        codes = rng.integers(1, 128, depth).astype(np.int8)
-        await machine.commands.send([{"largest": 1, "keep": max(1, depth // 3)}])
-        sending = cocotb.start_soon(machine.list(codes, np.arange(depth)))
-        for _ in range(cycles):
-            await RisingEdge(dut.clk)
-        sending.cancel()
-        for name in ("i_entries__valid", "o_entries__ready"):
-            dut[name].value = 0
-        dut.rst.value = 1
-        await RisingEdge(dut.clk)
-        dut.rst.value = 0
-        again = Machine(dut, seed=5)
-        await again.select(codes, None, keep=max(1, depth // 3))
-        machine = again
+    """Forget a list that a reset cuts off anywhere: scores, bins, rows and what is to be kept."""
+    await Machine(dut).start()
+
+    async def run(machine, *, passes=0):
+        rng, depth = machine.rng, machine.config.list_depth
+        if passes:                              # an entry comes before any command
+            codes = rng.integers(-128, 128, passes).astype(np.int8)
+            found, _, _ = await machine.list(codes, np.arange(passes))
+            assert found == list(enumerate(codes.tolist()))
+        codes = rng.integers(-127, 128, depth).astype(np.int8)
+        norms = rng.integers(0, LARGEST_NORM + 1, depth).astype(np.uint16)
+        await machine.select(codes, norms, keep=max(1, depth // 3))
+        await machine.select(codes, None, keep=depth // 2)
+        await machine.passes(codes[:9])
+        await machine.select(codes, norms, threshold=1 << 20)
+
+    await resets_in_mid_work(dut, DUTS[bench_case()](),
+                             lambda seed: run(Machine(dut, stall=0.3, seed=seed)),
+                             lambda: run(Machine(dut, seed=4)),
+                             lambda: run(Machine(dut, seed=5), passes=9), resets=12)

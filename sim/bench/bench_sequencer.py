@@ -30,6 +30,7 @@ from hw.output.top_k import TopK
 from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.top_k import kept_count, largest_rows
+from sim.resets import cancelled_tasks, resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
@@ -113,15 +114,10 @@ def products(rng: np.random.Generator, config: CoreConfig):
                 np.repeat(ramp[:9], 7), np.repeat(-ramp[:9], 7))
 
 
-@cocotb.test(timeout_time=2000, timeout_unit="us")
-@cocotb.parametrize(stall=[0.0, 0.5])
-async def largest(dut, stall):
-    """Deliver the largest of products of all kinds, while lanes beyond them hold larger ones."""
-    ends = Ends(dut, stall=stall, seed=1)
-    await start(dut)
+async def choose(ends: Ends, given: list[np.ndarray], *, timed: bool) -> None:
+    """Find the largest of ``given`` products; compare them, and the cycles if ``timed``."""
     config, lanes = ends.config, ends.config.vector_lanes
     commands, sink = ends["i_commands_top_k"], ends["o_best_top_k"]
-    given = list(products(ends.rng, config))
     transfers = []
     for product in given:
         padded = np.full(-(-len(product) // lanes) * lanes, 2 ** (
@@ -138,22 +134,24 @@ async def largest(dut, stall):
         assert [entry.index for entry in found] == rows.tolist()
         assert [entry.value for entry in found] == product[rows].tolist()
         assert [entry.last for entry in found] == [0] * (len(rows) - 1) + [1]
-        if stall == 0:
+        if timed:
             cycles = sink.last_cycle - commands.last_cycle + 1
             assert cycles == top_k_cycles(config, len(product), kept_count(product, config.best))
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")
-@cocotb.parametrize(stall=[0.0, 0.7])
-async def lists(dut, stall):
-    """Walk each list once for each of its products; the next list overwrites none in use."""
-    ends = Ends(dut, stall=stall, seed=2)
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def largest(dut, stall):
+    """Deliver the largest of products of all kinds, while lanes beyond them hold larger ones."""
+    ends = Ends(dut, stall=stall, seed=1)
     await start(dut)
-    config, rng = ends.config, ends.rng
-    engine, depth = config.engine, config.list_depth
-    entries, products_ = ends["i_entries_list"], ends["i_products_list"]
+    await choose(ends, list(products(ends.rng, ends.config)), timed=stall == 0)
+
+
+async def walk(ends: Ends, lists: list, uses: list[int]) -> None:
+    """Make lists of indices, queue ``uses`` products of each, and compare what the engine takes."""
+    config, rng, engine = ends.config, ends.rng, ends.config.engine
     jobs, walked = ends["o_jobs_list"], ends["o_entries_list"]
-    end = {"index": 0, "value": 0, "end": 1}
     expected: list = []
     taken: list = []
 
@@ -167,6 +165,34 @@ async def lists(dut, stall):
                 if entry.end:
                     break
 
+    reader = cocotb.start_soon(engine_takes(sum(uses)))
+    for indices, count in zip(lists, uses, strict=True):
+        made = [{"index": index, "value": int(rng.integers(-128, 128)), "end": 0}
+                for index in indices.tolist()]
+        # The index of the end says nothing.
+        await ends["i_entries_list"].send([*made, {
+            "index": config.list_depth, "value": int(rng.integers(-1, 2)), "end": 1}])
+        for _ in range(count):
+            job = engine.job(int(rng.integers(1, engine.max_rows + 1)))
+            await ends["i_products_list"].send([job])
+            expected.append(tuple(job.values()))
+            expected += [(entry["index"], entry["value"]) for entry in made] + ["end"]
+    await reader
+    assert taken == expected
+
+
+@cocotb.test(timeout_time=2000, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.7])
+async def lists(dut, stall):
+    """Walk each list once for each of its products; the next list overwrites none in use."""
+    ends = Ends(dut, stall=stall, seed=2)
+    await start(dut)
+    config, rng = ends.config, ends.rng
+    engine, depth = config.engine, config.list_depth
+    entries, products_ = ends["i_entries_list"], ends["i_products_list"]
+    jobs, walked = ends["o_jobs_list"], ends["o_entries_list"]
+    end = {"index": 0, "value": 0, "end": 1}
+
     # Entries of each list: none, all, a tile and its neighbours, single ones as a token makes them,
     # few in each tile, and any.
     elements = np.arange(depth)
@@ -176,19 +202,7 @@ async def lists(dut, stall):
              elements[::max(1, depth // 5)],
              *(np.flatnonzero(rng.random(depth) < share) for share in rng.random(14) ** 3)]
     uses = [1, 2, config.product_depth + 2, 0, 0, 1, 2, 1, *rng.integers(0, 3, 18).tolist()]
-    reader = cocotb.start_soon(engine_takes(sum(uses)))
-    for indices, count in zip(lists, uses, strict=True):
-        made = [{"index": index, "value": int(rng.integers(-128, 128)), "end": 0}
-                for index in indices.tolist()]
-        # The index of the end says nothing.
-        await entries.send([*made, end | {"index": depth, "value": int(rng.integers(-1, 2))}])
-        for _ in range(count):
-            job = engine.job(int(rng.integers(1, engine.max_rows + 1)))
-            await products_.send([job])
-            expected.append(tuple(job.values()))
-            expected += [(entry["index"], entry["value"]) for entry in made] + ["end"]
-    await reader
-    assert taken == expected
+    await walk(ends, lists, uses)
 
     # A list alone: exact cycles, with and without entries in its first tiles.
     for indices in (elements, elements[-1:], elements[::max(1, depth // 5)], elements[:0]):
@@ -545,17 +559,12 @@ async def load(ends: Ends, program: list[Instruction], first: int = 0) -> None:
         for k, instruction in enumerate(program))
 
 
-@cocotb.test(timeout_time=300, timeout_unit="us")
-@cocotb.parametrize(stall=[0.0, 0.5])
-async def passes(dut, stall):
-    """Execute random programs: every command in order, with the scalars of their time."""
-    ends = Ends(dut, stall=stall, seed=4)
-    await start(dut)
-    units = Units(dut, ends, stall=stall)
+async def execute(ends: Ends, units: Units, count: int) -> None:
+    """Execute ``count`` random programs, and compare the commands of each with it."""
     config, rng = ends.config, ends.rng
     tokens = ends["i_tokens_sequencer"]
     registers = {0: (bf16.one, 0)}
-    for number in range(12):
+    for number in range(count):
         program = random_program(rng, config)
         first = (0, 3, config.program_depth - len(program))[number % 3]
         await load(ends, program, first)
@@ -565,6 +574,15 @@ async def passes(dut, stall):
         # A program of one instruction, once the pass has ended.
         await load(ends, [Instruction(opcode=Opcode.STOP)])
         check_log(config, program, token, registers, units.log)
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def passes(dut, stall):
+    """Execute random programs: every command in order, with the scalars of their time."""
+    ends = Ends(dut, stall=stall, seed=4)
+    await start(dut)
+    await execute(ends, Units(dut, ends, stall=stall), 12)
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
@@ -585,6 +603,30 @@ async def dispatch(dut):
         first = tokens.last_cycle
         await tokens.send([{"token": 1, "start": len(program) - 1}])
         assert tokens.last_cycle - first == dispatch_cycles(config, program)
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+async def begins(dut):
+    """Begin no pass while fetching is late; count positions up to the context, from each start."""
+    ends = Ends(dut, stall=0.0, seed=10)
+    await start(dut)
+    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    await load(ends, [Instruction(opcode=Opcode.STOP)] * 2)
+    dut.late_sequencer.value = 1
+    sending = cocotb.start_soon(tokens.send([{"token": 1, "start": 0}]))
+    for _ in range(10):
+        await RisingEdge(dut.clk)
+        assert not dut.i_tokens_sequencer__ready.value
+    dut.late_sequencer.value = 0
+    await sending
+    if not config.context:
+        return
+    position = 0
+    for first in [*[1] * (config.context + 3), 0, 1, 1, 0, 0, 1]:
+        await tokens.send([{"token": 1, "start": first}])
+        position = min(position + 1, config.context) if first else 0
+        await RisingEdge(dut.clk)
+        assert dut.position_sequencer.value == position
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
@@ -640,3 +682,41 @@ async def faults(dut, kind):
     await RisingEdge(dut.clk)
     await RisingEdge(dut.clk)
     assert dut.i_tokens_sequencer__ready.value
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset while integers compete, lists are walked, instructions decoded and executed."""
+    ends = Ends(dut, stall=0.0, seed=4)
+    await start(dut)
+    # Icarus leaves a field undefined until what it depends on has changed once.
+    with cancelled_tasks():
+        await execute(ends, Units(dut, ends, stall=0.0), 1)
+
+    async def decode(ends):
+        config, rng = ends.config, ends.rng
+        if config.context:
+            dut.known_decoder.value = 1
+        instructions = [random_instruction(rng, config, opcode)
+                        for opcode in rng.permutation(np.array(list(Opcode), object))]
+        cocotb.start_soon(ends["i_decoder"].send(
+            int.from_bytes(encode(instruction), "little") for instruction in instructions))
+        for instruction in instructions:
+            decoded = (await ends["o_decoder"].receive(1))[0]
+            assert decoded.fault == expected_fault(config, instruction, 0), instruction
+            assert decoded.count == instruction.count
+
+    async def run(ends, *, stall, programs):
+        rng, depth = ends.rng, ends.config.list_depth
+        lists = [np.flatnonzero(rng.random(depth) < share) for share in (.5, .01, .9, .1)]
+        lists = [indices[:60] for indices in lists]
+        given = [rng.integers(-1000, 1000, count) for count in (1, 40, 17)]
+        tasks = [cocotb.start_soon(task) for task in (
+            choose(ends, given, timed=not stall), walk(ends, lists, [2, 0, 1, 1]), decode(ends),
+            execute(ends, Units(dut, ends, stall=stall), programs))]
+        for task in tasks:
+            await task
+
+    await resets_in_mid_work(
+        dut, ends.spec, lambda seed: run(Ends(dut, stall=0.3, seed=seed), stall=0.3, programs=2),
+        lambda: run(Ends(dut, stall=0.0, seed=8), stall=0.0, programs=1), resets=8)

