@@ -10,6 +10,7 @@ not at all, is a :class:`HazardError`.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -38,12 +39,15 @@ from sim.golden.bf16 import add, subtract, to_float32
 from sim.golden.largest import largest_rows
 from sim.golden.lmul import exact_product, lmul
 from sim.golden.model import ARITHMETICS, Bf16Arithmetic, ExactProducts, quantize, scale
-from sim.golden.schedule import ListCounts
+from sim.golden.schedule import RESULT_TRANSFERS, ListCounts
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest
 from sim.golden.wina import scores as gate_scores
 
-__all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
+__all__ = ["RESULT_ROOM", "Best", "Emission", "HazardError", "Machine", "MachineFault"]
+
+#: Result transfers that the engine delivers before any is taken.
+RESULT_ROOM = RESULT_TRANSFERS
 
 _LMUL = ARITHMETICS["lmul"]
 assert isinstance(_LMUL, Bf16Arithmetic)
@@ -134,6 +138,7 @@ class _List:
 
     ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too. ``found``
     are their number before a gate. A list of a batch has more than one of ``vectors``.
+    ``whole``: a matrix that it is multiplied with is read whole.
     """
 
     activations: NDArray[np.int8]
@@ -141,6 +146,7 @@ class _List:
     listed: NDArray[np.int64]
     found: int
     vectors: int = 1
+    whole: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -148,6 +154,7 @@ class _Product:
     """Rows of a product that were not taken; by row, ``listed`` are the rows that it has."""
 
     integers: NDArray[np.int32]
+    made_of: _List
     listed: NDArray[np.int64] | None = None
 
 
@@ -206,9 +213,11 @@ class Machine:
         self.trits = 0
         self.skipped = 0
         self.rows = [0, 0]
-        if len({instruction.constant for instruction in self._program
-                if instruction is not None and instruction.opcode is Opcode.STOP}) > 1:
+        stops = {instruction.constant for instruction in self._program
+                 if instruction is not None and instruction.opcode is Opcode.STOP}
+        if len(stops) > 1:
             raise ValueError("Program must not have both STOPs that wait and STOPs that do not")
+        self._waits = stops == {1}
         self.lists: dict[int, list[int]] = {}
         self.reset()
 
@@ -224,6 +233,7 @@ class Machine:
         self._bounds: dict[int, tuple[int, int]] = {}       # of each cache: position, field
         self._scored: NDArray[np.int32] | None = None
         self._scored_elements = 0
+        self._whole = False                                 # fetching reads matrices whole
         self.fault: MachineFault | None = None
 
     def run(self, token: int, start: int = 0) -> list[Emission]:
@@ -246,6 +256,7 @@ class Machine:
         if self.fault is not None:
             raise self.fault
         emissions = []
+        self._begin(start)
         self.position = min(self.position + 1, self.config.context) if start else 0
         self._scored = None
         index = start
@@ -256,6 +267,7 @@ class Machine:
                 self.fault = MachineFault(fault, index)
                 raise self.fault
             self.executed += 1
+            self._walk(instruction)
             if instruction.opcode is Opcode.STOP:
                 break
             try:
@@ -276,6 +288,23 @@ class Machine:
             raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
                               f"products were not taken")
         return emissions
+
+    def _begin(self, start: int) -> None:
+        """Let fetching walk to the instruction that a pass begins at, unless it waits there."""
+        if self._waits:
+            return
+        for index, instruction in enumerate(self._program[:start]):
+            if instruction is None:
+                return
+            if instruction.opcode in ADDRESSED:
+                raise HazardError(f"A pass begins at instruction {start}, but fetching begins at "
+                                  f"the first one and waits for instruction {index}")
+            self._walk(instruction)
+
+    def _walk(self, instruction: Instruction) -> None:
+        """Let fetching see an instruction: whether it reads matrices before lists are known."""
+        if instruction.opcode in (Opcode.TOKEN, Opcode.PACK):
+            self._whole = instruction.function == Function.DENSE
 
     def list_counts(self) -> dict[int, ListCounts]:
         """Return the mean entries of the lists so far, by the index of their PACK."""
@@ -425,6 +454,12 @@ class Machine:
 
     def _execute(self, instruction: Instruction, token: int) -> Emission | None:
         """Execute an instruction that has no fault."""
+        if instruction.opcode in (Opcode.LOAD, Opcode.LOAD_AT, Opcode.SCORE, Opcode.MIX):
+            self._check_order(list(self._products))
+        if instruction.opcode in (Opcode.TOKEN, Opcode.PACK):
+            # The list is written where the one before the newest was.
+            self._check_order(list(itertools.takewhile(
+                lambda product: product.made_of is not self._list, self._products)))
         target, a, count = instruction.target, instruction.a, instruction.count
         match instruction.opcode:
             case Opcode.LOAD:
@@ -458,6 +493,22 @@ class Machine:
                 vector = self._read(a, count)
                 self.registers[target] = _Register(int(_LMUL.inverse_norm(vector)), 0)
         return None
+
+    def _check_order(self, products: list[_Product]) -> None:
+        """Check that the engine multiplies products of which nothing is taken meanwhile.
+
+        It begins the next one when all results of the one before are in its queue; those of a
+        product by row come while it is multiplied.
+        """
+        lanes = self.config.vector_lanes
+        transfers = sum(-(-len(product.integers) // lanes) if product.listed is None
+                        else len(product.listed) + 1
+                        for index, product in enumerate(products)
+                        if product.listed is not None or index < len(products) - 1)
+        if transfers > RESULT_ROOM:
+            raise HazardError(f"Products that are not taken have {transfers} result transfers, of "
+                              f"which the engine delivers {RESULT_ROOM}: the instruction would "
+                              f"wait for one behind it")
 
     def _store(self, address: int, values: NDArray) -> None:
         """Write numbers to memory, and forget the matrices that they change."""
@@ -548,7 +599,7 @@ class Machine:
             vectors, self._slots = np.stack(self._slots), []
         self._by_row = None
         count = vectors.shape[1]
-        self._list = _List(vectors, count, np.arange(count), count, part.vectors)
+        self._list = _List(vectors, count, np.arange(count), count, part.vectors, whole=True)
 
     def _pack(self, instruction: Instruction) -> None:
         if instruction.function == Function.DENSE and instruction.constant:
@@ -588,7 +639,8 @@ class Machine:
                                   "was not taken")
             self._by_row = values
         listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
-        self._list = _List(values, len(values), listed, int(found))
+        self._list = _List(values, len(values), listed, int(found),
+                           whole=function == Function.DENSE)
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 
     def _drain(self, instruction: Instruction) -> None:
@@ -596,7 +648,7 @@ class Machine:
         product = self._products.popleft()
         integers, left = np.split(product.integers, [instruction.count])
         if len(left):
-            self._products.appendleft(_Product(left))
+            self._products.appendleft(_Product(left, product.made_of))
         numbers = scale(integers[np.newaxis], np.array([factor.number], np.uint16),
                         np.array([factor.exponent], np.int32))[0]
         if instruction.function == Function.RELU:
@@ -626,6 +678,9 @@ class Machine:
         if self._list is None:
             raise HazardError("A matrix is multiplied, but there is no list")
         by_row = instruction.function == Function.BY_ROW
+        if not by_row and self._list.whole != self._whole:
+            raise HazardError("The matrix is read as the nearest PACK before it in the program "
+                              "says, but that did not make the list")
         # What the list names: columns, or rows.
         columns = instruction.a if by_row else instruction.count
         if self._list.columns and self._list.columns != columns:
@@ -660,7 +715,8 @@ class Machine:
         product = self._matrix(instruction)("", activations).reshape(-1)
         # Like the adders, sums wrap around; the compiler proves that none does.
         half = 1 << (self.config.engine.accumulator_width - 1)
-        self._products.append(_Product(((product + half) & (2 * half - 1)) - half, listed))
+        self._products.append(_Product(((product + half) & (2 * half - 1)) - half, self._list,
+                                       listed))
 
     def _matrix(self, instruction: Instruction) -> ExactProducts:
         """Unpack the matrix of a MATMUL, once."""
