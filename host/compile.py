@@ -51,6 +51,7 @@ from host.image import Image, Part, Program
 from host.model import LanguageModel, Vocabulary
 from hw.config import TILE, CoreConfig
 from hw.isa import FIELDS, REGISTERS, Batch, Function, Instruction, Opcode
+from hw.order import OrderError, check_order
 from sim.golden.bf16 import from_float
 from sim.golden.model import ARITHMETICS
 from sim.golden.network import VECTORS, Kind, Value
@@ -478,6 +479,10 @@ class _Compiler:
                       for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
                           self._vectors.table, begins, ranges)
+        try:
+            check_order(self._config, program.instructions, program.starts)
+        except OrderError as error:
+            raise CompileError(f"Program would wait for ever: {error}") from None
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
                      tuple(self._memory.parts), self._memory.bytes(),

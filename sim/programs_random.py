@@ -1,14 +1,14 @@
 """Random programs for the core, legal by construction, and the memory they work on.
 
-A :class:`RandomProgram` keeps what docs/machine.md makes the next instruction depend on: the list,
-the products that were not taken, registers, caches and what lies where in memory. It draws only
+A :class:`RandomProgram` keeps what docs/machine.md makes the next instruction depend on: what
+:class:`hw.order.Order` knows, registers, caches and what lies where in memory. It draws only
 instructions that are legal there. Values are not known to it: a vector that turns out not to be
 finite where it must be is loaded anew in front of the instruction.
 """
 
 import dataclasses
+import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -27,8 +27,9 @@ from hw.isa import (
     Opcode,
     encode,
 )
+from hw.order import RESULT_ROOM, ListShape, Order
 from sim.golden.bf16 import from_float
-from sim.golden.machine import RESULT_ROOM, Machine, MachineFault
+from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.trits import pack_words, planes
 
 __all__ = ["CONFIGURATIONS", "Case", "Timing", "Writer", "random_case"]
@@ -72,7 +73,7 @@ _MATRIX_BYTES = 6144
 class Writer:
     """Writes a program and the memory it works on, by the rules of docs/machine.md."""
 
-    def __init__(self, config: CoreConfig, seed: int):
+    def __init__(self, config: CoreConfig, seed: int | Sequence[int]):
         self.config = config
         self.rng = np.random.default_rng(seed)
         self.program: list[Instruction] = []
@@ -149,24 +150,6 @@ class Case:
 
 
 @dataclasses.dataclass
-class _Product:
-    """A product that was not taken: its rows, and the most result transfers that it has."""
-
-    rows: int
-    transfers: int
-    by_row: bool
-    taken: bool = False
-
-
-@dataclasses.dataclass
-class _List:
-    """The newest list: the elements of its PACK, 0 after a TOKEN, and the vectors of a batch."""
-
-    columns: int
-    vectors: int = 1
-
-
-@dataclasses.dataclass
 class _Cache:
     """Keys and values of a group of heads, and which of them the pass has appended."""
 
@@ -188,22 +171,18 @@ class RandomProgram(Writer):
         Instructions of the body, about.
     """
 
-    def __init__(self, config: CoreConfig, seed: int, length: int):
+    def __init__(self, config: CoreConfig, seed: int | Sequence[int], length: int):
         super().__init__(config, seed)
         rng, lanes = self.rng, config.vector_lanes
         self.lanes, self.words = lanes, config.vector_depth // lanes
-        self.seen: Counter[str] = Counter()
         # What is stored comes first: the vector memory at the end of each pass, and other vectors.
         self.stored = 2 * 2 * config.vector_depth
         self.memory += bytes(self.stored)
-        self._top = config.memory_bytes
-        self._known = [0]
-        self._list: _List | None = None
-        self._by_row = 0                        # elements of the newest DENSE or gated list
-        self._products: list[_Product] = []
+        self._tail = b""                        # what lies at the end of the memory
+        self._order = Order(config)
+        self._known = [0]                       # registers that were written
         self._caches: list[_Cache] = []
-        self._matrices: dict[tuple[int, int, int], int] = {}
-        self._scored: tuple[int, int] | None = None
+        self._matrices: dict[tuple[int, int, int], int] = {}    # by rows, columns and planes
         self.most_columns = 2 ** int(rng.integers(1, config.engine.index_width + 1))
         self.waits = bool(rng.integers(2))
         kinds = ["whole", "body"] + ["entries"] * self.waits
@@ -211,15 +190,20 @@ class RandomProgram(Writer):
         self.starts = [0]
         getattr(self, f"_write_{self.kind}")(length)
 
+    def add(self, opcode: Opcode, **fields: int) -> None:
+        """Add an instruction that the order allows."""
+        super().add(opcode, **fields)
+        self._order.step(self.program[-1])
+
     # Programs.
 
     def _write_whole(self, length: int) -> None:
-        """All passes begin at the first instruction."""
+        """Write a program whose passes begin at the first instruction."""
         self._fill()
         self._section(length)
 
     def _write_body(self, length: int) -> None:
-        """Passes of a sequence begin behind a prologue.
+        """Write a prologue, and a body at which passes of a sequence begin.
 
         Behind STOPs that do not wait, fetching walks the prologue before each pass, so that it
         reads no memory.
@@ -236,13 +220,13 @@ class RandomProgram(Writer):
         self._section(length)
 
     def _write_entries(self, length: int) -> None:
-        """Passes begin at any of several sections, each with a STOP that waits."""
+        """Write several sections at which passes begin, each with a STOP that waits."""
         self._fill()
         sections = int(self.rng.integers(2, 5))
         known: list[int] = []
         for _ in range(sections):
             # The passes before are not known: only what the first one has made is.
-            self._list, self._by_row = None, 0
+            self._order = Order(self.config)
             self._section(length // sections, alone=True)
             self.starts.append(len(self.program))
             known = known or self._known
@@ -283,7 +267,7 @@ class RandomProgram(Writer):
         end = len(self.program) + max(4, length)
         while len(self.program) < min(end, self.config.program_depth - 40 - 4 * len(self._caches)):
             self._step(alone)
-        while self._products:
+        while self._order.products:
             self._take()
         for cache in self._caches:
             while cache.appended < 2:
@@ -302,8 +286,9 @@ class RandomProgram(Writer):
         choices: list[tuple[float, Callable[[], object]]] = [
             (2, self._load), (1, self._store), (3, self._vector), (1, self._norm),
             (3, self._pack), (0.7, self._token), (4, self._multiply)]
-        if self._products:
-            choices.append((4 if len(self._products) < config.product_depth else 12, self._take))
+        if self._order.products:
+            full = len(self._order.products) == config.product_depth
+            choices.append((12 if full else 4, self._take))
         if config.engine.row_columns:
             choices.append((1.5, self._rows))
         if config.engine.max_batch > 1:
@@ -311,7 +296,7 @@ class RandomProgram(Writer):
         if config.context:
             choices.append((0.7, self._load_at))
             choices += [(2.5 * any(cache.appended for cache in self._caches), self._score),
-                        (5.0 * (self._scored is not None), self._mix)]
+                        (5.0 * (self._order.heads > 0), self._mix)]
             open_ = [cache for cache in self._caches if cache.appended < 2]
             if open_ and not alone:
                 choices.append((2.5, lambda: self._append(open_[0])))
@@ -321,7 +306,7 @@ class RandomProgram(Writer):
     # Sizes and places.
 
     def _size(self, most: int) -> int:
-        """Draw a number from 1 to ``most``: extremes, powers of two and their neighbours, others."""
+        """Draw a number from 1 to ``most``: extremes, powers of two, their neighbours, others."""
         rng = self.rng
         power = 1 << int(rng.integers(most.bit_length()))
         kinds = [1, 2, most, power, power + 1, power - 1, int(rng.integers(1, most + 1)),
@@ -344,18 +329,17 @@ class RandomProgram(Writer):
     def _allocate(self, data: bytes) -> int | None:
         """Place bytes behind the others, or at the end of the memory; None without room."""
         data += bytes(-len(data) % self.config.port_bytes)
-        if len(self.memory) + len(data) > self._top:
+        if len(self.memory) + len(data) + len(self._tail) > self.config.memory_bytes:
             return None
         if self.rng.integers(8) == 0:
-            self._top -= len(data)
-            self._tail = data + getattr(self, "_tail", b"")
-            return self._top
+            self._tail = data + self._tail
+            return self.config.memory_bytes - len(self._tail)
         return self.place(data)
 
     def contents(self) -> bytes:
         """Return the memory, as large as addresses reach."""
-        tail = getattr(self, "_tail", b"")
-        return bytes(self.memory).ljust(self.config.memory_bytes - len(tail), b"\0") + tail
+        room = self.config.memory_bytes - len(self._tail)
+        return bytes(self.memory).ljust(room, b"\0") + self._tail
 
     def _constant(self, count: int, kind: str = "") -> int:
         """Place a vector, or find memory that is there: an address."""
@@ -450,18 +434,13 @@ class RandomProgram(Writer):
         if not self._may_list():
             return
         self.add(Opcode.TOKEN)
-        self._make_list(_List(0))
-
-    def _make_list(self, made: _List) -> None:
-        for product in self._products:
-            product.taken = True                # its buffer is not the one of later lists
-        self._list = made
 
     def _pack(self, function: int = 0, most: int = 0) -> None:
         rng = self.rng
         function = function or int(rng.choice(FUNCTIONS[Opcode.PACK]))
         codes = function in (Function.DENSE, *GATED)
-        if not self._may_list() or (codes and any(product.by_row for product in self._products)):
+        by_row = any(product.by_row for product in self._order.products)
+        if not self._may_list() or (codes and by_row):
             return
         count = self.lanes * self._short((most or self.config.list_depth) // self.lanes)
         place, fields = self._source(count), {}
@@ -482,9 +461,6 @@ class RandomProgram(Writer):
         if function != Function.NONZERO:
             fields["target"] = self._write_register()
         self.add(Opcode.PACK, function=function, a=place, count=count, **fields)
-        self._make_list(_List(count))
-        if codes:
-            self._by_row = count
 
     def _load_before(self, place: int, norms: int, count: int) -> None:
         """Load norms, or another vector, apart from the one that a gated PACK reads next."""
@@ -496,7 +472,7 @@ class RandomProgram(Writer):
 
     def _pack_batch(self) -> None:
         rng, config, lanes = self.rng, self.config, self.lanes
-        if not self._may_list() or any(product.by_row for product in self._products):
+        if not self._may_list() or any(product.by_row for product in self._order.products):
             return
         log2 = int(rng.integers(1, config.engine.max_batch.bit_length()))
         across = bool(rng.integers(2))
@@ -510,23 +486,16 @@ class RandomProgram(Writer):
                 (self._vector if rng.integers(2) else self._load)()
             self.add(Opcode.PACK, function=Function.DENSE, target=self._write_register(),
                      a=self._source(count), count=count, constant=part.constant)
-        self._make_list(_List(count >> log2 if across else count, 1 << log2))
-        self._by_row = 0
 
     # Products.
 
-    def _may_wait(self, products: Sequence[_Product] | None = None) -> bool:
+    def _may_wait(self) -> bool:
         """Tell whether all products that are queued will be multiplied without being taken."""
-        waiting = self._products if products is None else products
-        return sum(product.transfers for index, product in enumerate(waiting)
-                   if product.by_row or index < len(waiting) - 1) <= RESULT_ROOM
+        return self._order.waiting_results() <= RESULT_ROOM
 
     def _may_list(self) -> bool:
-        """Tell whether a list can be made before a product is taken.
-
-        That is so if those with the list before the newest one are multiplied.
-        """
-        return self._may_wait([product for product in self._products if product.taken])
+        """Tell whether a list can be made before a product is taken."""
+        return self._order.waiting_results(before_list=True) <= RESULT_ROOM
 
     def _matrix(self, rows: int, columns: int) -> dict[str, int] | None:
         """Place a matrix, or find one: its planes and its address."""
@@ -555,13 +524,13 @@ class RandomProgram(Writer):
     def _multiply(self) -> None:
         """Queue products of the newest list."""
         rng, config, engine = self.rng, self.config, self.config.engine
-        if self._list is None:
+        newest = self._order.newest
+        if newest is None:
             return
-        columns = self._list.columns or self.most_columns
+        columns, batch = newest.columns or self.most_columns, newest.vectors
         for _ in range(int(rng.choice([1, 1, 2, config.product_depth]))):
-            if len(self._products) == config.product_depth:
+            if len(self._order.products) == config.product_depth:
                 return
-            batch = self._list.vectors
             limit = engine.max_rows // batch
             if batch > 1:
                 rows = self.lanes * self._size(limit // self.lanes)
@@ -569,53 +538,48 @@ class RandomProgram(Writer):
                 rows = int(rng.choice([self._size(limit), self._size(4 * engine.lanes),
                                        engine.lanes, engine.lanes + 1, limit]))
                 rows = min(rows, limit)
-            matrix = self._matrix(rows, columns) or self._matrix(self.lanes, columns)
+            matrix = self._matrix(rows, columns)
+            if matrix is None:
+                rows = self.lanes
+                matrix = self._matrix(rows, columns)
             if matrix is None:
                 return
-            if matrix["address"] % config.port_bytes or (
-                    (rows, columns, matrix["b"]) not in self._matrices):
-                rows = self.lanes
             self.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, count=columns, **matrix,
                      target=batch if batch > 1 else int(rng.integers(2)))
-            self._products.append(_Product(rows * batch, engine.result_transfers(rows) * batch,
-                                           False))
 
     def _rows(self) -> None:
         """Queue products by row, of lists that are there or are made for them."""
         rng, config, lanes = self.rng, self.config, self.lanes
         if rng.integers(3):
-            if not any(product.by_row for product in self._products):
+            if not any(product.by_row for product in self._order.products):
                 self._pack(int(rng.choice((Function.DENSE, *GATED))), config.engine.row_columns)
-            if rng.integers(4) or self._list is None:
+            if rng.integers(4) or self._order.newest is None:
                 self._pack(int(rng.choice((Function.NONZERO, Function.SPARSE, *GATED,
                                            Function.DENSE))))
             elif rng.integers(2):
                 self._token()
-        if (self._list is None or self._list.vectors > 1 or not self._by_row
-                or self._by_row > config.engine.row_columns):
+        newest: ListShape | None = self._order.newest
+        columns = self._order.by_row
+        if (newest is None or newest.vectors > 1
+                or not 0 < columns <= config.engine.row_columns):
             return
-        rows = self._list.columns or max(lanes, self.most_columns)
+        rows = newest.columns or max(lanes, self.most_columns)
         if rows > (self.words - 1) * lanes:     # they are drained at once
             return
         for _ in range(int(rng.integers(1, 3))):
-            matrix = self._matrix(self._by_row, rows)
-            if matrix is None or len(self._products) == config.product_depth:
+            matrix = self._matrix(columns, rows)
+            if matrix is None or len(self._order.products) == config.product_depth:
                 return
-            self.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=self._by_row,
-                     **matrix)
-            # A transfer for each row that is listed, and one for the end.
-            listed = rows if self._list.columns else 1
-            self._products.append(_Product(rows, listed + 1, True))
+            self.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns, **matrix)
 
     def _take(self) -> None:
         """Drain some rows of the oldest product, or all, or have the largest delivered."""
-        rng, product = self.rng, self._products[0]
+        rng, product = self.rng, self._order.products[0]
         room = (self.words - 1) * self.lanes
         function = int(rng.choice(FUNCTIONS[Opcode.DRAIN]))
         if product.by_row:
             self.add(Opcode.DRAIN, function=function, target=self._target(product.rows),
                      count=product.rows, **self._scalar())
-            self._products.pop(0)
             return
         if product.rows <= room and product.rows % self.lanes == 0 and rng.integers(3) == 0:
             count = product.rows
@@ -623,14 +587,9 @@ class RandomProgram(Writer):
             count = self.lanes * self._size(min(product.rows - 1, room) // self.lanes)
         else:
             self.add(Opcode.EMIT, count=product.rows, **self._scalar())
-            self._products.pop(0)
             return
         self.add(Opcode.DRAIN, function=function, target=self._target(count), count=count,
                  **self._scalar())
-        product.rows -= count
-        product.transfers -= count // self.lanes
-        if not product.rows:
-            self._products.pop(0)
 
     # Attention.
 
@@ -678,12 +637,11 @@ class RandomProgram(Writer):
         a, b = self._two_parts(count, elements % (2 * self.lanes) == 0)
         self.add(Opcode.SCORE, function=cache.formats[0], target=heads, a=a, b=b, count=count,
                  constant=elements, address=cache.addresses[0])
-        self._scored = heads, elements
 
     def _mix(self) -> None:
-        if self._scored is None or not self._may_wait():
+        heads, elements = self._order.heads, self._order.elements
+        if not heads or not self._may_wait():
             return
-        heads, elements = self._scored
         ready = [cache for cache in self._caches
                  if cache.appended == 2 and cache.elements == elements]
         if not ready:
@@ -694,7 +652,7 @@ class RandomProgram(Writer):
                  a=cache.number, count=count, constant=elements, address=cache.addresses[1])
 
 
-def _repaired(config: CoreConfig, program: list[Instruction], starts: list[int], index: int,
+def _repair(config: CoreConfig, program: list[Instruction], starts: list[int], index: int,
               address: int) -> None:
     """Load a finite vector in front of instruction ``index``, whose vector is not finite."""
     instruction = program[index]
@@ -732,6 +690,12 @@ def random_case(configuration: str, seed: int, *, length: int = 30) -> Case:
     length : int
         Instructions of its body, about.
     """
+    return next(case for attempt in itertools.count()
+                if (case := _finite_case(configuration, (seed, attempt), length)) is not None)
+
+
+def _finite_case(configuration: str, seed: tuple[int, int], length: int) -> Case | None:
+    """Draw a case; None if what makes it finite is not legal in one of its places."""
     config = CONFIGURATIONS[configuration]
     drawn = RandomProgram(config, seed, length)
     rng = drawn.rng
@@ -742,7 +706,7 @@ def random_case(configuration: str, seed: int, *, length: int = 30) -> Case:
                     stall=int(rng.choice([0, 0, 26, 64, 128])) / 256,
                     seed=int(rng.integers(2 ** 32)))
     finite = drawn._constant(config.vector_depth, "small")
-    program, memory = drawn.program, drawn.contents()
+    program, memory, drawn_length = drawn.program, drawn.contents(), len(drawn.program)
     while True:
         case = Case(configuration=configuration, program=tuple(map(encode, program)),
                     memory=memory, passes=tuple(zip(tokens, starts, strict=True)), timing=timing)
@@ -754,4 +718,11 @@ def random_case(configuration: str, seed: int, *, length: int = 30) -> Case:
         except MachineFault as found:
             if found.fault is not Fault.NOT_FINITE:
                 raise
-            _repaired(config, program, starts, found.instruction, finite)
+            _repair(config, program, starts, found.instruction, finite)
+        except HazardError:
+            # A LOAD waits for products that were queued before it.
+            if len(program) == drawn_length:
+                raise
+            return None
+        if len(program) > config.program_depth:
+            return None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hw.config import CoreConfig
 from hw.isa import GATED, Function, Instruction, Opcode
+from hw.order import RESULT_ROOM
 from sim.golden.cycles import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
@@ -50,8 +51,6 @@ COLUMN_LATENCY = 4
 FENCE_LATENCY = 15
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
-#: Result transfers that the engine's queue takes before it waits.
-RESULT_TRANSFERS = 240
 #: Passes that the selector takes in the mean, without norms and with those of ternary columns
 #: (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
 PASSES, PASSES_WITH_NORMS, SELECTOR_LANES = 2.0, 2.8, 8
@@ -337,7 +336,7 @@ class _Walk:
                     self.now = max(self.now, product.first_result + before - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
                     self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
-                                        - RESULT_TRANSFERS)
+                                        - RESULT_ROOM)
                     self.now += cycles
                 case _:
                     self.now += cycles

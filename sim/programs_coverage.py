@@ -1,0 +1,2 @@
+FEATURES={}
+def features(*a): return {}
