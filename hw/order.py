@@ -271,6 +271,9 @@ def check_order(config: CoreConfig, instructions: Sequence[Instruction | None],
             if instruction.opcode in ADDRESSED:
                 raise OrderError(f"A pass begins at instruction {start}, but fetching begins at "
                                  f"the first one and waits for instruction {index}")
+            if instruction.opcode is Opcode.STOP:
+                raise OrderError(f"A pass begins at instruction {start}, but fetching turns back "
+                                 f"at the STOP at {index}")
         order = Order(config)
         for index in range(start, len(instructions)):
             instruction = instructions[index]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,13 @@ from hw.formats.minifloat import bf16
 from hw.isa import FIELDS, INSTRUCTION_BYTES, USED, Function, Instruction, Opcode, decode, encode
 from sim.programs_random import Case
 
-__all__ = ["MISTAKES", "with_mistake"]
+__all__ = ["MISTAKES", "changed_field", "with_mistake"]
+
+
+def changed_field(instruction: Instruction, name: str, value: int) -> Instruction:
+    """Return an instruction with another value of a field."""
+    fields: dict[str, Any] = {name: value}
+    return dataclasses.replace(instruction, **fields)
 
 
 def _instructions(case: Case) -> list[Instruction]:
@@ -46,7 +53,7 @@ def _field(case: Case, rng: np.random.Generator) -> Case | None:
                int(rng.integers(2 ** FIELDS[name])))[rng.integers(4)]
     if not 0 <= changed < 2 ** FIELDS[name]:
         return None
-    return _changed(case, index, 1, dataclasses.replace(instruction, **{name: changed}))
+    return _changed(case, index, 1, changed_field(instruction, name, changed))
 
 
 def _opcode(case: Case, rng: np.random.Generator) -> Case | None:
@@ -98,14 +105,15 @@ def _not_finite(case: Case, rng: np.random.Generator) -> Case | None:
 
 def _no_end(case: Case, rng: np.random.Generator) -> Case | None:
     """Cut the program off."""
-    end = int(rng.choice([len(case.program) - 1, rng.integers(1, len(case.program))]))
+    length = len(case.program)
+    end = (length - 1, int(rng.integers(1, length)))[rng.integers(2)]
     return dataclasses.replace(case, program=case.program[:end])
 
 
 def _start(case: Case, rng: np.random.Generator) -> Case | None:
     """Begin the last pass at any instruction, or behind all of them."""
-    start = int(rng.choice([rng.integers(len(case.program)), len(case.program),
-                            case.config.program_depth - 1]))
+    length = len(case.program)
+    start = (int(rng.integers(length)), length, case.config.program_depth - 1)[rng.integers(3)]
     return dataclasses.replace(case, passes=(*case.passes[:-1], (case.passes[-1][0], start)))
 
 
@@ -125,8 +133,8 @@ def _batch(case: Case, rng: np.random.Generator) -> Case | None:
     index = int(rng.choice(places))
     instruction = decode(case.program[index])
     name = "target" if instruction.opcode is Opcode.MATMUL else "constant"
-    return _changed(case, index, 1, dataclasses.replace(
-        instruction, **{name: int(rng.integers(2 ** int(rng.integers(1, 13))))}))
+    return _changed(case, index, 1, changed_field(
+        instruction, name, int(rng.integers(2 ** int(rng.integers(1, 13))))))
 
 
 #: Mistakes by name, and how often each is made.

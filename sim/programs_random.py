@@ -238,8 +238,8 @@ class RandomProgram(Writer):
         rng, context = self.rng, self.config.context or 8
         starts = [0]
         if self.kind == "body":
-            most = context - 1 if self._caches and rng.integers(3) == 0 else 2
-            starts += [self.starts[1]] * int(rng.integers(1, most + 1))
+            most = context - 1 if self._caches and rng.integers(2) else 2
+            starts += [self.starts[1]] * self._pick(most, rng.integers(1, most + 1))
             starts += [0, self.starts[1]][:int(rng.integers(3))]    # a new sequence
         else:
             others = self.starts[1:] or [0]
@@ -304,6 +304,9 @@ class RandomProgram(Writer):
         choices[int(self.rng.choice(len(choices), p=weights / weights.sum()))][1]()
 
     # Sizes and places.
+
+    def _pick(self, *values: int | np.int64) -> int:
+        return int(values[int(self.rng.integers(len(values)))])
 
     def _size(self, most: int) -> int:
         """Draw a number from 1 to ``most``: extremes, powers of two, their neighbours, others."""
@@ -422,9 +425,9 @@ class RandomProgram(Writer):
 
     def _scalar(self) -> dict[str, int]:
         rng = self.rng
-        constant = int(rng.choice([bf16.one, 0, rng.integers(0x3C00, 0x4000),
-                                   rng.integers(0x3E00, 0x4000), rng.integers(0x8000, 0xC000),
-                                   rng.integers(bf16.infinity)]))
+        constant = self._pick(bf16.one, 0, rng.integers(0x3C00, 0x4000),
+                              rng.integers(0x3E00, 0x4000), rng.integers(0x8000, 0xC000),
+                              rng.integers(bf16.infinity))
         return {"a": int(rng.choice(self._known)), "b": int(rng.choice([0, *self._known])),
                 "constant": constant}
 
@@ -457,7 +460,7 @@ class RandomProgram(Writer):
             fields["constant"] = int(rng.choice([1, max(1, count // 2), count, count + 1,
                                                  2 ** 16 - 1, self._size(count)]))
         if function == Function.THRESHOLD:
-            fields["address"] = int(rng.choice([0, 1, 1000, 2 ** 30 - 1, rng.integers(2 ** 28)]))
+            fields["address"] = self._pick(0, 1, 1000, 2 ** 30 - 1, rng.integers(2 ** 28))
         if function != Function.NONZERO:
             fields["target"] = self._write_register()
         self.add(Opcode.PACK, function=function, a=place, count=count, **fields)
@@ -500,7 +503,7 @@ class RandomProgram(Writer):
     def _matrix(self, rows: int, columns: int) -> dict[str, int] | None:
         """Place a matrix, or find one: its planes and its address."""
         rng, engine = self.rng, self.config.engine
-        count = int(rng.choice([1, engine.max_planes, rng.integers(1, engine.max_planes + 1)]))
+        count = self._pick(1, engine.max_planes, rng.integers(1, engine.max_planes + 1))
         size = columns * engine.column_bytes(rows, count)
         if size > _MATRIX_BYTES:
             return None
@@ -679,22 +682,23 @@ def _repair(config: CoreConfig, program: list[Instruction], starts: list[int], i
     starts[:] = [start + len(added) * (start > at) for start in starts]
 
 
-def random_case(configuration: str, seed: int, *, length: int = 30) -> Case:
+def random_case(configuration: str, seed: int | tuple[int, ...], *, length: int = 30) -> Case:
     """Draw a legal case.
 
     Parameters
     ----------
     configuration : str
         Key of :data:`CONFIGURATIONS`.
-    seed : int
+    seed : int or tuple of int
     length : int
         Instructions of its body, about.
     """
+    seeds = (seed,) if isinstance(seed, int) else seed
     return next(case for attempt in itertools.count()
-                if (case := _finite_case(configuration, (seed, attempt), length)) is not None)
+                if (case := _finite_case(configuration, (*seeds, attempt), length)) is not None)
 
 
-def _finite_case(configuration: str, seed: tuple[int, int], length: int) -> Case | None:
+def _finite_case(configuration: str, seed: tuple[int, ...], length: int) -> Case | None:
     """Draw a case; None if what makes it finite is not legal in one of its places."""
     config = CONFIGURATIONS[configuration]
     drawn = RandomProgram(config, seed, length)

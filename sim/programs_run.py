@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hw.isa import USED, Opcode, decode, disassemble, encode
 from sim.golden.machine import Best, Machine, MachineFault
 from sim.library import SimulatorStopped
+from sim.programs_illegal import changed_field
 from sim.programs_random import CONFIGURATIONS, Case, Timing
 from sim.verilated_machine import VerilatedMachine
 
@@ -283,6 +284,6 @@ def _simpler(case: Case, index: int) -> list[bytes]:
         value = getattr(instruction, name)
         smaller = {"count": (lanes, value // 2, value - lanes), "function": ()}.get(
             name, (0, 1, lanes, value // 2 // lanes * lanes))
-        found += [encode(dataclasses.replace(instruction, **{name: other}))
+        found += [encode(changed_field(instruction, name, other))
                   for other in smaller if 0 <= other < value]
     return found

@@ -245,20 +245,19 @@ class Machine:
         """
         if self.fault is not None:
             raise self.fault
-        emissions = []
+        emissions: list[Emission] = []
         self._order.begin()
         self.position = min(self.position + 1, self.config.context) if start else 0
         self._scored = None
         index = start
         while True:
             instruction = self._program[index] if index < len(self._program) else None
-            fault = Fault.OPCODE if instruction is None else self._check(instruction)
-            if fault is not Fault.NONE or instruction is None:
-                self.fault = MachineFault(fault, index)
-                raise self.fault
-            self.executed += 1
             try:
-                self._order.step(instruction)
+                fault = Fault.OPCODE if instruction is None else self._check(instruction)
+                if fault is not Fault.NONE or instruction is None:
+                    self.fault = MachineFault(fault, index)
+                    raise self.fault
+                self.executed += 1
                 with np.errstate(invalid="ignore", over="ignore"):
                     emission = self._execute(instruction, token)
             except (HazardError, OrderError) as error:
@@ -323,13 +322,15 @@ class Machine:
             return Fault.HEADS
         if not self._batch_fits(instruction):
             return Fault.BATCH
+        if opcode in (Opcode.DRAIN, Opcode.EMIT) and not self._order.takes(instruction):
+            return Fault.NO_PRODUCT
+        # What breaks the order has no result, whatever the vectors hold.
+        self._order.step(instruction)
         if (opcode in (Opcode.APPEND, Opcode.SCORE)
                 or (opcode is Opcode.PACK and instruction.function != Function.NONZERO)):
             vector = self._two_parts(instruction)
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
-        if opcode in (Opcode.DRAIN, Opcode.EMIT) and not self._order.takes(instruction):
-            return Fault.NO_PRODUCT
         return Fault.NONE
 
     def _heads_fit(self, instruction: Instruction) -> bool:
