@@ -154,10 +154,9 @@ class Campaign:
     def illegal(self, count: int) -> None:
         """Run cases with a mistake; their legal form is another one than those of :meth:`legal`."""
         for index in range(count):
-            base = -1 - index // _MISTAKES
-            case = self._draw(base % 2 ** 32)
-            rng = np.random.default_rng((self.seed, index))
-            name, case = with_mistake(case, rng)
+            if index % _MISTAKES == 0:
+                base = self._draw(2 ** 32 - 1 - index // _MISTAKES)
+            name, case = with_mistake(base, np.random.default_rng((self.seed, index)))
             self.mistakes[name] += 1
             self._judge(f"illegal-{index}", case, legal=False)
 

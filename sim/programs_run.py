@@ -70,6 +70,7 @@ class Outcome:
     cycles: int
 
 
+@functools.lru_cache(maxsize=1)
 def expected(case: Case, make: Callable[[Case], Machine] = Case.machine) -> Expected:
     """Run a case on the golden machine.
 
