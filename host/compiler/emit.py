@@ -16,6 +16,7 @@ from host.models.base import LanguageModel
 from host.text.vocabulary import Vocabulary
 from hw.config import CoreConfig
 from hw.isa import REGISTERS, Batch, Function, Instruction, Opcode
+from hw.order import OrderError, check_order
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import from_float
 from sim.golden.graph import VECTORS, Kind, Value
@@ -141,6 +142,10 @@ class Compiler:
                       for part in product.parts)
         program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
                           self._vectors.table, begins, ranges)
+        try:
+            check_order(self._config, program.instructions, program.starts)
+        except OrderError as error:
+            raise CompileError(f"Program would wait for ever: {error}") from None
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
                      tuple(self._memory.parts), self._memory.bytes(),

@@ -20,6 +20,7 @@ from host.errors import TallyError
 from host.text.vocabulary import Vocabulary
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
+from hw.order import OrderError, check_order
 
 __all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
            "read_image", "write_image"]
@@ -95,6 +96,12 @@ class Program:
             bisect.bisect(self.ranges, token, key=lambda entry: entry[0]) - 1]
         column = token - first
         return ((column, announced), (column, 0)) if new else ((column, start),)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """Where passes begin."""
+        ranges = [start for _, *starts in self.ranges for start in starts]
+        return tuple(dict.fromkeys((0, self.body, *self.prefill, *ranges)))
 
     def token(self) -> tuple[Instruction, ...]:
         """Return the instructions of a token that continues a sequence, up to their STOP."""
@@ -255,7 +262,8 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
     ------
     ImageError
         If the file cannot be opened, is no image, is damaged, or was made for a configuration
-        under which the device would compute something else.
+        under which the device would compute something else; or if its program has an order of
+        instructions that the device would wait in for ever.
     """
     path = Path(path)
     try:
@@ -291,7 +299,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
     # Arrays of JSON are lists, those of a vocabulary tuples.
     words: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                              for key, value in (fields["vocabulary"] or {}).items()}
-    return Image(
+    image = Image(
         config=config or made_for, model=fields["model"], vocab=fields["vocab"],
         program=Program(
             instructions=tuple(decode(program[k:k + INSTRUCTION_BYTES])
@@ -305,6 +313,11 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
         parts=tuple(parts), memory=memory,
         vocabulary=Vocabulary(**words) if words else None, context=fields["context"],
         room=fields["room"])
+    try:
+        check_order(image.config, image.program.instructions, image.program.starts)
+    except OrderError as error:
+        raise ImageError(f"{path}: its program cannot be executed: {error}") from None
+    return image
 
 
 def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:

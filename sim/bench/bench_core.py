@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections import deque
+from collections.abc import Sequence
 
 import cocotb
 import numpy as np
@@ -12,43 +13,23 @@ import pytest
 from cocotb.triggers import RisingEdge
 
 from hw.accelerator import Core
-from hw.config import CoreConfig, EngineConfig
+from hw.config import CoreConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, encode
+from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, decode, encode
+from sim import programs_random
 from sim.golden.bf16 import from_float
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.golden.quantizer import quantize
 from sim.golden.top_k import kept_count
-from sim.golden.trits import pack_words, planes
 from sim.golden.wina import scores
+from sim.programs_random import Writer, random_case
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import instruction_cycles, select_cycles, threshold_cycles
 
-CONFIGURATIONS = {
-    "small": CoreConfig(
-        engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=20, accumulator_depth=16,
-                            max_planes=3, max_batch=4, index_width=9, port_bytes=4,
-                            row_columns=64),
-        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
-        address_width=16),
-    # A word of the vector memory is one transfer, and a weight word is smaller than one.
-    "equal": CoreConfig(
-        engine=EngineConfig(lanes=16, result_lanes=4, accumulator_width=24, accumulator_depth=8,
-                            max_planes=2, max_batch=2, index_width=8, packing="1in2",
-                            port_bytes=8),
-        vector_depth=1024, program_depth=512, list_depth=128, queue_words=64, best=1,
-        address_width=16),
-    # Heads take turns; weight words and vectors of caches share the queue.
-    "attention": CoreConfig(
-        engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=24, accumulator_depth=16,
-                            max_planes=3, max_batch=1, index_width=9, port_bytes=4,
-                            row_columns=64),
-        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
-        address_width=16, context=8, head_elements=16, group=3, attention_heads=2,
-        attention_elements=2, caches=5),
-}
+CONFIGURATIONS = {name: programs_random.CONFIGURATIONS[name]
+                  for name in ("small", "equal", "attention")}
 SLOW = ("equal", "small-icarus", "attention-icarus")
 DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
 
@@ -163,12 +144,16 @@ class Driver:
             assert (scale.number, scale.exponent) == (expected.number, expected.exponent)
 
     async def run(self, tokens: list[int], first: int = 0) -> None:
+        """Run passes from one place, as :meth:`run_passes` does."""
+        await self.run_passes([(token, first) for token in tokens])
+
+    async def run_passes(self, passes: Sequence[tuple[int, int]]) -> None:
         """Run passes on both, and compare what they emit and what they leave in memory."""
-        expected = [self.machine.run(token, first) for token in tokens]
+        expected = [self.machine.run(*one) for one in passes]
 
         async def send():
-            for token in tokens:
-                await self.begin(token, first)
+            for one in passes:
+                await self.begin(*one)
 
         sending = cocotb.start_soon(send())
         for emissions in expected:
@@ -180,189 +165,14 @@ class Driver:
         assert self.memory.contents == self.machine.memory.tobytes()
 
 
-class Writer:
-    """Writes a program and the memory it works on, by the rules of docs/machine.md."""
-
-    def __init__(self, config: CoreConfig, seed: int):
-        self.config = config
-        self.rng = np.random.default_rng(seed)
-        self.program: list[Instruction] = []
-        self.memory = bytearray()
-
-    def add(self, opcode: Opcode, **fields: int) -> None:
-        """Add an instruction."""
-        self.program.append(Instruction(opcode=opcode, **fields))
-
-    def place(self, data: bytes) -> int:
-        """Place bytes in memory; return their address."""
-        port, address = self.config.port_bytes, len(self.memory)
-        self.memory += data + bytes(-len(data) % port)
-        return address
-
-    def matrix(self, rows: int, columns: int, count: int) -> int:
-        """Place a random matrix of ``count`` planes."""
-        limit = (3 ** count - 1) // 2
-        weights = self.rng.integers(-limit, limit + 1, (rows, columns))
-        return self.place(pack_words(planes(weights, count), self.config.engine).tobytes())
-
-    def vector(self, count: int) -> int:
-        """Place a vector of numbers of all sizes, zeros among them."""
-        values = self.rng.normal(size=count) * 2.0 ** self.rng.integers(-4, 5, count)
-        values[self.rng.random(count) < 0.3] = 0
-        return self.place(from_float(values).astype("<u2").tobytes())
-
-    def contents(self) -> bytes:
-        """Return the memory, with some room behind it."""
-        return bytes(self.memory) + bytes(64)
-
-
-def every_instruction(config: CoreConfig, seed: int) -> Writer:
-    """Write a program with each opcode and function, in an order that the rules allow."""
-    writer = Writer(config, seed)
-    rng, lanes = writer.rng, config.vector_lanes
-    sizes = [lanes, 2 * lanes, 3 * lanes, 8 * lanes]
-    room = 8 * lanes
-    slots = [lanes + k * room for k in range((config.vector_depth - lanes) // room)]
-    store = writer.place(bytes(2 * room * len(slots)))
-    for slot in slots:
-        writer.add(Opcode.LOAD, target=slot, count=room, address=writer.vector(room))
-    for register in (1, 2):
-        writer.add(Opcode.NORM, target=register, a=slots[register], count=room)
-
-    def anywhere() -> int:
-        return int(rng.choice(slots))
-
-    def pack(count, function):
-        gate, place = {}, anywhere()
-        if function in GATED:
-            gate["b"] = anywhere() if rng.integers(2) else 0
-            if gate["b"] != place and rng.integers(2):  # the norms are loaded beside the PACK
-                writer.add(Opcode.LOAD, target=gate["b"] or slots[place == slots[0]], count=count,
-                           address=writer.vector(count))
-        if function == Function.TOP_K:
-            gate["constant"] = int(rng.choice([1, count // 2, count, count + 1]))
-        if function == Function.THRESHOLD:
-            gate["address"] = int(rng.choice([0, 1000, 2 ** 30 - 1]))
-        writer.add(Opcode.PACK, function=function, target=int(rng.integers(3, 16)), a=place,
-                   count=count, **gate)
-
-    def matrix(rows, columns):
-        count = int(rng.integers(1, config.engine.max_planes + 1))
-        return {"b": count, "address": writer.matrix(rows, columns, count)}
-
-    for register in range(3, 16):
-        writer.add(Opcode.PACK, function=Function.DENSE, target=register, a=anywhere(), count=lanes)
-    waiting: deque[int] = deque()
-
-    def pack_batch(log2):
-        """Write the PACKs of a batch; return the columns."""
-        most = min(room, config.list_depth)
-        across = bool(rng.integers(2))
-        unit = math.lcm(lanes, 1 << log2)
-        if not across:
-            most, unit = most >> log2, lanes
-        count = int(rng.integers(1, most // unit + 1)) * unit
-        for slot in range(1 if across else 1 << log2):
-            part = Batch(log2=log2, slot=slot, across=across)
-            writer.add(Opcode.PACK, function=Function.DENSE, target=int(rng.integers(3, 16)),
-                       a=anywhere(), count=count, constant=part.constant)
-        return count >> log2 if across else count
-
-    def take(count):
-        while count > room or (count > lanes and rng.integers(2)):      # a part of it
-            part = int(rng.integers(1, min(-(-count // lanes), room // lanes + 1))) * lanes
-            writer.add(Opcode.DRAIN, function=Function.COPY, target=anywhere(), a=1, count=part,
-                       constant=int(rng.integers(0x3E00, 0x4000)))
-            count -= part
-        names = {"a": int(rng.integers(16)), "b": int(rng.integers(16)),
-                 "constant": int(rng.integers(0x3E00, 0x4000)), "count": count}
-        if count % lanes or rng.integers(3) == 0:
-            writer.add(Opcode.EMIT, **names)
-        else:
-            function = int(rng.choice(FUNCTIONS[Opcode.DRAIN]))
-            writer.add(Opcode.DRAIN, function=function, target=anywhere(), **names)
-
-    for _ in range(14):
-        count = int(rng.choice(sizes))
-        if rng.integers(4):
-            pack(count, int(rng.choice(FUNCTIONS[Opcode.PACK])))
-            columns = count
-        else:
-            writer.add(Opcode.TOKEN)
-            columns = config.engine.max_columns // 4
-        for _ in range(int(rng.integers(1, config.product_depth + 1))):
-            rows = int(rng.choice([1, lanes, 2 * lanes, config.engine.lanes, room,
-                                   config.engine.lanes + lanes + 1]))
-            writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, count=columns,
-                       **matrix(rows, columns))
-            waiting.append(rows)
-            function = int(rng.choice(FUNCTIONS[Opcode.VECTOR]))
-            binary = function < Function.COPY
-            writer.add(Opcode.VECTOR, function=function, target=anywhere(), a=anywhere(),
-                       b=anywhere() if binary else 0, count=int(rng.choice(sizes)))
-        while waiting:
-            take(waiting.popleft())
-        if config.engine.row_columns:
-            rows, columns = int(rng.choice(sizes)), int(rng.choice(sizes))
-            pack(columns, int(rng.choice((Function.DENSE, *GATED))))
-            pack(rows, int(rng.choice(FUNCTIONS[Opcode.PACK])))
-            if writer.program[-1].function in (Function.DENSE, *GATED):
-                columns = rows
-            # Rows are stored as the columns of the transposed matrix. Those of the next product
-            # are there while the first one is drained.
-            products = int(rng.integers(1, 3))
-            for _ in range(products):
-                writer.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns,
-                           **matrix(columns, rows))
-            for _ in range(products):
-                writer.add(Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
-                           target=anywhere(), count=rows, constant=bf16.one)
-        if config.engine.max_batch > 1 and rng.integers(3) == 0:
-            log2 = int(rng.integers(1, config.engine.max_batch.bit_length()))
-            columns = pack_batch(log2)
-            for _ in range(int(rng.integers(1, config.product_depth + 1))):
-                most = config.engine.accumulator_depth * config.engine.lanes >> log2
-                rows = min(int(rng.choice(sizes)), most // lanes * lanes)
-                writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, target=1 << log2, a=rows,
-                           count=columns, **matrix(rows, columns))
-                waiting.append(rows << log2)
-            while waiting:
-                take(waiting.popleft())
-        writer.add(Opcode.NORM, target=int(rng.integers(1, 3)), a=anywhere(), count=room)
-        # What is stored is read again behind the fence.
-        place = int(rng.integers(len(slots)))
-        writer.add(Opcode.STORE, a=slots[place], count=room, address=store + 2 * room * place)
-        writer.add(Opcode.LOAD, target=anywhere(), count=room, address=store + 2 * room * place)
-    for place, slot in enumerate(slots):        # all that was computed is compared in the end
-        writer.add(Opcode.STORE, a=slot, count=room, address=store + 2 * room * place)
-    writer.add(Opcode.STOP)
-    return writer
-
-
-def finite(writer: Writer, tokens: list[int]) -> bool:
-    """Whether the golden machine gets through: no vector of a PACK is infinite."""
-    machine = Machine(writer.config, b"".join(map(encode, writer.program)), writer.contents())
-    try:
-        for token in tokens:
-            machine.run(token)
-    except MachineFault as found:
-        if found.fault is not Fault.NOT_FINITE:
-            raise
-        return False
-    return True
-
-
 @cocotb.test(timeout_time=500, timeout_unit="us")
-@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]))
-async def programs(dut, latency, stall):
-    """Each opcode and function: emissions and memory are those of the golden machine."""
-    config = CONFIGURATIONS[bench_case()]
-    tokens = [0, config.engine.max_columns // 4 - 1, 5]
-    writer = next(writer for seed in itertools.count(1)
-                  if finite(writer := every_instruction(config, seed), tokens))
-    driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]), ("seed", range(6)))
+async def programs(dut, latency, stall, seed):
+    """Random programs: emissions and memory are those of the golden machine."""
+    case = random_case(bench_case(), seed, length=50)
+    driver = Driver(dut, list(map(decode, case.program)), case.memory, latency=latency, stall=stall)
     await driver.load()
-    await driver.run(tokens)
+    await driver.run_passes(case.passes)
 
 
 #: Chains of tensors of one, two and three sites: rows of each core, and the vectors that it is

@@ -46,6 +46,8 @@ REFRESH_PERIOD = 1000
 
 #: Cycles without any transfer after which the core counts as stuck.
 PATIENCE = 1_000_000
+#: Cycles of a call of :meth:`VerilatedAccelerator.run` that nobody limits: more than any has.
+_NO_LIMIT = 2 ** 62
 
 
 class _Token(ctypes.Structure):
@@ -65,6 +67,7 @@ class _Status(enum.IntEnum):
     READ_OUTSIDE = 3
     WRITE_OUTSIDE = 4
     TOO_MANY = 5
+    TOO_LONG = 6
 
 
 class _Outcome(ctypes.Structure):
@@ -106,6 +109,21 @@ class TokenRun:
     writes: int
 
 
+def _timing(latency: int, refresh: float, stall: float, seed: int) -> tuple[int, int, int, int]:
+    """Check the arguments of ``tally_timing``, and turn them into its units."""
+    if latency < 1:
+        raise ValueError(f"Latency of the memory must be at least 1 cycle, not {latency}")
+    pause = round(refresh * REFRESH_PERIOD)
+    if not 0 <= pause < REFRESH_PERIOD or abs(pause - refresh * REFRESH_PERIOD) > 1e-6:
+        raise ValueError(f"Refresh must be a multiple of 1/{REFRESH_PERIOD} below 1, "
+                         f"not {refresh}")
+    if not 0 <= stall < 1:
+        raise ValueError(f"Stall must be a probability below 1, not {stall}")
+    if not 0 <= seed < 2 ** 32:
+        raise ValueError(f"Seed of the stalls must have 32 bits, not be {seed}")
+    return latency, pause, round(256 * stall), seed
+
+
 class VerilatedAccelerator:
     """A simulated core with the memory behind its port.
 
@@ -141,14 +159,7 @@ class VerilatedAccelerator:
         if config.engine.accumulator_width > 32:
             raise ValueError(f"Accumulator width must be at most 32 in the simulator, "
                              f"not {config.engine.accumulator_width}")
-        if latency < 1:
-            raise ValueError(f"Latency of the memory must be at least 1 cycle, not {latency}")
-        pause = round(refresh * REFRESH_PERIOD)
-        if not 0 <= pause < REFRESH_PERIOD or abs(pause - refresh * REFRESH_PERIOD) > 1e-6:
-            raise ValueError(f"Refresh must be a multiple of 1/{REFRESH_PERIOD} below 1, "
-                             f"not {refresh}")
-        if not 0 <= stall < 1:
-            raise ValueError(f"Stall must be a probability below 1, not {stall}")
+        timing = _timing(latency, refresh, stall, 1)
         self.config = config
         self.cycles = 0
         self._program = b""
@@ -160,15 +171,35 @@ class VerilatedAccelerator:
         library = ctypes.CDLL(str(build_library(DESIGN, generic, progress)))
         pointer, word, long_word = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint64
         library.tally_create.restype = pointer
-        library.tally_create.argtypes = (word, word, word)
+        library.tally_create.argtypes = ()
+        library.tally_timing.argtypes = (pointer, word, word, word, word)
         library.tally_destroy.argtypes = library.tally_reset.argtypes = (pointer,)
         library.tally_program.argtypes = (pointer, pointer, word, long_word)
         library.tally_write.argtypes = (pointer, pointer, long_word)
         library.tally_read.argtypes = (pointer, pointer)
         library.tally_profile.argtypes = (pointer, pointer, pointer, word)
-        library.tally_run.argtypes = (pointer, pointer, word, pointer, word, long_word, pointer)
+        library.tally_run.argtypes = (pointer, pointer, word, pointer, word, long_word, long_word,
+                                      pointer)
         self._library = library
-        self._core = library.tally_create(latency, pause, round(256 * stall))
+        self._core = library.tally_create()
+        library.tally_timing(self._core, *timing)
+
+    def set_timing(self, *, latency: int, refresh: float, stall: float, seed: int) -> None:
+        """Set when the memory and the ends of the streams move, from the next cycle on.
+
+        Parameters
+        ----------
+        latency, refresh, stall
+            As the constructor has them.
+        seed : int
+            Of the stalls, 32 bits: with the same one, they come in the same cycles again.
+
+        Raises
+        ------
+        ValueError
+            If one of them is none of the constructor's.
+        """
+        self._library.tally_timing(self._core, *_timing(latency, refresh, stall, seed))
 
     def load(self, program: bytes, memory: bytes) -> None:
         """Reset the core, write its program, and fill the memory from address 0.
@@ -218,39 +249,54 @@ class VerilatedAccelerator:
         self._library.tally_profile(self._core, cycles.ctypes.data, transfers.ctypes.data, count)
         return cycles, transfers
 
-    def run(self, tokens: Sequence[tuple[int, int]]) -> list[TokenRun]:
+    def run(self, tokens: Sequence[tuple[int, int]], *, patience: int | None = None,
+            limit: int = _NO_LIMIT) -> list[TokenRun]:
         """Make a pass for each of ``tokens``, each {token, start} as soon as the core accepts it.
 
         Between calls no cycle passes.
+
+        Parameters
+        ----------
+        tokens : sequence of (int, int)
+        patience : int, optional
+            Cycles without any transfer after which the core counts as stuck; :data:`PATIENCE` by
+            default.
+        limit : int
+            Cycles that all passes may take together.
 
         Raises
         ------
         MachineFault
             If the core stops; it only does something again after :meth:`reset`.
         SimulatorStopped
-            If nothing moves for ``PATIENCE`` cycles, or the core does what none may.
+            If nothing moves for ``patience`` cycles, the passes take more than ``limit``, or the
+            core does what none may.
         """
+        patience = PATIENCE if patience is None else patience
         records = (_Token * len(tokens))(*(_Token(token=token, start=start)
                                            for token, start in tokens))
         emits = self._program[::INSTRUCTION_BYTES].count(Opcode.EMIT)
         emissions = (self._emission * (len(tokens) * emits))()
         outcome = _Outcome()
         self._library.tally_run(self._core, ctypes.byref(records), len(records),
-                                ctypes.byref(emissions), emits, PATIENCE, ctypes.byref(outcome))
+                                ctypes.byref(emissions), emits, patience, limit,
+                                ctypes.byref(outcome))
         self.cycles = outcome.cycle
-        self._check(outcome)
+        self._check(outcome, patience, limit)
         return [TokenRun([self._best(emission) for emission
                           in emissions[index * emits:index * emits + record.emissions]],
                          record.end - record.begin, record.reads, record.writes)
                 for index, record in enumerate(records)]
 
-    def _check(self, outcome: _Outcome) -> None:
+    def _check(self, outcome: _Outcome, patience: int, limit: int) -> None:
         what = f"The simulated core, in cycle {outcome.cycle},"
         match _Status(outcome.status):
             case _Status.FAULT:
                 raise MachineFault(Fault(outcome.fault), outcome.instruction)
             case _Status.STUCK:
-                raise SimulatorStopped(f"{what} has moved nothing for {PATIENCE} cycles")
+                raise SimulatorStopped(f"{what} has moved nothing for {patience} cycles")
+            case _Status.TOO_LONG:
+                raise SimulatorStopped(f"{what} has not ended its passes within {limit} cycles")
             case _Status.READ_OUTSIDE:
                 raise SimulatorStopped(
                     f"{what} reads {outcome.transfers} transfers from address "

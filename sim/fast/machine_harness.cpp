@@ -6,7 +6,7 @@
 // The memory moves one transfer a cycle, read or written: a write waits while a read is answered.
 // The first transfer of a read comes `latency` cycles after the read was accepted; reads are
 // answered in order. In the first `pause` of every REFRESH_PERIOD cycles it accepts and sends
-// nothing. With `stall`, each end of each stream also waits at random.
+// nothing. With `stall`, each end of each stream also waits at random, as `seed` says.
 
 #include <algorithm>
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Emission {
     int32_t values[BEST];
 };
 
-enum Status : uint32_t { DONE, FAULT, STUCK, READ_OUTSIDE, WRITE_OUTSIDE, TOO_MANY };
+enum Status : uint32_t { DONE, FAULT, STUCK, READ_OUTSIDE, WRITE_OUTSIDE, TOO_MANY, TOO_LONG };
 
 struct Outcome {
     Status status;
@@ -63,17 +63,15 @@ void copy_bytes(uint8_t* target, const Payload& payload, Field field) {
 
 class Machine {
 public:
-    Machine(uint32_t latency, uint32_t pause, uint32_t stall)
-        : latency_(latency), pause_(pause), stall_(stall) {
-        reset();
-    }
+    Machine() { reset(); }
 
     ~Machine() { top_->final(); }
 
     void reset();
+    void timing(uint32_t latency, uint32_t pause, uint32_t stall, uint32_t seed);
     bool program(const uint8_t* instructions, uint32_t count, uint64_t patience);
     void run(Token* tokens, uint32_t count, Emission* emissions, uint32_t emits, uint64_t patience,
-             Outcome* outcome);
+             uint64_t limit, Outcome* outcome);
 
     std::vector<uint8_t> memory;
     // Of each instruction since the program was written: cycles in which it was executed or
@@ -86,7 +84,7 @@ private:
         return address % PORT_BYTES || address + transfers * PORT_BYTES > memory.size();
     }
 
-    const uint32_t latency_, pause_, stall_;
+    uint32_t latency_ = 1, pause_ = 0, stall_ = 0;
     std::unique_ptr<VerilatedContext> context_;
     std::unique_ptr<Top> top_;
     std::deque<Read> reads_;
@@ -104,6 +102,14 @@ void Machine::reset() {
     top_ = std::make_unique<Top>(context_.get());
     reads_.clear();
     data_held_ = false;
+}
+
+void Machine::timing(uint32_t latency, uint32_t pause, uint32_t stall, uint32_t seed) {
+    latency_ = latency;
+    pause_ = pause;
+    stall_ = stall;
+    random_ = seed;
+    until_refresh_ = REFRESH_PERIOD;
 }
 
 bool Machine::stalls() {
@@ -144,8 +150,9 @@ bool Machine::program(const uint8_t* instructions, uint32_t count, uint64_t pati
 
 // Gives tokens as fast as the core takes them, and runs until it could take one more.
 void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t emits,
-                  uint64_t patience, Outcome* outcome) {
+                  uint64_t patience, uint64_t limit, Outcome* outcome) {
     Top& core = *top_;
+    const uint64_t last = now_ + limit;
     uint32_t given = 0, best = 0;
     uint64_t read = 0, written = 0, moved = now_;
     bool token_held = false;
@@ -268,7 +275,8 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
         set_clocks(core, true);
         core.eval();
         now_++;
-        if (now_ - moved > patience) status = STUCK;
+        if (!status && now_ - moved > patience) status = STUCK;
+        if (!status && now_ > last) status = TOO_LONG;
     }
     core.i_tokens_valid = 0;
     outcome->status = *status;
@@ -279,13 +287,16 @@ void Machine::run(Token* tokens, uint32_t count, Emission* emissions, uint32_t e
 
 extern "C" {
 
-Machine* tally_create(uint32_t latency, uint32_t pause, uint32_t stall) {
-    return new Machine(latency, pause, stall);
-}
+Machine* tally_create() { return new Machine(); }
 
 void tally_destroy(Machine* machine) { delete machine; }
 
 void tally_reset(Machine* machine) { machine->reset(); }
+
+void tally_timing(Machine* machine, uint32_t latency, uint32_t pause, uint32_t stall,
+                  uint32_t seed) {
+    machine->timing(latency, pause, stall, seed);
+}
 
 int tally_program(Machine* machine, const uint8_t* instructions, uint32_t count,
                   uint64_t patience) {
@@ -307,8 +318,8 @@ void tally_profile(Machine* machine, uint64_t* cycles, uint64_t* transfers, uint
 }
 
 void tally_run(Machine* machine, Token* tokens, uint32_t count, Emission* emissions, uint32_t emits,
-               uint64_t patience, Outcome* outcome) {
-    machine->run(tokens, count, emissions, emits, patience, outcome);
+               uint64_t patience, uint64_t limit, Outcome* outcome) {
+    machine->run(tokens, count, emissions, emits, patience, limit, outcome);
 }
 
 }

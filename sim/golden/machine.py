@@ -33,6 +33,7 @@ from hw.isa import (
     Opcode,
     decode,
 )
+from hw.order import Order, OrderError
 from sim.golden.arithmetic import ARITHMETICS, Bf16Arithmetic
 from sim.golden.attention import from_cache, mix, scores, to_cache
 from sim.golden.bf16 import add, subtract, to_float32
@@ -221,12 +222,11 @@ class Machine:
         self._list: _List | None = None
         self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
         self._slots: list[NDArray[np.int8]] = []            # of a batch that is not complete
-        self._loaded: Instruction | None = None             # the LOAD just before
+        self._order = Order(self.config)
         self._products: deque[_Product] = deque()
         self.position = 0
         self._bounds: dict[int, tuple[int, int]] = {}       # of each cache: position, field
         self._scored: NDArray[np.int32] | None = None
-        self._scored_elements = 0
         self.fault: MachineFault | None = None
 
     def run(self, token: int, start: int = 0) -> list[Emission]:
@@ -248,37 +248,32 @@ class Machine:
         """
         if self.fault is not None:
             raise self.fault
-        emissions = []
+        emissions: list[Emission] = []
+        self._order.begin()
         self.position = min(self.position + 1, self.config.context) if start else 0
         self._scored = None
         index = start
         while True:
             instruction = self._program[index] if index < len(self._program) else None
-            fault = Fault.OPCODE if instruction is None else self._check(instruction)
-            if fault is not Fault.NONE or instruction is None:
-                self.fault = MachineFault(fault, index)
-                raise self.fault
-            self.executed += 1
-            if instruction.opcode is Opcode.STOP:
-                break
             try:
+                fault = Fault.OPCODE if instruction is None else self._check(instruction)
+                if fault is not Fault.NONE or instruction is None:
+                    self.fault = MachineFault(fault, index)
+                    raise self.fault
+                self.executed += 1
                 with np.errstate(invalid="ignore", over="ignore"):
                     emission = self._execute(instruction, token)
-            except HazardError as error:
+            except (HazardError, OrderError) as error:
                 raise HazardError(f"Instruction {index}: {error}") from None
+            if instruction.opcode is Opcode.STOP:
+                return emissions
             if emission is not None:
                 emissions.append(emission)
-            loads = instruction.opcode in (Opcode.LOAD, Opcode.LOAD_AT)
-            self._loaded = instruction if loads else None
             if instruction.opcode is Opcode.PACK and self._list is not None:
                 counts = 1, self._list.found, len(self._list.listed)
                 self.lists[index] = [sum(pair) for pair in zip(
                     counts, self.lists.get(index, (0, 0, 0)), strict=True)]
             index += 1
-        if self._products:
-            raise HazardError(f"Instruction {index}: the program stops, but {len(self._products)} "
-                              f"products were not taken")
-        return emissions
 
     def list_counts(self) -> dict[int, ListCounts]:
         """Return the mean entries of the lists so far, by the index of their PACK."""
@@ -330,19 +325,15 @@ class Machine:
             return Fault.HEADS
         if not self._batch_fits(instruction):
             return Fault.BATCH
+        if opcode in (Opcode.DRAIN, Opcode.EMIT) and not self._order.takes(instruction):
+            return Fault.NO_PRODUCT
+        # What breaks the order has no result, whatever the vectors hold.
+        self._order.step(instruction)
         if (opcode in (Opcode.APPEND, Opcode.SCORE)
                 or (opcode is Opcode.PACK and instruction.function != Function.NONZERO)):
             vector = self._two_parts(instruction)
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
-        if opcode in (Opcode.DRAIN, Opcode.EMIT):
-            if not self._products:
-                return Fault.NO_PRODUCT
-            product = self._products[0]
-            left, by_row = len(product.integers), product.listed is not None
-            whole = opcode is Opcode.EMIT or by_row
-            if count > left or (whole and count < left) or (by_row and opcode is Opcode.EMIT):
-                return Fault.NO_PRODUCT
         return Fault.NONE
 
     def _heads_fit(self, instruction: Instruction) -> bool:
@@ -443,7 +434,6 @@ class Machine:
             case Opcode.MIX:
                 self._mix(instruction)
             case Opcode.TOKEN:
-                self._begin_list()
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
                 self._list = _List(activations, 0, np.array([token]), 1)
@@ -499,19 +489,14 @@ class Machine:
 
     def _score(self, instruction: Instruction) -> None:
         heads, elements = instruction.target, instruction.constant
-        self._check_heads(instruction, heads)
         halves = 2 if instruction.b else 1
         q = np.concatenate([
             self._read(first, instruction.count // halves).reshape(heads, elements // halves)
             for first in self._vectors_of(instruction)], axis=1)
         self._scored = scores(q, self._cached(instruction))
-        self._scored_elements = elements
 
     def _mix(self, instruction: Instruction) -> None:
-        if self._scored is None or self._scored_elements != instruction.constant:
-            raise HazardError(f"Values of {instruction.constant} elements are mixed, but no heads "
-                              f"of so many were scored")
-        self._check_heads(instruction, len(self._scored))
+        assert self._scored is not None         # the order says so
         position, bound = self._bounds.get(instruction.a, (-1, 0))
         if position != self.position:
             raise HazardError(f"Cache {instruction.a} is mixed, but nothing was appended to it at "
@@ -520,31 +505,14 @@ class Machine:
                     accumulator_width=self.config.engine.accumulator_width)
         self._write(instruction.target, mixed.vectors.reshape(-1))
 
-    @staticmethod
-    def _check_heads(instruction: Instruction, heads: int) -> None:
-        if instruction.count != heads * instruction.constant:
-            raise HazardError(f"{heads} heads of {instruction.constant} elements have "
-                              f"{heads * instruction.constant}, not {instruction.count}")
-
-    def _begin_list(self) -> None:
-        if self._slots:
-            raise HazardError(f"A list begins, but one of a batch has only {len(self._slots)} of "
-                              f"its vectors")
-
     def _pack_batch(self, instruction: Instruction, part: Batch) -> None:
         """Make a list of a batch, or a part of one."""
         codes = quantize(self._read(instruction.a, instruction.count))
         values = codes.values
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
         if part.across:
-            self._begin_list()
             vectors = values.reshape(-1, part.vectors).T
         else:
-            if part.slot != len(self._slots) or any(len(slot) != len(values)
-                                                    for slot in self._slots):
-                raise HazardError(f"Vector {part.slot} of a batch is packed, but the list has "
-                                  f"{len(self._slots)}, of {[len(x) for x in self._slots]} "
-                                  f"elements")
             self._slots.append(values)
             if not part.last:
                 return
@@ -557,13 +525,7 @@ class Machine:
         if instruction.function == Function.DENSE and instruction.constant:
             self._pack_batch(instruction, Batch.of(instruction.constant))
             return
-        self._begin_list()
-        vector = self._read(instruction.a, instruction.count)
-        function, load = instruction.function, self._loaded
-        if (function in GATED and load is not None and instruction.a < load.target + load.count
-                and load.target < instruction.a + instruction.count):
-            raise HazardError("A vector is packed by a gated PACK while the LOAD before it has "
-                              "yet to write it")
+        vector, function = self._read(instruction.a, instruction.count), instruction.function
         if function == Function.NONZERO:
             live = (vector & bf16.infinity) != 0        # subnormal numbers are zero
             rows = np.flatnonzero(live)
@@ -579,16 +541,11 @@ class Machine:
             weights = gate_scores(values, norms)
             if function == Function.THRESHOLD:
                 kept = keep_above(weights, instruction.address)
-            elif not instruction.constant:
-                raise HazardError("Of a list, at least 1 entry must be kept, not 0")
             else:
                 kept = keep_largest(weights, min(instruction.constant, len(values)))
             # An entry with score 0 is none.
             values = np.where(kept & (weights > 0), values, np.int8(0))
         if function != Function.SPARSE:
-            if any(product.listed is not None for product in self._products):
-                raise HazardError("A list of activations by row is made while a product by row "
-                                  "was not taken")
             self._by_row = values
         listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
         self._list = _List(values, len(values), listed, int(found))
@@ -626,26 +583,16 @@ class Machine:
 
     def _queue(self, instruction: Instruction) -> None:
         """Multiply at once: the list of now is the one that the engine will take."""
-        if self._list is None:
-            raise HazardError("A matrix is multiplied, but there is no list")
+        assert self._list is not None           # the order says so
         by_row = instruction.function == Function.BY_ROW
         # What the list names: columns, or rows.
         columns = instruction.a if by_row else instruction.count
-        if self._list.columns and self._list.columns != columns:
-            raise HazardError(f"The matrix has {columns} columns, but the list was made of "
-                              f"{self._list.columns} elements")
         vectors = self._list.vectors
-        if vectors != max(1, instruction.target):
-            raise HazardError(f"The product is of a batch of {max(1, instruction.target)}, but the "
-                              f"list has {vectors}")
         activations: NDArray[np.int8] = np.zeros((vectors, columns), np.int8)
         given = self._list.activations.reshape(vectors, -1)
         if given.shape[1] > columns:
             raise HazardError(f"The token must be below {columns}, not {given.shape[1] - 1}")
         activations[:, :given.shape[1]] = given
-        if len(self._products) == self.config.product_depth:
-            raise HazardError(f"More than {self.config.product_depth} products are not taken: "
-                              f"the instruction would wait for one behind it")
         count = len(self._list.listed)
         each = instruction.b * (instruction.count if by_row else instruction.a)
         self.trits += count * each
@@ -655,9 +602,7 @@ class Machine:
             self.rows = [self.rows[0] + count, self.rows[1] + columns]
         listed = None
         if by_row:
-            if self._by_row is None or len(self._by_row) != instruction.count:
-                raise HazardError(f"The matrix has {instruction.count} columns by row, but the "
-                                  f"newest DENSE or gated list has another number of elements")
+            assert self._by_row is not None
             listed, activations = self._list.listed, self._by_row[np.newaxis]
         # Vector by vector.
         product = self._matrix(instruction)("", activations).reshape(-1)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hw.config import CoreConfig
 from hw.isa import GATED, Function, Instruction, Opcode
+from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
 from sim.golden.list_counts import ListCounts
 from sim.timing.units import (
@@ -57,9 +58,6 @@ FENCE_LATENCY = 15
 
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
-
-#: Result transfers that the engine's queue takes before it waits.
-RESULT_TRANSFERS = 240
 
 #: Passes that the selector takes in the mean, without norms and with those of ternary columns
 #: (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
@@ -331,7 +329,7 @@ class _Walk:
                     self.now = max(self.now, product.first_result + before - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
                     self._idle_at = max(self._idle_at, self.now + SCALAR_CYCLES + transfers
-                                        - RESULT_TRANSFERS)
+                                        - RESULT_ROOM)
                     self.now += cycles
                 case _:
                     self.now += cycles

@@ -581,7 +581,8 @@ class TestBatches:
         for message, *instructions in (
                 ("has only 1 of its vectors", self.slot(0), TOKEN),
                 ("has only 2 of its vectors", self.slot(0), self.slot(1), pack(8, 16)),
-                ("Vector 2 of a batch is packed, but the list has 1", self.slot(0), self.slot(2)),
+                ("Vector 2 of a batch of 4 is packed, of 16 elements, but the list has 1 of 4",
+                 self.slot(0), self.slot(2)),
                 ("the list has 4", *map(self.slot, range(4)), self.product(2)),
                 ("the list has 1", pack(8, 16), self.product(2))):
             with pytest.raises(HazardError, match=message):

@@ -10,6 +10,7 @@ import pytest
 from host.compiler.compile import compile_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
+from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
 from sim.timing import program as schedule
 from sim.timing.program import LIST_LATENCY, WORD_LATENCY, token_cycles
@@ -381,7 +382,7 @@ class Stepper:
                     yield
                 ends += waited + self.now
                 results = config.engine.result_transfers(count)
-                self.idle_at = max(self.idle_at, self.now + results - schedule.RESULT_TRANSFERS)
+                self.idle_at = max(self.idle_at, self.now + results - RESULT_ROOM)
             elif opcode is Opcode.LOAD:
                 transfers = 2 * count // config.port_bytes
                 for _ in range(transfers):
