@@ -44,5 +44,5 @@ for _packing in PACKINGS.values():
     _trits = 60     # a multiple of every packing's trits
     UNITS[f"decoder-{_packing.name}"] = Unit(
         unit="trit decoder", format=_packing.name, trits=_trits, clock_mhz=220, synthesis=_SMALL,
-        build=partial(TritDecoder, packing=_packing.name, lanes=_trits),
+        build=partial(TritDecoder, packing=_packing.name, lanes=_trits, target="ecp5"),
         bar="<= 8 LUT4 per trit at >= 200 MHz, no block RAM")

@@ -1,8 +1,14 @@
 // Behavioural models of the ECP5 cells that hw/ternary instantiates, for simulation only.
 //
-// CCU2C is proved equal to the model that Yosys ships (tests/hw/test_ecp5.py). Of the block RAM Yosys
-// ships none: PDPW16KD is written here from Lattice's description (FPGA-TN-02204) and models what
-// the engine uses: 36 bits on both ports, one clock, output register, no reset, decoded chip selects at 0.
+// LUT4, CCU2C and TRELLIS_FF are proved equal to the models that Yosys ships (tests/hw/test_ecp5.py).
+// Of the block RAM nobody ships one: Yosys' own is a black box. PDPW16KD is written here from
+// Lattice's description (FPGA-TN-02204) and models what the engine uses: 36 bits on both ports, one
+// clock, output register, no reset, decoded chip selects at 0.
+
+module LUT4 (input A, B, C, D, output Z);
+    parameter [15:0] INIT = 0;
+    assign Z = INIT[{D, C, B, A}];
+endmodule
 
 module CCU2C (
     input CIN, A0, B0, C0, D0, A1, B1, C1, D1,
