@@ -12,16 +12,20 @@ import re
 import sys
 import tempfile
 
+import numpy as np
 from amaranth.back import rtlil
 
+from hw.boards import BOARDS, CoreBoard, EngineBoard
+from hw.build import BuildError, build
 from hw.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist, synthesize
 from sim.runner import SIMULATORS, run_bench
+from sim.serial_pins import build_board, serial_port
 from sim.streams import CLOCK_NS
 from sim.tables import RESULTS, ROOT, write_record
 from sim.tools import ToolMissing, icarus_version
 
 __all__ = ["CASES", "HELP", "NAME", "NetlistResult", "add_arguments", "cell_models", "run",
-           "run_netlist", "synthesized"]
+           "run_board", "run_netlist", "synthesized"]
 
 NAME = "netlist"
 HELP = "synthesize units and run their benches on the netlists"
@@ -47,6 +51,8 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
 
 _CACHE = ROOT / "build" / "netlists"
 _MODELS = ROOT / "sim" / "models"
+# Seconds for a reply of a whole board; on a busy machine a frame can take minutes.
+_PATIENCE = 1200.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +62,9 @@ class NetlistResult:
     Attributes
     ----------
     unit, technology, configuration : str
-        Bench, family of the cells, and case of the bench.
+        Bench or board, family of the cells, and case of the bench.
     vectors : int
-        Clock cycles that were simulated, in each of which the bench may set every input and looks
-        at every output that it waits for.
+        Of a unit, clock cycles that the bench simulated; of a board, results that were compared.
     tests : int
         Tests of the bench that ran.
     equal : bool
@@ -153,10 +158,89 @@ def run_netlist(unit: str, case: str, family: str, *, simulator: str = "icarus")
                          result.failed == 0)
 
 
+def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
+    """Build a board's netlist as ``hw.build`` does, and have the host's driver use its pins.
+
+    The whole top is simulated, under Verilator: oscillator's pin, PLL (which hands the clock on),
+    reset, pins, link and device. An engine multiplies a matrix, and its L-Mul unit numbers; a core
+    loads a model and makes tokens. All of it equals the golden functions.
+
+    Parameters
+    ----------
+    name : str
+        Key of :data:`hw.boards.BOARDS`.
+    folder : path
+        Where all files go.
+
+    Raises
+    ------
+    BuildError, NetlistError, ToolFailed, ToolMissing
+        If the netlist cannot be made, or has a fault.
+    RuntimeError
+        If Verilator does not compile it.
+    """
+    board = BOARDS[name]
+    build(board, folder, route=False)
+    netlist = checked_netlist(folder / "top.json", "top")
+    family = "ice40" if any(cell["type"].startswith("SB_") for cell in netlist["cells"].values()) \
+        else "ecp5"
+    wired = ", ".join(f".{pin}({_signal_of(pin)})" for pin in netlist["ports"])
+    text = "\n".join([(folder / "top.v").read_text(), cell_models(family),
+                      "module board (input clk, rst, rx, output tx);\n"
+                      f"    top top ({wired});\nendmodule\n"])
+    program = build_board(board, folder, netlist=text)
+    with serial_port(program, board.divisor) as port:
+        check = _check_core if isinstance(board, CoreBoard) else _check_engine
+        compared, equal = check(port, board)
+    return NetlistResult(name, family, "the board's own", compared, 1, equal)
+
+
+def _signal_of(pin: str) -> str:
+    """Signal of the simulated board that belongs to a pin of the top, or nothing."""
+    return next((signal for part, signal in (("clk", "clk"), ("__rx__", "rx"), ("__tx__", "tx"))
+                 if part in pin), "")
+
+
+def _check_engine(port: str, board: EngineBoard) -> tuple[int, bool]:
+    """Compare a product and L-Mul products; return how many numbers, and whether all are equal."""
+    from host.device import Driver, GoldenDevice
+    from host.serial_device import SerialDevice
+    rng = np.random.default_rng(13)
+    config = board.config
+    device, golden = SerialDevice(port, config=config, timeout=_PATIENCE), GoldenDevice(config)
+    weights = rng.integers(-4, 5, (config.lanes + 3, 9))
+    activations = rng.integers(-128, 128, (1, 9)).astype(np.int8)
+    x, y = (rng.integers(0, 1 << 16, 40, dtype=np.uint16) for _ in range(2))
+    results = []
+    for each in (device, golden):
+        driver = Driver(each)
+        driver.load("W", weights)
+        results.append(np.concatenate([driver("W", activations).ravel(), each.lmul(x, y)]))
+    device.close()
+    return results[1].size, np.array_equal(*results)
+
+
+def _check_core(port: str, board: CoreBoard) -> tuple[int, bool]:
+    """Compare the tokens of a small model; return how many logits; a wrong one raises."""
+    from host.compile import compile_model
+    from host.serial_core import SerialCore
+    from host.token_device import CheckedTokens
+    from sim.tiny_model import tiny_model
+    image = compile_model(tiny_model(width=16, ffn_width=16, layers=1), board.config)
+    core = SerialCore(port, config=board.config, timeout=_PATIENCE)
+    core.load(image)
+    checked = CheckedTokens(core, image)
+    for token, new in ((5, True), (258, False)):
+        checked.token(token, new=new)
+    core.close()
+    return checked.checked, True
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("units", nargs="*", metavar="UNIT",
-                        help=f"units to run, of {', '.join(CASES)} (default: all)")
+    parser.add_argument("units", nargs="*", metavar="UNIT|BOARD",
+                        help=f"units and boards to run, of {', '.join([*CASES, *BOARDS])} "
+                             "(default: all units)")
     parser.add_argument("--technology", choices=SYNTHESIS_OPTIONS,
                         help="run only netlists of these cells")
     parser.add_argument("--case", help="run only this case of the benches")
@@ -170,28 +254,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     for unit in options.units:
-        if unit not in CASES:
-            print(f"'{unit}' is not a unit with netlists (try {', '.join(CASES)})",
-                  file=sys.stderr)
+        if unit not in CASES and unit not in BOARDS:
+            print(f"'{unit}' is neither a unit nor a board (try "
+                  f"{', '.join([*CASES, *BOARDS])})", file=sys.stderr)
             return 2
     jobs = [(unit, case, family) for unit, families in CASES.items()
             if not options.units or unit in options.units
             for family, cases in families.items() if options.technology in (None, family)
             for case in cases if options.case in (None, case)]
+    jobs += [(board, "", "") for board in BOARDS if board in options.units]
     if not jobs:
         print("No netlist has this technology and case", file=sys.stderr)
         return 2
     failed = False
     for unit, case, family in jobs:
         try:
-            result = run_netlist(unit, case, family, simulator=options.simulator)
-        except (NetlistError, RuntimeError, SystemExit) as problem:
+            result = (run_board(unit, ROOT / "build" / "netlists" / unit) if unit in BOARDS
+                      else run_netlist(unit, case, family, simulator=options.simulator))
+        except (BuildError, NetlistError, RuntimeError, SystemExit) as problem:
             print(f"{unit:12} {family:6} {case:12} FAILED: {problem}", flush=True)
             failed = True
             continue
         failed |= not result.equal
-        print(f"{unit:12} {family:6} {case:12} {result.tests:3} tests, {result.vectors:8,} cycles: "
-              f"{'equal' if result.equal else 'NOT EQUAL'}", flush=True)
+        verdict = "equal" if result.equal else "NOT EQUAL"
+        print(f"{unit:12} {result.technology:6} {result.configuration:15} {result.tests:3} tests, "
+              f"{result.vectors:8,} vectors: {verdict}", flush=True)
         if options.record:      # at once: all of them take hours
             _record(result)
     return int(failed)
@@ -210,7 +297,8 @@ def _record(result: NetlistResult) -> None:
     write_record("netlists", command="python -m sim netlist --record",
                  versions=versions | {"icarus": icarus_version()},
                  configuration={"synthesis": SYNTHESIS_OPTIONS,
-                                "vectors": "clock cycles simulated by the bench"},
+                                "vectors": "clock cycles that the bench of a unit simulated; "
+                                           "results of a board that were compared"},
                  rows=[rows[key] for key in sorted(rows)])
 
 

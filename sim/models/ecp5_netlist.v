@@ -109,32 +109,25 @@ module DP16KD (
         DOB4, DOB3, DOB2, DOB1, DOB0}
         = DATA_WIDTH_B == 36 ? out_b[35:18] : out_b[17:0];
 
-    initial if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || RESETMODE != "SYNC"
-                || CLKAMUX != "CLKA" || CLKBMUX != "CLKB")
+    initial if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || CLKAMUX != "CLKA"
+                || CLKBMUX != "CLKB")
         $fatal(1, "DP16KD: a mode without a model");
+    // Yosys chooses an asynchronous reset for memories that have none.
+    always @(posedge CLKA) if (RESETMODE != "SYNC" && (RSTA || RSTB))
+        $fatal(1, "DP16KD: an asynchronous reset has no model");
 endmodule
 
-// The PLL with feedback from its output, as hw/boards/top.py has it: CLKOP is CLKI times CLKFB_DIV
-// by CLKI_DIV, from the second edge of CLKI on, and locked 16 cycles later.
+// The PLL hands its clock on: the simulation of a whole board counts cycles of CLKOP.
 module EHXPLLL (
     input CLKI, CLKFB, PHASESEL1, PHASESEL0, PHASEDIR, PHASESTEP, PHASELOADREG, STDBY,
         PLLWAKESYNC, RST, ENCLKOP,
-    output reg CLKOP, output reg LOCK
+    output CLKOP, output LOCK
 );
     parameter CLKI_DIV = 1, CLKFB_DIV = 1, CLKOP_DIV = 8, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0;
     parameter [127:0] CLKOP_ENABLE = "ENABLED", FEEDBK_PATH = "CLKOP", PLLRST_ENA = "DISABLED",
         INTFB_WAKE = "DISABLED", STDBY_ENABLE = "DISABLED", DPHASE_SOURCE = "DISABLED",
         OUTDIVIDER_MUXA = "DIVA";
-    realtime first, half;
-    initial begin
-        CLKOP = 0;
-        LOCK = 0;
-        @(posedge CLKI) first = $realtime;
-        @(posedge CLKI) half = ($realtime - first) * CLKI_DIV / CLKFB_DIV / 2;
-        forever #half CLKOP = !CLKOP;
-    end
-    initial begin
-        repeat (16) @(posedge CLKOP);
-        LOCK = 1;
-    end
+    reg [3:0] cycles = 0;
+    assign CLKOP = CLKI, LOCK = &cycles;
+    always @(posedge CLKI) if (!LOCK) cycles <= cycles + 1;
 endmodule
