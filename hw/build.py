@@ -31,6 +31,7 @@ from hw.config import CoreConfig, EngineConfig
 from hw.engine.engine import TernaryEngine
 from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import FORMATS
+from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist
 from hw.synth.tool import ToolFailed, run_tool
 
 __all__ = ["AREA", "UNITS", "BuildError", "build", "main", "write_verilog"]
@@ -185,6 +186,8 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
         If the configuration does not fit the device.
     ToolFailed
         If a tool is missing or stops.
+    NetlistError
+        If the synthesized netlist has a fault.
     """
     try:
         platform = load_platform(board)
@@ -192,9 +195,9 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
         raise BuildError("amaranth-boards is not installed; pip install -e '.[build]'") \
             from problem
     family = "ecp5" if platform.device.startswith("LFE5") else "ice40"
-    synthesis_options = "-nodsp -abc9" if family == "ecp5" else "-abc9 -device u"
     plan = platform.build(
-        BoardTop(board), do_build=False, synth_opts=synthesis_options,
+        BoardTop(board), do_build=False, synth_opts=SYNTHESIS_OPTIONS[family],
+        script_after_synth="write_verilog -noattr top.v",
         nextpnr_opts=f"--seed {seed} --timing-allow-fail --report nextpnr.json")
     folder.mkdir(parents=True, exist_ok=True)
     plan.extract(folder)
@@ -210,7 +213,7 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
     synthesis, place_and_route, pack = commands
     say(f"{board.name}: synthesis")
     run_tool(commands[synthesis], folder)
-    cells = json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"]
+    cells = checked_netlist(folder / "top.json", "top")["cells"]
     parts = _area_by_part(cells, _CORE_PARTS if isinstance(board, CoreBoard) else _ENGINE_PARTS)
     tools = [synthesis, place_and_route] if route else [synthesis]
     report: dict = {
@@ -373,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as problem:
         print(problem, file=sys.stderr)
         return 2
-    except (BuildError, ToolFailed) as problem:
+    except (BuildError, NetlistError, ToolFailed) as problem:
         print(problem, file=sys.stderr)
         return 1
 

@@ -9,7 +9,8 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+import xml.etree.ElementTree
+from collections.abc import Iterator, Sequence
 
 from amaranth.back import verilog
 from cocotb_tools.runner import get_results, get_runner
@@ -29,6 +30,8 @@ _BUILD_ARGS = {
     "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS)],
     "icarus": [],
 }
+# The models of the cells are not Tally's; where they have warnings is none of its business.
+_NETLIST_BUILD_ARGS = {"verilator": ["--assert", "-Wno-fatal", "-Wno-lint"], "icarus": []}
 # Most of a bench under Verilator is compiling what runs for seconds.
 _COMPILER_LEVELS = "OPT_FAST=-O0 OPT_SLOW=-O0 OPT_GLOBAL=-O0"
 _CASE_VARIABLE = "TALLY_CASE"
@@ -40,13 +43,24 @@ _STARTER = re.compile(r"^( *reg (\\\$auto\$verilog_backend\S+)) += 0;$", re.MULT
 
 @dataclasses.dataclass(frozen=True)
 class BenchResult:
-    """Outcome of one case of one bench under one simulator."""
+    """Outcome of one case of one bench under one simulator.
+
+    Attributes
+    ----------
+    tests, failed : int
+        Tests that ran, and how many of them failed.
+    simulated_ns : float
+        Time that passed in the simulation.
+    seconds : float
+        Time that passed.
+    """
 
     bench: str
     case: str
     simulator: str
     tests: int
     failed: int
+    simulated_ns: float
     seconds: float
 
 
@@ -82,7 +96,8 @@ def _bench_module(name: str):
 
 
 def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | None = None,
-              waves: bool = False) -> BenchResult:
+              waves: bool = False,
+              netlist: Sequence[pathlib.Path] | None = None) -> BenchResult:
     """Run one case of a bench.
 
     Parameters
@@ -97,6 +112,9 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         Where Verilog, build and results go; a temporary folder by default.
     waves : bool
         Record waves in ``work_dir``.
+    netlist : sequence of path, optional
+        Verilog that is simulated in place of the component's own: a netlist with the component's
+        ports, whose module is named ``name``, and the models of its cells.
 
     Raises
     ------
@@ -117,28 +135,39 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         environment = simulation_environment()
         environment["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
         stack.enter_context(_environment(environment))
-        component = _bench_module(name).DUTS[case]()
-        source = work_dir / f"{name}.v"
-        text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
-        if simulator == "icarus":
-            text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
-        source.write_text(text)
-        models = [pathlib.Path(path) for path in getattr(_bench_module(name), "MODELS", ())]
+        sources = _own_verilog(name, case, simulator, work_dir) if netlist is None else netlist
         # ccache compares command lines too, so one folder serves equal Verilog in all runs.
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        text = b"".join(source.read_bytes() for source in sources)
+        digest = hashlib.sha256(text).hexdigest()[:12]
         build_dir = work_dir / f"build-{simulator}-{digest}"
         runner = get_runner(simulator)
-        runner.build(sources=[source, *models], hdl_toplevel=name, build_dir=build_dir,
-                     build_args=_BUILD_ARGS[simulator], timescale=("1ns", "1ps"), waves=waves,
+        arguments = _BUILD_ARGS if netlist is None else _NETLIST_BUILD_ARGS
+        runner.build(sources=list(sources), hdl_toplevel=name, build_dir=build_dir,
+                     build_args=arguments[simulator], timescale=("1ns", "1ps"), waves=waves,
                      always=True)
         results = runner.test(hdl_toplevel=name, test_module=f"sim.bench.bench_{name}",
                               build_dir=build_dir, test_dir=work_dir, waves=waves,
                               extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0"},
                               results_xml=str(work_dir / f"results-{simulator}.xml"))
         tests, failed = get_results(results)
+        ran = list(xml.etree.ElementTree.parse(results).iter("testcase"))
+        tests -= sum(test.find("skipped") is not None for test in ran)
     if tests == 0:
         raise RuntimeError(f"Bench {name}, case {case}, ran no test under {simulator}")
-    return BenchResult(name, case, simulator, tests, failed, time.monotonic() - started)
+        stops = [float(item.attrib["value"]) for test in ran for item in test.iter("property")
+                 if item.attrib["name"] == "sim_time_stop"]
+    return BenchResult(name, case, simulator, tests, failed, max(stops), time.monotonic() - started)
+
+
+def _own_verilog(name: str, case: str, simulator: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Write the component of a case as Verilog, and return that and the models that it needs."""
+    text = verilog.convert(_bench_module(name).DUTS[case](), name=name, emit_src=False,
+                           strip_internal_attrs=True)
+    if simulator == "icarus":
+        text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
+    source = folder / f"{name}.v"
+    source.write_text(text)
+    return [source, *map(pathlib.Path, getattr(_bench_module(name), "MODELS", ()))]
 
 
 @contextlib.contextmanager

@@ -114,7 +114,8 @@ class TernaryEngine(wiring.Component):
                      in zip([issued, *stages], stages, strict=False)]
 
         # Code 0 is +1 in every lane: it opens the write enables of all lanes to be cleared.
-        m.submodules.decoder = decoder = TritDecoder(packing=config.packing, lanes=config.lanes)
+        m.submodules.decoder = decoder = TritDecoder(packing=config.packing, lanes=config.lanes,
+                                                     target=config.target)
         codes = Signal.like(decoder.codes, reset_less=True)
         codes_again = Signal.like(codes)
         nonzero = Signal(config.lanes, reset_less=True)

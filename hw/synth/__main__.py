@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 from hw.synth.measure import measure, tool_versions
+from hw.synth.netlist import NetlistError
 from hw.synth.tool import ToolFailed
 from hw.synth.units import UNITS
 
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             found = measure(unit, seeds=tuple(range(1, options.seeds + 1)),
                             place=not options.area_only)
-        except ToolFailed as problem:
+        except (ToolFailed, NetlistError) as problem:
             print(problem, file=sys.stderr)
             return 1
         row = {"name": key, "unit": unit.unit, "format": unit.format, "lanes": unit.lanes or None,

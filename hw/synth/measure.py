@@ -6,6 +6,7 @@ median of several seeds, with the unit between an input shift register and a reg
 outputs, so that pins never limit it.
 """
 
+import collections
 import dataclasses
 import importlib.metadata
 import json
@@ -16,10 +17,10 @@ import tempfile
 from collections.abc import Callable
 
 from amaranth import Cat, Module, Signal, Value
-from amaranth.back import rtlil
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.synth.netlist import synthesize
 from hw.synth.tool import ToolFailed, run_tool
 
 __all__ = ["Unit", "measure", "tool_versions"]
@@ -94,16 +95,6 @@ class _Wrapper(wiring.Component):
         return m
 
 
-def _synthesize(component: wiring.Component, name: str, folder: pathlib.Path,
-                options: str) -> dict[str, int]:
-    """Write ``name``.json and return the number of cells of each type."""
-    (folder / f"{name}.il").write_text(rtlil.convert(component, name=name, emit_src=False))
-    # The last stat is over the flat design; -abc9 is what nextpnr's timing model expects.
-    run_tool(["yosys", "-q", "-p", f"read_rtlil {name}.il; synth_ecp5 -nodsp -abc9 {options} "
-              f"-top {name} -json {name}.json; tee -q -o {name}.stat stat -json"], folder)
-    return json.loads((folder / f"{name}.stat").read_text())["design"]["num_cells_by_type"]
-
-
 def _fix_block_rams(path: pathlib.Path, floorplan: Callable[[str], str | None]) -> None:
     """Give the block RAMs in the design at ``path`` the sites that ``floorplan`` names."""
     design = json.loads(path.read_text())
@@ -135,20 +126,23 @@ def measure(unit: Unit, *, seeds: tuple[int, ...] = (1, 2, 3), place: bool = Tru
     ------
     ToolFailed
         If a tool is missing or stops.
+    NetlistError
+        If a netlist has a fault: the figures would be those of another circuit.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        cells = _synthesize(unit.build(), "unit", folder, unit.synthesis)
-        lut4, ccu2c, dpr = (cells.get(cell, 0) for cell in ("LUT4", "CCU2C", "TRELLIS_DPR16X4"))
+        netlist = synthesize(unit.build(), "unit", folder, family="ecp5", options=unit.synthesis)
+        cells = collections.Counter(cell["type"] for cell in netlist["cells"].values())
+        lut4, ccu2c, dpr = (cells[cell] for cell in ("LUT4", "CCU2C", "TRELLIS_DPR16X4"))
         result: dict = {
             "lut4": lut4, "ccu2c": ccu2c, "dpr16x4": dpr, "lut4_eq": lut4 + 2 * ccu2c + 4 * dpr,
-            "ff": cells.get("TRELLIS_FF", 0),
-            "block_ram": sum(cells.get(cell, 0) for cell in BLOCK_RAMS),
-            "dsp": cells.get("MULT18X18D", 0) + cells.get("ALU54B", 0),
+            "ff": cells["TRELLIS_FF"],
+            "block_ram": sum(cells[cell] for cell in BLOCK_RAMS),
+            "dsp": cells["MULT18X18D"] + cells["ALU54B"],
         }
         if not place:
             return result
-        _synthesize(_Wrapper(unit.build()), "top", folder, unit.synthesis)
+        synthesize(_Wrapper(unit.build()), "top", folder, family="ecp5", options=unit.synthesis)
         if unit.floorplan is not None:
             _fix_block_rams(folder / "top.json", unit.floorplan)
         clocks = []

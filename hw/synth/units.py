@@ -64,7 +64,7 @@ def _engine_units() -> dict[str, Unit]:
     for name in PACKINGS:
         units[f"decoder-{name}"] = Unit(
             unit="trit decoder", format=name, trits=trits, clock_mhz=220, synthesis=_SMALL,
-            build=partial(TritDecoder, packing=name, lanes=trits),
+            build=partial(TritDecoder, packing=name, lanes=trits, target="ecp5"),
             bar="<= 8 LUT4 per trit at >= 200 MHz, no block RAM")
     return units
 

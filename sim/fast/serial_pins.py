@@ -18,8 +18,19 @@ __all__ = ["build_board", "serial_port"]
 
 
 def build_board(board: EngineBoard | CoreBoard, work_dir: pathlib.Path, *,
-                watchdog_cycles: int) -> pathlib.Path:
+                watchdog_cycles: int | None = None,
+                netlist: str | None = None) -> pathlib.Path:
     """Compile what is between the pins of ``board`` and return the program for :func:`serial_port`.
+
+    Parameters
+    ----------
+    board : EngineBoard or CoreBoard
+    work_dir : path
+        Where the program and all that it is made of go.
+    watchdog_cycles : int, optional
+        As of :class:`BoardSystem`.
+    netlist : str, optional
+        Verilog that is compiled instead: module ``board`` with the ports of :class:`BoardSystem`.
 
     Raises
     ------
@@ -32,9 +43,9 @@ def build_board(board: EngineBoard | CoreBoard, work_dir: pathlib.Path, *,
     if missing:
         raise ToolMissing("; ".join(missing))
     work_dir = work_dir.resolve()
-    system = BoardSystem(board, watchdog_cycles=watchdog_cycles)
-    (work_dir / "board.v").write_text(verilog.convert(system, name="board", emit_src=False,
-                                                      strip_internal_attrs=True))
+    text = netlist or verilog.convert(BoardSystem(board, watchdog_cycles=watchdog_cycles),
+                                      name="board", emit_src=False, strip_internal_attrs=True)
+    (work_dir / "board.v").write_text(text)
     # The benches of the units mind Verilator's warnings; here they would only stop the build.
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
                "--Wno-lint", "--Wno-style", "--CFLAGS", "-O1", "--MAKEFLAGS",

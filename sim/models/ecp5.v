@@ -1,8 +1,16 @@
 // Behavioural models of the ECP5 cells that hw/engine and hw/common instantiates, for simulation only.
 //
-// CCU2C is proved equal to the model that Yosys ships (tests/hw/test_ecp5.py). Of the block RAM Yosys
-// ships none: PDPW16KD is written here from Lattice's description (FPGA-TN-02204) and models what
-// the engine uses: 36 bits on both ports, one clock, output register, no reset, decoded chip selects at 0.
+// LUT4, CCU2C and TRELLIS_FF are proved equal to the models that Yosys ships (tests/hw/test_ecp5.py),
+// and give way to these where YOSYS_MODELS is defined.
+// Of the block RAM nobody ships one: Yosys' own is a black box. PDPW16KD is written here from
+// Lattice's description (FPGA-TN-02204) and models what the engine uses: 36 bits on both ports, one
+// clock, output register, no reset, decoded chip selects at 0.
+
+`ifndef YOSYS_MODELS
+module LUT4 (input A, B, C, D, output Z);
+    parameter [15:0] INIT = 0;
+    assign Z = INIT[{D, C, B, A}];
+endmodule
 
 module CCU2C (
     input CIN, A0, B0, C0, D0, A1, B1, C1, D1,
@@ -22,6 +30,13 @@ module CCU2C (
     assign S1 = propagate1 ^ (carry & !INJECT1);
     assign COUT = propagate1 ? carry : generate1;
 endmodule
+
+module TRELLIS_FF (input CLK, LSR, DI, output reg Q);
+    parameter GSR = "ENABLED", CEMUX = "1", CLKMUX = "CLK", LSRMUX = "LSR", REGSET = "RESET";
+    initial Q = 0;
+    always @(posedge CLK) Q <= LSR ? 1'b0 : DI;
+endmodule
+`endif
 
 module PDPW16KD (
     input DI35, DI34, DI33, DI32, DI31, DI30, DI29, DI28, DI27, DI26, DI25, DI24, DI23, DI22, DI21,
@@ -66,10 +81,4 @@ module PDPW16KD (
         DO8, DO7, DO6, DO5, DO4, DO3, DO2, DO1, DO0} = REGMODE == "OUTREG" ? out : looked_up;
 
     initial if (DATA_WIDTH_W != 36 || DATA_WIDTH_R != 36) $fatal(1, "PDPW16KD: widths must be 36");
-endmodule
-
-module TRELLIS_FF (input CLK, LSR, DI, output reg Q);
-    parameter GSR = "ENABLED", CEMUX = "1", CLKMUX = "CLK", LSRMUX = "LSR", REGSET = "RESET";
-    initial Q = 0;
-    always @(posedge CLK) Q <= LSR ? 1'b0 : DI;
 endmodule
