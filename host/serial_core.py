@@ -11,7 +11,7 @@ from host.link import BusyError
 from host.serial_board import SerialBoard, packed
 from host.token_device import Report, TokenDevice, TokenResult
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Fault
+from hw.isa import INSTRUCTION_BYTES, Fault, MemoryFailure
 from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields, transfer_bytes
 from sim.golden.machine import Best, MachineFault
 from sim.golden.schedule import passes_cycles, token_cycles
@@ -166,13 +166,22 @@ class SerialCore(TokenDevice):
             answers += _unpacked(fields, data)
         *best, end = answers
         if end["kind"] == Answer.FAULT:
-            raise MachineFault(Fault(end["value"]), end["index"])
+            halves = [answer for answer in best if answer["kind"] == Answer.ERROR]
+            raise MachineFault(Fault(end["value"]), end["index"],
+                               _memory_failure(halves) if halves else None)
         return Best(np.array([answer["index"] for answer in best], np.int64),
                     np.array([answer["value"] for answer in best], np.int32),
                     end["index"], end["value"])
 
     def _send(self, command: Command, data: bytes) -> list[bytes]:
         return self._board.send(command, self._transfers.exchanges[command], data)
+
+
+def _memory_failure(halves: list[dict[str, int]]) -> MemoryFailure:
+    """Read the answers of kind ERROR: both halves of the address, each with the response."""
+    low, high = halves
+    return MemoryFailure(write=bool(low["value"] & 4), response=low["value"] & 3,
+                         address=high["index"] << 16 | low["index"])
 
 
 def _unpacked(fields: Fields, data: bytes) -> list[dict[str, int]]:

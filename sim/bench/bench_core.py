@@ -81,6 +81,7 @@ class Memory:
         now, offered = 0, False
         dut.memory__reads__ready.value = dut.memory__writes__ready.value = 0
         dut.memory__data__valid.value = 0
+        dut.memory__error.value = 0
         reads_ready = writes_ready = 0
         while True:
             await RisingEdge(dut.clk)
