@@ -6,7 +6,6 @@ memory in NumPy, :class:`Model`, which knows nothing of the bus.
 
 import random
 from collections import deque
-from collections.abc import Iterator
 
 import cocotb
 import numpy as np
@@ -14,10 +13,10 @@ from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge
-from cocotbext.axi import AxiBus, AxiRam
 
 from hw.memory.axi4 import WRITE_TRANSFERS, Axi4Master, axi4_signature
 from hw.memory.port import port_signature
+from sim.axi4 import AXI4_IDENTIFIERS, DECERR, SLVERR, Rules, Subordinate, pauses
 from sim.golden.cycles import axi4_read_cycles
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
@@ -38,11 +37,9 @@ LATENCY = 2
 #: Bursts that may be under way, as the manager's docstring says.
 READS_UNDER_WAY, WRITES_UNDER_WAY = 32, 16
 
-OKAY, SLVERR, DECERR = 0, 2, 3
-
 
 class Managers(wiring.Component):
-    """Managers of several widths. The identifiers that cocotbext-axi wants are constant."""
+    """Managers of several widths, side by side."""
 
     def __init__(self, widths: tuple[int, ...]):
         self.widths = widths
@@ -54,8 +51,7 @@ class Managers(wiring.Component):
                 f"bus_{width}": Out(axi4_signature(address_width=ADDRESS_WIDTH,
                                                    data_width=8 * width)),
                 f"restart_{width}": In(1),
-                **{f"bus_{width}__{channel}id": flow(1)
-                   for channel, flow in (("aw", Out), ("ar", Out), ("b", In), ("r", In))},
+                **{f"bus_{width}__{name}": member for name, member in AXI4_IDENTIFIERS.items()},
             }
         super().__init__(members)
 
@@ -72,140 +68,6 @@ class Managers(wiring.Component):
 
 
 DUTS = {case: lambda widths=widths: Managers(widths) for case, widths in CASES.items()}
-
-
-def pauses(rng: random.Random, share: float) -> Iterator[bool]:
-    """Pause in stretches of one to six cycles, ``share`` of the time."""
-    while True:
-        paused = rng.random() < share
-        yield from [paused] * rng.randint(1, 6)
-
-
-class Subordinate:
-    """A memory of cocotbext-axi whose channels pause, and which fails where it is told to.
-
-    Parameters
-    ----------
-    prefix : str
-        Of the bus's signals.
-    stall : float
-        Share of the time in which each of the five channels pauses.
-    """
-
-    def __init__(self, dut, prefix: str, *, stall: float = 0.0, seed: int = 0):
-        bus = AxiBus.from_prefix(dut, prefix)
-        self.ram = AxiRam(bus, dut.clk, dut.rst, size=MEMORY_BYTES)
-        for half in (self.ram.write_if, self.ram.read_if):
-            half.log.setLevel("WARNING")
-        #: Responses by the number of a transfer on R, and of a burst on B.
-        self.read_failures: dict[int, int] = {}
-        self.write_failures: dict[int, int] = {}
-        self._fail(self.ram.read_if.r_channel, "rresp", self.read_failures)
-        self._fail(self.ram.write_if.b_channel, "bresp", self.write_failures)
-        self.channels = {
-            "aw": self.ram.write_if.aw_channel, "w": self.ram.write_if.w_channel,
-            "b": self.ram.write_if.b_channel, "ar": self.ram.read_if.ar_channel,
-            "r": self.ram.read_if.r_channel}
-        for channel in self.channels.values():  # as much under way as the manager likes
-            channel.queue_occupancy_limit = 0
-        self.pause(stall, seed)
-
-    def pause(self, stall: float, seed: int = 0) -> None:
-        """Let channels pause; without a share, none does from now on."""
-        for number, channel in enumerate(self.channels.values()):
-            channel.clear_pause_generator()
-            channel.pause = False
-            if stall:
-                channel.set_pause_generator(pauses(random.Random(5 * seed + number), stall))
-
-    @staticmethod
-    def _fail(channel, name: str, failures: dict[int, int]) -> None:
-        send, count = channel.send, 0
-
-        async def wrapped(transaction):
-            nonlocal count
-            setattr(transaction, name, failures.get(count, OKAY))
-            count += 1
-            await send(transaction)
-
-        channel.send = wrapped
-
-
-class Rules:
-    """Checks what a manager must keep of the bus, cycle by cycle.
-
-    Attributes
-    ----------
-    owed : dict of str to deque
-        Lengths of the bursts whose addresses were offered on AW and accepted on AR, and whose
-        transfers have not come yet.
-    unanswered : int
-        Bursts on AW without an answer.
-    """
-
-    def __init__(self, dut, prefix: str, width: int):
-        self._dut, self._prefix, self._width = dut, prefix, width
-        self._waiting: dict[str, tuple[int, ...]] = {}
-        self.owed: dict[str, deque[int]] = {"aw": deque(), "ar": deque()}
-        self.unanswered = 0
-        self._task = cocotb.start_soon(self._run())
-
-    def stop(self) -> None:
-        """End it; nothing may be under way."""
-        assert not any((self.unanswered, *self.owed.values(), self._waiting))
-        self._task.cancel()
-
-    def _get(self, *names: str) -> tuple[int, ...]:
-        return tuple(int(self._dut[f"{self._prefix}_{name}"].value) for name in names)
-
-    def _moves(self, channel: str, *names: str) -> tuple[bool, bool, tuple[int, ...]]:
-        """Return whether something is newly offered, whether it is accepted, and what it is."""
-        valid, ready = self._get(f"{channel}valid", f"{channel}ready")
-        payload = self._get(*names) if valid else ()
-        waited = channel in self._waiting
-        if waited:
-            assert valid, f"{channel}valid fell before it was accepted"
-            assert payload == self._waiting.pop(channel), f"{channel} changed while it was offered"
-        if valid and not ready:
-            self._waiting[channel] = payload
-        return bool(valid and not waited), bool(valid and ready), payload
-
-    async def _run(self) -> None:
-        while True:
-            await RisingEdge(self._dut.clk)
-            if self._dut.rst.value:
-                continue
-            for channel in ("aw", "ar"):
-                names = [channel + name for name in ("addr", "len", "size", "burst", "cache",
-                                                     "prot")]
-                offered, accepted, payload = self._moves(channel, *names)
-                if offered:
-                    address, length, size, burst, cache, prot = payload
-                    assert (1 << size, burst, cache, prot) == (self._width, 1, 3, 0)
-                    assert address % self._width == 0
-                    end = address + (length + 1) * self._width - 1
-                    assert address // 4096 == end // 4096, "a burst crosses 4 KiB"
-                    assert channel == "ar" or length < WRITE_TRANSFERS
-                if offered if channel == "aw" else accepted:
-                    self.owed[channel].append(payload[1] + 1)
-                if channel == "aw":
-                    self.unanswered += offered
-            offered, accepted, payload = self._moves("w", "wdata", "wstrb", "wlast")
-            if offered:
-                assert self.owed["aw"], "data without an address"
-                assert payload[1] == 2 ** self._width - 1
-                assert payload[2] == (self.owed["aw"][0] == 1), "wlast"
-            if accepted:
-                self._take("aw")
-            if all(self._get("rvalid", "rready")):
-                self._take("ar")
-            assert self._get("bready") == (1,)
-            self.unanswered -= self._get("bvalid")[0]
-
-    def _take(self, channel: str) -> None:
-        self.owed[channel][0] -= 1
-        if self.owed[channel][0] == 0:
-            self.owed[channel].popleft()
 
 
 class Model:
@@ -269,8 +131,8 @@ class Model:
                                      for k in range(read.transfers))
             if (transfer := self._moved("data")) is not None:
                 row, allowed = self._awaited.popleft()
-                found = np.frombuffer(transfer.data.to_bytes(self.width, "little"), np.uint8)
-                assert any((found == each).all() for each in allowed), (self.width, row)
+                data = np.frombuffer(transfer.data.to_bytes(self.width, "little"), np.uint8)
+                assert any((data == each).all() for each in allowed), (self.width, row)
                 self.read_transfers += 1
             if restart.value:
                 self._awaited.clear()
@@ -340,7 +202,7 @@ async def begin(dut, width: int, *, stall: float = 0.0, seed: int = 0):
     for path, member, _ in spec.signature.flatten(spec):
         if member.flow is In:
             dut["__".join(map(str, path))].value = 0
-    subordinate = Subordinate(dut, f"bus_{width}_", stall=stall, seed=seed)
+    subordinate = Subordinate(dut, f"bus_{width}_", MEMORY_BYTES, stall=stall, seed=seed)
     await start(dut)
     model = Model(dut, width, stall=stall / 2, seed=seed)
     subordinate.ram.write(0, model.memory.tobytes())
@@ -363,7 +225,7 @@ def each_width(function):
 
 @each_width
 async def read_cycles_equal_formula(dut, width):
-    """Bursts of any length follow one another without a gap, over ends of pages too."""
+    """Read bursts of any length without a gap between them, over ends of pages too."""
     model, subordinate, rules = await begin(dut, width)
     for bursts in ([(0, 1)], [(4096 - width, 256)],
                    [(4096 - width, 2), (8 * width, 1), (0, 1), (0, 3), (8192 - width, 100)]):
@@ -380,7 +242,7 @@ async def read_cycles_equal_formula(dut, width):
 
 @each_width
 async def much_is_under_way(dut, width):
-    """As many bursts as may be are under way while nothing is answered; then all come."""
+    """Have as many bursts under way as may be while nothing is answered; then all come."""
     model, subordinate, rules = await begin(dut, width)
     cocotb.start_soon(model.take())
     for channel in ("b", "r"):
@@ -406,7 +268,7 @@ async def much_is_under_way(dut, width):
 @each_width
 @cocotb.parametrize(stall=[0.0, 0.5, 0.8])
 async def interleaved_reads_and_writes(dut, width, stall):
-    """Reads and writes at once, many of the same bytes, while all channels pause at random."""
+    """Read and write at once, often the same bytes, while all channels pause at random."""
     model, subordinate, rules = await begin(dut, width, stall=stall, seed=width + 1)
     cocotb.start_soon(model.take())
     tasks = [cocotb.start_soon(model.write(12)), cocotb.start_soon(model.read(12))]
@@ -421,7 +283,7 @@ async def interleaved_reads_and_writes(dut, width, stall):
 
 @each_width
 async def reads_find_what_was_written_before(dut, width):
-    """A read behind a write of the same bytes, whichever of the channels pauses."""
+    """Read what was just written, whichever of the channels pauses."""
     model, subordinate, rules = await begin(dut, width, seed=width + 11)
     cocotb.start_soon(model.take())
     for channel in ("aw", "w", "b", "ar", "r"):
@@ -440,13 +302,13 @@ async def reads_find_what_was_written_before(dut, width):
 @each_width
 @cocotb.parametrize(response=[SLVERR, DECERR])
 async def errors_are_told(dut, width, response):
-    """The first error is told with its address until a restart; data come nevertheless."""
+    """Tell the first error with its address until a restart; data come nevertheless."""
     model, subordinate, rules = await begin(dut, width, stall=0.3, seed=width + 21)
     cocotb.start_soon(model.take())
     assert model.error[0] == 0
     # Ten transfers over the end of a page: the third of them fails, and a later one otherwise.
     address = 8192 - 2 * width
-    subordinate.read_failures |= {2: response, 7: OKAY + 5 - response}
+    subordinate.read_failures |= {2: response, 7: SLVERR + DECERR - response}
     valid = dut[f"port_{width}__data__valid"]
     await model.reads.send([{"address": address, "transfers": 10}])
     while model.read_transfers < 2:
@@ -473,7 +335,7 @@ async def errors_are_told(dut, width, response):
 @each_width
 @cocotb.parametrize(stall=[0.0, 0.6])
 async def restarts_in_mid_work(dut, width, stall):
-    """The user is reset at random times in mid-burst: what follows finds nothing of before.
+    """Reset the user at random times in mid-burst: what follows finds nothing of before.
 
     What was read before does not come afterwards; of what was written, whole bursts are there.
     """
@@ -500,7 +362,7 @@ async def restarts_in_mid_work(dut, width, stall):
 
 @each_width
 async def restart_without_debts_takes_two_cycles(dut, width):
-    """The port accepts again in the second cycle after a restart, if nothing is owed."""
+    """Accept again in the second cycle after a restart, if nothing is owed."""
     model, subordinate, rules = await begin(dut, width)
     ready = [dut[f"port_{width}__{name}__ready"] for name in ("reads", "writes")]
     restart = dut[f"restart_{width}"]
@@ -516,7 +378,7 @@ async def restart_without_debts_takes_two_cycles(dut, width):
 
 @each_width
 async def errors_of_before_a_restart_are_dropped(dut, width):
-    """An error that answers what was asked for before a restart is no error of the next user."""
+    """Drop an error that answers what was asked for before a restart."""
     model, subordinate, rules = await begin(dut, width)
     subordinate.read_failures |= dict.fromkeys(range(16), SLVERR)
     subordinate.write_failures[0] = DECERR

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections import deque
+from typing import Any
 
 import cocotb
 import numpy as np
@@ -123,13 +124,13 @@ class Driver:
     """The core with its memory, and the golden machine beside it."""
 
     def __init__(self, dut, program: list[Instruction], contents: bytes, *, latency: int = 0,
-                 stall: float = 0.0):
+                 stall: float = 0.0, memory: Any = None):
         self.dut = dut
         self.config = CONFIGURATIONS[bench_case()]
         spec = Core(self.config)
         self.program = program
         self.machine = Machine(self.config, b"".join(map(encode, program)), contents)
-        self.memory = Memory(dut, self.config, contents, latency=latency, stall=stall)
+        self.memory = memory or Memory(dut, self.config, contents, latency=latency, stall=stall)
         self.streams = {}
         for number, (name, end) in enumerate((
                 ("i_program", StreamSource), ("i_tokens", StreamSource), ("o_best", StreamSink),
