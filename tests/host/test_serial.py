@@ -24,7 +24,7 @@ from sim.tools import ToolMissing
 
 CONFIG = EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=3,
                       max_batch=4, index_width=10, port_bytes=4, result_lanes=4)
-BOARD = EngineBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000,
+BOARD = EngineBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000,
                     payload_bytes=400, entry_queue=32, config=CONFIG)
 # Seconds for a simulation on a busy machine; a test that waits for silence chooses less.
 PATIENCE = 60.0
@@ -82,7 +82,7 @@ def test_lmul_equals_golden(device):
 def test_info_has_board_and_configuration(device):
     info = device.info()
     assert info["board"] == "simulated"
-    assert info["clock_hz"] == 4_000_000
+    assert info["clock_hz"] == 5_000_000
     assert info["configuration"] == dataclasses.asdict(CONFIG)
 
 

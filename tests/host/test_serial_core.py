@@ -27,7 +27,7 @@ CONFIG = CoreConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,
                         max_batch=1, index_width=9, port_bytes=8, result_lanes=4),
     vector_depth=512, program_depth=128, list_depth=64, queue_words=64, best=5, address_width=14)
-BOARD = CoreBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000, config=CONFIG)
+BOARD = CoreBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_ranges_of_the_vocabulary(loaded, image):
 
 def test_info(loaded):
     info = loaded.info()
-    assert (info["board"], info["clock_hz"]) == ("simulated", 4_000_000)
+    assert (info["board"], info["clock_hz"]) == ("simulated", 5_000_000)
     assert info["configuration"] == dataclasses.asdict(CONFIG)
     assert info["fingerprint"] == f"{CONFIG.fingerprint():08x}"
 

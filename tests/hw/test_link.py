@@ -13,17 +13,25 @@ from hw.config import CoreConfig, EngineConfig
 from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.protocol import CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
 from hw.link.target import LinkTarget
-from hw.link.uart import UartReceiver, UartTransmitter
+from hw.link.uart import UartReceiver, UartTransmitter, uart_tolerance
 from hw.ternary.core import TernaryCore
 from sim.golden.frames import encode_frame
 
 
 @pytest.mark.parametrize("end", [UartReceiver, UartTransmitter])
 def test_uart_divisor(end):
-    with pytest.raises(ValueError, match=r"^UART divisor must be at least 4, not 3$"):
-        end(divisor=3)
+    with pytest.raises(ValueError, match=r"^UART divisor must be at least 5, so that a peer's "
+                                         r"clock may be 3 % off, not 4$"):
+        end(divisor=4)
     with pytest.raises(ValueError, match=r"^UART divisor must be a positive integer, not 0$"):
         end(divisor=0)
+
+
+def test_every_permitted_divisor_takes_three_percent():
+    assert min(uart_tolerance(4)) < 0.03
+    for divisor in [*range(5, 1000), *(board.divisor for board in BOARDS.values())]:
+        UartReceiver(divisor=divisor)
+        assert min(uart_tolerance(divisor)) >= 0.03, divisor
 
 
 @pytest.mark.parametrize("end", [FrameReceiver, FrameTransmitter])
