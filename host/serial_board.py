@@ -1,7 +1,9 @@
 """A board of this project on a serial port: its link, and what it says of itself."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +11,7 @@ import serial
 from numpy.typing import NDArray
 
 from host.device import DeviceError
-from host.link import Link, NoReplyError
+from host.link import Link, NoReplyError, port_in_use
 from hw.boards import BOARDS, CoreBoard, EngineBoard
 from hw.common.check import one_of
 from hw.config import CoreConfig, EngineConfig
@@ -79,11 +81,13 @@ class SerialBoard:
         expected = f"'{board}'" if board else "a board of 'python -m hw.build list'"
         self.link = Link(self._port, port, timeout=timeout, device=kind,
                          advice=f"check that the bitstream for {expected} is loaded")
+        self._settled = False
         try:
-            self._port.reset_input_buffer()
+            with port_in_use(port):
+                self._port.reset_input_buffer()
             self.facts = self._hello(others)
             self._check(kind, config)
-            self.link.request(Command.RESET)
+            self.settle()
         except BaseException:
             self._port.close()
             raise
@@ -96,7 +100,8 @@ class SerialBoard:
         except NoReplyError:
             if not bauds:
                 raise
-            self._port.baudrate = bauds[0]
+            with port_in_use(self.name):
+                self._port.baudrate = bauds[0]
             return self._hello(bauds[1:])
         try:
             facts = json.loads(data)
@@ -126,6 +131,22 @@ class SerialBoard:
                                    for name, wanted, found in differing)
                 raise DeviceError(f"The {kind} of board '{board}' on {self.name} has another "
                                   f"configuration: {listed}")
+
+    def settle(self) -> None:
+        """Reset engine or core, if something that it was asked for has not ended."""
+        if not self._settled:
+            self.link.request(Command.RESET)
+            self._settled = True
+
+    @contextlib.contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """Do something of several requests: if it is cut off, :meth:`settle` comes before others.
+
+        Otherwise the next one would find what is left of it.
+        """
+        self._settled = False
+        yield
+        self._settled = True
 
     def status(self) -> dict[str, int]:
         """Return the device's counters, :data:`hw.link.protocol.COUNTERS`."""

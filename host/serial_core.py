@@ -143,17 +143,21 @@ class SerialCore(TokenDevice):
 
     def _token(self, token: int, start: int) -> TokenResult:
         assert self._image is not None
-        try:
-            self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
-        except BusyError:
-            # A fault may have stopped the core behind all that the pass before delivered.
-            self._best()
-            raise
-        best = [self._best() for _ in range(self._image.program.emissions(start))]
-        return TokenResult(best, self.status()["cycles"], self._moved[start])
+        self._board.settle()
+        with self._board.unsettled():
+            try:
+                self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
+            except BusyError:
+                # A fault may have stopped the core behind all that the pass before delivered.
+                self._best()
+                raise
+            best = [self._best() for _ in range(self._image.program.emissions(start))]
+            cycles = self.status()["cycles"]
+        return TokenResult(best, cycles, self._moved[start])
 
     def _reset(self) -> None:
-        self.link.request(Command.RESET)
+        with self._board.unsettled():
+            self.link.request(Command.RESET)
 
     def _best(self) -> Best:
         """Ask for what one EMIT delivers."""

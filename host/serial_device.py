@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.device import Device, DeviceError
-from host.link import StalledError
 from host.serial_board import SerialBoard, packed
 from hw.config import EngineConfig
 from hw.link.protocol import COUNT_BYTES, Command, EngineTransfers, transfer_bytes
@@ -90,13 +89,11 @@ class SerialDevice(Device):
         batch = values.shape[1]
         job = self.config.job(rows, planes=plane_count, batch=batch)
         weights = self._stored[handle][columns]
-        try:
+        self._board.settle()
+        with self._board.unsettled():
             self._send(Command.JOB, packed(self._transfers.job, **job))
             self._stream_columns(columns, values, weights.reshape(len(columns), -1))
             results = self._results(rows, job["groups"], job["tail"], batch)
-        except StalledError:
-            self.link.request(Command.RESET)
-            raise
         transfers = -(-weights.nbytes // self.config.port_bytes)
         return results, self.status()["cycles"], transfers
 
