@@ -92,6 +92,7 @@ class Link:
     Attributes
     ----------
     port : BytePort
+    timeout : float
     repetitions : int
         Requests sent again.
     dropped_frames : int
@@ -102,7 +103,7 @@ class Link:
                  device: str = "engine", advice: str = "check that the bitstream is loaded"):
         self.port = port
         self._name = name
-        self._timeout = timeout
+        self.timeout = timeout
         self._attempts = attempts
         self._device = device
         self._advice = advice
@@ -136,10 +137,10 @@ class Link:
             self.repetitions += attempt > 0
             with port_in_use(self._name):
                 self.port.write(frame)
-                reply = self._reply(time.monotonic() + self._timeout / self._attempts)
+                reply = self._reply(time.monotonic() + self.timeout / self._attempts)
             if reply is not None:
                 return self._data(command, reply)
-        raise NoReplyError(f"No reply from {self._name} in {self._timeout:.1f} s; {self._advice}")
+        raise NoReplyError(f"No reply from {self._name} in {self.timeout:.1f} s; {self._advice}")
 
     def _data(self, command: Command, reply: bytes) -> bytes:
         status = reply[-1]

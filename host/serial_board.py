@@ -150,8 +150,8 @@ class SerialBoard:
 
     def status(self) -> dict[str, int]:
         """Return the device's counters, :data:`hw.link.protocol.COUNTERS`."""
-        values = np.frombuffer(self.link.request(Command.STATUS), "<u4").tolist()
-        return dict(zip(COUNTERS, values, strict=True))
+        data = self.checked(self.link.request(Command.STATUS), 4 * len(COUNTERS))
+        return dict(zip(COUNTERS, np.frombuffer(data, "<u4").tolist(), strict=True))
 
     def send(self, command: Command, exchange: Exchange, data: bytes) -> list[bytes]:
         """Send transfers in as few frames as possible; return the data of the replies."""
@@ -159,8 +159,20 @@ class SerialBoard:
         count = self.payload_bytes // size
         if exchange.data:
             count = min(count, self.payload_bytes // transfer_bytes(exchange.data))
-        return [self.link.request(command, data[start:start + count * size])
-                for start in range(0, len(data), count * size)]
+        replies = []
+        for start in range(0, len(data), count * size):
+            payload = data[start:start + count * size]
+            reply = self.link.request(command, payload)
+            replies.append(self.checked(reply, len(payload) // size
+                                        * transfer_bytes(exchange.data)))
+        return replies
+
+    def checked(self, data: bytes, size: int) -> bytes:
+        """Return the data of a reply if it has ``size`` bytes, or raise ``DeviceError``."""
+        if len(data) != size:
+            raise DeviceError(f"The device on {self.name} must reply with {size} bytes, not "
+                              f"{len(data)}; build its bitstream again")
+        return data
 
     def close(self) -> None:
         """Close the port."""

@@ -132,7 +132,8 @@ class SerialDevice(Device):
         data = b""
         while left:
             count = min(left, self._board.payload_bytes // size)
-            data += self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
+            reply = self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
+            data += self._board.checked(reply, count * size)
             left -= count
         transfers = np.frombuffer(data, np.uint8).reshape(-1, size)
         if transfers[:-1, -1].any() or not transfers[-1, -1]:

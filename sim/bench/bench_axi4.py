@@ -306,19 +306,19 @@ async def errors_are_told(dut, width, response):
     model, subordinate, rules = await begin(dut, width, stall=0.3, seed=width + 21)
     cocotb.start_soon(model.take())
     assert model.error[0] == 0
-    # Ten transfers over the end of a page: the third of them fails, and a later one otherwise.
+    # Ten transfers over the end of a page: the fifth of them fails, and a later one otherwise.
     address = 8192 - 2 * width
-    subordinate.read_failures |= {2: response, 7: SLVERR + DECERR - response}
+    subordinate.read_failures |= {4: response, 7: SLVERR + DECERR - response}
     valid = dut[f"port_{width}__data__valid"]
     await model.reads.send([{"address": address, "transfers": 10}])
-    while model.read_transfers < 2:
+    while model.read_transfers < 4:
         await RisingEdge(dut.clk)
     while not valid.value:
         await RisingEdge(dut.clk)
-    assert model.error == (1, 0, response, address + 2 * width), "known before the data are"
+    assert model.error == (1, 0, response, address + 4 * width), "known before the data are"
     await model.settle()
     assert model.read_transfers == 10
-    assert model.error == (1, 0, response, address + 2 * width)
+    assert model.error == (1, 0, response, address + 4 * width)
     await model.restart([])
     await ClockCycles(dut.clk, 4)
     assert model.error[0] == 0

@@ -10,6 +10,7 @@ import pytest
 from host.compile import compile_model
 from host.corpus import read_corpus
 from host.evaluate import evaluate
+from host.examples import tiny_model
 from host.model import read_model
 from host.tokenizer import Tokenizer
 from hw.config import CoreConfig, EngineConfig
@@ -31,7 +32,6 @@ from sim.golden.model import (
 )
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
-from tests.host.model_examples import tiny_model
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tally-stories.gguf"

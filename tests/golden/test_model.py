@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from host.examples import tiny_vocabulary
 from host.families.mmfreelm import Layer, TernaryLM
 from host.model import TernaryMatrix, to_bf16
 from hw.formats.minifloat import bf16
@@ -26,7 +27,6 @@ from sim.golden.model import (
     silu_table,
 )
 from sim.golden.wina import Gate
-from tests.host.model_examples import tiny_vocabulary
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80

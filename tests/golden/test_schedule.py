@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from host.compile import compile_model
+from host.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden import schedule
@@ -28,7 +29,6 @@ from sim.golden.cycles import (
     vector_cycles,
 )
 from sim.golden.schedule import LIST_LATENCY, WORD_LATENCY, token_cycles
-from tests.host.model_examples import tiny_model
 
 CONFIG = CoreConfig()
 STOP = Instruction(opcode=Opcode.STOP)

@@ -15,6 +15,7 @@ import sim.tables
 from host.compile import compile_model
 from host.device import GoldenDevice
 from host.evaluate import evaluate, fit_logit_scale
+from host.examples import tiny_model
 from host.families.mmfreelm import write_model
 from host.generate import Generator, Sampler, TokenGenerator
 from host.image import read_image, write_image
@@ -25,7 +26,6 @@ from hw.config import EngineConfig
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model
 
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 

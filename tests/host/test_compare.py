@@ -9,13 +9,12 @@ import pytest
 
 import host.__main__ as cli
 from host.compare import REFERENCE, Text, Variant, compare, read_llama, stored_bytes, variants
-from host.examples import llama_gguf, llama_tensors
+from host.examples import llama_gguf, llama_tensors, tiny_model
 from host.families.mmfreelm import write_model
 from host.model import ModelFileError
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.network import Kind
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears" for n in range(6)]
 

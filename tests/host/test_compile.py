@@ -10,6 +10,7 @@ import pytest
 import host.__main__ as cli
 from host.compile import CompileError, compile_model, losses
 from host.device import DeviceError
+from host.examples import tiny_model
 from host.families.mmfreelm import TernaryLM, write_model
 from host.image import listing, read_image
 from host.model import read_model
@@ -22,7 +23,6 @@ from sim.golden.network import Matrix, Network
 from sim.golden.schedule import token_cycles
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import Gate, column_norms
-from tests.host.model_examples import tiny_model
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 BLOCKS = CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4))

@@ -19,6 +19,7 @@ from host.compress.gates import (
 )
 from host.corpus import read_corpus
 from host.evaluate import evaluate
+from host.examples import tiny_model, tiny_vocabulary
 from host.families.mmfreelm import write_model
 from host.model import LanguageModel, read_model
 from host.tokenizer import Tokenizer
@@ -33,7 +34,6 @@ from sim.golden.model import (
 from sim.golden.network import Matrix, Network
 from sim.golden.wina import Gate
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model, tiny_vocabulary
 from tests.host.test_rotation import random_llama, write_llama2c
 
 NAMES = ("mix_in", "mix_out", "ffn_in", "ffn_hidden")

@@ -7,9 +7,9 @@ import zlib
 import pytest
 
 from host.compile import compile_model
+from host.examples import tiny_model
 from host.image import ImageError, listing, read_image, write_image
 from hw.config import CoreConfig, EngineConfig
-from tests.host.model_examples import tiny_model
 
 
 @pytest.fixture(scope="module")

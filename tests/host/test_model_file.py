@@ -7,9 +7,9 @@ import gguf
 import numpy as np
 import pytest
 
+from host.examples import tiny_model
 from host.families.mmfreelm import write_model
 from host.model import ModelFileError, is_bf16, read_model, to_bf16
-from tests.host.model_examples import tiny_model
 
 TQ1_0, TQ2_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("TQ1_0", "TQ2_0", "F32"))
 

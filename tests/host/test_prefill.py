@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from host.compile import CompileError, compile_fitted, compile_model
+from host.examples import tiny_model
 from host.generate import Sampler, TokenGenerator
 from host.image import read_image, write_image
 from host.token_device import CheckedTokens, GoldenTokenDevice, machine_of
 from hw.config import CoreConfig, EngineConfig
-from tests.host.model_examples import tiny_model
 
 CONFIG = CoreConfig(engine=EngineConfig(row_columns=64))
 

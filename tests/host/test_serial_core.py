@@ -9,10 +9,12 @@ import serial
 
 from host.compile import compile_model
 from host.device import DeviceError
+from host.examples import tiny_model
 from host.image import ImageError, read_image, write_image
 from host.link import StalledError
 from host.serial_core import SerialCore
 from host.serial_device import SerialDevice
+from host.soak import soak_tokens
 from host.token_device import CheckedTokens, open_token_device
 from hw.boards import CoreBoard
 from hw.config import CoreConfig, EngineConfig
@@ -20,7 +22,6 @@ from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
 from hw.link.protocol import Command
 from sim.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
-from tests.host.model_examples import tiny_model
 from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
 
 CONFIG = CoreConfig(
@@ -109,6 +110,15 @@ def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fau
     check_sequences(core, image)
     assert (core.link.repetitions >= 2) == (fault in SPOILED)
     core.close()
+
+
+def test_noise_makes_no_result_wrong(loaded, image):
+    outcome = soak_tokens(loaded, 4.0, seed=3, rate=0.004, timeout=1.0)
+    assert outcome.right > 1
+    assert sum(outcome.faults.values()) > 3
+    assert (outcome.wrong, outcome.mismatches) == (0, [])
+    loaded.load(image)
+    check_sequences(loaded, image)
 
 
 def test_garbage_between_tokens(loaded, port, image):

@@ -5,13 +5,13 @@ import pytest
 
 import host.simulated_device
 from host.device import DeviceError, Driver, GoldenDevice, open_device
+from host.examples import tiny_model
 from host.generate import Generator, Sampler
 from host.simulated_device import SimulatedDevice
 from hw.config import EngineConfig
 from sim.golden.cycles import port_transfers
 from sim.library import SimulatorStopped
 from sim.tools import ToolMissing, missing_tools
-from tests.host.model_examples import tiny_model
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))

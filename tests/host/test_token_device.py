@@ -12,6 +12,7 @@ import host.token_device
 import sim.verilated_machine
 from host.compile import compile_model
 from host.device import DeviceError, MismatchError
+from host.examples import tiny_model
 from host.generate import Sampler, TokenGenerator, candidates
 from host.image import ImageError, Program
 from host.token_device import CheckedTokens, GoldenTokenDevice, open_token_device
@@ -21,7 +22,6 @@ from sim.golden.machine import Best
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.tools import ToolMissing
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 MODEL = tiny_model(layers=1)
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))

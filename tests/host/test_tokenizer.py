@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from tokenizers import pre_tokenizers
 
+from host.examples import tiny_vocabulary
 from host.model import PieceVocabulary, Vocabulary
 from host.tokenizer import (
     SPLITS,
@@ -14,7 +15,6 @@ from host.tokenizer import (
     Tokenizer,
     byte_symbols,
 )
-from tests.host.model_examples import tiny_vocabulary
 
 TEXTS = ["", " ", "the other thing\n\n", "na\u00efve \u65e5\u672c\u8a9e \U0001f409",
          "a\tb\r\n  c\0", "<|endoftext|> is text here"]

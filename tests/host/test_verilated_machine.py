@@ -9,6 +9,7 @@ import pytest
 
 import sim.verilated_machine
 from host.compile import compile_model
+from host.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
 from hw.core import Core
 from hw.isa import Fault, Instruction, Opcode, encode
@@ -19,7 +20,6 @@ from sim.golden.wina import Gate
 from sim.library import SimulatorStopped
 from sim.verilated_machine import DESIGN, VerilatedMachine
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 

@@ -15,6 +15,7 @@ from host.examples import (
     checkpoint,
     llama_gguf,
     llama_tensors,
+    tiny_model,
     tokenizer_json,
 )
 from host.generate import candidates
@@ -34,7 +35,6 @@ from hw.isa import Opcode
 from sim.golden.model import ARITHMETICS, ExactProducts, GoldenLM, model_matrices
 from sim.golden.schedule import token_cycles
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
