@@ -12,14 +12,15 @@ from host.device import DeviceError
 from host.examples import tiny_model
 from host.image import ImageError, read_image, write_image
 from host.link import StalledError
+from host.serial_board import packed
 from host.serial_core import SerialCore
 from host.serial_device import SerialDevice
 from host.soak import soak_tokens
 from host.token_device import CheckedTokens, open_token_device
 from hw.boards import CoreBoard
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
-from hw.link.protocol import Command
+from hw.isa import INSTRUCTION_BYTES, Fault, Function, Instruction, Opcode
+from hw.link.protocol import Answer, Command, CoreTransfers
 from sim.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
 from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
@@ -166,6 +167,29 @@ def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             loaded.token(3, new=True)
     loaded.load(image)
+    check_sequences(loaded, image)
+
+
+def test_error_of_the_memory_is_a_sentence(loaded, port, image, monkeypatch):
+    """No board of today has a memory that fails: its answers are put in place of the results."""
+    where, request = image.program.body, loaded.link.request
+    failed = [{"kind": Answer.BEST, "index": 1, "value": 9, "last": 0},
+              {"kind": Answer.ERROR, "index": 0x2340, "value": 6, "last": 0},
+              {"kind": Answer.ERROR, "index": 0x1, "value": 6, "last": 0},
+              {"kind": Answer.FAULT, "index": where, "value": Fault.MEMORY, "last": 1}]
+    fields = CoreTransfers(CONFIG).result
+    answers = b"".join(packed(fields, **answer) for answer in failed)
+
+    def answered(command, payload=b""):
+        data = request(command, payload)
+        return answers if command == Command.RESULTS else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.link, "request", answered)
+        message = (f"The core on {port} stopped at instruction {where} (TOKEN): the memory "
+                   f"answered a write to address 0x12340 with SLVERR")
+        with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+            loaded.token(3, new=True)
     check_sequences(loaded, image)
 
 
