@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.cli.terminal import integer, progress_bars
+from host.cli.terminal import integer, positive, progress_bars
 from host.compiler.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest, write_fits
@@ -44,7 +44,6 @@ from host.devices.engine import EngineDevice
 from host.devices.registry import open_accelerator, open_engine
 from host.errors import TallyError, UserError
 from host.files.errors import ModelFileError
-from host.files.fuzz import READERS, fuzz, write_outcomes
 from host.files.image import Image, is_image, listing, read_image, write_image
 from host.measure.compare import (
     Text,
@@ -56,6 +55,10 @@ from host.measure.compare import (
     write_comparisons,
 )
 from host.measure.evaluate import Measurement, evaluate, fit_logit_scale, write_results
+from host.measure.fuzz import READERS, fuzz, write_outcomes
+from host.measure.soak import BOARDS as SOAKED
+from host.measure.soak import soak
+from host.measure.soak import write_outcomes as write_soak
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mmfreelm import TernaryLM, write_model
@@ -352,6 +355,25 @@ def _parser() -> argparse.ArgumentParser:
                         help="of each reader (default: 10000)")
     fuzzer.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     fuzzer.set_defaults(function=_fuzz)
+
+    soaker = commands.add_parser(
+        "soak", help="use simulated boards over a line that loses and changes bytes",
+        description="Simulate a board with an engine and one with a core, spoil bytes on their "
+                    "serial line at random, and compare every result with the golden model's. "
+                    "The exit status is 1 if a result is wrong.")
+    soaker.add_argument("boards", nargs="*", choices=[*SOAKED, []], metavar="BOARD",
+                        help=f"what the boards hold (default: {' '.join(SOAKED)})")
+    soaker.add_argument("--seconds", type=positive, default=300.0, metavar="S",
+                        help="of noise, over all boards (default: 300)")
+    soaker.add_argument("--seed", type=integer(0), default=1, metavar="N",
+                        help="of results and faults (default: 1)")
+    soaker.add_argument("--rate", type=positive, default=0.002, metavar="R",
+                        help="faults for each byte (default: 0.002)")
+    soaker.add_argument("--timeout", type=positive, default=1.0, metavar="S",
+                        help="seconds until a request fails, sent four times (default: 1)")
+    soaker.add_argument("--record", action="store_true",
+                        help="write docs/results/link_soak.json")
+    soaker.set_defaults(function=_soak)
 
     doctor = commands.add_parser("doctor", help="list what is installed and what is not")
     doctor.set_defaults(function=_doctor)
@@ -1158,6 +1180,32 @@ def _fuzz(console: Console, options: argparse.Namespace) -> int:
     if options.json:
         write_outcomes(options.json, " ".join(["python -m host", *sys.argv[1:]]), outcomes)
     return int(any(outcome.crashes for outcome in outcomes))
+
+
+# soak
+
+def _soak(console: Console, options: argparse.Namespace) -> int:
+    from sim.tools import ToolMissing
+    boards = options.boards or list(SOAKED)
+    outcomes = []
+    for board in boards:
+        try:
+            outcome = soak(board, options.seconds / len(boards), seed=options.seed,
+                           rate=options.rate, timeout=options.timeout)
+        except ToolMissing as problem:
+            raise UserError(str(problem)) from None
+        outcomes.append(outcome)
+        faults = ", ".join(f"{count:,} {kind}" for kind, count in outcome.faults.items())
+        console.print(f"{board}: {faults}; {outcome.repetitions:,} requests sent again, "
+                      f"{outcome.dropped_frames:,} replies dropped; {outcome.right:,} results "
+                      f"right, {outcome.errors:,} errors reported, {outcome.wrong:,} results wrong",
+                      highlight=False, soft_wrap=True)
+        for mismatch in outcome.mismatches[:5]:
+            console.print(mismatch, markup=False, highlight=False, soft_wrap=True)
+    if options.record:
+        write_soak(" ".join(["python -m host", *sys.argv[1:]]), outcomes, seed=options.seed,
+                   rate=options.rate, timeout=options.timeout)
+    return int(any(outcome.wrong for outcome in outcomes))
 
 
 # doctor

@@ -170,6 +170,7 @@ class Core(wiring.Component):
             fetching.start.eq(self.i_tokens.p.start),
             fetching.stored.eq(mover.stored),
             sequencer.late.eq(fetching.late),
+            sequencer.error.eq(memory.error),
             self.executing.eq(sequencer.executing),
         ]
         self._lists(m, sequencer, selector.o_entries, list_memory, ternary, fetcher, drain)

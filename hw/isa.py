@@ -10,7 +10,7 @@ import enum
 
 __all__ = ["ADDRESSED", "ATTENTION", "BATCH_FIELDS", "FIELDS", "FUNCTIONS", "GATED",
            "INSTRUCTION_BYTES", "REGISTERS", "USED", "Batch", "Fault", "Function", "Instruction",
-           "Opcode", "decode", "disassemble", "encode"]
+           "MemoryFailure", "Opcode", "decode", "disassemble", "encode"]
 
 #: Bytes of an instruction in a program.
 INSTRUCTION_BYTES = 16
@@ -217,6 +217,7 @@ class Fault(enum.IntEnum):
     CONTEXT = 9
     HEADS = 10
     BATCH = 11
+    MEMORY = 12
 
     @property
     def sentence(self) -> str:
@@ -241,7 +242,38 @@ _SENTENCES = {
                  "or do not fill words and transfers, or a cache is beyond the last one",
     Fault.BATCH: "a batch is none that the engine takes, is longer than the list, has more rows "
                  "than accumulators, does not fill words, or is walked by row",
+    Fault.MEMORY: "the memory answered with an error",
 }
+
+#: Responses of AXI that are errors.
+_RESPONSES = {2: "SLVERR", 3: "DECERR"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MemoryFailure:
+    """What is behind a fault MEMORY.
+
+    Attributes
+    ----------
+    write : bool
+        Whether a write failed, not a read.
+    address : int
+        Of the transfer that was read, or of the first one of the burst that was written.
+    response : int
+        2 is SLVERR, 3 is DECERR.
+    """
+
+    write: bool
+    address: int
+    response: int
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong, for people."""
+        operation = "write to" if self.write else "read of"
+        response = _RESPONSES.get(self.response, str(self.response))
+        return f"the memory answered a {operation} address {self.address:#x} with {response}"
+
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

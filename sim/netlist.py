@@ -225,7 +225,7 @@ def _check_core(port: str, board: CoreBoard) -> tuple[int, bool]:
     from host.compiler.compile import compile_model
     from host.devices.checked import CheckedTokens
     from host.devices.serial_accelerator import SerialAccelerator
-    from sim.tiny_model import tiny_model
+    from host.models.examples import tiny_model
     image = compile_model(tiny_model(width=16, ffn_width=16, layers=1), board.config)
     core = SerialAccelerator(port, config=board.config, timeout=_PATIENCE)
     core.load(image)

@@ -144,7 +144,7 @@ class AcceleratorDevice(abc.ABC):
             self._reset()
             raise DeviceError(f"The {self.label} stopped at instruction {error.instruction} "
                               f"({_where(image, error.instruction)}): "
-                              f"{error.fault.sentence}") from error
+                              f"{error.sentence}") from error
         except DeviceError:
             self._reset()
             raise

@@ -1,8 +1,10 @@
 """The host's end of the link: one request, one reply, over a port that may lose or change bytes."""
 
+import contextlib
 import struct
 import time
 import zlib
+from collections.abc import Iterator
 from typing import Protocol
 
 from cobs import cobs
@@ -10,7 +12,13 @@ from cobs import cobs
 from host.devices.errors import DeviceError
 from hw.link.protocol import CRC_BYTES, HEADER_BYTES, Command, Status
 
-__all__ = ["BusyError", "BytePort", "Link", "NoReplyError", "StalledError"]
+try:
+    from termios import error as _TerminalError
+except ImportError:                 # where there is no POSIX
+    _TerminalError = OSError        # type: ignore[misc, assignment]
+
+__all__ = ["BusyError", "BytePort", "Link", "NoReplyError", "PortLostError", "StalledError",
+           "port_in_use"]
 
 _PROBLEMS = {
     Status.UNKNOWN_COMMAND: "it does not know the command",
@@ -28,6 +36,20 @@ class StalledError(DeviceError):
 
 class BusyError(DeviceError):
     """The core is in a pass, or a fault has stopped it."""
+
+
+class PortLostError(DeviceError):
+    """The port itself is gone: its plug was pulled, or its adapter has failed."""
+
+
+@contextlib.contextmanager
+def port_in_use(name: str) -> Iterator[None]:
+    """Turn what a port raises when it is gone into a :class:`PortLostError` that names it."""
+    try:
+        yield
+    except (OSError, _TerminalError) as problem:    # pyserial's errors are OSErrors
+        raise PortLostError(f"Serial port {name} was lost: {problem}; check its plug and open the "
+                            f"device again") from problem
 
 
 class BytePort(Protocol):
@@ -69,6 +91,8 @@ class Link:
 
     Attributes
     ----------
+    port : BytePort
+    timeout : float
     repetitions : int
         Requests sent again.
     dropped_frames : int
@@ -77,9 +101,9 @@ class Link:
 
     def __init__(self, port: BytePort, name: str, *, timeout: float = 2.0, attempts: int = 4,
                  device: str = "engine", advice: str = "check that the bitstream is loaded"):
-        self._port = port
+        self.port = port
         self._name = name
-        self._timeout = timeout
+        self.timeout = timeout
         self._attempts = attempts
         self._device = device
         self._advice = advice
@@ -96,6 +120,8 @@ class Link:
         ------
         NoReplyError
             If no reply came in time.
+        PortLostError
+            If the port is gone.
         StalledError
             If the device stalled.
         BusyError
@@ -109,11 +135,12 @@ class Link:
         frame = b"\x00" + cobs.encode(content + check) + b"\x00"
         for attempt in range(self._attempts):
             self.repetitions += attempt > 0
-            self._port.write(frame)
-            reply = self._reply(time.monotonic() + self._timeout / self._attempts)
+            with port_in_use(self._name):
+                self.port.write(frame)
+                reply = self._reply(time.monotonic() + self.timeout / self._attempts)
             if reply is not None:
                 return self._data(command, reply)
-        raise NoReplyError(f"No reply from {self._name} in {self._timeout:.1f} s; {self._advice}")
+        raise NoReplyError(f"No reply from {self._name} in {self.timeout:.1f} s; {self._advice}")
 
     def _data(self, command: Command, reply: bytes) -> bytes:
         status = reply[-1]
@@ -144,8 +171,8 @@ class Link:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
-            self._port.timeout = left
-            self._received += self._port.read(max(1, self._port.in_waiting))
+            self.port.timeout = left
+            self._received += self.port.read(max(1, self.port.in_waiting))
 
 
 def _verified(code: bytes) -> bytes | None:

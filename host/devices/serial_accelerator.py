@@ -11,7 +11,7 @@ from host.devices.link import BusyError
 from host.devices.serial_board import SerialBoard, packed
 from host.files.image import Image
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Fault
+from hw.isa import INSTRUCTION_BYTES, Fault, MemoryFailure
 from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields, transfer_bytes
 from sim.golden.machine import Best, MachineFault
 from sim.timing.program import passes_cycles, token_cycles
@@ -143,17 +143,21 @@ class SerialAccelerator(AcceleratorDevice):
 
     def _token(self, token: int, start: int) -> TokenResult:
         assert self._image is not None
-        try:
-            self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
-        except BusyError:
-            # A fault may have stopped the core behind all that the pass before delivered.
-            self._best()
-            raise
-        best = [self._best() for _ in range(self._image.program.emissions(start))]
-        return TokenResult(best, self.status()["cycles"], self._moved[start])
+        self._board.settle()
+        with self._board.unsettled():
+            try:
+                self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
+            except BusyError:
+                # A fault may have stopped the core behind all that the pass before delivered.
+                self._best()
+                raise
+            best = [self._best() for _ in range(self._image.program.emissions(start))]
+            cycles = self.status()["cycles"]
+        return TokenResult(best, cycles, self._moved[start])
 
     def _reset(self) -> None:
-        self.link.request(Command.RESET)
+        with self._board.unsettled():
+            self.link.request(Command.RESET)
 
     def _best(self) -> Best:
         """Ask for what one EMIT delivers."""
@@ -166,13 +170,22 @@ class SerialAccelerator(AcceleratorDevice):
             answers += _unpacked(fields, data)
         *best, end = answers
         if end["kind"] == Answer.FAULT:
-            raise MachineFault(Fault(end["value"]), end["index"])
+            halves = [answer for answer in best if answer["kind"] == Answer.ERROR]
+            raise MachineFault(Fault(end["value"]), end["index"],
+                               _memory_failure(halves) if halves else None)
         return Best(np.array([answer["index"] for answer in best], np.int64),
                     np.array([answer["value"] for answer in best], np.int32),
                     end["index"], end["value"])
 
     def _send(self, command: Command, data: bytes) -> list[bytes]:
         return self._board.send(command, self._transfers.exchanges[command], data)
+
+
+def _memory_failure(halves: list[dict[str, int]]) -> MemoryFailure:
+    """Read the answers of kind ERROR: both halves of the address, each with the response."""
+    low, high = halves
+    return MemoryFailure(write=bool(low["value"] & 4), response=low["value"] & 3,
+                         address=high["index"] << 16 | low["index"])
 
 
 def _unpacked(fields: Fields, data: bytes) -> list[dict[str, int]]:

@@ -1,7 +1,9 @@
 """A board of this project on a serial port: its link, and what it says of itself."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +11,7 @@ import serial
 from numpy.typing import NDArray
 
 from host.devices.errors import DeviceError
-from host.devices.link import Link, NoReplyError
+from host.devices.link import Link, NoReplyError, port_in_use
 from hw.boards.board import BOARDS, CoreBoard, EngineBoard
 from hw.check import one_of
 from hw.config import CoreConfig, EngineConfig
@@ -79,11 +81,13 @@ class SerialBoard:
         expected = f"'{board}'" if board else "a board of 'python -m hw.build list'"
         self.link = Link(self._port, port, timeout=timeout, device=kind,
                          advice=f"check that the bitstream for {expected} is loaded")
+        self._settled = False
         try:
-            self._port.reset_input_buffer()
+            with port_in_use(port):
+                self._port.reset_input_buffer()
             self.facts = self._hello(others)
             self._check(kind, config)
-            self.link.request(Command.RESET)
+            self.settle()
         except BaseException:
             self._port.close()
             raise
@@ -96,7 +100,8 @@ class SerialBoard:
         except NoReplyError:
             if not bauds:
                 raise
-            self._port.baudrate = bauds[0]
+            with port_in_use(self.name):
+                self._port.baudrate = bauds[0]
             return self._hello(bauds[1:])
         try:
             facts = json.loads(data)
@@ -127,10 +132,26 @@ class SerialBoard:
                 raise DeviceError(f"The {kind} of board '{board}' on {self.name} has another "
                                   f"configuration: {listed}")
 
+    def settle(self) -> None:
+        """Reset engine or core, if something that it was asked for has not ended."""
+        if not self._settled:
+            self.link.request(Command.RESET)
+            self._settled = True
+
+    @contextlib.contextmanager
+    def unsettled(self) -> Iterator[None]:
+        """Do something of several requests: if it is cut off, :meth:`settle` comes before others.
+
+        Otherwise the next one would find what is left of it.
+        """
+        self._settled = False
+        yield
+        self._settled = True
+
     def status(self) -> dict[str, int]:
         """Return the device's counters, :data:`hw.link.protocol.COUNTERS`."""
-        values = np.frombuffer(self.link.request(Command.STATUS), "<u4").tolist()
-        return dict(zip(COUNTERS, values, strict=True))
+        data = self.checked(self.link.request(Command.STATUS), 4 * len(COUNTERS))
+        return dict(zip(COUNTERS, np.frombuffer(data, "<u4").tolist(), strict=True))
 
     def send(self, command: Command, exchange: Exchange, data: bytes) -> list[bytes]:
         """Send transfers in as few frames as possible; return the data of the replies."""
@@ -138,8 +159,20 @@ class SerialBoard:
         count = self.payload_bytes // size
         if exchange.data:
             count = min(count, self.payload_bytes // transfer_bytes(exchange.data))
-        return [self.link.request(command, data[start:start + count * size])
-                for start in range(0, len(data), count * size)]
+        replies = []
+        for start in range(0, len(data), count * size):
+            payload = data[start:start + count * size]
+            reply = self.link.request(command, payload)
+            replies.append(self.checked(reply, len(payload) // size
+                                        * transfer_bytes(exchange.data)))
+        return replies
+
+    def checked(self, data: bytes, size: int) -> bytes:
+        """Return the data of a reply if it has ``size`` bytes, or raise ``DeviceError``."""
+        if len(data) != size:
+            raise DeviceError(f"The device on {self.name} must reply with {size} bytes, not "
+                              f"{len(data)}; build its bitstream again")
+        return data
 
     def close(self) -> None:
         """Close the port."""

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from host.devices.engine import EngineDevice
 from host.devices.errors import DeviceError
-from host.devices.link import StalledError
 from host.devices.serial_board import SerialBoard, packed
 from hw.config import EngineConfig
 from hw.link.protocol import COUNT_BYTES, Command, EngineTransfers, transfer_bytes
@@ -91,13 +90,11 @@ class SerialEngine(EngineDevice):
         batch = values.shape[1]
         job = self.config.job(rows, planes=plane_count, batch=batch)
         weights = self._stored[handle][columns]
-        try:
+        self._board.settle()
+        with self._board.unsettled():
             self._send(Command.JOB, packed(self._transfers.job, **job))
             self._stream_columns(columns, values, weights.reshape(len(columns), -1))
             results = self._results(rows, job["groups"], job["tail"], batch)
-        except StalledError:
-            self.link.request(Command.RESET)
-            raise
         transfers = -(-weights.nbytes // self.config.port_bytes)
         return results, self.status()["cycles"], transfers
 
@@ -136,7 +133,8 @@ class SerialEngine(EngineDevice):
         data = b""
         while left:
             count = min(left, self._board.payload_bytes // size)
-            data += self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
+            reply = self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
+            data += self._board.checked(reply, count * size)
             left -= count
         transfers = np.frombuffer(data, np.uint8).reshape(-1, size)
         if transfers[:-1, -1].any() or not transfers[-1, -1]:

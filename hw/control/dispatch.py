@@ -15,6 +15,7 @@ from hw.engine.loop_nest import entry_layout, job_layout
 from hw.formats.minifloat import bf16
 from hw.isa import BATCH_FIELDS, FIELDS, GATED, REGISTERS, Fault, Function, Opcode
 from hw.memory.load_store import move_layout
+from hw.memory.port import error_layout
 from hw.output.writeback import drain_layout, scalar_layout
 from hw.vector.memory import address_width
 from hw.vector.unit import command_layout
@@ -32,9 +33,14 @@ def token_layout(config: CoreConfig) -> data.StructLayout:
 
 
 def fault_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a fault: its code, and the index of its instruction."""
+    """Layout of a fault: its code, and the index of its instruction.
+
+    With MEMORY, ``write``, ``response`` and ``address`` are those of
+    :func:`hw.memory.port.error_layout`; with any other fault they are 0.
+    """
     return data.StructLayout({"fault": bits_for(max(Fault)),
-                              "instruction": bits_for(config.program_depth)})
+                              "instruction": bits_for(config.program_depth),
+                              "write": 1, "response": 2, "address": config.address_width})
 
 
 class Sequencer(wiring.Component):
@@ -99,6 +105,9 @@ class Sequencer(wiring.Component):
         Cache whose values are mixed, and the exponent field of its largest element.
     not_finite : In(1)
         Beside ``moved``: a vector that was appended is not finite.
+    error : In of :func:`hw.memory.port.error_layout`
+        That of the memory port. No instruction begins after it, and no EMIT ends: the core stops
+        with MEMORY, whatever else an instruction found in data that are not those of the memory.
     o_faults : Out(stream) of :func:`fault_layout`
         What stopped the core; only a reset starts it again.
     executing : Out
@@ -130,6 +139,7 @@ class Sequencer(wiring.Component):
     o_moves: stream.Interface
     moved: Signal
     loading: Signal
+    error: data.View
     o_faults: stream.Interface
     executing: Signal
     active: Signal
@@ -160,7 +170,7 @@ class Sequencer(wiring.Component):
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
             "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
-            "loading": Out(1), "late": In(1),
+            "loading": Out(1), "late": In(1), "error": In(error_layout(config.address_width)),
             "batch": Out(data.StructLayout(BATCH_FIELDS)), "more": Out(1),
             "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         } | ({
@@ -263,6 +273,9 @@ class Sequencer(wiring.Component):
             self.o_faults.p.fault.eq(fault),
             self.o_faults.p.instruction.eq(index),
         ]
+        with m.If(fault == Fault.MEMORY):
+            m.d.comb += [self.o_faults.p[name].eq(self.error[name])
+                         for name in ("write", "response", "address")]
 
         if engine.row_columns:
             m.d.comb += self.o_products.p.by_row.eq(by_row)
@@ -303,7 +316,7 @@ class Sequencer(wiring.Component):
                 with m.If(done):
                     m.next = following
 
-        with m.FSM():
+        with m.FSM() as fsm:
             with m.State("IDLE"):
                 begins = self.i_tokens.valid & ~self.late
                 m.d.comb += [
@@ -332,6 +345,8 @@ class Sequencer(wiring.Component):
                             for opcode, state in states.items():
                                 with m.Case(opcode):
                                     m.next = state
+                with m.If(self.error.valid):
+                    m.next = "FAULT"
             with m.State("DONE"):
                 m.d.sync += index.eq(index + 1)
                 m.next = "NEXT"
@@ -419,7 +434,12 @@ class Sequencer(wiring.Component):
             command("DRAIN", self.o_drains, "DRAINED")
             answer("DRAINED", self.drained, "DONE")
             command("CHOOSE", self.o_choices, "CHOSEN")
-            answer("CHOSEN", self.chosen, "SCALE")
+            with m.State("CHOSEN"):
+                m.d.comb += waits.eq(~self.chosen)
+                with m.If(self.chosen):
+                    m.next = "SCALE"
+                    with m.If(self.error.valid):
+                        m.next = "FAULT"
             command("SCALE", self.o_scale, "DONE")
 
             command("MOVE", self.o_moves, "MOVED")
@@ -438,6 +458,8 @@ class Sequencer(wiring.Component):
             command("FAULT", self.o_faults, "STOPPED")
             with m.State("STOPPED"):
                 pass
+        with m.If(self.error.valid & ~fsm.ongoing("FAULT")):
+            m.d.sync += fault.eq(Fault.MEMORY)
         return m
 
     def _position(self, m, now, reader):

@@ -24,6 +24,8 @@ def answer_layout(config: CoreConfig) -> data.StructLayout:
 class Answers(wiring.Component):
     """Joins the largest integers, the scale behind them, and the fault.
 
+    A fault of the memory is three transfers, any other one is one.
+
     Parameters
     ----------
     config : CoreConfig
@@ -51,12 +53,17 @@ class Answers(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         best, scale, fault = self.i_best, self.i_scale, self.i_faults
+        told = Signal(2)                        # halves of the address at which the memory failed
+        more = Signal()
+        m.d.comb += more.eq(fault.valid & fault.p.response[1] & ~told[1])
+        with m.If(fault.valid & self.o.ready):
+            m.d.sync += told.eq(Mux(more, told + 1, 0))
         m.d.comb += [
             self.o.valid.eq(best.valid | scale.valid | fault.valid),
             best.ready.eq(self.o.ready),
             scale.ready.eq(self.o.ready),
-            fault.ready.eq(self.o.ready),
-            self.o.p.last.eq(~best.valid),
+            fault.ready.eq(self.o.ready & ~more),
+            self.o.p.last.eq(~best.valid & ~more),
         ]
         for source, kind, index, value in (
                 (best, Answer.BEST, best.p.index, best.p.value),
@@ -65,4 +72,11 @@ class Answers(wiring.Component):
             with m.If(source.valid):
                 m.d.comb += [self.o.p.kind.eq(kind), self.o.p.index.eq(index),
                              self.o.p.value.eq(value)]
+        half = FIELDS["count"]
+        with m.If(more):
+            m.d.comb += [
+                self.o.p.kind.eq(Answer.ERROR),
+                self.o.p.index.eq(Mux(told[0], fault.p.address[half:], fault.p.address[:half])),
+                self.o.p.value.eq(Cat(fault.p.response, fault.p.write, C(0, 1))),
+            ]
         return m

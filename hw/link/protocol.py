@@ -84,8 +84,11 @@ class Answer(enum.IntEnum):
     #: ``index`` is the bf16 number of an EMIT's scalar, ``value`` its exponent of two.
     SCALE = 1
     #: ``index`` is that of the instruction that stopped the core, ``value`` a
-    #: :class:`hw.isa.Fault`.
+    #: :class:`hw.isa.Fault`. Before a MEMORY come two of ERROR.
     FAULT = 2
+    #: ``index`` is half of the address at which the memory failed, the lower 16 bits first;
+    #: ``value`` is its response, 2 or 3 as in AXI, plus 4 for a write.
+    ERROR = 3
 
 
 class Status(enum.IntEnum):
@@ -245,7 +248,7 @@ class CoreTransfers:
 
     @property
     def result(self) -> Fields:
-        """One :class:`Answer`; ``last`` with all but BEST."""
+        """One :class:`Answer`; ``last`` with SCALE and FAULT."""
         value = _whole_bytes(self.config.engine.accumulator_width)
         return (("kind", 1), ("index", 2), ("value", value), ("last", 1))
 

@@ -1,5 +1,7 @@
 """UART, 8 data bits, no parity, 1 stop bit, as byte streams."""
 
+from fractions import Fraction
+
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.cdc import FFSynchronizer
@@ -7,18 +9,34 @@ from amaranth.lib.wiring import In, Out
 
 from hw.check import positive_int
 
-__all__ = ["ByteSignature", "UartReceiver", "UartTransmitter"]
+__all__ = ["ByteSignature", "UartReceiver", "UartTransmitter", "uart_tolerance"]
 
 #: A stream of bytes.
 ByteSignature = stream.Signature(data.StructLayout({"data": 8}))
 
-#: Clock cycles per bit below which a sample's three cycles would leave the bit.
-_LEAST_DIVISOR = 4
+#: Clock cycles per bit from which on a peer's may be 3 % off: see :func:`uart_tolerance`. With 4
+#: it is 2.5 %.
+_LEAST_DIVISOR = 5
+
+
+def uart_tolerance(divisor: int) -> tuple[Fraction, Fraction]:
+    """Return by which share of a bit a peer's bits may be longer and shorter, at most.
+
+    The receiver finds the start bit up to a cycle late: it samples the line ``p`` cycles after the
+    edge for the first time, ``0 <= p < 1``. From then on the middle sample of bit ``k`` is taken
+    at ``p + divisor // 2 + k * divisor``, and the majority of three is right if that one lies in
+    the bit: between ``k`` and ``k + 1`` of the peer's bits. The last of them, ``k = 9``, is the
+    first to be missed: with long bits by the earliest sample (``p = 0``), with short ones by the
+    latest.
+    """
+    half = divisor // 2
+    return Fraction(half, 9 * divisor), Fraction(divisor - half - 1, 10 * divisor)
 
 
 def _check_divisor(divisor: int) -> int:
     if positive_int("UART divisor", divisor) < _LEAST_DIVISOR:
-        raise ValueError(f"UART divisor must be at least {_LEAST_DIVISOR}, not {divisor}")
+        raise ValueError(f"UART divisor must be at least {_LEAST_DIVISOR}, so that a peer's clock "
+                         f"may be 3 % off, not {divisor}")
     return divisor
 
 
@@ -26,14 +44,15 @@ class UartReceiver(wiring.Component):
     """Serial line to bytes.
 
     The line is sampled every clock cycle; a bit is the majority of the three samples around its
-    middle, so a spike of one cycle does no harm. A byte whose stop bit is low is dropped, and the
-    next start bit is awaited only after the line has been high. A byte that is not taken before
-    the next one ends is kept, and the next one lost.
+    middle, so a spike of one cycle does no harm if the peer's clock is right. Without spikes that
+    clock may be off as :func:`uart_tolerance` says: 3 % at every divisor. A byte whose stop bit is
+    low is dropped, and the next start bit is awaited only after the line has been high. A byte that
+    is not taken before the next one ends is kept, and the next one lost.
 
     Parameters
     ----------
     divisor : int
-        Clock cycles per bit, at least 4.
+        Clock cycles per bit, at least 5.
 
     Members
     -------
@@ -47,7 +66,7 @@ class UartReceiver(wiring.Component):
     Raises
     ------
     ValueError
-        If ``divisor`` is less than 4.
+        If ``divisor`` is less than 5.
     """
 
     rx: Signal
@@ -111,7 +130,7 @@ class UartTransmitter(wiring.Component):
     Parameters
     ----------
     divisor : int
-        Clock cycles per bit, at least 4.
+        Clock cycles per bit, at least 5.
 
     Members
     -------
@@ -123,7 +142,7 @@ class UartTransmitter(wiring.Component):
     Raises
     ------
     ValueError
-        If ``divisor`` is less than 4.
+        If ``divisor`` is less than 5.
     """
 
     i: stream.Interface

@@ -24,7 +24,8 @@ class SharedPort(wiring.Component):
     """The memory port of a core, and between its bursts single transfers of the host.
 
     The core goes first. A transfer that the host reads is looked up when no read of the core is
-    under way, and the core waits until it has come. The core's transfers pass without a delay.
+    under way, and the core waits until it has come. The core's transfers pass without a delay. The
+    core is told of an error whoever has asked.
 
     Parameters
     ----------
@@ -97,6 +98,7 @@ class SharedPort(wiring.Component):
         m.d.comb += [
             memory.reads.p.eq(core.reads.p),
             core.data.p.eq(memory.data.p),
+            core.error.eq(memory.error),
         ]
         with m.If(self.o_data.ready):
             m.d.sync += self.o_data.valid.eq(0)

@@ -19,7 +19,7 @@ class BlockRamMemory(wiring.Component):
     """A memory of ``depth`` transfers in block RAM, zero from configuration on.
 
     Reads and writes move at the same time, a transfer a cycle each; bursts follow one another
-    without a gap. The bits of an address above the depth are ignored. Cycles:
+    without a gap. The bits of an address above the depth are ignored. There are no errors. Cycles:
     :func:`sim.timing.units.block_ram_memory_cycles`.
 
     Parameters

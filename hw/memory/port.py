@@ -7,7 +7,7 @@ from amaranth.utils import bits_for
 
 from hw.check import positive_int
 
-__all__ = ["BURST_TRANSFERS", "check_port_bytes", "port_signature", "read_layout",
+__all__ = ["BURST_TRANSFERS", "check_port_bytes", "error_layout", "port_signature", "read_layout",
            "transfer_layout", "write_layout"]
 
 #: Transfers of the longest burst.
@@ -29,6 +29,14 @@ def write_layout(address_width: int, port_bytes: int) -> data.StructLayout:
     return data.StructLayout({"address": address_width, "data": 8 * port_bytes, "last": 1})
 
 
+def error_layout(address_width: int) -> data.StructLayout:
+    """Layout of an error of the memory: what was answered, to a read or a write of ``address``.
+
+    ``response`` is that of AXI: 2 is SLVERR, 3 is DECERR.
+    """
+    return data.StructLayout({"valid": 1, "write": 1, "response": 2, "address": address_width})
+
+
 def port_signature(*, address_width: int, port_bytes: int) -> wiring.Signature:
     """Build the side that asks: streams ``reads`` and ``writes`` out, ``data`` in.
 
@@ -36,11 +44,15 @@ def port_signature(*, address_width: int, port_bytes: int) -> wiring.Signature:
     after any time and with any gaps. A read that is accepted after a write finds what was written;
     one that is under way while its bytes are written finds either. A burst that has begun to be
     written goes on without waiting for a read.
+
+    ``error`` is the first error since the user of the port was reset. It is valid before the data
+    of the read that failed come, and stays as it is; all data come nevertheless.
     """
     return wiring.Signature({
         "reads": Out(stream.Signature(read_layout(address_width))),
         "data": In(stream.Signature(transfer_layout(port_bytes))),
         "writes": Out(stream.Signature(write_layout(address_width, port_bytes))),
+        "error": In(error_layout(address_width)),
     })
 
 

@@ -19,7 +19,7 @@ from sim.resets import resets_in_mid_work
 from sim.streams import CLOCK_NS, start
 
 BOARD = EngineBoard(
-    name="bench", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=320,
+    name="bench", platform="", clock_hz=5_000_000, baud=1_000_000, payload_bytes=320,
     entry_queue=16, config=EngineConfig(
         lanes=4, accumulator_width=20, accumulator_depth=4, max_planes=2, max_batch=2,
         index_width=6, packing="1in2", port_bytes=2, result_lanes=2))

@@ -6,6 +6,7 @@ import math
 import random
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import cocotb
 import numpy as np
@@ -63,6 +64,7 @@ class Memory:
         now, offered = 0, False
         dut.memory__reads__ready.value = dut.memory__writes__ready.value = 0
         dut.memory__data__valid.value = 0
+        dut.memory__error.value = 0
         reads_ready = writes_ready = 0
         while True:
             await RisingEdge(dut.clk)
@@ -104,13 +106,13 @@ class Driver:
     """The core with its memory, and the golden machine beside it."""
 
     def __init__(self, dut, program: list[Instruction], contents: bytes, *, latency: int = 0,
-                 stall: float = 0.0):
+                 stall: float = 0.0, memory: Any = None):
         self.dut = dut
         self.config = CONFIGURATIONS[bench_case()]
         spec = Core(self.config)
         self.program = program
         self.machine = Machine(self.config, b"".join(map(encode, program)), contents)
-        self.memory = Memory(dut, self.config, contents, latency=latency, stall=stall)
+        self.memory = memory or Memory(dut, self.config, contents, latency=latency, stall=stall)
         self.streams = {}
         for number, (name, end) in enumerate((
                 ("i_program", StreamSource), ("i_tokens", StreamSource), ("o_best", StreamSink),

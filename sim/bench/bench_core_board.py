@@ -28,7 +28,7 @@ CONFIG = CoreConfig(
                         max_batch=1, index_width=6, port_bytes=8, result_lanes=4),
     vector_depth=128, program_depth=32, list_depth=16, queue_words=16, best=3, address_width=12)
 #: A pass with more results than the queue holds stays under way until they are asked for.
-BOARD = CoreBoard(name="bench", platform="", clock_hz=4_000_000, baud=1_000_000, payload_bytes=480,
+BOARD = CoreBoard(name="bench", platform="", clock_hz=5_000_000, baud=1_000_000, payload_bytes=480,
                   answer_queue=2, config=CONFIG)
 WATCHDOG_CYCLES = 4000
 VOCABULARY = 20

@@ -1,4 +1,4 @@
-"""Block RAM, AXI4 and fetching, each against a memory of the bench and with exact cycles."""
+"""Block RAM, the shared port and fetching, each with exact cycles or against random stalls."""
 
 import dataclasses
 import random
@@ -15,8 +15,9 @@ from hw.config import CoreConfig, EngineConfig
 from hw.memory.arbiter import SharedPort
 from hw.memory.axi4 import Axi4Master, axi4_signature
 from hw.memory.block_ram_memory import BlockRamMemory
-from hw.memory.port import port_signature, read_layout
+from hw.memory.port import error_layout, port_signature, read_layout
 from hw.memory.read_engine import Fetcher, Kind, burst_transfers
+from sim.axi4 import AXI4_IDENTIFIERS, DECERR, Subordinate
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.resets import hold_inputs, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
@@ -25,9 +26,7 @@ from sim.timing import units as cycles
 ADDRESS_WIDTH = 16
 MEMORY_BYTES = 2 ** ADDRESS_WIDTH
 RAM_BYTES = 8
-#: Bytes of the two AXI4 ports: a page is more than the longest burst, and less.
-WIDTHS = (8, 64)
-#: Bytes of the port that is shared; it is one of AXI4 too.
+#: Bytes of the port that is shared; behind it there is AXI4.
 SHARED_BYTES = 16
 #: Transfers that the bench reads at once there.
 READS_AHEAD = 4096
@@ -54,21 +53,13 @@ class Bench(wiring.Component):
     def __init__(self):
         members = {"port_ram": In(port_signature(address_width=ADDRESS_WIDTH,
                                                  port_bytes=RAM_BYTES))}
-        for width in WIDTHS:
-            members |= {
-                f"port_axi{width}": In(port_signature(address_width=ADDRESS_WIDTH,
-                                                      port_bytes=width)),
-                f"bus_{width}": Out(axi4_signature(address_width=ADDRESS_WIDTH,
-                                                   data_width=8 * width)),
-                f"failed_{width}": Out(1),
-            }
         self._shared = SharedPort(address_width=ADDRESS_WIDTH, port_bytes=SHARED_BYTES,
                                   reads_ahead=READS_AHEAD)
         members |= {
             "port_shared": In(port_signature(address_width=ADDRESS_WIDTH,
                                              port_bytes=SHARED_BYTES)),
-            f"bus_{SHARED_BYTES}": Out(axi4_signature(address_width=ADDRESS_WIDTH,
-                                                      data_width=8 * SHARED_BYTES)),
+            "bus": Out(axi4_signature(address_width=ADDRESS_WIDTH, data_width=8 * SHARED_BYTES)),
+            **{f"bus__{name}": member for name, member in AXI4_IDENTIFIERS.items()},
             **{f"{name}_shared": self._shared.signature.members[name]
                for name in ("i_writes", "i_reads", "o_data")},
         }
@@ -85,18 +76,12 @@ class Bench(wiring.Component):
                                                 depth=MEMORY_BYTES // RAM_BYTES // 8,
                                                 target="ecp5")
         wiring.connect(m, wiring.flipped(self.port_ram), ram.port)
-        for width in WIDTHS:
-            master = Axi4Master(address_width=ADDRESS_WIDTH, port_bytes=width)
-            m.submodules[f"axi{width}"] = master
-            wiring.connect(m, wiring.flipped(getattr(self, f"port_axi{width}")), master.port)
-            wiring.connect(m, master.bus, wiring.flipped(getattr(self, f"bus_{width}")))
-            m.d.comb += getattr(self, f"failed_{width}").eq(master.failed)
         m.submodules.shared = shared = self._shared
         m.submodules.behind = behind = Axi4Master(address_width=ADDRESS_WIDTH,
                                                   port_bytes=SHARED_BYTES)
         wiring.connect(m, wiring.flipped(self.port_shared), shared.core)
         wiring.connect(m, shared.memory, behind.port)
-        wiring.connect(m, behind.bus, wiring.flipped(getattr(self, f"bus_{SHARED_BYTES}")))
+        wiring.connect(m, behind.bus, wiring.flipped(self.bus))
         connect_stream(m, wiring.flipped(self.i_writes_shared), shared.i_writes)
         connect_stream(m, wiring.flipped(self.i_reads_shared), shared.i_reads)
         connect_stream(m, shared.o_data, wiring.flipped(self.o_data_shared))
@@ -203,198 +188,20 @@ async def block_ram_keeps_what_is_written(dut):
         await port.read([(address, 64)])
 
 
-# AXI4.
-
-class Axi4Memory:
-    """A subordinate that checks the rules, takes its time, and writes as late as it may.
-
-    Parameters
-    ----------
-    latency : int
-        Cycles from a read's address to its first data, at least.
-    stall : float
-        Probability that a channel does not move in a cycle.
-    first : str
-        What it waits for in each write: ``address``, ``data`` or, with ``any``, neither.
-    broken : range
-        Addresses that it answers with an error.
-    """
-
-    def __init__(self, dut, width, *, latency=10, stall=0.0, first="any", broken=range(0), seed=0):
-        self._dut, self._width, self._prefix = dut, width, f"bus_{width}__"
-        self._latency, self._stall, self._first, self._broken = latency, stall, first, broken
-        self._rng = random.Random(seed)
-        self.memory = bytearray(MEMORY_BYTES)
-        self._previous: dict[str, tuple] = {}
-        self._reads: deque = deque()            # (cycle, data, response, last)
-        self._addresses: deque = deque()
-        self._beats: deque = deque()
-        self._answers: deque = deque()          # (cycle, response, address, text)
-        self.reads = 0
-        self._task = cocotb.start_soon(self._run())
-
-    def stop(self) -> None:
-        """End it; nothing may be under way."""
-        assert not any((self._reads, self._addresses, self._beats, self._answers))
-        self._task.cancel()
-
-    def _value(self, name: str) -> int:
-        return int(self._dut[self._prefix + name].value)
-
-    def _set(self, **values: int) -> None:
-        for name, value in values.items():
-            self._dut[self._prefix + name].value = value
-
-    def _moves(self) -> int:
-        return int(self._rng.random() >= self._stall)
-
-    def _stable(self, channel: str, payload: tuple, ready: int) -> bool:
-        """Check that what was offered and not taken is still offered; return whether it moves."""
-        valid = self._value(f"{channel}valid")
-        if channel in self._previous:
-            assert (valid, payload) == (1, self._previous[channel]), f"{channel} changed"
-        self._previous.pop(channel, None)
-        if valid and not ready:
-            self._previous[channel] = payload
-        return bool(valid and ready)
-
-    def _request(self, channel: str) -> tuple[int, ...]:
-        return tuple(self._value(channel + name)
-                     for name in ("addr", "len", "size", "burst", "cache", "prot"))
-
-    def _check_burst(self, request: tuple[int, ...]) -> tuple[int, int]:
-        address, length, size, burst, cache, prot = request
-        assert (1 << size, burst, cache, prot) == (self._width, 1, 3, 0)
-        assert address % self._width == 0
-        assert address // 4096 == (address + (length + 1) * self._width - 1) // 4096, "4 KiB"
-        return address, length + 1
-
-    async def _run(self) -> None:
-        now, ready = 0, {"ar": 0, "aw": 0, "w": 0}
-        answering = reading = False
-        while True:
-            await RisingEdge(self._dut.clk)
-            request = self._request("ar")
-            if self._stable("ar", request, ready["ar"]):
-                self.reads += 1
-                address, count = self._check_burst(request)
-                text = self.memory[address:address + count * self._width]
-                self._reads.extend(
-                    (now + self._latency,
-                     int.from_bytes(text[k * self._width:(k + 1) * self._width], "little"),
-                     2 * (address in self._broken), k == count - 1) for k in range(count))
-            request = self._request("aw")
-            if self._stable("aw", request, ready["aw"]):
-                self._addresses.append(self._check_burst(request))
-            beat = (self._value("wdata"), self._value("wlast"))
-            if self._stable("w", (*beat, self._value("wstrb")), ready["w"]):
-                assert self._value("wstrb") == 2 ** self._width - 1
-                self._beats.append(beat)
-            if reading and self._value("rready"):
-                self._reads.popleft()
-                reading = False
-            if answering and self._value("bready"):
-                _, _, address, text = self._answers.popleft()
-                self.memory[address:address + len(text)] = text
-                answering = False
-            self._join_write(now)
-
-            now += 1
-            ready = {"ar": self._moves(), "aw": self._moves(), "w": self._moves()}
-            if self._first == "address":
-                ready["w"] &= bool(self._addresses)
-            if self._first == "data":
-                ready["aw"] &= bool(self._beats)
-            self._set(arready=ready["ar"], awready=ready["aw"], wready=ready["w"])
-            if not reading and self._reads and self._reads[0][0] <= now and self._moves():
-                reading = True
-                _, data, response, last = self._reads[0]
-                self._set(rdata=data, rresp=response, rlast=last)
-            self._set(rvalid=reading)
-            if not answering and self._answers and self._answers[0][0] <= now:
-                answering = True
-                self._set(bresp=self._answers[0][1])
-            self._set(bvalid=answering)
-
-    def _join_write(self, now: int) -> None:
-        """Join an address with its data when both are complete."""
-        if not self._addresses or len(self._beats) < self._addresses[0][1]:
-            return
-        address, count = self._addresses.popleft()
-        beats = [self._beats.popleft() for _ in range(count)]
-        assert [last for _, last in beats] == [0] * (count - 1) + [1], "WLAST"
-        text = b"".join(data.to_bytes(self._width, "little") for data, _ in beats)
-        delay = self._rng.choice((1, 5, 40))
-        self._answers.append((now + delay, 2 * (address in self._broken), address, text))
-
-
-@cocotb.test(timeout_time=500, timeout_unit="us")
-async def axi4_cycles_equal_formula(dut):
-    """Bursts of any length follow one another without a gap, over ends of pages too."""
-    await begin(dut)
-    for width in WIDTHS:
-        memory = Axi4Memory(dut, width, latency=12)
-        port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES)
-        memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
-        for bursts in ([(0, 1)], [(4096 - width, 256)],
-                       [(4096 - width, 2), (8 * width, 1), (0, 1), (0, 3), (8192 - width, 100)]):
-            port.reads.first_cycle = -1
-            await port.read(bursts)
-            taken = port.data.last_cycle - port.reads.first_cycle + 1
-            counts = [count for _, count in bursts]
-            assert taken == cycles.axi4_read_cycles(counts, latency=12), (width, bursts)
-        memory.stop()
-
-
-@cocotb.test(timeout_time=500, timeout_unit="us")
-async def axi4_keeps_rules_and_data(dut):
-    """Random bursts; channels that stall; writes whose address or data the memory wants first."""
-    await begin(dut)
-    for width in WIDTHS:
-        for stall, first in ((0.0, "any"), (0.5, "any"), (0.2, "address"), (0.2, "data")):
-            memory = Axi4Memory(dut, width, stall=stall, first=first, seed=3)
-            port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES, stall=stall / 2, seed=4)
-            memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
-            await port.exercise(6)
-            await ClockCycles(dut.clk, 100)
-            assert memory.memory == port.memory
-            assert not dut[f"failed_{width}"].value
-            memory.stop()
-
-
-@cocotb.test(timeout_time=500, timeout_unit="us")
-async def axi4_flags_errors(dut):
-    """Answer a read or a write with an error: it sets the flag."""
-    for width in WIDTHS:
-        for operation in ("read", "write"):
-            await begin(dut)
-            memory = Axi4Memory(dut, width, broken=range(4096, 8192))
-            port = Port(dut, f"port_axi{width}", width, MEMORY_BYTES)
-            for address, failed in ((0, 0), (4096, 1), (0, 1)):
-                if operation == "read":
-                    await port.read([(address, 3)])
-                else:
-                    await port.write(address, 3)
-                    await ClockCycles(dut.clk, 60)
-                    memory.memory[:] = port.memory
-                await ClockCycles(dut.clk, 2)
-                assert dut[f"failed_{width}"].value == failed, (width, operation)
-            memory.stop()
-
-
 # A port that core and host share.
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.4])
 async def shared_port_serves_core_and_host(dut, stall):
     """Bursts of the core, and between them transfers of the host in another half of the memory."""
+    memory = Subordinate(dut, "bus_", MEMORY_BYTES, stall=stall, seed=5)
     await begin(dut)
-    memory = Axi4Memory(dut, SHARED_BYTES, stall=stall, seed=5)
     half = MEMORY_BYTES // 2
     port = Port(dut, "port_shared", SHARED_BYTES, half, stall=stall, seed=6)
-    memory.memory[:] = port.rng.randbytes(MEMORY_BYTES)
-    port.memory[:] = memory.memory[:half]
-    expected = bytearray(memory.memory[half:])
+    contents = port.rng.randbytes(MEMORY_BYTES)
+    memory.ram.write(0, contents)
+    port.memory[:] = contents[:half]
+    expected = bytearray(contents[half:])
     rng = random.Random(7)
     spec = SharedPort(address_width=ADDRESS_WIDTH, port_bytes=SHARED_BYTES, reads_ahead=1)
     writes = StreamSource(dut, "i_writes_shared", spec.i_writes.payload.shape(), stall=stall,
@@ -417,8 +224,14 @@ async def shared_port_serves_core_and_host(dut, stall):
         await ClockCycles(dut.clk, rng.choice((1, 1, 10, 60)))
     assert served > 8
     await ClockCycles(dut.clk, 200)
-    assert memory.memory == port.memory + expected
-    memory.stop()
+    assert bytes(memory.ram.read(0, MEMORY_BYTES)) == port.memory + expected
+    # The core is told of an error whoever has asked.
+    assert dut.port_shared__error.value == 0
+    memory.read_failures[memory.sent["r"]] = DECERR
+    await reads.send([{"address": half}])
+    await data.receive(1)
+    error = error_layout(ADDRESS_WIDTH).from_bits(dut.port_shared__error.value.to_unsigned())
+    assert (error.valid, error.write, error.response, error.address) == (1, 0, DECERR, half)
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")

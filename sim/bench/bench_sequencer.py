@@ -667,7 +667,8 @@ async def faults(dut, kind):
     await tokens.send([{"token": 1, "start": first}])
     for _ in range(400):
         await RisingEdge(dut.clk)
-    assert units.log[-1] == ("faults", {"fault": fault, "instruction": first + at})
+    assert units.log[-1] == ("faults", {"fault": fault, "instruction": first + at, "write": 0,
+                                        "response": 0, "address": 0})
     commands = [name for name, _ in units.log[:-1]]
     expected = {"static": ["entries"] * 2, "not_finite": ["entries"] * 4 + ["packs"],
                 "no_product": ["entries"] * 2, "fewer_rows": ["entries"] * 2 + ["products"],

@@ -30,6 +30,7 @@ from hw.isa import (
     Fault,
     Function,
     Instruction,
+    MemoryFailure,
     Opcode,
     decode,
 )
@@ -74,12 +75,15 @@ class MachineFault(Exception):
     fault : Fault
     instruction : int
         Index of the instruction that it stopped at.
+    sentence : str
+        What is wrong, for people.
     """
 
-    def __init__(self, fault: Fault, instruction: int):
-        super().__init__(f"Instruction {instruction}: {fault.sentence}")
+    def __init__(self, fault: Fault, instruction: int, failure: MemoryFailure | None = None):
         self.fault = fault
         self.instruction = instruction
+        self.sentence = failure.sentence if failure else fault.sentence
+        super().__init__(f"Instruction {instruction}: {self.sentence}")
 
 
 class HazardError(Exception):

@@ -9,6 +9,7 @@ import pytest
 
 from host.compiler.compile import compile_model
 from host.measure.evaluate import evaluate
+from host.models.examples import tiny_model
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import Tokenizer
@@ -25,7 +26,6 @@ from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.quantizer import quantize
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
-from tests.host.model_examples import tiny_model
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tally-stories.gguf"

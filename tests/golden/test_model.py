@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from host.files.tensors import TernaryMatrix, to_bf16
+from host.models.examples import tiny_vocabulary
 from host.models.mmfreelm import Layer, TernaryLM
 from hw.formats.minifloat import bf16
 from sim.golden.arithmetic import ARITHMETICS, lmul_factor
@@ -19,7 +20,6 @@ from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import lmul, lmul_dot
 from sim.golden.quantizer import quantize
 from sim.golden.wina import Gate
-from tests.host.model_examples import tiny_vocabulary
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from host.compiler.compile import compile_model
+from host.models.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
 from hw.order import RESULT_ROOM
@@ -29,7 +30,6 @@ from sim.timing.units import (
     top_k_cycles,
     vector_cycles,
 )
-from tests.host.model_examples import tiny_model
 
 CONFIG = CoreConfig()
 STOP = Instruction(opcode=Opcode.STOP)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from host.files.errors import ModelFileError
-from host.files.examples import (
+from host.models.examples import (
     bitnet_config,
     bitnet_gguf,
     bitnet_tensors,

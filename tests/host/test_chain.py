@@ -11,7 +11,7 @@ from host.compiler.compile import compile_fitted, compile_model
 from host.compiler.errors import CompileError
 from host.compress.chains import Choice, compress, layers_of
 from host.files.errors import ModelFileError
-from host.files.examples import llama_gguf, llama_tensors
+from host.models.examples import llama_gguf, llama_tensors
 from host.models.mpo_llama import ARCHITECTURE, MATRICES, write_model
 from host.models.registry import read_model
 from host.models.tensor_train import Shape, bond_for, bonds_up_to, full_bonds, shapes, tensorize

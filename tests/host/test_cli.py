@@ -19,6 +19,7 @@ from host.devices.simulated import SimulatedAccelerator
 from host.files.image import read_image, write_image
 from host.files.tensors import to_bf16
 from host.measure.evaluate import evaluate, fit_logit_scale
+from host.models.examples import tiny_model
 from host.models.mmfreelm import write_model
 from host.models.registry import read_model
 from host.text.generate import Generator, Sampler, TokenGenerator
@@ -28,7 +29,6 @@ from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model
 
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 

@@ -9,7 +9,6 @@ import pytest
 
 import host.__main__ as cli
 from host.files.errors import ModelFileError
-from host.files.examples import llama_gguf, llama_tensors
 from host.measure.compare import (
     REFERENCE,
     Text,
@@ -19,12 +18,12 @@ from host.measure.compare import (
     stored_bytes,
     variants,
 )
+from host.models.examples import llama_gguf, llama_tensors, tiny_model
 from host.models.mmfreelm import write_model
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model
 
 DOCUMENTS = [f"the story number {n}: the end of the {n % 7} bears" for n in range(6)]
 

@@ -11,6 +11,7 @@ import host.__main__ as cli
 from host.compiler.compile import compile_model, losses
 from host.compiler.errors import CompileError
 from host.files.image import listing, read_image
+from host.models.examples import tiny_model
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
@@ -23,7 +24,6 @@ from sim.golden.machine import Machine
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import Gate, column_norms
 from sim.timing.program import token_cycles
-from tests.host.model_examples import tiny_model
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 BLOCKS = CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4))

@@ -19,6 +19,7 @@ from host.compress.gates import (
 )
 from host.measure.evaluate import evaluate
 from host.models.base import LanguageModel
+from host.models.examples import tiny_model, tiny_vocabulary
 from host.models.mmfreelm import write_model
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
@@ -30,7 +31,6 @@ from sim.golden.graph import Matrix, Network
 from sim.golden.quantizer import quantize
 from sim.golden.wina import Gate
 from tests.host.corpus_examples import write_corpus
-from tests.host.model_examples import tiny_model, tiny_vocabulary
 from tests.host.test_rotation import random_llama, write_llama2c
 
 NAMES = ("mix_in", "mix_out", "ffn_in", "ffn_hidden")

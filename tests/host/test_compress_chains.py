@@ -15,8 +15,8 @@ from host.compress import command
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
-from host.files.examples import llama_gguf, llama_tensors
 from host.measure.compare import Text, read_llama, stored_bytes
+from host.models.examples import llama_gguf, llama_tensors
 from host.models.mpo_llama import MATRICES
 from host.models.registry import read_model
 from host.models.tensor_train import Shape, full_bonds

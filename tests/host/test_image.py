@@ -8,8 +8,8 @@ import pytest
 
 from host.compiler.compile import compile_model
 from host.files.image import ImageError, listing, read_image, write_image
+from host.models.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
-from tests.host.model_examples import tiny_model
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 import host.compress.rotation as float64
 from host.files.errors import ModelFileError
-from host.files.examples import llama2c, llama_gguf, llama_tensors, pieces
+from host.models.examples import llama2c, llama_gguf, llama_tensors, pieces
 from host.models.llama import balanced
 from host.models.planes import ROWS, to_planes
 from host.models.registry import read_model

@@ -9,9 +9,9 @@ import pytest
 
 from host.files.errors import ModelFileError
 from host.files.tensors import is_bf16, to_bf16
+from host.models.examples import tiny_model
 from host.models.mmfreelm import write_model
 from host.models.registry import read_model
-from tests.host.model_examples import tiny_model
 
 TQ1_0, TQ2_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("TQ1_0", "TQ2_0", "F32"))
 

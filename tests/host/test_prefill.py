@@ -10,9 +10,9 @@ from host.compiler.errors import CompileError
 from host.devices.accelerator import GoldenAccelerator, machine_of
 from host.devices.checked import CheckedTokens
 from host.files.image import read_image, write_image
+from host.models.examples import tiny_model
 from host.text.generate import Sampler, TokenGenerator
 from hw.config import CoreConfig, EngineConfig
-from tests.host.model_examples import tiny_model
 
 CONFIG = CoreConfig(engine=EngineConfig(row_columns=64))
 

@@ -1,11 +1,14 @@
 # The driver in front of the simulated UART pins of a board: it does not know the difference.
 
+import collections
 import dataclasses
 import enum
 import os
 import random
 import re
 import struct
+import threading
+import tty
 import zlib
 
 import numpy as np
@@ -15,8 +18,9 @@ from cobs import cobs
 
 from host.devices.engine import Driver, GoldenEngine
 from host.devices.errors import DeviceError
-from host.devices.link import NoReplyError, StalledError
+from host.devices.link import Link, NoReplyError, StalledError
 from host.devices.serial_engine import SerialEngine
+from host.measure.soak import NoisyPort, soak_products
 from hw.boards.board import EngineBoard
 from hw.config import EngineConfig
 from hw.link.protocol import Command
@@ -25,7 +29,7 @@ from sim.tools import ToolMissing
 
 CONFIG = EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=3,
                       max_batch=4, index_width=10, port_bytes=4, result_lanes=4)
-BOARD = EngineBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000,
+BOARD = EngineBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000,
                     payload_bytes=400, entry_queue=32, config=CONFIG)
 # Seconds for a simulation on a busy machine; a test that waits for silence chooses less.
 PATIENCE = 60.0
@@ -83,7 +87,7 @@ def test_lmul_equals_golden(device):
 def test_info_has_board_and_configuration(device):
     info = device.info()
     assert info["board"] == "simulated"
-    assert info["clock_hz"] == 4_000_000
+    assert info["clock_hz"] == 5_000_000
     assert info["configuration"] == dataclasses.asdict(CONFIG)
 
 
@@ -141,6 +145,61 @@ def test_faults_on_the_line_change_nothing(faulty, fault):
     assert executed == 6
     if fault in SPOILED:
         assert faulty.link.repetitions >= 2
+
+
+def test_noise_makes_no_result_wrong(device):
+    outcome = soak_products(device, 4.0, seed=3, rate=0.004, timeout=1.0)
+    assert outcome.right > 3
+    assert sum(outcome.faults.values()) > 5
+    assert outcome.repetitions > 0
+    assert (outcome.wrong, outcome.mismatches) == (0, [])
+
+
+def test_noise_is_found_out_where_frames_are_not_checked(device, monkeypatch):
+    """What the soak calls wrong: a driver that takes replies without their CRC."""
+    def unchecked(code):
+        try:
+            frame = cobs.decode(code)
+        except cobs.DecodeError:
+            return None
+        return frame[:-4] if len(frame) >= 6 else None
+
+    monkeypatch.setattr("host.devices.link._verified", unchecked)
+    flipped = collections.Counter()
+    monkeypatch.setattr("host.measure.soak.FAULTS", ("flipped",))
+    monkeypatch.setattr(NoisyPort, "write", lambda port, data: port._port.write(data))
+    for seed in range(5):
+        outcome = soak_products(device, 2.0, seed=seed, rate=0.02, timeout=1.0)
+        flipped.update(outcome.faults)
+        if outcome.wrong:
+            break
+    assert outcome.wrong > 0, flipped
+    assert "is [" in outcome.mismatches[0]
+
+
+@pytest.mark.parametrize("when", ["idle", "request", "reply"])
+def test_unplugged_port_names_itself(port, monkeypatch, when):
+    """The other end of the terminal closes, as when a plug is pulled."""
+    master, slave = os.openpty()
+    tty.setraw(slave)
+    path = os.ttyname(slave)
+    raw = serial.Serial(path)
+    link = Link(raw, path, timeout=5.0)
+    os.close(slave)
+    if when == "idle":
+        os.close(master)
+    else:
+        def pull():
+            os.read(master, 1)
+            if when == "reply":
+                os.write(master, b"\x00\x05")
+            os.close(master)
+        threading.Thread(target=pull).start()
+    message = (rf"^Serial port {path} was lost: .+; check its plug and open the device again$")
+    for _ in range(2):
+        with pytest.raises(DeviceError, match=message):
+            link.request(Command.STATUS)
+    raw.close()
 
 
 def test_bad_frames_are_counted_and_not_answered(device, port):

@@ -13,22 +13,24 @@ from host.devices.errors import DeviceError
 from host.devices.link import StalledError
 from host.devices.registry import open_accelerator
 from host.devices.serial_accelerator import SerialAccelerator
+from host.devices.serial_board import packed
 from host.devices.serial_engine import SerialEngine
 from host.files.image import ImageError, read_image, write_image
+from host.measure.soak import soak_tokens
+from host.models.examples import tiny_model
 from hw.boards.board import CoreBoard
 from hw.config import CoreConfig, EngineConfig
-from hw.isa import INSTRUCTION_BYTES, Function, Instruction, Opcode
-from hw.link.protocol import Command
+from hw.isa import INSTRUCTION_BYTES, Fault, Function, Instruction, Opcode
+from hw.link.protocol import Answer, Command, CoreTransfers
 from sim.fast.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
-from tests.host.model_examples import tiny_model
 from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
 
 CONFIG = CoreConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,
                         max_batch=1, index_width=9, port_bytes=8, result_lanes=4),
     vector_depth=512, program_depth=128, list_depth=64, queue_words=64, best=5, address_width=14)
-BOARD = CoreBoard(name="simulated", platform="", clock_hz=4_000_000, baud=1_000_000, config=CONFIG)
+BOARD = CoreBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000, config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def test_ranges_of_the_vocabulary(loaded, image):
 
 def test_info(loaded):
     info = loaded.info()
-    assert (info["board"], info["clock_hz"]) == ("simulated", 4_000_000)
+    assert (info["board"], info["clock_hz"]) == ("simulated", 5_000_000)
     assert info["configuration"] == dataclasses.asdict(CONFIG)
     assert info["fingerprint"] == f"{CONFIG.fingerprint():08x}"
 
@@ -110,6 +112,15 @@ def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fau
     check_sequences(core, image)
     assert (core.link.repetitions >= 2) == (fault in SPOILED)
     core.close()
+
+
+def test_noise_makes_no_result_wrong(loaded, image):
+    outcome = soak_tokens(loaded, 4.0, seed=3, rate=0.004, timeout=1.0)
+    assert outcome.right > 1
+    assert sum(outcome.faults.values()) > 3
+    assert (outcome.wrong, outcome.mismatches) == (0, [])
+    loaded.load(image)
+    check_sequences(loaded, image)
 
 
 def test_garbage_between_tokens(loaded, port, image):
@@ -157,6 +168,29 @@ def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             loaded.token(3, new=True)
     loaded.load(image)
+    check_sequences(loaded, image)
+
+
+def test_error_of_the_memory_is_a_sentence(loaded, port, image, monkeypatch):
+    """No board of today has a memory that fails: its answers are put in place of the results."""
+    where, request = image.program.body, loaded.link.request
+    failed = [{"kind": Answer.BEST, "index": 1, "value": 9, "last": 0},
+              {"kind": Answer.ERROR, "index": 0x2340, "value": 6, "last": 0},
+              {"kind": Answer.ERROR, "index": 0x1, "value": 6, "last": 0},
+              {"kind": Answer.FAULT, "index": where, "value": Fault.MEMORY, "last": 1}]
+    fields = CoreTransfers(CONFIG).result
+    answers = b"".join(packed(fields, **answer) for answer in failed)
+
+    def answered(command, payload=b""):
+        data = request(command, payload)
+        return answers if command == Command.RESULTS else data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.link, "request", answered)
+        message = (f"The core on {port} stopped at instruction {where} (TOKEN): the memory "
+                   f"answered a write to address 0x12340 with SLVERR")
+        with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
+            loaded.token(3, new=True)
     check_sequences(loaded, image)
 
 

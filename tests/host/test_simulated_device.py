@@ -8,12 +8,12 @@ from host.devices.engine import Driver, GoldenEngine
 from host.devices.errors import DeviceError
 from host.devices.registry import open_engine
 from host.devices.simulated import SimulatedEngine
+from host.models.examples import tiny_model
 from host.text.generate import Generator, Sampler
 from hw.config import EngineConfig
 from sim.fast.library import SimulatorStopped
 from sim.golden.gearbox import port_transfers
 from sim.tools import ToolMissing, missing_tools
-from tests.host.model_examples import tiny_model
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))

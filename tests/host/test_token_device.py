@@ -5,6 +5,7 @@
 import dataclasses
 import re
 
+import host.devices.token
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError, MismatchError
 from host.devices.registry import open_accelerator
 from host.files.image import ImageError, Program
+from host.models.examples import tiny_model
 from host.text.generate import Sampler, TokenGenerator, candidates
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
@@ -24,7 +26,6 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Best
 from sim.tools import ToolMissing
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 MODEL = tiny_model(layers=1)
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))

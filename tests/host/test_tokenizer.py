@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from tokenizers import pre_tokenizers
 
+from host.models.examples import tiny_vocabulary
 from host.text.tokenizer import (
     SPLITS,
     PieceTokenizer,
@@ -14,7 +15,6 @@ from host.text.tokenizer import (
     byte_symbols,
 )
 from host.text.vocabulary import PieceVocabulary, Vocabulary
-from tests.host.model_examples import tiny_vocabulary
 
 TEXTS = ["", " ", "the other thing\n\n", "na\u00efve \u65e5\u672c\u8a9e \U0001f409",
          "a\tb\r\n  c\0", "<|endoftext|> is text here"]

@@ -18,7 +18,9 @@ from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machin
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
 from host.devices.simulated import SimulatedAccelerator
-from host.files.examples import (
+from host.files.image import read_image, write_image
+from host.measure.compare import Text, Variant, compare, stored_bytes
+from host.models.examples import (
     bitnet_config,
     bitnet_tensors,
     checkpoint,
@@ -26,8 +28,6 @@ from host.files.examples import (
     llama_tensors,
     tokenizer_json,
 )
-from host.files.image import read_image, write_image
-from host.measure.compare import Text, Variant, compare, stored_bytes
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.generate import Sampler, TokenGenerator

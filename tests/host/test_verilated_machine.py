@@ -9,6 +9,7 @@ import pytest
 
 import sim.fast.machine
 from host.compiler.compile import compile_model
+from host.models.examples import tiny_model
 from hw.accelerator import Core
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Fault, Instruction, Opcode, encode
@@ -19,7 +20,6 @@ from sim.golden.machine import Machine, MachineFault
 from sim.golden.wina import Gate
 from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 

@@ -14,15 +14,16 @@ from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
 from host.devices.registry import open_accelerator
 from host.devices.simulated import SimulatedAccelerator
-from host.files.examples import (
+from host.files.image import listing, read_image, write_image
+from host.models.examples import (
     bitnet_config,
     bitnet_tensors,
     checkpoint,
     llama_gguf,
     llama_tensors,
+    tiny_model,
     tokenizer_json,
 )
-from host.files.image import listing, read_image, write_image
 from host.models.registry import read_model
 from host.text.generate import candidates
 from hw.config import CoreConfig, EngineConfig
@@ -31,7 +32,6 @@ from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
-from tests.host.model_examples import tiny_model
 
 SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 

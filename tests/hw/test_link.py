@@ -5,25 +5,36 @@ import dataclasses
 import pytest
 from amaranth.hdl import Shape
 from amaranth.lib import data
+from amaranth.sim import Simulator
 
 from hw.boards.board import BOARDS, EngineBoard
 from hw.boards.system import description
 from hw.common.stream import StreamQueue
 from hw.config import CoreConfig, EngineConfig
 from hw.engine.slice import EngineSlice
+from hw.isa import Fault
+from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
+from hw.link.protocol import Answer, CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
 from hw.link.target import LinkTarget
-from hw.link.uart import UartReceiver, UartTransmitter
+from hw.link.uart import UartReceiver, UartTransmitter, uart_tolerance
 from sim.golden.frames import encode_frame
 
 
 @pytest.mark.parametrize("end", [UartReceiver, UartTransmitter])
 def test_uart_divisor(end):
-    with pytest.raises(ValueError, match=r"^UART divisor must be at least 4, not 3$"):
-        end(divisor=3)
+    with pytest.raises(ValueError, match=r"^UART divisor must be at least 5, so that a peer's "
+                                         r"clock may be 3 % off, not 4$"):
+        end(divisor=4)
     with pytest.raises(ValueError, match=r"^UART divisor must be a positive integer, not 0$"):
         end(divisor=0)
+
+
+def test_every_permitted_divisor_takes_three_percent():
+    assert min(uart_tolerance(4)) < 0.03
+    for divisor in [*range(5, 1000), *(board.divisor for board in BOARDS.values())]:
+        UartReceiver(divisor=divisor)
+        assert min(uart_tolerance(divisor)) >= 0.03, divisor
 
 
 @pytest.mark.parametrize("end", [FrameReceiver, FrameTransmitter])
@@ -54,6 +65,39 @@ def test_transfers_of_a_core():
     assert transfers.token == (("token", 2), ("start", 2))
     assert transfer_bytes(transfers.address + transfers.transfer) == 12
     assert transfers.result == (("kind", 1), ("index", 2), ("value", 3), ("last", 1))
+
+
+@pytest.mark.parametrize("write", [0, 1])
+def test_answers_tell_where_the_memory_failed(write):
+    """Three transfers, held while nobody takes them; any other fault is one."""
+    dut = Answers(CoreConfig())
+    answers = []
+
+    async def give(ctx):
+        for payload in ({"fault": Fault.MEMORY, "instruction": 300, "write": write, "response": 3,
+                         "address": 0xfedc_ba98},
+                        {"fault": Fault.NOT_FINITE, "instruction": 7}):
+            ctx.set(dut.i_faults.payload, payload)
+            ctx.set(dut.i_faults.valid, 1)
+            await ctx.tick().until(dut.i_faults.ready)
+        ctx.set(dut.i_faults.valid, 0)
+
+    async def take(ctx):
+        for k in range(12):
+            ctx.set(dut.o.ready, k % 3 == 2)
+            _, _, valid, ready, found = await ctx.tick().sample(dut.o.valid, dut.o.ready,
+                                                                dut.o.p)
+            if valid and ready:
+                answers.append((found.kind, found.index, found.value, found.last))
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    for testbench in (give, take):
+        simulator.add_testbench(testbench)
+    simulator.run()
+    value = 3 + 4 * write
+    assert answers == [(Answer.ERROR, 0xba98, value, 0), (Answer.ERROR, 0xfedc, value, 0),
+                       (Answer.FAULT, 300, Fault.MEMORY, 1), (Answer.FAULT, 7, Fault.NOT_FINITE, 1)]
 
 
 ENGINE_BOARDS = [board for board in BOARDS.values() if isinstance(board, EngineBoard)]

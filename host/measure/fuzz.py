@@ -25,7 +25,7 @@ import gguf
 import numpy as np
 
 from host.files.errors import ModelFileError
-from host.files.examples import (
+from host.models.examples import (
     bitnet_config,
     bitnet_gguf,
     bitnet_tensors,
