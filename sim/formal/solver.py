@@ -2,8 +2,10 @@
 # Ref: N. Een, A. Mishchenko, R. Brayton, "Efficient Implementation of Property Directed
 #      Reachability", FMCAD 2011: the command pdr of ABC, which looks for an inductive invariant
 
+import linecache
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -113,4 +115,14 @@ def _symbiyosys(folder: pathlib.Path, mode: str, depth: int) -> None:
     if done.returncode:
         lines = done.stdout.splitlines()
         told = [line for line in lines if "Assert failed" in line or "ERROR" in line]
-        raise ProofFailed("\n".join(told or lines[-20:]))
+        raise ProofFailed("\n".join(told or lines[-20:]) + _sentences(told))
+
+
+def _sentences(told: list[str]) -> str:
+    """Return what the assertions say that SymbiYosys names by their place in the source."""
+    sentences = []
+    for path, line in re.findall(r"(\S+\.py):(\d+)", "\n".join(told)):
+        # The sentence stands in the line of the assertion, or in the one below.
+        source = linecache.getline(path, int(line)) + linecache.getline(path, int(line) + 1)
+        sentences += re.findall(r'"(.+?)"', source.split("Assert(", 1)[-1])[:1]
+    return "".join(f"\n{sentence}" for sentence in sentences)

