@@ -32,7 +32,8 @@ def _patience(m: Module, waits: Value, limit: int | None) -> Value:
     return waited == limit - 1
 
 
-def offer(m: Module, stream, *, legal: Callable | None = None, every: int | None = None) -> None:
+def offer(m: Module, stream, *, legal: Callable | None = None, allowed: Value | int = 1,
+          every: int | None = None) -> None:
     """Offer anything on a stream that a component takes, and hold it until it is taken.
 
     Parameters
@@ -41,15 +42,18 @@ def offer(m: Module, stream, *, legal: Callable | None = None, every: int | None
     stream
         Input of the component.
     legal : callable, optional
-        Tells of a payload whether it may be offered.
+        Tells of a payload whether it may be offered. It must hold of a payload until it is taken,
+        and of some payload whenever one is due: else the proof says nothing of such a case.
+    allowed : Value
+        Something new may be offered.
     every : int, optional
-        At most ``every - 1`` cycles pass without an offer.
+        At most ``every - 1`` cycles in which it may pass without an offer.
     """
     waits, held = Signal(), Signal(len(stream.p.as_value()))
-    due = _patience(m, ~stream.valid, every)
+    due = _patience(m, allowed & ~stream.valid, every)
     m.d.comb += [
         stream.p.eq(Mux(waits, held, AnySeq(len(held)))),
-        stream.valid.eq(waits | due | AnySeq(1)),
+        stream.valid.eq(waits | (allowed & (due | AnySeq(1)))),
     ]
     m.d.sync += [waits.eq(stream.valid & ~stream.ready), held.eq(stream.p)]
     if legal is not None:

@@ -96,13 +96,44 @@ PROOFS: tuple[Proof, ...] = (
         _within("a write of the host is taken, between the core's,", 3),
         _within("a read of the core is taken", 8),
         _within("a read of the host is taken, while the core asks for none,", 24))),
+    Proof("TopK", streams.top_k, (
+        _STABLE, "as many integers come as there are, the last one marked",
+        _within("a command is taken", 40))),
+    Proof("Fetcher", streams.fetcher, (
+        _STABLE, "each transfer of a vector that is read leaves once and in order",
+        "no more is read than the queue takes", _within("a fetch is taken", 60)),
+        mode="bounded", depth=36, slow=True),
+    Proof("TernaryEngine", streams.engine, (_STABLE,)),
+    Proof("ResultQueue", streams.result_queue, (
+        _STABLE, _ORDER, _within("there is room", 24), _within("an output leaves", 8)),
+        mode="bounded", depth=12),
+    Proof("Gearbox", streams.gearbox_collect, (
+        _STABLE, "each byte of a product comes out once and in order",
+        _within("an input is taken", 12)), mode="bounded", depth=12),
+    Proof("Gearbox", streams.gearbox_extract, (
+        _STABLE, "each byte of a product comes out once and in order",
+        _within("an input is taken", 12)), mode="bounded", depth=12),
     Proof("UartReceiver", streams.uart_receiver, (_STABLE,)),
+    Proof("UartTransmitter", streams.uart_line, (
+        "each byte comes out of the receiver once and in order", _within("a byte is taken", 41),
+        _within("a byte is received", 48)), mode="bounded", depth=56, slow=True),
     Proof("FrameReceiver", streams.frame_receiver, (_STABLE, "a byte is always taken")),
     Proof("FrameTransmitter", streams.frame_transmitter, (
         _STABLE, _within("a byte is taken", 40))),
     Proof("Axi4Master", axi4.axi4_rules, (
         _STABLE, "no burst crosses a page", "length, size, type and strobes are legal",
         "an answer of a write is always taken")),
+    Proof("Axi4Master", axi4.reads, (
+        "bursts ask for each transfer of a read once and in order",
+        "data that are read come back once and in order",
+        _within("a burst is asked for", 6)), mode="bounded", depth=12),
+    Proof("Axi4Master", axi4.writes, (
+        "each transfer is written once, in order and where its address says",
+        "the last transfer of a burst, and no other, is marked",
+        "no data before the burst's address is offered"), mode="bounded", depth=12),
+    Proof("Axi4Master", axi4.read_after_write, (
+        "no read is asked for while a write before it is unanswered",
+        _within("a write is taken", 24)), mode="bounded", depth=12),
     Proof("ListMemory", lists.list_slots, ("no tile overflows",), mode="induction", depth=2),
     Proof("ListMemory", lists.list_order, (
         _STABLE, "no entry of a list is lost"), mode="bounded", depth=16),

@@ -28,7 +28,6 @@ from hw.sequencer.top_k import TopK
 from hw.ternary.engine import TernaryEngine
 from hw.ternary.gearbox import Gearbox
 from hw.ternary.results import ResultQueue
-from hw.ternary.walker import Walker
 from hw.vector.adder import LATENCY as ADDER_LATENCY
 from hw.vector.adder import Bf16Adder
 from hw.vector.scale import LATENCY as SCALE_LATENCY
@@ -263,7 +262,7 @@ def shared_port(m: Module) -> None:
     accept(m, memory.writes, every=2)
     accept(m, core.data, every=2)
     accept(m, host, every=2)
-    offer(m, memory.data, legal=lambda p: owed != 0, every=3)
+    offer(m, memory.data, allowed=owed != 0, every=3)
     for stream in (memory.reads, memory.writes, host):
         assert_stable(m, stream)
     asked = Mux(transfer(memory.reads), memory.reads.p.transfers, 0)
@@ -306,7 +305,11 @@ def shared_port(m: Module) -> None:
 
 
 def uart_line(m: Module) -> None:
-    """From the transmitter over its line to the receiver, whose bytes are taken at once."""
+    """From the transmitter over its line to the receiver, whose bytes are taken at once.
+
+    Without a reset in between, which would cut a byte off on its way.
+    """
+    m.d.comb += Assume(~ResetSignal())
     divisor = 4
     m.submodules.transmitter = transmitter = UartTransmitter(divisor=divisor)
     m.submodules.receiver = receiver = UartReceiver(divisor=divisor)
@@ -349,51 +352,6 @@ def frame_transmitter(m: Module) -> None:
     assert_within(m, unit.i.valid, unit.i.ready, 40)
 
 
-def frames(m: Module) -> None:
-    """From the transmitter to the receiver: contents of two or three bytes, one after the other."""
-    m.submodules.transmitter = transmitter = FrameTransmitter(content_bytes=3)
-    m.submodules.receiver = receiver = FrameReceiver(content_bytes=3)
-    length = Signal(2)
-    offer(m, transmitter.i, legal=lambda p: (~p.last | (length != 0)) & (p.last | (length != 2)))
-    with m.If(transfer(transmitter.i)):
-        m.d.sync += length.eq(Mux(transmitter.i.p.last, 0, length + 1))
-    m.d.comb += [
-        receiver.i.p.eq(transmitter.o.p),
-        receiver.i.valid.eq(transmitter.o.valid),
-        transmitter.o.ready.eq(receiver.i.ready),
-        Assert(~receiver.bad_frame),
-    ]
-    accept(m, receiver.o, every=1)
-    Order(m, given=transfer(transmitter.i), item=lambda _: transmitter.i.p.as_value(),
-          taken=transfer(receiver.o), found=lambda _: receiver.o.p.as_value(), capacity=6)
-
-
-def walker(m: Module) -> None:
-    """Columns stay asked for; with words, room and takers, the walk goes on."""
-    config = EngineConfig(lanes=2, result_lanes=1, activation_width=2, accumulator_width=6,
-                          index_width=2, max_planes=2, accumulator_depth=4, max_batch=2,
-                          port_bytes=1)
-    m.submodules.unit = unit = Walker(config)
-    offer(m, unit.i_jobs, every=2,
-          legal=lambda p: (p.groups != 0) & (p.groups <= 2) & (p.tail != 0) & (p.tail <= 2)
-          & (p.planes != 0) & (p.planes <= 2) & (p.batch != 0) & (p.batch <= 2)
-          & ((p.groups != 2) | (p.batch <= 2)))
-    # A vector of the batch is never missing: the list ends behind the last of a column.
-    batch, vector = Signal(2), Signal(2)
-    with m.If(transfer(unit.i_jobs)):
-        m.d.sync += [batch.eq(unit.i_jobs.p.batch), vector.eq(0)]
-    with m.If(transfer(unit.i_entries)):
-        m.d.sync += vector.eq(Mux(vector + 1 == batch, 0, vector + 1))
-    offer(m, unit.i_entries, every=2, legal=lambda p: ~p.end | (vector == 0))
-    accept(m, unit.o_columns, every=2)
-    assert_stable(m, unit.o_columns)
-    m.d.comb += [unit.word_valid.eq(1), unit.room.eq(1)]
-    with m.If(transfer(unit.i_entries) & unit.i_entries.p.end):
-        m.d.sync += vector.eq(0)
-    assert_within(m, C(1), unit.operation.write | unit.operation.read | transfer(unit.i_jobs)
-                  | transfer(unit.i_entries), 12)
-
-
 def engine(m: Module) -> None:
     """Results of products by column stay until they are taken, and as many come as are due."""
     config = EngineConfig(lanes=1, result_lanes=1, activation_width=2, accumulator_width=4,
@@ -420,7 +378,7 @@ def top_k(m: Module) -> None:
     m.submodules.unit = unit
     rows, left, begun = Signal(3), Signal(3), Signal()
     offer(m, unit.i_commands, legal=lambda p: (p.rows != 0) & (p.rows <= 4))
-    offer(m, unit.i_results, every=2, legal=lambda p: p.last == (left <= 2))
+    offer(m, unit.i_results, every=2, allowed=left != 0, legal=lambda p: p.last == (left <= 2))
     accept(m, unit.o_best, every=2)
     assert_stable(m, unit.o_best)
     with m.If(transfer(unit.i_commands)):
@@ -446,7 +404,7 @@ def fetcher(m: Module) -> None:
     accept(m, unit.o_reads, every=2)
     accept(m, unit.o_vector, every=2)
     owed = Signal(4)
-    offer(m, unit.i_data, legal=lambda p: owed != 0, every=2)
+    offer(m, unit.i_data, allowed=owed != 0, every=2)
     asked = Mux(transfer(unit.o_reads), unit.o_reads.p.transfers, 0)
     m.d.sync += owed.eq(owed + asked - transfer(unit.i_data))
     for stream in (unit.o_reads, unit.o_vector):
