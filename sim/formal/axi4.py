@@ -7,6 +7,7 @@ places occur. Nothing inside the manager is looked at.
 #      (dependencies), A3.4.1 (bursts)
 
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from amaranth import *
@@ -16,7 +17,7 @@ from amaranth.hdl import Assert, Assume, Fragment
 import hw.memory.axi4
 from sim.formal.monitors import Order, accept, assert_stable, assert_within, offer, transfer
 
-__all__ = ["axi4_rules", "read_after_write", "reads", "writes"]
+__all__ = ["axi4_rules", "read_after_write", "reads", "write_lengths", "writes"]
 
 _PAGE = 16
 _WRITE_TRANSFERS = 4
@@ -28,8 +29,9 @@ _OWED = {"_UNANSWERED": 3, "_READS_OWED": 2, "_WRITES_OWED": 2}
 def _build(m: Module, *, restarts: bool) -> SimpleNamespace:
     """Build the manager, a user that keeps the port's rules, and a fair subordinate."""
     module = hw.memory.axi4
-    owed = {name: value for name, value in _OWED.items() if hasattr(module, name)}
-    with mock.patch.multiple(module, PAGE_BYTES=_PAGE, WRITE_TRANSFERS=_WRITE_TRANSFERS, **owed):
+    owed: dict[str, Any] = {name: value for name, value in _OWED.items() if hasattr(module, name)}
+    owed |= {"PAGE_BYTES": _PAGE, "WRITE_TRANSFERS": _WRITE_TRANSFERS}
+    with mock.patch.multiple(module, **owed):
         unit = module.Axi4Master(address_width=5, port_bytes=1)
         m.submodules.unit = Fragment.get(unit, "formal")
     port, bus = unit.port, unit.bus
@@ -101,7 +103,7 @@ class _Flat:
 
 
 def axi4_rules(m: Module) -> None:
-    """What is offered stays; bursts are legal and stay in their page; in restarts too."""
+    """Check that what is offered stays, and that bursts are legal; in restarts too."""
     at = _build(m, restarts=True)
     bus = at.bus
     for stream in (at.aw, at.ar, at.w):
@@ -143,18 +145,25 @@ def reads(m: Module) -> None:
 
 
 def writes(m: Module) -> None:
-    """Bursts write each transfer once and in order; ``wlast`` is where the burst's length says."""
+    """Bursts write each transfer once and in order, at its own address."""
     at = _build(m, restarts=False)
     port, bus = at.port, at.bus
     m.d.comb += Assume(~port.reads.valid)
     given = transfer(port.writes)
-    Order(m, given=given, item=lambda _: port.writes.p.data, taken=transfer(at.w),
-          found=lambda _: bus.wdata, capacity=2 * _WRITE_TRANSFERS + 2)
+    # Data are the lowest bits of the address, so that one order is that of both.
+    m.d.comb += Assume(~port.writes.valid | (port.writes.p.data == port.writes.p.address[:2]))
+    Order(m, given=given, item=lambda _: port.writes.p.data[:2], taken=transfer(at.w),
+          found=lambda _: bus.wdata[:2], capacity=2 * _WRITE_TRANSFERS + 2)
     Order(m, given=given, item=lambda _: port.writes.p.address,
           taken=Mux(transfer(at.aw), (bus.awlen + 1)[:3], 0),
           found=lambda k: (bus.awaddr + k)[:len(bus.awaddr)], capacity=2 * _WRITE_TRANSFERS)
-    Order(m, given=Mux(at.new_aw, (bus.awlen + 1)[:3], 0), item=lambda k: k == bus.awlen,
-          taken=transfer(at.w), found=lambda _: bus.wlast, through=True,
+
+
+def write_lengths(m: Module) -> None:
+    """Check that ``wlast`` is where the length says, and that no data come before their address."""
+    at = _build(m, restarts=True)
+    Order(m, given=Mux(at.new_aw, (at.bus.awlen + 1)[:3], 0), item=lambda k: k == at.bus.awlen,
+          taken=transfer(at.w), found=lambda _: at.bus.wlast, through=True,
           capacity=2 * _WRITE_TRANSFERS + 2)
 
 

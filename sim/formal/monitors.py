@@ -76,7 +76,7 @@ def accept(m: Module, stream, *, every: int | None = None) -> None:
 
 
 def assert_stable(m: Module, stream) -> None:
-    """What is offered stays offered, unchanged, until it is taken."""
+    """Assert that what is offered stays offered, unchanged, until it is taken."""
     waits, held = Signal(), Signal(len(stream.p.as_value()), reset_less=True)
     m.d.sync += [waits.eq(stream.valid & ~stream.ready), held.eq(stream.p)]
     m.d.comb += [
@@ -86,17 +86,17 @@ def assert_stable(m: Module, stream) -> None:
 
 
 def assert_within(m: Module, waits: Value, happens: Value, cycles: int) -> None:
-    """While ``waits`` holds, ``happens`` is true in one of each ``cycles`` cycles in sequence."""
+    """Assert that while ``waits`` holds, ``happens`` is true in one of each ``cycles`` cycles."""
     waited = Signal(range(cycles + 1))
     m.d.sync += waited.eq(Mux(waits & ~happens, waited + (waited != cycles), 0))
     m.d.comb += Assert(waited != cycles, "what waits is served")
 
 
 def assert_delayed(m: Module, i, o, *, item: Value, found: Value, latency: int) -> None:
-    """A pipeline that stands still as a whole: an item comes out ``latency`` moves after it went in.
+    """Assert that an item leaves a pipeline ``latency`` moves after it went in.
 
-    It moves unless its output waits; so no item is lost, doubled, changed or overtaken, and one is
-    taken in each move.
+    The pipeline stands still as a whole. It moves unless its output waits; so no item is lost,
+    doubled, changed or overtaken, and one is taken in each move.
     """
     move = ~o.valid | o.ready
     valid: Value = i.valid

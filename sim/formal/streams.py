@@ -4,6 +4,7 @@ Units are as small as they can be: what a proof says of words of two bits it say
 since no unit here looks at what it passes on. Where it does, the proof says so.
 """
 
+from typing import Any
 from unittest import mock
 
 from amaranth import *
@@ -45,7 +46,7 @@ from sim.formal.monitors import (
 _PAIR = data.StructLayout({"data": 2})
 
 
-def _with_constants(component: wiring.Component, **constants: int) -> Fragment:
+def _with_constants(component: wiring.Component, **constants: Any) -> Fragment:
     """Elaborate ``component`` with other constants of its module than those of the hardware."""
     with mock.patch.multiple(type(component).__module__, **constants):
         return Fragment.get(component, "formal")
@@ -67,13 +68,13 @@ def _pass_on(m: Module, i, o, *, capacity: int, every: int, within: int | None =
 
 
 def stream_buffer(m: Module) -> None:
-    """A place between two streams."""
+    """Check a place between two streams."""
     m.submodules.unit = unit = StreamBuffer(_PAIR)
     _pass_on(m, unit.i, unit.o, capacity=1, every=3, within=4, out_within=3)
 
 
 def stream_queue(m: Module) -> None:
-    """A queue of three."""
+    """Check a queue of three."""
     m.submodules.unit = unit = StreamQueue(_PAIR, depth=3)
     _pass_on(m, unit.i, unit.o, capacity=3, every=3, within=5, out_within=5)
 
@@ -109,7 +110,7 @@ def _gearbox(m: Module, *, port_bytes: int, lanes: int) -> None:
 
     def legal(payload):
         if port_bytes > word:
-            return ~payload.last | ((whole[total - payload.spare] == 0))
+            return ~payload.last | (whole[total - payload.spare] == 0)
         return ~payload.last | (whole[total] < port_bytes)
 
     offer(m, unit.i, legal=legal)
@@ -122,7 +123,7 @@ def _gearbox(m: Module, *, port_bytes: int, lanes: int) -> None:
     order = Order(m, given=count, item=lambda k: unit.i.p.data.word_select(k, 8),
                   taken=Mux(transfer(unit.o), word, 0),
                   found=lambda k: unit.o.p.codes.word_select(k[:exact_log2(8)], 8),
-                  capacity=8 * max(word, port_bytes))
+                  capacity=10 * max(word, port_bytes))
     assert_within(m, unit.i.valid, unit.i.ready, 12)
     assert_within(m, order.inside >= 3 * max(word, port_bytes), unit.o.valid, 12)
 
@@ -174,7 +175,7 @@ def _pipeline(m: Module, unit, *, item: Value, found: Value, latency: int, legal
 
 
 def lmul_e4m3(m: Module) -> None:
-    """The product is that of docs/numerics.md for every pair: sums of magnitudes, and the table."""
+    """Check the product of every pair: a sum of magnitudes, and the table of docs/numerics.md."""
     unit, fmt = LMul(e4m3), e4m3
     width = fmt.magnitude_width
     x, y = unit.i.p.x[:width], unit.i.p.y[:width]
@@ -201,14 +202,14 @@ def exact_multiplier(m: Module) -> None:
 
 
 def bf16_adder(m: Module) -> None:
-    """Sums of zero and numbers: what comes in goes out."""
+    """Check sums of zero and numbers: what comes in goes out."""
     unit = Bf16Adder()
     _pipeline(m, unit, item=unit.i.p.x, found=unit.o.p.sum, latency=ADDER_LATENCY,
               legal=lambda p: (p.y == 0) & (p.x[7:15] != 0) & ~p.x[7:15].all())
 
 
 def scale_unit(m: Module) -> None:
-    """The mark of the last transfer goes through beside the numbers."""
+    """Check that the mark of the last transfer goes through beside the numbers."""
     config = CoreConfig(engine=EngineConfig(lanes=1, result_lanes=1, port_bytes=1),
                         vector_depth=8, list_depth=4, product_depth=1)
     unit = ScaleUnit(config)
@@ -218,7 +219,7 @@ def scale_unit(m: Module) -> None:
 
 
 def lmul_dot(m: Module) -> None:
-    """A sum for each dot product, here of one product of plus or minus one: its sign."""
+    """Check a sum for each dot product, here of one product of plus or minus one: its sign."""
     unit = LMulDot(e4m3, max_length=2)
     _pipeline(m, unit, item=unit.i.p.x[-1], found=unit.o.p.sum[-1], latency=unit.latency,
               legal=lambda p: (p.x[:7] == e4m3.one) & (p.y == e4m3.one) & p.last)
@@ -274,7 +275,7 @@ def shared_port(m: Module) -> None:
         host_owed.eq((host_owed | from_host) & ~(come & host_owed)),
     ]
     m.d.comb += [
-        Assert(transfer(memory.reads) == (from_core | from_host), "reads are those that were asked"),
+        Assert(transfer(memory.reads) == (from_core | from_host), "reads are what was asked for"),
         Assert(~(from_core & from_host)),
         Assert(~from_core | (memory.reads.p == core.reads.p)),
         Assert(~from_host | ((memory.reads.p.address == unit.i_reads.p.address)

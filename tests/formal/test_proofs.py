@@ -69,8 +69,8 @@ FAULTS = {
         Axi4Master, "(left != 0) & ~writing", "(left != 0)", axi4.read_after_write,
         "a read waits for the writes"),
     "last transfer of a burst is not marked": (
-        Axi4Master, "Cat(writes.p.data, closes)", "Cat(writes.p.data, writes.p.last)", axi4.writes,
-        "what comes out is what went in"),
+        Axi4Master, "Cat(writes.p.data, closes)", "Cat(writes.p.data, writes.p.last)",
+        axi4.write_lengths, "what comes out is what went in"),
     "address is withdrawn": (
         Axi4Master, "with m.If(bus.awready):", "with m.If(1):", axi4.axi4_rules,
         "what is offered stays offered"),
