@@ -11,7 +11,7 @@ import subprocess
 import sys
 import types
 
-from sim import netlist, programs
+from sim import lmul_error, netlist, programs, prove
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
 from sim.tables import DOCUMENTS, RESULTS, render_document, write_record
@@ -26,7 +26,7 @@ from sim.tools import (
 
 #: Commands in modules of their own, each with NAME, HELP, ``add_arguments(parser)`` and
 #: ``run(options)``, which returns the exit status.
-_COMMANDS: tuple[types.ModuleType, ...] = (netlist, programs)
+_COMMANDS: tuple[types.ModuleType, ...] = (lmul_error, netlist, programs, prove)
 
 #: Faults run under Icarus: a changed design compiles in seconds.
 _FAULT_SIMULATOR = "icarus"

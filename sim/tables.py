@@ -8,7 +8,7 @@ __all__ = ["DOCUMENTS", "RESULTS", "render_document", "write_record"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = (ROOT / "docs" / "results.md", ROOT / "docs" / "model.md")
+DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "model.md", "numerics.md"))
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
                     r".*?<!-- end -->", re.DOTALL)
