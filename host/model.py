@@ -12,24 +12,26 @@ import functools
 import importlib
 import os
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 import host.families
+from host.checks import FileError
 from sim.golden.network import Network
 
 __all__ = ["LanguageModel", "ModelFileError", "PieceVocabulary", "Source", "TernaryMatrix",
            "TokenizerFile", "Vocabulary", "Words", "begin", "is_bf16", "read_model", "to_bf16",
-           "wrong_number"]
+           "wrong_merges", "wrong_number", "wrong_scale", "wrong_tokens"]
 
 
 class Source(Protocol):
     """What a model is read from; see :class:`host.gguf_file.GGUFFile` for its attributes."""
 
     path: Path
+    bytes: int
     architecture: object
     architecture_key: str
 
@@ -37,26 +39,94 @@ class Source(Protocol):
         """Put the file's name in front of what is wrong with it."""
 
 
-class ModelFileError(ValueError):
+# Numbers that are looked at together, so that what is computed of them needs little memory.
+_CHUNK = 1 << 20
+
+
+class ModelFileError(FileError):
     """A model file cannot be used; the message is one line that names file, place and reason."""
 
 
 #: Weights of a model are smaller in magnitude, so that no product or square of them overflows.
 LARGEST = 2.0 ** 24
 
+#: Scales of a matrix are at least this: one fp16 can hold, over the root of the widest vectors, and
+#: 256 times less. So no product of a few of them is a subnormal number.
+SMALLEST = 2.0 ** -40
+
+#: Tokens of a vocabulary, and merges, at most; the largest vocabularies in use have about 2**18.
+MOST_TOKENS = 1 << 19
+
+#: Characters of a token; in the vocabularies in use, up to 128.
+LONGEST_TOKEN = 512
+
 
 def wrong_number(values: np.ndarray) -> str | None:
     """Say what is wrong with the first number that is not finite or too large, if there is one."""
-    odd = np.flatnonzero(~(np.abs(values) < LARGEST))
-    if not odd.size:
-        return None
-    index = np.unravel_index(int(odd[0]), values.shape)
+    flat = values.reshape(-1)
+    # Smallest and largest need no memory; both are NaN if any number is.
+    with np.errstate(invalid="ignore"):
+        if -LARGEST < flat.min() and flat.max() < LARGEST:
+            return None
+    for first in range(0, flat.size, _CHUNK):
+        odd = np.flatnonzero(~(np.abs(flat[first:first + _CHUNK]) < LARGEST))
+        if odd.size:
+            break
+    index = np.unravel_index(first + int(odd[0]), values.shape)
     where = " ".join(f"{axis} {int(place)}" for axis, place in
                      zip(("row", "column") if len(index) == 2 else ("element",), index,
                          strict=True))
     value = float(values[index])
     must = "below 2**24 in magnitude" if np.isfinite(value) else "finite"
     return f"must be {must}, but {where} is {value}"
+
+
+def wrong_scale(value: float) -> str | None:
+    """Say what a scale must be, if it is not positive and of a useful size."""
+    if SMALLEST <= value < LARGEST:     # NaN is not
+        return None
+    return f"must be from 2**-40 to 2**24, not {value!r}"
+
+
+def wrong_tokens(tokens: Sequence[str]) -> str | None:
+    """Say what is wrong with the texts of a vocabulary's tokens, if something is."""
+    if not 1 <= len(tokens) <= MOST_TOKENS:
+        return f"must hold 1 to {MOST_TOKENS} tokens, not {len(tokens)}"
+    known = set()
+    for index, token in enumerate(tokens):
+        if len(token) > LONGEST_TOKEN:
+            return (f"must hold tokens of at most {LONGEST_TOKEN} characters, but token {index} "
+                    f"has {len(token)}")
+        if token in known:
+            return f"holds a token twice: token {index}, {token!r}"
+        known.add(token)
+    return None
+
+
+def wrong_merges(tokens: Sequence[str], merges: Sequence[str], silent: Collection[int],
+                 ) -> str | None:
+    """Say what is wrong with the merges of a byte-level BPE, if something is.
+
+    Parameters
+    ----------
+    tokens, merges : sequence of str
+        As :class:`Vocabulary` has them.
+    silent : collection of int
+        Tokens that stand for no text, which nothing can be merged to or from.
+    """
+    if len(merges) > MOST_TOKENS:
+        return f"must hold at most {MOST_TOKENS} entries, not {len(merges)}"
+    known = set(tokens)
+    controls = {tokens[index] for index in silent}
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        for word in (left, right, left + right):
+            if word not in known:
+                return f"has the entry {merge!r}, whose parts or result are no tokens"
+            if word in controls:
+                return (f"has the entry {merge!r}, but {word!r} is a control token, which stands "
+                        f"for no text")
+    return None
 
 
 def to_bf16(value: float) -> float:

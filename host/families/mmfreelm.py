@@ -21,7 +21,14 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
 from host.gguf_file import GGUFFile, write_vocabulary
-from host.model import LanguageModel, Source, TernaryMatrix, Vocabulary, is_bf16
+from host.model import (
+    LanguageModel,
+    Source,
+    TernaryMatrix,
+    Vocabulary,
+    is_bf16,
+    wrong_scale,
+)
 from sim.golden.network import Matrix, Network
 
 __all__ = ["PLANES", "Layer", "TernaryLM", "read", "write_model"]
@@ -197,7 +204,10 @@ def _read_logit_scales(file: GGUFFile) -> dict[str, float]:
     for key in file.keys(prefix):
         value = file.value(key)
         if not isinstance(value, float) or not value > 0 or not is_bf16(value):
-            raise file.error(f"key {key} must be a positive bf16 number, not {value!r}")
+            raise file.error(f"key {key} must be a positive bf16 number, not {value!r}"[:300])
+        wrong = wrong_scale(value)
+        if wrong:
+            raise file.error(f"key {key} {wrong}")
         scales[key.removeprefix(prefix)] = value
     if not scales:
         raise file.error(f"keys {prefix}ARITHMETIC are missing")
