@@ -30,7 +30,7 @@ from host.model import (
 )
 from host.tokenizer import SPLITS
 
-__all__ = ["GGUFFile", "write_vocabulary"]
+__all__ = ["GGUFFile", "Header", "write_vocabulary"]
 
 _Type = gguf.GGMLQuantizationType
 _TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
@@ -86,7 +86,7 @@ class _Tensor:
         return "I2_S" if self.kind == _I2_S else _Type(self.kind).name
 
 
-class _Header:
+class Header:
     """Keys and tensors of a file, all within it.
 
     Attributes
@@ -253,14 +253,14 @@ class _Header:
         return values[0] if count is None else values
 
 
-def _open(path: Path) -> _Header:
+def _open(path: Path) -> Header:
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
             raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
                                  f"not {magic!r}")
-        return _Header(path)
+        return Header(path)
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from None
 
