@@ -86,6 +86,7 @@ def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
         raise CorpusError(f"{splits}: is not valid UTF-8") from None
     texts: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    seen: set[tuple[str, int]] = set()
     for number, line in enumerate(lines[1:], start=2):
         text, index, part, digest = _fields(splits, number, line)
         if text not in texts:
@@ -93,6 +94,9 @@ def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
         if index >= len(texts[text]):
             raise CorpusError(f"{splits}: line {number} names document {index} of {text}, "
                               f"which has {len(texts[text])}")
+        if (text, index) in seen:
+            raise CorpusError(f"{splits}: line {number} names document {index} of {text} again")
+        seen.add((text, index))
         document = texts[text][index]
         actual = hashlib.sha256(document.encode()).hexdigest()[:16]
         if actual != digest:

@@ -179,12 +179,14 @@ _TEXT = "Once upon a time, there were the 3 others.\n"
 def read(directory: Path, files: Files) -> str | None:
     """Write files, read them as ``python -m host`` does, and return the error if there is one."""
     for name, data in files.items():
-        if name != ".":
+        if name != "." and data is not None:    # what lies there already
             (directory / name).write_bytes(data)
     opened = next(iter(files))
     try:
         if opened == "model.tally":
-            read_image(directory / opened)
+            words = read_image(directory / opened).vocabulary
+            if words is not None:
+                open_tokenizer(words).encode(_TEXT)
         elif opened == "gates.json":
             read_gates(directory / opened)
         elif opened == "splits.tsv":

@@ -343,7 +343,7 @@ class _Fields:
         self._path = path
         self._place = place
         if not isinstance(fields, dict):
-            raise self.error(f"{place or 'it'} must be an object, not {fields!r:.80}")
+            raise self.error(f"{place[:-1] or 'it'} must be an object, not {fields!r:.80}")
         self.fields: dict[str, Any] = fields
 
     def error(self, message: str) -> ImageError:

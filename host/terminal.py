@@ -92,6 +92,6 @@ def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[float,
                   TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
                   console=console, transient=True, disable=not console.is_terminal) as progress:
         def add(title: str) -> Callable[[float, str], None]:
-            task = progress.add_task(title, total=1.0, note="")
-            return lambda done, what: progress.update(task, completed=done, note=what)
+            task = progress.add_task(printable(title), total=1.0, note="")
+            return lambda done, what: progress.update(task, completed=done, note=printable(what))
         yield add

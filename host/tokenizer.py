@@ -15,7 +15,7 @@ __all__ = ["SPLITS", "AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTok
 _SPACE = "\u2581"       # SentencePiece's
 
 # Ways to make pieces of two others; the largest vocabularies in use have about 600,000.
-_MOST_WAYS = 1 << 20
+_MOST_WAYS = 5 << 17
 
 # Bytes of a tokenizer's file; the largest in use have about 33 million.
 _LARGEST_FILE = 64 << 20
