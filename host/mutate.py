@@ -5,6 +5,7 @@ one to three values, such as a number, a scale, a name, a token, a shape or a ty
 puts it together again, checksums and lengths included: what is then read is well-formed.
 """
 
+import copy
 import json
 import lzma
 import math
@@ -84,7 +85,7 @@ def _other(value: object, rng: np.random.Generator) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return _pick(rng, (*_NUMBERS, -1, value + 1, value - 1, 2 * value, value // 2))
+        return _pick(rng, (*_NUMBERS, -1, value + 1 & 2**64 - 1, value // 2, -value >> 1))
     if isinstance(value, float):
         return _pick(rng, _FLOATS)
     if isinstance(value, str):
@@ -102,7 +103,7 @@ def _other(value: object, rng: np.random.Generator) -> Any:
                 return [value[at]] * len(value)
             case _:
                 return [*value[:at], _other(value[at], rng), *value[at + 1:]]
-    return None
+    return [0]
 
 
 # JSON.
@@ -127,7 +128,7 @@ def _change_tree(tree: Any, rng: np.random.Generator) -> None:
         case 1:
             place.append(inner)
         case 2 | 3:
-            place[name] = _pick(rng, _VALUES)
+            place[name] = copy.deepcopy(_pick(rng, _VALUES))     # it can be changed again
         case _:
             place[name] = _other(inner, rng)
 
