@@ -25,7 +25,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from host.cli.terminal import integer, positive, progress_bars
+from host.checks import printable
+from host.cli.terminal import (
+    Terminal,
+    integer,
+    plain,
+    positive,
+    progress_bars,
+    write_text,
+)
 from host.compiler.compile import CONTEXT, compile_fitted, compile_model, losses, planes_of
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest, write_fits
@@ -111,6 +119,12 @@ def _share(text: str) -> float:
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
     return value
+
+
+def _reader(text: str) -> str:
+    if text not in READERS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a reader (try {', '.join(READERS)})")
+    return text
 
 
 def _arithmetics(text: str) -> list[str]:
@@ -349,7 +363,7 @@ def _parser() -> argparse.ArgumentParser:
         "fuzz", help="read model files that are wrong",
         description="Change bytes of small model files and read them: each must give a model or "
                     "one line that says why not.")
-    fuzzer.add_argument("readers", nargs="*", choices=[*READERS, []], metavar="READER",
+    fuzzer.add_argument("readers", nargs="*", type=_reader, metavar="READER",
                         help=f"of {', '.join(READERS)} (default: all)")
     fuzzer.add_argument("--files", type=integer(1), default=10000, metavar="N",
                         help="of each reader (default: 10000)")
@@ -417,15 +431,15 @@ def _write_text(console: Console, prompt: str, tokenizer: AnyTokenizer,
                 tokens: Iterable[int], wanted: int) -> tuple[int, float]:
     """Write the prompt and tokens as they come; return their number and when the first came."""
     decoder = tokenizer.stream()
-    console.print(prompt, style="bold", end="", markup=False, highlight=False, soft_wrap=True)
+    write_text(console, prompt, "bold")
     first = None
     written = 0
     try:
         for token in tokens:
             first = first or time.perf_counter()
             written += 1
-            _write(console, decoder.feed(token))
-        _write(console, decoder.finish())
+            write_text(console, decoder.feed(token))
+        write_text(console, decoder.finish())
     finally:
         console.print("\n")
     if written < wanted:
@@ -461,11 +475,6 @@ def _run_engine(console: Console, options: argparse.Namespace) -> int:
     return 0
 
 
-def _write(console: Console, text: str) -> None:
-    console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
-    console.file.flush()
-
-
 def _report(generator: Generator, device: EngineDevice, written: int, loading: float,
             first: float) -> Table:
     """List what it took: only reached when every product equalled the golden model's."""
@@ -475,7 +484,7 @@ def _report(generator: Generator, device: EngineDevice, written: int, loading: f
     counters = total.counters
     columns = counters.entries + counters.skipped
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
-                  title=f"{generator.model.name} on the {device.label}")
+                  title=f"{plain(generator.model.name)} on the {device.label}")
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -589,7 +598,7 @@ def _core_report(generator: TokenGenerator, device: AcceleratorDevice,
     config, prompt, text = image.config, generator.prompt, generator.text
     total = prompt + text
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
-                  title=f"{image.model} on the {device.label}")
+                  title=f"{plain(image.model)} on the {device.label}")
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -682,7 +691,7 @@ def _evaluate(console: Console, options: argparse.Namespace) -> int:
         if options.save:
             assert isinstance(model, TernaryLM)     # checked above
             write_model(options.save, model)
-            console.print(f"Wrote {options.save}")
+            console.print(f"Wrote {options.save}", markup=False, highlight=False, soft_wrap=True)
     documents = corpus[TEXTS[options.text]][:options.documents]
     measurements = [_measure(console, model, tokenizer, documents, arithmetic, options.workers,
                              f"Evaluating {arithmetic}", gates=gates)
@@ -711,7 +720,7 @@ def _measure(console: Console, model: LanguageModel, tokenizer: AnyTokenizer,
 def _summary(model: LanguageModel, text: str, measurements: Sequence[Measurement]) -> Table:
     first = measurements[0]
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"{model.name} on {text} text: {first.documents} documents, "
+                  title=f"{plain(model.name)} on {text} text: {first.documents} documents, "
                         f"{first.tokens:,} tokens, {first.bytes:,} bytes",
                   caption_justify="left",
                   caption="density: non-zero elements of the FFN's hidden vectors; 99 % and "
@@ -742,7 +751,7 @@ def _compare(console: Console, options: argparse.Namespace) -> int:
         with progress_bars(console) as bar:
             found = compare(model, text, variants(), bar(path.stem))
         made = list(rows_of(path, options.documents, found))
-        console.print(_comparison(path.stem, made))
+        console.print(_comparison(plain(path.stem), made))
         rows += made
     if options.json:
         write_comparisons(options.json, " ".join(["python -m host", *sys.argv[1:]]), rows)
@@ -797,7 +806,7 @@ def _calibrate(console: Console, options: argparse.Namespace) -> int:
 def _kept(model: LanguageModel, gates: Gates) -> Table:
     """List what each list keeps: a row for each part of the model."""
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"Columns that each list of {model.name} keeps: {gates.method}, "
+                  title=f"Columns that each list of {plain(model.name)} keeps: {gates.method}, "
                         f"{gates.dropped(model):.1%} of the trits dropped")
     rows: dict[str, dict[str, int]] = {}
     columns: dict[str, int] = {}
@@ -900,7 +909,7 @@ def _cost(image: Image, cost: TokenCycles, memory: str, file_bytes: int) -> Tabl
     """List what a program needs and what a token costs."""
     config, program = image.config, image.program
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
-                  title=f"{image.model} for configuration {config.fingerprint():08x}")
+                  title=f"{plain(image.model)} for configuration {config.fingerprint():08x}")
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -997,7 +1006,7 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
         reference, *found = compare(model, text, wanted, bar("Measuring"))
     documents, tokens = len(text.tokens), len(reference.bits)
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left", padding=(0, 1, 0, 0),
-                  title=f"{model.name} by trit planes of the layers' matrices",
+                  title=f"{plain(model.name)} by trit planes of the layers' matrices",
                   caption_justify="left",
                   caption=f"of file: bytes of the image over those of the model file; cycles: of a "
                           f"token, derived. The rest is of a small text, the first "
@@ -1065,7 +1074,8 @@ def _speed(console: Console, options: argparse.Namespace) -> int:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))
     table = Table(box=SIMPLE_HEAD, show_header=False, title_style="bold", title_justify="left",
-                  title=f"{image.model}: {options.tokens} consecutive tokens on the simulated core")
+                  title=f"{plain(image.model)}: {options.tokens} consecutive tokens on the "
+                        f"simulated core")
     table.add_column()
     table.add_column(justify="right")
     table.add_column(style="dim")
@@ -1111,7 +1121,7 @@ def _attention(console: Console, options: argparse.Namespace) -> int:
     whole = compile_fitted(model, base)
     rows += attention_formula(whole, model.layer_count, contexts)
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"A token of {model.name}", caption_justify="left",
+                  title=f"A token of {plain(model.name)}", caption_justify="left",
                   caption="cycles: simulated; by formula: derived; port: weights, keys and values")
     for column in ("layers", "context", "cycles", "by formula", "", "port"):
         table.add_column(column, justify="right")
@@ -1145,7 +1155,7 @@ def _prefill(console: Console, options: argparse.Namespace) -> int:
         rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
                                     bar("Reading prompts")))
     table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"A prompt of {options.tokens} tokens, {model.name}",
+                  title=f"A prompt of {options.tokens} tokens, {plain(model.name)}",
                   caption_justify="left", caption=f"cycles: simulated; by formula: derived; "
                                                   f"port of {core.port_bytes} bytes")
     for column in ("tokens at once", "cycles", "by formula", "", "speedup"):
@@ -1250,7 +1260,7 @@ def _doctor(console: Console, options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = Terminal()
     try:
         return options.function(console, options)
     except (TallyError, OverflowError) as error:
@@ -1260,7 +1270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
         return 130
-    print(f"python -m host {options.command}: {message}", file=sys.stderr)
+    print(f"python -m host {options.command}: {printable(message)}", file=sys.stderr)
     return 1
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.errors import TallyError
+from host.checks import LONGEST_JSON, FileError, JSONError, parse_json
 from host.models.base import LanguageModel
 from sim.golden.graph import Matrix
 from sim.golden.wina import Gate, GateMap, column_norms
@@ -33,7 +33,7 @@ MODES = ("top-k", "threshold")
 _FORMAT = "tally-gates 1"
 
 
-class GateFileError(TallyError, ValueError):
+class GateFileError(FileError):
     """A gate file cannot be used; the message is one line that names file, place and reason."""
 
 
@@ -170,14 +170,16 @@ def read_gates(path: str | os.PathLike) -> Gates:
     """
     path = Path(path)
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            fields = parse_json(file.read(LONGEST_JSON + 1))
     except OSError as error:
         raise GateFileError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
+    except JSONError as error:
         raise GateFileError(f"{path}: not a gate file: {error}") from None
     if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
         raise GateFileError(f"{path}: not a gate file: field 'format' must be {_FORMAT!r}")
-    lists = []
+    lists: list[ListGate] = []
+    names: set[str] = set()
     for entry in _checked(path, fields, "lists", list):
         if not isinstance(entry, dict):
             raise GateFileError(f"{path}: field 'lists' must hold objects, not {entry!r}"[:300])
@@ -190,14 +192,22 @@ def read_gates(path: str | os.PathLike) -> Gates:
         if gate.threshold < 0:
             raise GateFileError(f"{place} must have a threshold of at least 0, "
                                 f"not {gate.threshold}")
+        if gate.threshold >> 63:
+            raise GateFileError(f"{place} must have a threshold below 2**63, not {gate.threshold}")
+        if gate.list in names:
+            raise GateFileError(f"{place} comes twice")
+        names.add(gate.list)
         lists.append(gate)
     method = _checked(path, fields, "method", str)
     if method not in METHODS:
         raise GateFileError(f"{path}: field 'method' must be {' or '.join(METHODS)}, "
                             f"not {method!r}")
+    sparsity = _checked(path, fields, "sparsity", float)
+    if not 0 <= sparsity <= 1:
+        raise GateFileError(f"{path}: field 'sparsity' must be from 0 to 1, not {sparsity}")
     return Gates(
         model=_checked(path, fields, "model", str),
         fingerprint=_checked(path, fields, "fingerprint", str), method=method,
         allocation=_checked(path, fields, "allocation", str),
-        sparsity=_checked(path, fields, "sparsity", float), lists=tuple(lists),
+        sparsity=sparsity, lists=tuple(lists),
         provenance=_checked(path, fields, "provenance", dict))

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from host.checks import LONGEST_JSON, FileError, JSONError, parse_json
 from host.compress.chains import Choice, Layers
 from host.errors import TallyError
 from host.measure.compare import jensen_shannon, log_softmax
@@ -204,21 +205,11 @@ def profile(layers: Layers, tokens: NDArray[np.integer], path: Path,
            "tokens": int(tokens.size), "text": int(np.int64(tokens).sum())}
     done: dict[tuple, Sensitivity] = {}
     if path.exists():
-        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
-        try:
-            found_key = json.loads(first)
-        except ValueError:
-            raise ValueError(f"{path}: is not a profile, which begins with "
-                             f"{json.dumps(key)} (try another file)") from None
-        if found_key != key:
-            raise ValueError(f"{path}: is the profile of another model or text, {first}; it must "
-                             f"be {json.dumps(key)} (try another file)")
+        first, found = _read(path, key)
+        done = {(row.layer, row.matrix, row.method, row.bond, row.planes): row for row in found}
         # An interrupted run can have left half a line.
-        whole = [line for line in lines if line.endswith("}")]
-        for row in map(json.loads, whole):
-            found = Sensitivity(**row)
-            done[found.layer, found.matrix, found.method, found.bond, found.planes] = found
-        path.write_text("\n".join([first, *whole]) + "\n", encoding="utf-8")
+        path.write_text("\n".join([first, *(json.dumps(dataclasses.asdict(row)) for row in found)])
+                        + "\n", encoding="utf-8")
     else:
         path.write_text(json.dumps(key) + "\n", encoding="utf-8")
     text: _Text | None = None
@@ -238,6 +229,38 @@ def profile(layers: Layers, tokens: NDArray[np.integer], path: Path,
             rows.append(row)
     report(1.0, "done")
     return Profile(layers, tuple(rows))
+
+
+def _read(path: Path, key: dict[str, object]) -> tuple[str, list[Sensitivity]]:
+    """Return the first line of a profile, and its measurements, but for a last line that is cut."""
+    size = path.stat().st_size
+    if size > LONGEST_JSON:
+        raise FileError(f"{path}: must have at most {LONGEST_JSON} bytes, not {size}")
+    try:
+        first, *lines = path.read_text(encoding="utf-8").splitlines() or [""]
+        found = parse_json(first)
+    except ValueError:
+        raise FileError(f"{path}: is not a profile, which begins with {json.dumps(key)} "
+                        f"(try another file)") from None
+    if found != key:
+        raise FileError(f"{path}: is the profile of another model or text, {first}; it must be "
+                        f"{json.dumps(key)} (try another file)")
+    return first, [_row(path, number, line) for number, line in enumerate(lines, start=2)
+                   if line.endswith("}")]
+
+
+def _row(path: Path, number: int, line: str) -> Sensitivity:
+    try:
+        row = parse_json(line)
+    except JSONError as error:
+        raise FileError(f"{path}: line {number} is not JSON: {error}") from None
+    kinds = {field.name: field.type for field in dataclasses.fields(Sensitivity)}
+    if not isinstance(row, dict) or row.keys() != kinds.keys() or any(
+            type(row[name]) is not kind for name, kind in kinds.items()) or min(
+            row["layer"] + 1, row["bond"], row["planes"], row["error"], row["perplexity"],
+            row["jsd"] + 1e-6) < 0:     # a divergence of nothing can be rounded below 0
+        raise FileError(f"{path}: line {number} is no measurement: {line} (delete the line)")
+    return Sensitivity(**row)
 
 
 def _wanted(layers: Layers) -> Iterator[tuple[int, str, str, int, int]]:

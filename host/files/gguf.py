@@ -1,20 +1,28 @@
-"""GGUF files, read with checks: every message names file, key or tensor, and what is wrong."""
+"""GGUF files, read with checks: every message names file, key or tensor, and what is wrong.
+
+The header is read here and not by ``gguf.GGUFReader``, which makes some objects for every entry of
+every array, 2 kilobytes for each byte at worst. Here a key's value is a place in the file until it
+is asked for.
+"""
 
 import dataclasses
+import math
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import gguf
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_VERSION
 
-from host.files.errors import ModelFileError, wrong_number
+from host.files.errors import ModelFileError, wrong_number, wrong_scale
 from host.files.tensors import TernaryMatrix, is_bf16
 from host.text.tokenizer import SPLITS
-from host.text.vocabulary import PieceVocabulary, Vocabulary
+from host.text.vocabulary import PieceVocabulary, Vocabulary, wrong_merges, wrong_tokens
 
-__all__ = ["GGUFFile", "write_vocabulary"]
+__all__ = ["GGUFFile", "Header", "write_vocabulary"]
 
 _Type = gguf.GGMLQuantizationType
 _TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
@@ -28,100 +36,225 @@ _I2_S = 36
 _I2_S_BLOCK = 128
 _I2_S_TAIL = 32
 
-_LONGEST_ARRAY = 1 << 20    # of a key; the largest vocabularies in use have about 2**18 tokens
+# Bounds of a header. In the files in use, arrays are vocabularies of up to 2**18 tokens with as
+# many merges, scores and types; models have some hundred keys and some thousand tensors.
+_MOST_KEYS = _MOST_TENSORS = 1 << 16
+_LONGEST_ARRAY = 1 << 20
+_MOST_ENTRIES = 1 << 22     # of all arrays together
+_LONGEST_KEY = (1 << 16) - 1            # of the format's specification
+_LONGEST_NAME = 256                     # the specification's 64, and some more
+_LONGEST_STRING = 1 << 20               # of a value that is asked for
+_MOST_DIMENSIONS = 4                    # of ggml
+
+# Elements that are unpacked together; a multiple of every block.
+_CHUNK = 1 << 18
+
+_NUMBERS = {gguf.GGUFValueType[name]: np.dtype(kind) for name, kind in {
+    "UINT8": "u1", "INT8": "i1", "UINT16": "<u2", "INT16": "<i2", "UINT32": "<u4", "INT32": "<i4",
+    "FLOAT32": "<f4", "UINT64": "<u8", "INT64": "<i8", "FLOAT64": "<f8", "BOOL": "?"}.items()}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Packed:
-    """A tensor of type I2_S."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Value:
+    """Where a key's value lies: ``count`` entries of a kind, or one if it is no array."""
+
+    kind: int
+    offset: int
+    count: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor: its shape as NumPy has it, its type's number, and its bytes."""
 
     shape: tuple[int, ...]
-    data: np.ndarray
+    kind: int
+    offset: int
+    size: int
 
-    def ternary(self) -> tuple[np.ndarray, float]:
-        """Return codes, and the scale."""
-        blocks = self.data[:-_I2_S_TAIL].reshape(-1, 1, _I2_S_BLOCK // 4)
-        codes = blocks >> np.array([[6], [4], [2], [0]], np.uint8) & 3
-        scale = float(self.data[-_I2_S_TAIL:][:4].copy().view("<f4")[0])
-        return codes.reshape(self.shape), scale
+    @property
+    def kind_name(self) -> str:
+        """Name of the type."""
+        return "I2_S" if self.kind == _I2_S else _Type(self.kind).name
 
 
-class _Reader(gguf.GGUFReader):
-    """``GGUFReader`` that never reads beyond the end of the file.
+class Header:
+    """Keys and tensors of a file, all within it.
 
-    The base class maps the file and slices it, and a slice beyond the end is just shorter: an array
-    that claims 2**60 entries would be walked to its end, each entry an object.
+    Attributes
+    ----------
+    data : uint8 array
+        The whole file, which the system reads as it is needed.
+    values : dict of str to _Value
+    tensors : dict of str to _Tensor
     """
 
     def __init__(self, path: Path):
         self._path = path
-        super().__init__(path)
+        self.data = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        self._bytes = self.data.data
+        self._offset = 4        # behind the magic
+        self._entries = 0
+        version = self._integer("<I")
+        if version & 0xFFFF == 0 or sys.byteorder != "little":
+            raise self._error("file and machine must be little-endian")
+        if version not in (2, GGUF_VERSION):
+            raise self._error(f"malformed GGUF header: version must be 2 or {GGUF_VERSION}, "
+                              f"not {version}")
+        tensors, keys = self._integer("<Q"), self._integer("<Q")
+        for what, count, most in (("tensors", tensors, _MOST_TENSORS), ("keys", keys, _MOST_KEYS)):
+            if count > most:
+                raise self._error(f"malformed GGUF header: must have at most {most} {what}, "
+                                  f"not {count}")
+        self.values: dict[str, _Value] = {}
+        for _ in range(keys):
+            key = self._name("key", _LONGEST_KEY)
+            if key in self.values:
+                raise self._error(f"key {key} comes twice")
+            self.values[key] = self._value(key)
+        self.tensors: dict[str, _Tensor] = {}
+        for _ in range(tensors):
+            name = self._name("tensor", _LONGEST_NAME)
+            if name in self.tensors:
+                raise self._error(f"tensor {name} comes twice")
+            self.tensors[name] = self._tensor(name)
+        self._place_tensors()
 
-    def _get(self, offset: Any, dtype: Any, count: Any = 1,
-             override_order: Any = None) -> np.ndarray:
-        end = int(offset) + int(count) * np.dtype(dtype).itemsize
-        if end > len(self.data):
-            raise ModelFileError(f"{self._path}: truncated: bytes up to {end} are needed, "
-                                 f"the file has {len(self.data)}")
-        return super()._get(offset, dtype, count, override_order)
+    def _error(self, message: str) -> ModelFileError:
+        return ModelFileError(f"{self._path}: {message}")
 
-    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
-        if raw_type == gguf.GGUFValueType.ARRAY:
-            entries = int(self._get(orig_offs + 4, np.uint64)[0])
-            if entries > _LONGEST_ARRAY:
-                raise ModelFileError(f"{self._path}: the array at byte {orig_offs} must have at "
-                                     f"most {_LONGEST_ARRAY} entries, not {entries}")
-        return super()._get_field_parts(orig_offs, raw_type)
+    def _skip(self, size: int) -> int:
+        """Return the offset, and go on behind ``size`` bytes."""
+        offset = self._offset
+        if offset + size > len(self.data):
+            raise self._error(f"truncated: bytes up to {offset + size} are needed, "
+                              f"the file has {len(self.data)}")
+        self._offset += size
+        return offset
 
-    def _build_tensors(self, start_offs: int, fields: list[gguf.ReaderField]) -> None:
-        self.packed: dict[str, _Packed] = {}
-        known = []
-        for field in fields:
-            _, name_bytes, _, dims, raw_type, offset = field.parts
-            name = bytes(name_bytes).decode("utf-8", "replace")
-            start = int(start_offs) + int(offset[0])
-            elements = 1
-            for dim in dims.tolist():
-                elements *= dim
-            if int(raw_type[0]) == _I2_S:
-                size = elements // 4 + _I2_S_TAIL
-            elif int(raw_type[0]) in (kind.value for kind in gguf.GGMLQuantizationType):
-                block, block_bytes = GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(raw_type[0]))]
-                size = elements * block_bytes // block
-                known.append(field)
-            else:
-                raise ModelFileError(f"{self._path}: tensor {name} has the unknown type "
-                                     f"{int(raw_type[0])}")
-            if start + size > len(self.data):
-                raise ModelFileError(f"{self._path}: truncated: tensor {name} ends at byte "
-                                     f"{start + size}, the file has {len(self.data)}")
-            if int(raw_type[0]) == _I2_S:
-                if name in self.packed:
-                    raise ModelFileError(f"{self._path}: tensor {name} comes twice")
-                self.packed[name] = _Packed(tuple(reversed(dims.tolist())),
-                                            np.asarray(self.data[start:start + size]))
-        super()._build_tensors(start_offs, known)
+    def _integer(self, kind: str) -> int:
+        return struct.unpack_from(kind, self._bytes, self._skip(struct.calcsize(kind)))[0]
+
+    def _name(self, what: str, longest: int) -> str:
+        at, size = self._offset, self._integer("<Q")
+        if size > longest:
+            raise self._error(f"the name of the {what} at byte {at} must have at most {longest} "
+                              f"bytes, not {size}")
+        offset = self._skip(size)
+        try:
+            return bytes(self._bytes[offset:offset + size]).decode()
+        except UnicodeDecodeError:
+            raise self._error(f"the name of the {what} at byte {at} is not valid UTF-8") from None
+
+    def _value(self, key: str) -> _Value:
+        kind = self._integer("<I")
+        if kind != gguf.GGUFValueType.ARRAY:
+            return self._entry(key, kind, None)
+        at, kind, count = self._offset, self._integer("<I"), self._integer("<Q")
+        if count > _LONGEST_ARRAY:
+            raise self._error(f"the array at byte {at} must have at most {_LONGEST_ARRAY} entries, "
+                              f"not {count}")
+        self._entries += count
+        if self._entries > _MOST_ENTRIES:
+            raise self._error(f"all arrays up to key {key} must have at most {_MOST_ENTRIES} "
+                              f"entries, not {self._entries}")
+        return self._entry(key, kind, count)
+
+    def _entry(self, key: str, kind: int, count: int | None) -> _Value:
+        """Go on behind the entries of a value."""
+        value = _Value(kind, self._offset, count)
+        times = 1 if count is None else count
+        if kind == gguf.GGUFValueType.STRING:
+            # Strings' lengths are read here again and again: without a call for each.
+            data, end, offset = self._bytes, len(self.data), self._offset
+            length = struct.Struct("<Q").unpack_from
+            for _ in range(times):
+                if offset + 8 > end:
+                    self._skip(offset + 8 - self._offset)       # which says so
+                offset += 8 + length(data, offset)[0]
+            self._skip(offset - self._offset)
+        elif kind in _NUMBERS:
+            self._skip(times * _NUMBERS[gguf.GGUFValueType(kind)].itemsize)
+        else:
+            raise self._error(f"key {key} has the unknown type {kind}")
+        return value
+
+    def _tensor(self, name: str) -> _Tensor:
+        """Read a tensor's entry; its offset is yet that in the tensors' data."""
+        dimensions = self._integer("<I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise self._error(f"tensor {name} must have at most {_MOST_DIMENSIONS} dimensions, "
+                              f"not {dimensions}")
+        shape = tuple(self._integer("<Q") for _ in range(dimensions))
+        kind, offset = self._integer("<I"), self._integer("<Q")
+        if kind == _I2_S:
+            block, block_bytes, tail = 4, 1, _I2_S_TAIL
+        elif kind in set(_Type):
+            (block, block_bytes), tail = GGML_QUANT_SIZES[_Type(kind)], 0
+        else:
+            raise self._error(f"tensor {name} has the unknown type {kind}")
+        elements = math.prod(shape)
+        if (shape[0] if shape else 1) % block:
+            raise self._error(f"tensor {name} must have a multiple of {block} columns, "
+                              f"not {shape[0]}")
+        # GGUF's first dimension is the fastest.
+        return _Tensor(shape[::-1], kind, offset, elements // block * block_bytes + tail)
+
+    def _place_tensors(self) -> None:
+        """Find the tensors' data; no tensor may share bytes with another."""
+        alignment = GGUF_DEFAULT_ALIGNMENT
+        if "general.alignment" in self.values:
+            alignment = self.read("general.alignment")
+            if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+                raise self._error(f"key general.alignment must be a power of two, "
+                                  f"not {alignment!r}")
+        start = -(-self._offset // alignment) * alignment
+        end, before = start, ""
+        for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].offset):
+            if tensor.offset % alignment:
+                raise self._error(f"tensor {name} must be at a multiple of {alignment} bytes, "
+                                  f"not at {tensor.offset}")
+            offset = start + tensor.offset
+            if offset < end:
+                raise self._error(f"tensor {name} overlaps tensor {before}")
+            end, before = offset + tensor.size, name
+            if end > len(self.data):
+                raise self._error(f"truncated: tensor {name} ends at byte {end}, "
+                                  f"the file has {len(self.data)}")
+            self.tensors[name] = dataclasses.replace(tensor, offset=offset)
+
+    def read(self, key: str) -> Any:
+        """Return the value of a key: bool, int, float, str, or a list of one of these."""
+        kind, offset, count = dataclasses.astuple(self.values[key])
+        times = 1 if count is None else count
+        if kind == gguf.GGUFValueType.STRING:
+            values: list = []
+            for _ in range(times):
+                size, = struct.unpack_from("<Q", self._bytes, offset)
+                if size > _LONGEST_STRING:
+                    raise self._error(f"key {key} must have strings of at most {_LONGEST_STRING} "
+                                      f"bytes, not {size}")
+                offset += 8 + size
+                try:
+                    values.append(bytes(self._bytes[offset - size:offset]).decode())
+                except UnicodeDecodeError:
+                    raise self._error(f"key {key} is not valid UTF-8") from None
+        else:
+            values = np.frombuffer(self._bytes, _NUMBERS[gguf.GGUFValueType(kind)], times,
+                                   offset).tolist()
+        return values[0] if count is None else values
 
 
-def _open(path: Path) -> _Reader:
+def _open(path: Path) -> Header:
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
+                                 f"not {magic!r}")
+        return Header(path)
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from None
-    if magic != b"GGUF":
-        raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
-                             f"not {magic!r}")
-    try:
-        reader = _Reader(path)
-    except ModelFileError:
-        raise
-    except (ValueError, KeyError, IndexError, OverflowError, RecursionError) as error:
-        # What the package raises for a malformed header; its messages are one line each.
-        raise ModelFileError(f"{path}: malformed GGUF header: {error}") from None
-    if reader.byte_order != "I" or sys.byteorder != "little":
-        raise ModelFileError(f"{path}: file and machine must be little-endian")
-    return reader
 
 
 def _is_strings(value: object) -> TypeGuard[list[str]]:
@@ -138,6 +271,8 @@ class GGUFFile:
     Attributes
     ----------
     path : Path
+    bytes : int
+        Size of the file.
     architecture : object
         What the file says that its architecture is.
 
@@ -151,10 +286,9 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
-        reader = _open(path)
-        self._fields = reader.fields
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._packed = reader.packed
+        self._header = _open(path)
+        self._tensors = self._header.tensors
+        self.bytes = len(self._header.data)
         self.architecture: object = self.value("general.architecture")
 
     def error(self, message: str) -> ModelFileError:
@@ -163,31 +297,32 @@ class GGUFFile:
 
     def value(self, key: str) -> Any:
         """Return the value of a metadata key, None where it is missing."""
-        field = self._fields.get(key)
-        try:
-            return None if field is None else field.contents()
-        except UnicodeDecodeError:
-            raise self.error(f"key {key} is not valid UTF-8") from None
+        return self._header.read(key) if key in self._header.values else None
 
     def keys(self, prefix: str) -> list[str]:
         """List the metadata keys that begin with ``prefix``."""
-        return [key for key in self._fields if key.startswith(prefix)]
+        return [key for key in self._header.values if key.startswith(prefix)]
 
-    def positive_int(self, key: str, default: int | None = None,
-                     most: int | None = None) -> int:
+    def positive_int(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
         """Return a metadata key that must be a positive integer, or missing with a default."""
-        value = default if key not in self._fields else self.value(key)
+        value = self.value(key) if key in self._header.values else default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise self.error(f"key {key} must be a positive integer, not {value!r}")
-        if most is not None and value > most:
+            raise self.error(f"key {key} must be a positive integer, not {value!r}"[:300])
+        if value > most:
             raise self.error(f"key {key} must be at most {most}, not {value}")
         return value
 
-    def positive_float(self, key: str, default: float | None = None) -> float:
-        """Return a metadata key that must be a positive number, or missing with a default."""
-        value = default if key not in self._fields else self.value(key)
-        if not isinstance(value, float) or not 0 < value < float("inf"):
-            raise self.error(f"key {key} must be a positive number, not {value!r}")
+    def positive_float(self, key: str, default: float | None = None, *, least: float = 0.0,
+                       most: float = math.inf) -> float:
+        """Return a metadata key that must be a positive number, or missing with a default.
+
+        It is finite, and from ``least`` to ``most``.
+        """
+        value = self.value(key) if key in self._header.values else default
+        if not isinstance(value, float) or not 0 < value < math.inf:
+            raise self.error(f"key {key} must be a positive number, not {value!r}"[:300])
+        if not least <= value <= most:
+            raise self.error(f"key {key} must be from {least} to {most}, not {value!r}")
         return value
 
     def strings(self, key: str) -> tuple[str, ...]:
@@ -197,64 +332,94 @@ class GGUFFile:
             raise self.error(f"key {key} must be an array of strings, not {value!r}"[:300])
         return tuple(value)
 
-    def _tensor(self, name: str, shape: tuple[int, ...],
-                types: tuple[gguf.GGMLQuantizationType, ...]) -> gguf.ReaderTensor:
+    def _tensor(self, name: str, shape: tuple[int, ...], types: tuple[int, ...]) -> _Tensor:
         tensor = self._tensors.get(name)
-        if tensor is None and name in self._packed:
-            allowed = " or ".join(known.name for known in types)
-            raise self.error(f"tensor {name} must have type {allowed}, not I2_S")
         if tensor is None:
             raise self.error(f"tensor {name} is missing")
-        actual = tuple(reversed(tensor.shape.tolist()))     # GGUF's first dimension is the fastest
-        if actual != shape:
-            raise self.error(f"tensor {name} must have shape {shape}, not {actual}")
-        if tensor.tensor_type not in types:
-            allowed = " or ".join(known.name for known in types)
-            raise self.error(f"tensor {name} must have type {allowed}, "
-                             f"not {tensor.tensor_type.name}")
+        if tensor.shape != shape:
+            raise self.error(f"tensor {name} must have shape {shape}, not {tensor.shape}")
+        if tensor.kind not in types:
+            allowed = " or ".join(_Type(known).name for known in types if known != _I2_S)
+            raise self.error(f"tensor {name} must have type {allowed}, not {tensor.kind_name}")
         return tensor
+
+    def _blocks(self, tensor: _Tensor) -> np.ndarray:
+        """Return the tensor's blocks, shape (blocks, bytes), in the file."""
+        block_bytes = (_I2_S_BLOCK // 4 if tensor.kind == _I2_S
+                       else GGML_QUANT_SIZES[_Type(tensor.kind)][1])
+        size = tensor.size - (_I2_S_TAIL if tensor.kind == _I2_S else 0)
+        return self._header.data[tensor.offset:tensor.offset + size].reshape(-1, block_bytes)
+
+    def _unpacked(self, tensor: _Tensor) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield pieces of a tensor: index of the first element, and float32 numbers."""
+        kind = _Type(tensor.kind)
+        blocks = self._blocks(tensor)
+        block, _ = GGML_QUANT_SIZES[kind]
+        for first in range(0, len(blocks), _CHUNK // block):
+            part = np.ascontiguousarray(blocks[first:first + _CHUNK // block])
+            with np.errstate(over="ignore", invalid="ignore"):      # scales can be anything
+                yield first * block, gguf.quants.dequantize(part.reshape(-1), kind)
 
     def ternary(self, name: str, shape: tuple[int, int], *,
                 exact: bool = True) -> TernaryMatrix:
         """Return a matrix of trits that share one scale, which bf16 holds if it is ``exact``."""
-        if name in self._packed:
-            return self._unpacked(name, shape, exact)
-        tensor = self._tensor(name, shape, _TERNARY_TYPES)
-        _, block_bytes = GGML_QUANT_SIZES[tensor.tensor_type]
-        blocks = tensor.data.reshape(-1, block_bytes)
-        scales = np.ascontiguousarray(blocks[:, -2:]).view("<f2").astype(np.float32)[:, 0]
-        scale = float(scales.max())     # NaN if any is
+        tensor = self._tensor(name, shape, (*_TERNARY_TYPES, _I2_S))
+        trits = np.empty(math.prod(shape), np.int8)
+        if tensor.kind == _I2_S:
+            scale = self._i2_s_scale(name, tensor)
+            self._check_scale(name, scale, exact)
+            blocks = self._blocks(tensor)[:, np.newaxis]
+            shifts = np.array([[6], [4], [2], [0]], np.uint8)
+            step = _CHUNK // _I2_S_BLOCK
+            for first in range(0, len(blocks), step):
+                codes = (blocks[first:first + step] >> shifts & 3).astype(np.int8) - np.int8(1)
+                self._check_trits(name, codes.reshape(-1), first * _I2_S_BLOCK, shape)
+                trits[first * _I2_S_BLOCK:][:codes.size] = codes.reshape(-1)
+        else:
+            scale = self._block_scale(name, tensor, exact)
+            for first, values in self._unpacked(tensor):
+                values = np.rint(values / np.float32(scale))
+                self._check_trits(name, values, first, shape)
+                trits[first:first + values.size] = values
+        return TernaryMatrix(trits.reshape(shape), scale)
+
+    def _i2_s_scale(self, name: str, tensor: _Tensor) -> float:
+        if tensor.shape[-1] % _I2_S_BLOCK:
+            raise self.error(f"tensor {name} must have, as I2_S, a multiple of {_I2_S_BLOCK} "
+                             f"columns, not {tensor.shape[-1]}")
+        tail = self._header.data[tensor.offset + tensor.size - _I2_S_TAIL:][:4]
+        return float(np.frombuffer(tail.tobytes(), "<f4")[0])
+
+    def _block_scale(self, name: str, tensor: _Tensor, exact: bool) -> float:
+        """Return the scale that all blocks have, but for those of zeros."""
+        scales = np.frombuffer(self._blocks(tensor)[:, -2:].tobytes(), "<f2")
+        with np.errstate(invalid="ignore"):
+            scale = float(scales.max())     # NaN if any is
         self._check_scale(name, scale, exact)
         odd = np.flatnonzero((scales != scale) & (scales != 0))
         if odd.size:
             raise self.error(f"tensor {name} must have one scale, but block {int(odd[0])} has "
                              f"{float(scales[odd[0]])!r} and another block has {scale!r}")
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        return TernaryMatrix(self._trits(name, np.rint(values / np.float32(scale))), scale)
-
-    def _unpacked(self, name: str, shape: tuple[int, int], exact: bool) -> TernaryMatrix:
-        packed = self._packed[name]
-        if packed.shape != shape or shape[1] % _I2_S_BLOCK:
-            raise self.error(f"tensor {name} must have shape {shape} and, as I2_S, a multiple of "
-                             f"{_I2_S_BLOCK} columns, not {packed.shape}")
-        codes, scale = packed.ternary()
-        self._check_scale(name, scale, exact)
-        return TernaryMatrix(self._trits(name, codes.astype(np.int8) - 1), scale)
+        return scale
 
     def _check_scale(self, name: str, scale: float, exact: bool) -> None:
         if not (np.isfinite(scale) and scale > 0):
             raise self.error(f"tensor {name} must have a positive and finite scale, not {scale}")
+        wrong = wrong_scale(scale)
+        if wrong:
+            raise self.error(f"the scale of tensor {name} {wrong}")
         if exact and not is_bf16(scale):
             raise self.error(f"tensor {name} must have a scale that bf16 holds exactly, "
                              f"not {scale!r}")
 
-    def _trits(self, name: str, values: np.ndarray) -> np.ndarray:
-        wrong = np.argwhere(np.abs(values) > 1)
+    def _check_trits(self, name: str, values: np.ndarray, first: int,
+                     shape: tuple[int, int]) -> None:
+        """Check a piece of a matrix that begins with element ``first``."""
+        wrong = np.flatnonzero(np.abs(values) > 1)
         if wrong.size:
-            row, column = wrong[0].tolist()
+            row, column = divmod(first + int(wrong[0]), shape[1])
             raise self.error(f"tensor {name} must be ternary, but row {row} column {column} holds "
-                             f"{int(values[row, column])} times the scale")
-        return values.astype(np.int8)
+                             f"{int(values[wrong[0]])} times the scale")
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
@@ -267,14 +432,15 @@ class GGUFFile:
     def integers(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """Return a matrix of int8 or int16."""
         tensor = self._tensor(name, shape, _INTEGER_TYPES)
-        return np.array(tensor.data).reshape(shape)
+        kind = "i1" if tensor.kind == _Type.I8 else "<i2"
+        return np.array(self._blocks(tensor)).view(kind).reshape(shape)
 
     def rows(self, name: str) -> int:
         """Return how many rows a matrix has."""
         tensor = self._tensors.get(name)
         if tensor is None or len(tensor.shape) != 2:
             raise self.error(f"tensor {name} must be there, and a matrix")
-        return int(tensor.shape[1])
+        return tensor.shape[0]
 
     def vector(self, name: str, size: int) -> np.ndarray:
         """Return a finite float32 vector."""
@@ -282,9 +448,10 @@ class GGUFFile:
 
     def _floats(self, name: str, shape: tuple[int, ...], types: tuple[_Type, ...]) -> np.ndarray:
         tensor = self._tensor(name, shape, types)
-        with np.errstate(over="ignore", invalid="ignore"):      # scales can be anything
-            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        values = np.array(values, dtype=np.float32).reshape(shape)
+        values = np.empty(math.prod(shape), np.float32)
+        for first, part in self._unpacked(tensor):
+            values[first:first + part.size] = part
+        values = values.reshape(shape)
         wrong = wrong_number(values)
         if wrong:
             raise self.error(f"tensor {name} {wrong}")
@@ -297,12 +464,13 @@ class GGUFFile:
         if vocab is not None and len(tokens) != vocab:
             raise self.error(f"key tokenizer.ggml.tokens must hold {vocab} tokens, "
                              f"not {len(tokens)}")
-        if len(set(tokens)) != len(tokens):
-            raise self.error("key tokenizer.ggml.tokens holds a token twice")
+        wrong = wrong_tokens(tokens)
+        if wrong:
+            raise self.error(f"key tokenizer.ggml.tokens {wrong}")
         end = self._token("eos", len(tokens))
         # Files of older converters, ours among them, have no begin but the end of another document.
         start = end
-        if "tokenizer.ggml.bos_token_id" in self._fields:
+        if "tokenizer.ggml.bos_token_id" in self._header.values:
             start = self._token("bos", len(tokens))
         prompted = self.value("tokenizer.ggml.add_bos_token") is not False
         controls = tuple(token for token in self._controls(len(tokens)) if token != end)
@@ -315,12 +483,9 @@ class GGUFFile:
             raise self.error(f"key tokenizer.ggml.pre must be {' or '.join(map(repr, SPLITS))}, "
                              f"not {split!r}")
         merges = self.strings("tokenizer.ggml.merges")
-        known = set(tokens)
-        for merge in merges:
-            left, _, right = merge.partition(" ")
-            if not {left, right, left + right} <= known:
-                raise self.error(f"key tokenizer.ggml.merges has the entry {merge!r}, "
-                                 f"whose parts or result are no tokens")
+        wrong = wrong_merges(tokens, merges, {end, *controls})
+        if wrong:
+            raise self.error(f"key tokenizer.ggml.merges {wrong}")
         return Vocabulary(tokens, merges, end, None if start == end else start,
                           prompted=prompted, split=split, controls=controls)
 
@@ -353,7 +518,8 @@ class GGUFFile:
         types = self.value(key)
         if types is None:
             return ()
-        if not isinstance(types, list) or len(types) != vocab:
+        if not isinstance(types, list) or len(types) != vocab or not all(
+                type(kind) is int for kind in types):
             raise self.error(f"key {key} must be an array of {vocab} integers")
         silent = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN, gguf.TokenType.UNUSED)
         return tuple(token for token, kind in enumerate(types) if kind in silent)
@@ -363,7 +529,7 @@ class GGUFFile:
         key = "tokenizer.ggml.scores"
         scores = self.value(key)
         if not isinstance(scores, list) or len(scores) != vocab or not all(
-                isinstance(score, float) and np.isfinite(score) for score in scores):
+                isinstance(score, float) and math.isfinite(score) for score in scores):
             raise self.error(f"key {key} must be an array of {vocab} finite numbers")
         return tuple(scores)
 

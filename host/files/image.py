@@ -13,11 +13,13 @@ import json
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from host.errors import TallyError
-from host.text.vocabulary import Vocabulary
+from host.checks import LONGEST_JSON, FileError, JSONError, parse_json, printable
+from host.text.tokenizer import SPLITS
+from host.text.vocabulary import Vocabulary, wrong_merges, wrong_tokens
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
 from hw.order import OrderError, check_order
@@ -29,8 +31,13 @@ MAGIC = b"TALLY\x00\x03\n"
 _MAGIC_RANGES = b"TALLY\x00\x04\n"
 _LENGTHS = struct.Struct("<II")
 
+# Bounds of a header's numbers; a program of SmolLM2 has some thousand instructions.
+_MOST_INSTRUCTIONS = 1 << 16
+_MOST_VOCAB = 1 << 24
+_LARGEST_CRC = (1 << 32) - 1
+_LARGEST_FIELD = 1 << 24        # of a configuration
 
-class ImageError(TallyError, ValueError):
+class ImageError(FileError):
     """An image cannot be used; the message is one line that names file, place and reason."""
 
 
@@ -193,7 +200,7 @@ def listing(program: Program) -> str:
     for index, (instruction, note) in enumerate(
             zip(program.instructions, program.notes, strict=True)):
         lines += labels.get(index, [])
-        lines.append(f"{index:5}  {disassemble(instruction):72}  ; {note}")
+        lines.append(f"{index:5}  {disassemble(instruction):72}  ; {printable(note)}")
     return "\n".join(lines)
 
 
@@ -267,52 +274,72 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with open(path, "rb") as file:
+            return _read(path, file, os.fstat(file.fileno()).st_size, config)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
-    if data[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
+
+
+def _read(path: Path, file: BinaryIO, size: int, config: CoreConfig | None) -> Image:
+    begin = file.read(len(MAGIC) + _LENGTHS.size)
+    if begin[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
         raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
-                         f"not {data[:len(MAGIC)]!r}")
+                         f"not {begin[:len(MAGIC)]!r}")
     start = len(MAGIC) + _LENGTHS.size
-    if len(data) < start:
+    if size < start:
         raise ImageError(f"{path}: truncated: the header begins at byte {start}, "
-                         f"the file has {len(data)}")
-    length, crc = _LENGTHS.unpack_from(data, len(MAGIC))
-    header = _section(path, data, "the header", start, length, crc)
-    fields = json.loads(header)
-    made_for = CoreConfig(**fields["configuration"]
-                          | {"engine": EngineConfig(**fields["configuration"]["engine"])})
+                         f"the file has {size}")
+    length, crc = _LENGTHS.unpack_from(begin, len(MAGIC))
+    if length > LONGEST_JSON:
+        raise ImageError(f"{path}: the header must have at most {LONGEST_JSON} bytes, "
+                         f"not {length}")
+    _check_end(path, size, "the header", start + length)
+    header = file.read(length)
+    _check_crc(path, header, "the header", crc)
+    try:
+        fields = _Fields(path, "", parse_json(header))
+    except JSONError as error:
+        raise ImageError(f"{path}: the header is not JSON: {error}") from None
+    made_for = _configuration(path, fields)
     if config is not None:
         check_configuration(str(path), made_for, config)
 
     start += length
-    facts = fields["program"]
-    program = _section(path, data, "the program", start, facts["bytes"], facts["crc32"])
-    start += facts["bytes"]
-    parts = []
-    for entry in fields["parts"]:
-        crc = entry.pop("crc32")
-        part = Part(**entry)
-        _section(path, data, f"part {part.name}", start + part.address, part.bytes, crc)
+    facts = fields.object("program")
+    length = facts.integer("bytes", INSTRUCTION_BYTES, _MOST_INSTRUCTIONS * INSTRUCTION_BYTES)
+    _check_end(path, size, "the program", start + length)
+    encoded = file.read(length)
+    _check_crc(path, encoded, "the program", facts.integer("crc32", 0, _LARGEST_CRC))
+    program = _program(path, facts, encoded)
+
+    start += length
+    memory_bytes = fields.integer("memory_bytes", 0, made_for.memory_bytes)
+    parts, checks, end = [], [], 0
+    for entry in fields.objects("parts"):
+        part = Part(name=entry.text("name"), kind=entry.text("kind"),
+                    address=entry.integer("address", end, memory_bytes),
+                    bytes=entry.integer("bytes", 0, memory_bytes),
+                    trits=entry.integer("trits", 0, 5 * memory_bytes))
+        end = part.address + part.bytes
+        if end > memory_bytes:
+            raise entry.error(f"part {part.name} must end within the memory's {memory_bytes} "
+                              f"bytes, not at {end}")
+        _check_end(path, size, f"part {part.name}", start + end)
         parts.append(part)
-    memory = data[start:start + fields["memory_bytes"]]
-    # Arrays of JSON are lists, those of a vocabulary tuples.
-    words: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                             for key, value in (fields["vocabulary"] or {}).items()}
+        checks.append(entry.integer("crc32", 0, _LARGEST_CRC))
+    if start + memory_bytes != size:
+        raise ImageError(f"{path}: must have {start + memory_bytes} bytes, as its header says, "
+                         f"not {size}")
+    memory = file.read(memory_bytes)
+    for part, crc in zip(parts, checks, strict=True):
+        _check_crc(path, memoryview(memory)[part.address:part.address + part.bytes],
+                   f"part {part.name}", crc)
+    vocab = fields.integer("vocab", 1, _MOST_VOCAB)
     image = Image(
-        config=config or made_for, model=fields["model"], vocab=fields["vocab"],
-        program=Program(
-            instructions=tuple(decode(program[k:k + INSTRUCTION_BYTES])
-                               for k in range(0, len(program), INSTRUCTION_BYTES)),
-            notes=tuple(facts["notes"]), body=facts["body"],
-            heads=tuple((first, rows) for first, rows in facts["heads"]),
-            vectors={name: (first, count) for name, (first, count) in facts["vectors"].items()},
-            prefill=tuple(facts["prefill"]),
-            ranges=tuple((first, start, announced)
-                         for first, start, announced in facts.get("ranges", ()))),
-        parts=tuple(parts), memory=memory,
-        vocabulary=Vocabulary(**words) if words else None, context=fields["context"],
-        room=fields["room"])
+        config=config or made_for, model=fields.text("model"), vocab=vocab, program=program,
+        parts=tuple(parts), memory=memory, vocabulary=_vocabulary(fields, vocab),
+        context=fields.integer("context", 0, 1 << 30),
+        room=fields.integer("room", 0, made_for.memory_bytes - memory_bytes))
     try:
         check_order(image.config, image.program.instructions, image.program.starts)
     except OrderError as error:
@@ -320,16 +347,155 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
     return image
 
 
-def _section(path: Path, data: bytes, what: str, start: int, length: int, crc: int) -> bytes:
-    if start + length > len(data):
-        raise ImageError(f"{path}: truncated: {what} ends at byte {start + length}, "
-                         f"the file has {len(data)}")
-    section = data[start:start + length]
+class _Fields:
+    """Fields of an object of the header, each checked as it is asked for."""
+
+    def __init__(self, path: Path, place: str, fields: object):
+        self._path = path
+        self._place = place
+        if not isinstance(fields, dict):
+            raise self.error(f"{place[:-1] or 'it'} must be an object, not {fields!r:.80}")
+        self.fields: dict[str, Any] = fields
+
+    def error(self, message: str) -> ImageError:
+        return ImageError(f"{self._path}: the header: {message}")
+
+    def _wrong(self, name: str, must: str) -> ImageError:
+        return self.error(f"field {self._place}{name} must be {must}, "
+                          f"not {self.fields.get(name)!r:.80}")
+
+    def integer(self, name: str, least: int, most: int) -> int:
+        value = self.fields.get(name)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(name, f"an integer from {least} to {most}")
+        return value
+
+    def text(self, name: str) -> str:
+        value = self.fields.get(name)
+        if not isinstance(value, str):
+            raise self._wrong(name, "a text")
+        return value
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self.fields.get(name)
+        if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+            raise self._wrong(name, "an array of texts")
+        return tuple(value)
+
+    def object(self, name: str) -> "_Fields":
+        return _Fields(self._path, f"{self._place}{name}.", self.fields.get(name))
+
+    def objects(self, name: str) -> Iterator["_Fields"]:
+        value = self.fields.get(name)
+        if not isinstance(value, list):
+            raise self._wrong(name, "an array of objects")
+        for index, entry in enumerate(value):
+            yield _Fields(self._path, f"{self._place}{name}[{index}].", entry)
+
+    def integers(self, name: str, most: int) -> tuple[int, ...]:
+        value = self.fields.get(name)
+        if not _are_integers(value, most):
+            raise self._wrong(name, f"an array of integers from 0 to {most}")
+        return tuple(value)         # type: ignore[arg-type]
+
+    def rows(self, name: str, columns: int, most: int) -> tuple[tuple[int, ...], ...]:
+        value = self.fields.get(name, [])
+        if not isinstance(value, list) or not all(
+                _are_integers(row, most) and len(row) == columns for row in value):
+            raise self._wrong(name, f"an array of arrays of {columns} integers from 0 to {most}")
+        return tuple(map(tuple, value))
+
+
+def _are_integers(value: object, most: int) -> bool:
+    return isinstance(value, list) and all(type(entry) is int and 0 <= entry <= most
+                                           for entry in value)
+
+
+def _configuration(path: Path, fields: _Fields) -> CoreConfig:
+    facts = fields.object("configuration")
+    engine = facts.object("engine")
+    for place in (facts, engine):
+        for name, value in place.fields.items():
+            if type(value) is int:
+                place.integer(name, 0, _LARGEST_FIELD)
+    try:
+        return CoreConfig(**facts.fields | {"engine": EngineConfig(**engine.fields)})
+    except (TypeError, ValueError) as error:
+        raise ImageError(f"{path}: the header: configuration: {error}") from None
+
+
+def _program(path: Path, facts: _Fields, encoded: bytes) -> Program:
+    if len(encoded) % INSTRUCTION_BYTES:
+        raise facts.error(f"field program.bytes must be a multiple of {INSTRUCTION_BYTES}, "
+                          f"not {len(encoded)}")
+    instructions = []
+    for index in range(len(encoded) // INSTRUCTION_BYTES):
+        begin = index * INSTRUCTION_BYTES
+        try:
+            instructions.append(decode(encoded[begin:begin + INSTRUCTION_BYTES]))
+        except ValueError as error:
+            raise ImageError(f"{path}: instruction {index}: {error}") from None
+    last = len(instructions) - 1
+    notes = facts.texts("notes")
+    if len(notes) != len(instructions):
+        raise facts.error(f"field program.notes must have {len(instructions)} entries, "
+                          f"not {len(notes)}")
+    vectors = facts.object("vectors")
+    places = {}
+    for name in vectors.fields:
+        places[name] = vectors.integers(name, 1 << 16)
+        if len(places[name]) != 2:
+            raise facts.error(f"field program.vectors.{name} must have 2 integers, "
+                              f"not {len(places[name])}")
+    ranges = facts.rows("ranges", 3, _MOST_VOCAB)
+    if any(start > last or announced > last for _, start, announced in ranges) or (
+            [first for first, *_ in ranges] != sorted({first for first, *_ in ranges})) or (
+            ranges and ranges[0][0]):
+        raise facts.error("field program.ranges must have ascending first tokens, from 0 on, and "
+                          "starts within the program")
+    return Program(
+        instructions=tuple(instructions), notes=notes, body=facts.integer("body", 0, last),
+        heads=tuple((first, rows) for first, rows in facts.rows("heads", 2, _MOST_VOCAB)),
+        vectors={name: (first, count) for name, (first, count) in places.items()},
+        prefill=facts.integers("prefill", last),
+        ranges=tuple((first, start, announced) for first, start, announced in ranges))
+
+
+def _vocabulary(fields: _Fields, vocab: int) -> Vocabulary | None:
+    if fields.fields.get("vocabulary") is None:
+        return None
+    words = fields.object("vocabulary")
+    tokens, merges = words.texts("tokens"), words.texts("merges")
+    if len(tokens) > vocab:
+        raise words.error(f"field vocabulary.tokens must have at most {vocab} entries, "
+                          f"not {len(tokens)}")
+    last = len(tokens) - 1
+    found = Vocabulary(
+        tokens=tokens, merges=merges, end_of_document=words.integer("end_of_document", 0, last),
+        first=None if words.fields.get("first") is None else words.integer("first", 0, last),
+        prompted=words.fields.get("prompted") is not False, split=words.text("split"),
+        controls=words.integers("controls", last))
+    if found.split not in SPLITS:
+        raise words.error(f"field vocabulary.split must be {' or '.join(map(repr, SPLITS))}, "
+                          f"not {found.split!r}")
+    silent = {found.end_of_document, *found.controls}
+    for name, wrong in (("tokens", wrong_tokens(tokens)),
+                        ("merges", wrong_merges(tokens, merges, silent))):
+        if wrong:
+            raise words.error(f"field vocabulary.{name} {wrong}")
+    return found
+
+
+def _check_end(path: Path, size: int, what: str, end: int) -> None:
+    if end > size:
+        raise ImageError(f"{path}: truncated: {what} ends at byte {end}, the file has {size}")
+
+
+def _check_crc(path: Path, section: bytes | memoryview, what: str, crc: int) -> None:
     actual = zlib.crc32(section)
     if actual != crc:
         raise ImageError(f"{path}: damaged: {what} must have the CRC-32 {crc:08x}, "
                          f"not {actual:08x}")
-    return section
 
 
 def _flat(config: CoreConfig) -> dict[str, Any]:

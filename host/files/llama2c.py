@@ -6,6 +6,7 @@ The integers are width, feed-forward width, layers, heads, key and value heads, 
 piece.
 """
 
+import math
 import struct
 from pathlib import Path
 
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.files.errors import ModelFileError, wrong_number
-from host.text.vocabulary import PieceVocabulary
+from host.text.vocabulary import PieceVocabulary, wrong_tokens
 
 __all__ = ["Llama2cFile"]
 
 _HEADER = struct.Struct("<7i")
+_LARGEST_TOKENIZER = 16 << 20     # bytes; that of Llama has less than one million
 _START = _END = 1       # "<s>" stands in front of each story, and so behind the one before
 
 
@@ -27,6 +29,8 @@ class Llama2cFile:
     Attributes
     ----------
     path : Path
+    bytes : int
+        Size of the file.
     width, ffn_width, layers, heads, kv_heads, vocab, context : int
     arrays : dict of str to float32 array
         Called as in a GGUF file; those of the layers have the layer as their first axis.
@@ -43,13 +47,15 @@ class Llama2cFile:
     def __init__(self, path: Path):
         self.path = path
         try:
-            data = path.read_bytes()
+            self.bytes = path.stat().st_size
+            with open(path, "rb") as file:
+                data = file.read(_HEADER.size)
         except OSError as error:
             raise ModelFileError(f"{path}: {error.strerror}") from None
         if len(data) < _HEADER.size:
             raise self.error(f"must have a header of {_HEADER.size} bytes, "
                              f"not {len(data)} bytes")
-        header = _HEADER.unpack_from(data)
+        header = _HEADER.unpack(data)
         (self.width, self.ffn_width, self.layers, self.heads, self.kv_heads, vocab,
          self.context) = header
         self.vocab = abs(vocab)
@@ -57,13 +63,13 @@ class Llama2cFile:
                 or self.heads % self.kv_heads or self.width // self.heads % 2):
             raise self.error(f"neither a GGUF file nor one of llama2.c, whose header of sizes it "
                              f"has not: {list(header)}")
-        self.arrays = self._read(data, tied=vocab > 0)
+        self.arrays = self._read(tied=vocab > 0)
 
     def error(self, message: str) -> ModelFileError:
         """Put the file's name in front of what is wrong with it."""
         return ModelFileError(f"{self.path}: {message}")
 
-    def _read(self, data: bytes, *, tied: bool) -> dict[str, NDArray[np.float32]]:
+    def _read(self, *, tied: bool) -> dict[str, NDArray[np.float32]]:
         layers, width, ffn_width = self.layers, self.width, self.ffn_width
         kv_width = width // self.heads * self.kv_heads
         shapes: dict[str, tuple[int, ...]] = {
@@ -77,19 +83,17 @@ class Llama2cFile:
             "rotary": (2, self.context, width // self.heads // 2)}
         if not tied:
             shapes["head"] = (self.vocab, width)
-        sizes = {}
-        for name, shape in shapes.items():
-            sizes[name] = 1
-            for length in shape:        # Python's integers: the header can be anything
-                sizes[name] *= length
+        # Python's integers: the header can be anything.
+        sizes = {name: math.prod(shape) for name, shape in shapes.items()}
         expected = _HEADER.size + 4 * sum(sizes.values())
-        if len(data) != expected:
-            raise self.error(f"must have {expected} bytes, as its header says, not {len(data)}")
+        if self.bytes != expected:
+            raise self.error(f"must have {expected} bytes, as its header says, not {self.bytes}")
+        data = np.memmap(self.path, "<f4", mode="r", offset=_HEADER.size)
         arrays = {}
-        offset = _HEADER.size
+        offset = 0
         for name, shape in shapes.items():
-            values = np.frombuffer(data, "<f4", sizes[name], offset)
-            offset += values.nbytes
+            values = np.asarray(data[offset:offset + sizes[name]])
+            offset += values.size
             wrong = wrong_number(values)
             if wrong:
                 raise self.error(f"array {name} {wrong}")
@@ -116,6 +120,10 @@ def read_pieces(path: Path, vocab: int) -> PieceVocabulary:
         If it is truncated or has other tokens.
     """
     try:
+        size = path.stat().st_size
+        if size > _LARGEST_TOKENIZER:
+            raise ModelFileError(f"{path}: must have at most {_LARGEST_TOKENIZER} bytes, "
+                                 f"not {size}")
         data = path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from None
@@ -139,5 +147,9 @@ def read_pieces(path: Path, vocab: int) -> PieceVocabulary:
     if len(tokens) != vocab:
         raise ModelFileError(f"{path}: must have {vocab} tokens, not {len(tokens)}")
     # Spaces are what SentencePiece writes as U+2581.
-    return PieceVocabulary(tuple(token.replace(" ", "\u2581") for token in tokens), tuple(scores),
-                           controls=(0, 1, 2), start=_START, end_of_document=_END)
+    tokens = [token.replace(" ", "\u2581") for token in tokens]
+    wrong = wrong_tokens(tokens)
+    if wrong:
+        raise ModelFileError(f"{path}: {wrong}")
+    return PieceVocabulary(tuple(tokens), tuple(scores), controls=(0, 1, 2), start=_START,
+                           end_of_document=_END)

@@ -4,7 +4,8 @@ Several files need ``model.safetensors.index.json``, which says where each tenso
 names file, key or tensor, and what is wrong.
 """
 
-import json
+import math
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from host.files.errors import ModelFileError, wrong_number
+from host.checks import LONGEST_JSON, JSONError, parse_json
+from host.files.errors import ModelFileError, wrong_number, wrong_scale
 from host.text.vocabulary import TokenizerFile
 
 __all__ = ["Checkpoint"]
 
 _INDEX = "model.safetensors.index.json"
+_LONGEST_HEADER = 16 << 20      # bytes; headers in use have less than one million
 # Importing ml_dtypes is also what makes bf16 known to safetensors.
 _FLOATS = {"BF16": ml_dtypes.bfloat16, "F16": np.float16, "F32": np.float32}
 
@@ -34,6 +37,8 @@ class Checkpoint:
     Attributes
     ----------
     path : Path
+    bytes : int
+        Size of all files with tensors.
     architecture : object
         What the configuration says that its architecture is.
 
@@ -50,6 +55,7 @@ class Checkpoint:
         self._config = self._json("config.json")
         self.architecture: object = self._config.get("model_type")
         self._files = self._find()
+        self.bytes = sum(path.stat().st_size for path in set(self._files.values()))
 
     def error(self, message: str) -> ModelFileError:
         """Put the directory's name in front of what is wrong with it."""
@@ -58,10 +64,11 @@ class Checkpoint:
     def _json(self, name: str) -> dict[str, Any]:
         path = self.path / name
         try:
-            content = json.loads(path.read_bytes())
+            with open(path, "rb") as file:
+                content = parse_json(file.read(LONGEST_JSON + 1))
         except OSError as error:
             raise ModelFileError(f"{path}: {error.strerror}") from None
-        except (ValueError, RecursionError) as error:
+        except JSONError as error:
             raise ModelFileError(f"{path}: not JSON: {error}") from None
         if not isinstance(content, dict):
             raise ModelFileError(f"{path}: must hold an object, not {type(content).__name__}")
@@ -76,14 +83,16 @@ class Checkpoint:
                     for name in places.values()):
                 raise ModelFileError(f"{self.path / _INDEX}: key weight_map must give the name of "
                                      f"a file for each tensor")
-            files = {tensor: self.path / name for tensor, name in places.items()}
-            for path in sorted(set(files.values())):
-                held = self._tensors(path)
-                for tensor in sorted(key for key, file in files.items() if file == path):
-                    if tensor not in held:
-                        raise ModelFileError(f"{path}: tensor {tensor} is missing, which {_INDEX} "
-                                             f"says is here")
-            return files
+            wanted: dict[str, list[str]] = {}
+            for tensor, name in places.items():
+                wanted.setdefault(name, []).append(tensor)
+            for name, tensors in sorted(wanted.items()):
+                path = self.path / name
+                missing = sorted(set(tensors) - self._tensors(path))
+                if missing:
+                    raise ModelFileError(f"{path}: tensor {missing[0]} is missing, which {_INDEX} "
+                                         f"says is here")
+            return {tensor: self.path / name for tensor, name in places.items()}
         found = sorted(self.path.glob("*.safetensors"))
         if len(found) != 1:
             raise self.error(f"must hold one file *.safetensors, or {_INDEX}, "
@@ -95,6 +104,13 @@ class Checkpoint:
         if not path.is_file():
             raise ModelFileError(f"{path}: No such file")
         try:
+            # The package reads a header of any length, and takes it apart.
+            with open(path, "rb") as file:
+                head = file.read(8)
+            length, = struct.unpack("<Q", head) if len(head) == 8 else (0,)
+            if length > _LONGEST_HEADER:
+                raise ModelFileError(f"{path}: damaged: the header must have at most "
+                                     f"{_LONGEST_HEADER} bytes, not {length}")
             with safe_open(path, "np") as file:
                 return set(file.keys())
         except (SafetensorError, OSError) as error:
@@ -112,22 +128,33 @@ class Checkpoint:
             raise self.error(f"key {key} of config.json must be "
                              f"{' or '.join(map(repr, allowed))}, not {value!r}")
 
-    def positive_int(self, key: str, most: int | None = None) -> int:
+    def positive_int(self, key: str, most: int = 2**31 - 1) -> int:
         """Return a value of the configuration that must be a positive integer."""
         value = self._config.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"key {key} of config.json must be a positive integer, not {value!r}")
-        if most is not None and value > most:
+        if value > most:
             raise self.error(f"key {key} of config.json must be at most {most}, not {value}")
         return value
 
-    def positive_float(self, key: str) -> float:
-        """Return a value of the configuration that must be a positive number."""
+    def positive_float(self, key: str, *, least: float = 0.0, most: float = math.inf) -> float:
+        """Return a value of the configuration that must be positive, from ``least`` to ``most``."""
         value = self._config.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool) or not (
                 0 < value < float("inf")):
             raise self.error(f"key {key} of config.json must be a positive number, not {value!r}")
+        if not least <= value <= most:
+            raise self.error(f"key {key} of config.json must be from {least} to {most}, "
+                             f"not {value!r}")
         return float(value)
+
+    def scale(self, name: str) -> float:
+        """Return a tensor of one number that a matrix is scaled by."""
+        scale = float(self.tensor(name, (1,))[0])
+        wrong = wrong_scale(scale)
+        if wrong:
+            raise self.error(f"tensor {name} {wrong}")
+        return scale
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return a tensor of finite numbers as float32; 16-bit numbers are held exactly."""
@@ -142,7 +169,8 @@ class Checkpoint:
             if part.get_dtype() not in _FLOATS:
                 raise ModelFileError(f"{path}: tensor {name} must have type "
                                      f"{' or '.join(_FLOATS)}, not {part.get_dtype()}")
-            values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(np.float32)
+            values = file.get_tensor(name).view(_FLOATS[part.get_dtype()]).astype(
+                np.float32, copy=False)
         wrong = wrong_number(values)
         if wrong:
             raise ModelFileError(f"{path}: tensor {name} {wrong}")
@@ -172,12 +200,15 @@ class Checkpoint:
                 raise ModelFileError(f"{path}: tensor {name} must have type U8: trits, packed, "
                                      f"not {part.get_dtype()}")
             data = file.get_tensor(name)
-        codes = np.concatenate([data >> shift & 3 for shift in (0, 2, 4, 6)]).astype(np.int8)
-        wrong = np.argwhere(codes == 3)
-        if wrong.size:
-            raise ModelFileError(f"{path}: tensor {name} must be ternary, but row "
-                                 f"{int(wrong[0, 0])} column {int(wrong[0, 1])} has code 3")
-        return codes - np.int8(1)
+        trits = np.empty((4, rows // 4, columns), np.int8)
+        for quarter, part in enumerate(trits):      # one at a time needs less memory
+            np.subtract(data >> np.uint8(2 * quarter) & np.uint8(3), 1, out=part, casting="unsafe")
+            wrong = np.flatnonzero(part.reshape(-1) > 1)
+            if wrong.size:
+                row, column = divmod(int(wrong[0]), columns)
+                raise ModelFileError(f"{path}: tensor {name} must be ternary, but row "
+                                     f"{quarter * (rows // 4) + row} column {column} has code 3")
+        return trits.reshape(shape)
 
     def vocabulary(self, vocab: int) -> TokenizerFile:
         """Return the tokenizer's file, and the tokens that a document begins and ends with."""

@@ -1,20 +1,21 @@
-"""Model files that are wrong, by the thousand: each gives a model or one line that says why not.
+"""Files that are wrong, by the thousand: each is read, or one line says why not.
 
-Small models are written, bytes of them are changed, and they are read again, in a process that may
-use little more memory than before and a few seconds for each file. Anything but a model or a
-:class:`host.files.errors.ModelFileError` of one line is a crash: another exception, a hang, too
-much memory, a warning, the end of the process.
+Small files are written, changed by :mod:`host.measure.mutate`, and read again, in a process that
+may use little more memory than before and a few seconds for each. Anything but success or the reader's own
+error, of one short line that a terminal can show, is a crash: another exception, a hang, too much
+memory, a warning, the end of the process.
 """
 
 import dataclasses
 import functools
+import hashlib
 import importlib.metadata
 import json
+import lzma
 import multiprocessing
 import platform
 import resource
 import signal
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -24,7 +25,14 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from host.files.errors import ModelFileError
+from host.checks import LONGEST_MESSAGE, FileError, printable
+from host.compress.chains import Choice, compress, layers_of
+from host.compress.gates import Gates, ListGate, read_gates, write_gates
+from host.files.image import read_image, write_image
+from host.files.tensors import TernaryMatrix
+from host.measure.compare import read_llama
+from host.measure.mutate import Files, mutate
+from host.models import mmfreelm, mpo_llama
 from host.models.examples import (
     bitnet_config,
     bitnet_gguf,
@@ -36,19 +44,22 @@ from host.models.examples import (
     pieces,
     tokenizer_json,
 )
+from host.models.mmfreelm import Layer, TernaryLM
 from host.models.registry import read_model
-from host.text.tokenizer import open_tokenizer
+from host.models.tensor_train import Shape
+from host.text.corpus import read_corpus
+from host.text.tokenizer import TextError, byte_symbols, open_tokenizer
+from host.text.vocabulary import Vocabulary
+from hw.config import CoreConfig
 
 __all__ = ["READERS", "Outcome", "fuzz", "mutate", "read", "write_outcomes"]
 
-#: Address space that a process may take beyond what it had, for files of a few hundred kilobytes.
-MEMORY = 256 << 20
+#: Address space that a process may take beyond what it had, and that for each byte of the files.
+MEMORY = 200_000_000
+MEMORY_PER_BYTE = 4
 
 #: Seconds that reading may take; a good file takes some hundredths.
 SECONDS = 10
-
-#: A model as its files; the first is what is opened, "." the directory.
-Files = dict[str, bytes]
 
 
 @functools.cache
@@ -82,75 +93,111 @@ def _checkpoint_files() -> list[Files]:
              "tokenizer.json": tokenizer_json().encode()}]
 
 
+def _pieces_files() -> list[Files]:
+    """Write a GGUF file with a tokenizer of SentencePiece."""
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
+              "\u2581", "t", "h", "e", "th", "the", "\u2581the"]
+    keys = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": None,
+            "tokenizer.ggml.merges": None, "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [0.0] * 259 + [-1.0 - index for index in range(7)],
+            "tokenizer.ggml.token_type": [2, 3, 3, *[6] * 256, *[1] * 7],
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
+    tensors = llama_tensors(width=32, ffn_width=32, kv_width=16, layers=1, vocab=len(tokens))
+    return [{"model.gguf": llama_gguf(tensors, heads=2, kv_heads=1, keys=keys)}]
+
+
+@functools.cache
+def _ternary() -> TernaryLM:
+    """Make a MatMul-free model of the smallest width that a file can hold."""
+    rng = np.random.default_rng(1)
+
+    def matrix(rows: int, columns: int) -> TernaryMatrix:
+        return TernaryMatrix(rng.integers(-1, 2, (rows, columns), np.int8), 0.0625)
+
+    width = 256
+    words = Vocabulary(tokens=("<|endoftext|>", *byte_symbols(), "th", "the"),
+                       merges=("t h", "th e"), end_of_document=0)
+    layer = Layer(**{field.name: matrix(width, width) for field in dataclasses.fields(Layer)
+                     if field.name != "forget_bias"}, forget_bias=np.zeros(width, np.float32))
+    return TernaryLM(name="example", embedding=rng.integers(-13, 14, (259, width), np.int8),
+                     embedding_scale=0.0625, layers=(layer,),
+                     logit_scales={"lmul": 0.0625, "float": 0.0625}, vocabulary=words, metadata={})
+
+
+def _written(name: str, write: Callable[[Path], None]) -> Files:
+    """Return what a function writes to a file of some name."""
+    with tempfile.TemporaryDirectory() as directory:
+        write(Path(directory, name))
+        return {name: Path(directory, name).read_bytes()}
+
+
+def _own_files() -> list[Files]:
+    """Write the GGUF files that only this project writes."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "llama.gguf")
+        path.write_bytes(_gguf_files()[0]["model.gguf"])
+        layers = layers_of(read_llama(path))
+    choices = {name: Choice(Shape((rows,), (columns,)), (), 5)
+               for name, (rows, columns) in ((name, matrix.shape)
+                                             for name, matrix in layers.matrices[0].items())}
+    choices["ffn_up"] = Choice(Shape((2, 16), (16, 2)), (4,), 3)
+    chains = compress(layers, layers.chains([choices]), 6)
+    return [_written("model.gguf", lambda path: mmfreelm.write_model(path, _ternary())),
+            _written("model.gguf", lambda path: mpo_llama.write_model(path, chains))]
+
+
+def _image_files() -> list[Files]:
+    from host.compiler.compile import compile_model
+    image = compile_model(_ternary(), CoreConfig())
+    return [_written("model.tally", lambda path: write_image(path, image))]
+
+
+def _gates_files() -> list[Files]:
+    gates = Gates("example", "0123456789abcdef", "wina", "greedy", 0.5,
+                  tuple(ListGate(f"blk.{index}.mix_in", 256, 128, 7) for index in range(3)),
+                  {"command": "none"})
+    return [_written("gates.json", lambda path: write_gates(path, gates))]
+
+
+def _corpus_files() -> list[Files]:
+    documents = [f"Once upon a time, number {number}." for number in range(20)]
+    text = "".join(f"{document}\n<|endoftext|>\n" for document in documents)
+    lines = ["# text\tdocument\tpart\tdigest"] + [
+        f"tales\t{number}\t{'heldout' if number % 3 == 0 else 'train'}\t"
+        f"{hashlib.sha256(document.encode()).hexdigest()[:16]}"
+        for number, document in enumerate(documents)]
+    return [{"splits.tsv": ("\n".join(lines) + "\n").encode(),
+             "tales.txt.xz": lzma.compress(text.encode(), preset=0)}]
+
+
 #: Files to begin with, by the reader that is tried.
 READERS: dict[str, Callable[[], list[Files]]] = {
-    "gguf": _gguf_files, "checkpoint": _checkpoint_files, "llama2c": _llama2c_files}
+    "gguf": _gguf_files, "checkpoint": _checkpoint_files, "llama2c": _llama2c_files,
+    "pieces": _pieces_files, "own": _own_files, "image": _image_files, "gates": _gates_files,
+    "corpus": _corpus_files}
 
-_NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1,
-            2**40, 2**63 - 1, 2**63, 2**64 - 1)
-_VALUES: tuple[object, ...] = (None, True, -1, 0, 1, 3, 2**40, 1e300, "", "other", [], [0], {},
-                               {"a": 1})
-
-
-def mutate(files: Files, rng: np.random.Generator) -> Files:
-    """Change one file of a model, in one to four places."""
-    name = str(rng.choice([name for name, data in files.items() if data]))
-    data = bytearray(files[name])
-    if name == "config.json" and rng.random() < 0.8:
-        return {**files, name: _change_json(bytes(data), rng)}
-    for _ in range(int(rng.integers(1, 5))):
-        # Mostly where the structure is: weights can be anything.
-        end = len(data) if rng.random() < 0.3 else min(len(data), 12000 if rng.random() < 0.5
-                                                       else 600)
-        at = int(rng.integers(0, max(end, 1)))
-        match int(rng.integers(0, 7)):
-            case 0 | 1:
-                data[at:at + 1] = bytes([int(rng.integers(0, 256))])
-            case 2:
-                data[at:at + 1] = bytes([data[at] ^ 1 << int(rng.integers(0, 8))]) if data else b""
-            case 3 | 4:
-                width = "<I" if rng.random() < 0.5 else "<Q"
-                size = struct.calcsize(width)
-                number = _NUMBERS[int(rng.integers(0, len(_NUMBERS)))] & (1 << 8 * size) - 1
-                data[at:at + size] = struct.pack(width, number)
-            case 5:
-                del data[at:at + int(rng.integers(1, 64))]
-            case 6:
-                if rng.random() < 0.5:
-                    del data[at:]
-                else:
-                    data[at:at] = data[at:at + int(rng.integers(1, 64))]
-    return {**files, name: bytes(data)}
-
-
-def _change_json(data: bytes, rng: np.random.Generator) -> bytes:
-    """Replace or leave out one value, also of an object within."""
-    config = json.loads(data)
-    place = config
-    if rng.random() < 0.2:
-        place = config["quantization_config"]
-    key = str(rng.choice(list(place)))
-    if rng.random() < 0.2:
-        del place[key]
-    else:
-        place[key] = _VALUES[int(rng.integers(0, len(_VALUES)))]
-    return json.dumps(config).encode()
-
+_TEXT = "Once upon a time, there were the 3 others.\n"
 
 def read(directory: Path, files: Files) -> str | None:
-    """Write a model's files, read them as ``python -m host`` does, and return the error if any."""
+    """Write files, read them as ``python -m host`` does, and return the error if there is one."""
     for name, data in files.items():
-        if name != ".":
+        if name != "." and data is not None:    # what lies there already
             (directory / name).write_bytes(data)
     opened = next(iter(files))
     try:
-        model = read_model(directory / opened)
-        try:
-            open_tokenizer(model.vocabulary)
-        except ValueError as error:
-            raise ModelFileError(str(error)) from None
-        model.network()
-    except ModelFileError as error:
+        if opened == "model.tally":
+            words = read_image(directory / opened).vocabulary
+            if words is not None:
+                open_tokenizer(words).encode(_TEXT)
+        elif opened == "gates.json":
+            read_gates(directory / opened)
+        elif opened == "splits.tsv":
+            read_corpus(directory)
+        else:
+            model = read_model(directory / opened)
+            open_tokenizer(model.vocabulary).encode(_TEXT)
+            model.network()
+    except (FileError, TextError) as error:
         return str(error)
     finally:
         for name in files:
@@ -167,6 +214,7 @@ class Outcome:
     ----------
     reader : str
     files, errors, models : int
+        How many there were, could not be read, and could.
     crashes : list of str
         Number of the file and what happened.
     """
@@ -201,7 +249,8 @@ def _work(reader: str, first: int, last: int, reading: Reading, seconds: int,
         for files in originals:     # loads all that is loaded late, before memory is counted
             error = read(Path(directory), files)
             assert error is None, error
-        limit = _address_space() + MEMORY
+        size = max(sum(map(len, files.values())) for files in originals)
+        limit = _address_space() + MEMORY + MEMORY_PER_BYTE * size
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         for number in range(first, last):
             rng = np.random.default_rng([list(READERS).index(reader), number])
@@ -210,8 +259,10 @@ def _work(reader: str, first: int, last: int, reading: Reading, seconds: int,
             try:
                 error = reading(Path(directory), files)
                 what = "model" if error is None else "error"
-                if error is not None and "\n" in error:
-                    what = f"message of several lines: {error!r}"
+                if error is not None and printable(error) != error:
+                    what = f"message that is not one printable line: {error!r}"
+                if error is not None and len(error) > 2 * LONGEST_MESSAGE:
+                    what = f"message of {len(error)} characters: {error[:80]!r}"
             except BaseException as problem:    # what a library lets through is what is sought
                 what = f"{type(problem).__name__}: {problem}"
             finally:
@@ -272,7 +323,8 @@ def write_outcomes(path: Path, command: str, outcomes: list[Outcome]) -> None:
         "versions": {"python": platform.python_version(), "numpy": np.__version__,
                      **{name: importlib.metadata.version(name)
                         for name in ("gguf", "safetensors", "tokenizers")}},
-        "configuration": {"memory_bytes": MEMORY, "seconds": SECONDS},
+        "configuration": {"memory_bytes": MEMORY, "memory_per_byte": MEMORY_PER_BYTE,
+                          "seconds": SECONDS},
         "rows": [{"reader": outcome.reader, "files": outcome.files, "errors": outcome.errors,
                   "models": outcome.models, "crashes": len(outcome.crashes)}
                  for outcome in outcomes]}

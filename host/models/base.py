@@ -22,6 +22,7 @@ class Source(Protocol):
     """What a model is read from; see :class:`host.files.gguf.GGUFFile` for its attributes."""
 
     path: Path
+    bytes: int
     architecture: object
     architecture_key: str
 

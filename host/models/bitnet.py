@@ -20,6 +20,8 @@ from host.files.safetensors import Checkpoint
 from host.files.tensors import TernaryMatrix
 from host.models.base import Source
 from host.models.transformer import (
+    BASES,
+    EPSILONS,
     Attention,
     Floats,
     Transformer,
@@ -28,6 +30,7 @@ from host.models.transformer import (
     gguf_attention,
     head_scale,
     layer_shapes,
+    most_positions,
 )
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Matrix, Network, Value
@@ -199,16 +202,16 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
                          f"{kv_heads}, not {heads}")
     attention = Attention(
         heads=heads, kv_heads=kv_heads, head_size=width // heads,
-        context=file.positive_int("max_position_embeddings", most=1 << 17),
-        base=file.positive_float("rope_theta"), epsilon=file.positive_float("rms_norm_eps"))
+        context=file.positive_int("max_position_embeddings",
+                                  most=most_positions(file, width // heads)),
+        base=file.positive_float("rope_theta", **BASES),
+        epsilon=file.positive_float("rms_norm_eps", **EPSILONS))
     vocab = file.positive_int("vocab_size")
     vocabulary = file.vocabulary(vocab)
     divides = _scale_divides(file)
 
     def matrix(name: str, shape: tuple[int, int]) -> TernaryMatrix:
-        scale = float(file.tensor(f"{name}.weight_scale", (1,))[0])
-        if scale <= 0:
-            raise file.error(f"tensor {name}.weight_scale must be positive, not {scale}")
+        scale = file.scale(f"{name}.weight_scale")
         return TernaryMatrix(file.packed(f"{name}.weight", shape), 1 / scale if divides else scale)
 
     shapes = layer_shapes(attention, width, ffn_width)

@@ -37,19 +37,26 @@ def _string(text: str) -> bytes:
 
 
 def _value(value: object) -> bytes:
-    """Type and value of a key: bool, int (uint32), float (float32), str, or a list of one kind."""
+    """Type and value of a key: bool, int, float (float32), str, or a list of one kind.
+
+    An integer is a uint32, or of 64 bits if it has to be.
+    """
     kinds = gguf.GGUFValueType
     if isinstance(value, bool):
         return struct.pack("<I?", kinds.BOOL, value)
     if isinstance(value, int):
-        return struct.pack("<II", kinds.UINT32, value)
+        if value < 0:
+            return struct.pack("<Iq", kinds.INT64, value)
+        return struct.pack(*("<II", kinds.UINT32) if value < 2**32 else ("<IQ", kinds.UINT64),
+                           value)
     if isinstance(value, float):
-        return struct.pack("<If", kinds.FLOAT32, value)
+        return struct.pack("<I", kinds.FLOAT32) + np.float32(value).tobytes()
     if isinstance(value, str):
         return struct.pack("<I", kinds.STRING) + _string(value)
     assert isinstance(value, list)
-    first, *_ = entries = [_value(entry) for entry in value]
-    return (struct.pack("<I", kinds.ARRAY) + first[:4] + struct.pack("<Q", len(entries))
+    entries = [_value(entry) for entry in value]
+    kind = entries[0][:4] if entries else struct.pack("<I", kinds.UINT32)
+    return (struct.pack("<I", kinds.ARRAY) + kind + struct.pack("<Q", len(entries))
             + b"".join(entry[4:] for entry in entries))
 
 

@@ -228,10 +228,8 @@ def read(source: Source) -> HGRNBitLM:
     vocab, width = file.positive_int("vocab_size"), file.positive_int("hidden_size")
     layer_count = file.positive_int("num_hidden_layers")
     if file.value("intermediate_size") is None:
-        ratio = file.value("hidden_ratio", 4)
-        if not isinstance(ratio, int) or isinstance(ratio, bool) or ratio < 1:
-            raise file.error(f"key hidden_ratio of config.json must be a positive integer, "
-                             f"not {ratio!r}")
+        ratio = 4 if file.value("hidden_ratio") is None else file.positive_int("hidden_ratio",
+                                                                               most=1 << 16)
         ffn_width = 256 * math.ceil(int(width * ratio * 2 / 3) / 256)
     else:
         ffn_width = file.positive_int("intermediate_size")

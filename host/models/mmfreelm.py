@@ -20,6 +20,7 @@ import gguf
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
+from host.files.errors import wrong_scale
 from host.files.gguf import GGUFFile, write_vocabulary
 from host.files.tensors import TernaryMatrix, is_bf16
 from host.models.base import LanguageModel, Source
@@ -199,7 +200,10 @@ def _read_logit_scales(file: GGUFFile) -> dict[str, float]:
     for key in file.keys(prefix):
         value = file.value(key)
         if not isinstance(value, float) or not value > 0 or not is_bf16(value):
-            raise file.error(f"key {key} must be a positive bf16 number, not {value!r}")
+            raise file.error(f"key {key} must be a positive bf16 number, not {value!r}"[:300])
+        wrong = wrong_scale(value)
+        if wrong:
+            raise file.error(f"key {key} {wrong}")
         scales[key.removeprefix(prefix)] = value
     if not scales:
         raise file.error(f"keys {prefix}ARITHMETIC are missing")

@@ -30,6 +30,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from host.files.errors import LARGEST, SMALLEST, wrong_scale
 from host.files.gguf import GGUFFile, write_vocabulary
 from host.models.base import LanguageModel, Source
 from host.models.planes import ROWS, PlaneMatrix, to_planes
@@ -43,6 +44,8 @@ __all__ = ["LISTS", "MATRICES", "ChainMatrix", "MpoLlamaLM", "quantize_chain", "
            "write_model"]
 
 ARCHITECTURE = "mpo_llama"
+
+_MOST_SITES = 8
 
 #: Matrices of a layer, with the list that each is multiplied by.
 MATRICES = {"attn_q": "mix_in", "attn_k": "mix_in", "attn_v": "mix_in", "attn_output": "mix_out",
@@ -287,7 +290,8 @@ def read(source: Source) -> MpoLlamaLM:
             for name, list_name in MATRICES.items()})
         powers.append({name: _powers(file, f"blk.{index}.{name}.powers", width)
                        for name in LISTS})
-    scale = file.positive_float(f"{ARCHITECTURE}.logit_scale") / root
+    scale = file.positive_float(f"{ARCHITECTURE}.logit_scale", least=SMALLEST,
+                                most=LARGEST) / root
     return MpoLlamaLM(
         name=str(file.general().get("name", file.path.stem)), vocabulary=vocabulary,
         logit_scales=dict.fromkeys(ARITHMETICS, scale), attention=attention,
@@ -300,8 +304,9 @@ def read(source: Source) -> MpoLlamaLM:
 def _read_matrix(file: GGUFFile, name: str, shape: tuple[int, int],
                  root: float = 1.0) -> PlaneMatrix:
     scale, = file.vector(f"{name}.scale", 1).tolist()
-    if scale <= 0:
-        raise file.error(f"tensor {name}.scale must be positive, not {scale}")
+    wrong = wrong_scale(scale)
+    if wrong:
+        raise file.error(f"tensor {name}.scale {wrong}")
     return PlaneMatrix(file.integers(f"{name}.weight", shape), scale / root, np.ones(shape[0]))
 
 
@@ -310,11 +315,11 @@ def _read_chain(file: GGUFFile, name: str, size: tuple[int, int], root: float) -
     for axis, whole in zip(("rows", "columns"), size, strict=True):
         key = f"{ARCHITECTURE}.{name}.{axis}"
         found = file.value(key)
-        if not isinstance(found, list) or not all(isinstance(digit, int) and digit > 0
-                                                  for digit in found) or (
-                math.prod(found) != whole):
-            raise file.error(f"key {key} must be positive integers that multiply to {whole}, "
-                             f"not {found!r}")
+        # The machine applies no chain of many sites, and a product of many numbers takes long.
+        if not isinstance(found, list) or len(found) > _MOST_SITES or not all(
+                type(digit) is int and digit > 0 for digit in found) or math.prod(found) != whole:
+            raise file.error(f"key {key} must be at most {_MOST_SITES} positive integers that "
+                             f"multiply to {whole}, not {found!r}"[:300])
         digits.append(tuple(found))
     try:
         shape = Shape(*digits)
@@ -339,8 +344,8 @@ def _read_chain(file: GGUFFile, name: str, size: tuple[int, int], root: float) -
 
 def _powers(file: GGUFFile, name: str, size: int) -> NDArray[np.float64]:
     found = file.vector(name, size).astype(np.float64)
-    wrong = np.flatnonzero(np.frexp(found)[0] != 0.5)
+    wrong = np.flatnonzero((np.frexp(found)[0] != 0.5) | (found < SMALLEST))
     if wrong.size:
-        raise file.error(f"tensor {name} must hold powers of two, but element {int(wrong[0])} is "
-                         f"{found[wrong[0]]}")
+        raise file.error(f"tensor {name} must hold powers of two of at least 2**-40, but element "
+                         f"{int(wrong[0])} is {found[wrong[0]]}")
     return found

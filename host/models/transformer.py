@@ -13,16 +13,20 @@ from numpy.typing import NDArray
 
 from host.files.gguf import GGUFFile
 from host.files.tensors import to_bf16
-from host.models.base import LanguageModel
+from host.models.base import LanguageModel, Source
 from host.models.planes import to_planes
 from sim.golden.graph import CACHES, Matrix, Network, Value
 from sim.golden.trits import plane_limit
 
-__all__ = ["EMBEDDING_PLANES", "Attention", "Floats", "Transformer", "attend", "balancing_powers",
-           "gguf_attention", "head_scale", "layer_shapes"]
+__all__ = ["BASES", "EMBEDDING_PLANES", "EPSILONS", "Attention", "Floats", "Transformer", "attend",
+           "balancing_powers", "gguf_attention", "head_scale", "layer_shapes", "most_positions"]
 
 #: Trit planes of embedding and head, which have one scale: -364..364.
 EMBEDDING_PLANES = 6
+
+#: Bounds of a rotary embedding's base, and of what is added to a norm's mean square.
+BASES = {"least": 1.0, "most": 1e12}
+EPSILONS = {"least": 1e-20, "most": 1.0}
 
 # Of the differences between a list's elements, how much goes into the matrix' columns. Of 0.3, 0.4,
 # 0.5, 0.6 and 0.75, this one cost SmolLM2 least with five planes (docs/numerics.md, section 11).
@@ -91,10 +95,19 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
         raise file.error(f"key {prefix}.rope.scaling.type must be 'none'")
     return Attention(
         heads=heads, kv_heads=kv_heads, head_size=head_size,
-        # Every position has a row of the tables, so that a wrong number would fill the memory.
-        context=file.positive_int(f"{prefix}.context_length", most=1 << 17),
-        base=file.positive_float(f"{prefix}.rope.freq_base", 10000.0),
-        epsilon=file.positive_float(f"{prefix}.attention.layer_norm_rms_epsilon"))
+        context=file.positive_int(f"{prefix}.context_length",
+                                  most=most_positions(file, head_size)),
+        base=file.positive_float(f"{prefix}.rope.freq_base", 10000.0, **BASES),
+        epsilon=file.positive_float(f"{prefix}.attention.layer_norm_rms_epsilon", **EPSILONS))
+
+
+def most_positions(source: Source, head_size: int) -> int:
+    """Return how many positions a file may ask for.
+
+    Each has a row of the tables, half a head wide, so that a wrong number would fill the memory:
+    tables may have four million elements, or an eighth of the file's bytes if that is more.
+    """
+    return min(1 << 17, max(1 << 22, source.bytes // 8) // (head_size // 2))
 
 
 def layer_shapes(attention: Attention, width: int, ffn_width: int) -> dict[str, tuple[int, int]]:

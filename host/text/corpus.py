@@ -12,9 +12,10 @@ the model has memorized.
 import hashlib
 import lzma
 import os
+import re
 from pathlib import Path
 
-from host.errors import TallyError
+from host.checks import FileError
 
 __all__ = ["PARTS", "CorpusError", "read_corpus"]
 
@@ -25,23 +26,40 @@ _END = "<|endoftext|>"
 _CALIBRATION_SHARE = 128
 _ASSIGNED = ("train", "heldout", "dropped")
 
+# Bytes that a text may have beyond 8 times those of its file, and its decompressor's memory: xz
+# makes a file that is all alike some thousand times smaller, and text four times.
+_MOST_TEXT = 8 << 20
+_DECOMPRESSOR = 128 << 20
 
-class CorpusError(TallyError, ValueError):
+_LARGEST_SPLITS = 64 << 20      # bytes; 40 a document
+_NAME = re.compile(r"[\w.-]+")
+
+
+class CorpusError(FileError):
     """A corpus directory cannot be used; the message names file, document and reason."""
 
 
 def _documents(path: Path) -> list[str]:
+    decompressor = lzma.LZMADecompressor(memlimit=_DECOMPRESSOR)
     try:
-        with lzma.open(path, "rt", encoding="utf-8") as file:
-            text = file.read()
+        data = path.read_bytes()
+        most = 8 * len(data) + _MOST_TEXT
+        # Not decoded as a whole: one character can make all others four times as large.
+        parts = decompressor.decompress(data, most).split(_END.encode())
+        documents = [document for part in parts if (document := part.strip().decode().strip())]
     except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
         raise CorpusError(f"{path}: cannot be read as xz-compressed UTF-8: {error}") from None
-    return [document for part in text.split(_END) if (document := part.strip())]
+    if not decompressor.eof or decompressor.unused_data:
+        raise CorpusError(f"{path}: cannot be read as xz-compressed UTF-8: it must be one whole "
+                          f"stream of at most {most} bytes of text")
+    return documents
 
 
 def _fields(splits: Path, number: int, line: str) -> tuple[str, int, str, str]:
     fields = line.split("\t")
-    if len(fields) != 4 or not fields[1].isdigit() or fields[2] not in _ASSIGNED:
+    # No more digits than 9: a number of thousands of them is an error of its own.
+    if len(fields) != 4 or not re.fullmatch("[0-9]{1,9}", fields[1]) or (
+            fields[2] not in _ASSIGNED or not _NAME.fullmatch(fields[0])):
         raise CorpusError(f"{splits}: line {number} must be text, document number, "
                           f"train, heldout or dropped, and digest, not {line!r}")
     text, index, part, digest = fields
@@ -58,11 +76,17 @@ def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
     """
     splits = Path(directory, "splits.tsv")
     try:
+        size = splits.stat().st_size
+        if size > _LARGEST_SPLITS:
+            raise CorpusError(f"{splits}: must have at most {_LARGEST_SPLITS} bytes, not {size}")
         lines = splits.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise CorpusError(f"{splits}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CorpusError(f"{splits}: is not valid UTF-8") from None
     texts: dict[str, list[str]] = {}
     parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    seen: set[tuple[str, int]] = set()
     for number, line in enumerate(lines[1:], start=2):
         text, index, part, digest = _fields(splits, number, line)
         if text not in texts:
@@ -70,6 +94,9 @@ def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
         if index >= len(texts[text]):
             raise CorpusError(f"{splits}: line {number} names document {index} of {text}, "
                               f"which has {len(texts[text])}")
+        if (text, index) in seen:
+            raise CorpusError(f"{splits}: line {number} names document {index} of {text} again")
+        seen.add((text, index))
         document = texts[text][index]
         actual = hashlib.sha256(document.encode()).hexdigest()[:16]
         if actual != digest:

@@ -1,18 +1,25 @@
 """Text to tokens and back: by the byte-level BPE that a model file carries, or by a file."""
 
 import codecs
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as BPETokenizer
 
+from host.checks import FileError
 from host.errors import TallyError
-from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words
+from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words, wrong_merges
 
 __all__ = ["SPLITS", "AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
            "StreamDecoder", "TextError", "Tokenizer", "byte_symbols", "open_tokenizer"]
 
 _SPACE = "\u2581"       # SentencePiece's
+
+# Ways to make pieces of two others; the largest vocabularies in use have about 600,000.
+_MOST_WAYS = 5 << 17
+
+# Bytes of a tokenizer's file; the largest in use have about 33 million.
+_LARGEST_FILE = 64 << 20
 
 
 def byte_symbols() -> list[str]:
@@ -87,11 +94,19 @@ class Tokenizer(ByteTokenizer):
     Parameters
     ----------
     vocabulary : Vocabulary
+
+    Raises
+    ------
+    ValueError
+        If a merge needs what is no token, or one that stands for no text.
     """
 
     def __init__(self, vocabulary: Vocabulary):
         self.vocabulary = vocabulary
         silent = {vocabulary.end_of_document, *vocabulary.controls}
+        wrong = wrong_merges(vocabulary.tokens, vocabulary.merges, silent)
+        if wrong:
+            raise FileError(f"Merges of the vocabulary: the list {wrong}")
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         # Tokens that a user has added are plain text.
         pieces = [b"" if index in silent else bytes(byte_of[symbol] for symbol in token)
@@ -132,7 +147,7 @@ class PieceTokenizer(ByteTokenizer):
     Raises
     ------
     ValueError
-        If a byte has no token.
+        If a byte has no token, or there are too many ways to make pieces of others.
     """
 
     def __init__(self, vocabulary: PieceVocabulary):
@@ -141,19 +156,14 @@ class PieceTokenizer(ByteTokenizer):
         of_byte = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)}
         missing = of_byte.keys() - set(vocabulary.tokens)
         if missing:
-            raise ValueError(f"Vocabulary must have a token for every byte, "
+            raise FileError(f"Vocabulary must have a token for every byte, "
                              f"but none for {min(missing)[1:-1]}")
         pieces = [b"" if index in silent else
                   of_byte.get(token) or token.replace(_SPACE, " ").encode()
                   for index, token in enumerate(vocabulary.tokens)]
         ids = {token: index for index, token in enumerate(vocabulary.tokens)
                if index not in silent}
-        # SentencePiece merges the neighbours whose piece has the best score: all ways to make a
-        # piece of two, in the order of its score.
-        merges = [(-vocabulary.scores[index], index, token[:cut], token[cut:])
-                  for token, index in ids.items() if token not in of_byte
-                  for cut in range(1, len(token)) if token[:cut] in ids and token[cut:] in ids]
-        bpe = BPETokenizer(models.BPE(vocab=ids, merges=[entry[2:] for entry in sorted(merges)],
+        bpe = BPETokenizer(models.BPE(vocab=ids, merges=_ways(vocabulary, ids, of_byte),
                                       byte_fallback=True))
         prefix = [normalizers.Prepend(_SPACE)] if vocabulary.space else []
         bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
@@ -163,6 +173,37 @@ class PieceTokenizer(ByteTokenizer):
         """Return the text of ``tokens``, as :meth:`encode` was given it."""
         text = super().decode(tokens)
         return text.removeprefix(" ") if self.vocabulary.space else text
+
+
+def _ways(vocabulary: PieceVocabulary, ids: Mapping[str, int], whole: Collection[str],
+          ) -> list[tuple[str, str]]:
+    """List all ways to make a piece of two, in the order of its score, then of the token.
+
+    SentencePiece merges the neighbours whose piece has the best score.
+
+    Parameters
+    ----------
+    vocabulary : PieceVocabulary
+        Its tokens have at most :data:`host.text.vocabulary.LONGEST_TOKEN` characters, so that time
+        is linear.
+    ids : mapping of str to int
+        Pieces that text can be made of.
+    whole : collection of str
+        Those that are not made of others.
+    """
+    pieces = {token: token for token in ids}        # one text for all ways
+    found: list[tuple[str, str]] = []
+    for token in sorted(ids.keys() - set(whole),
+                        key=lambda token: (-vocabulary.scores[ids[token]], ids[token])):
+        for cut in range(1, len(token)):
+            first = pieces.get(token[:cut])
+            second = first and pieces.get(token[cut:])
+            if first and second:
+                found.append((first, second))
+        if len(found) > _MOST_WAYS:
+            raise FileError(f"Vocabulary must have at most {_MOST_WAYS} ways to make a piece of "
+                            f"two others")
+    return found
 
 
 class StreamDecoder:
@@ -191,21 +232,29 @@ class FileTokenizer:
     Raises
     ------
     ValueError
-        If the file is missing or damaged, or has other tokens than the model.
+        If the file is missing, too large or damaged, or has other tokens than the model.
     """
 
     def __init__(self, vocabulary: TokenizerFile):
         self.vocabulary = vocabulary
         path = vocabulary.path
         try:
+            size = path.stat().st_size
+            if size > _LARGEST_FILE:
+                raise FileError(f"{path.name} must have at most {_LARGEST_FILE} bytes, not {size}")
             self._tokenizer = BPETokenizer.from_str(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ValueError(f"{path.name}: {error.strerror}") from None
+            raise FileError(f"{path.name}: {error.strerror}") from None
+        except FileError:
+            raise
         except Exception as error:      # what the package raises, and text that is not UTF-8
-            raise ValueError(f"{path.name}: not a tokenizer: {error}") from None
+            raise FileError(f"{path.name}: not a tokenizer: {error}") from None
         if self._tokenizer.get_vocab_size() > vocabulary.vocab:
-            raise ValueError(f"{path.name} must have at most {vocabulary.vocab} tokens, "
-                             f"not {self._tokenizer.get_vocab_size()}")
+            raise FileError(f"{path.name} must have at most {vocabulary.vocab} tokens, "
+                            f"not {self._tokenizer.get_vocab_size()}")
+        last = max(self._tokenizer.get_vocab().values(), default=0)
+        if last >= vocabulary.vocab:
+            raise FileError(f"{path.name} must have tokens below {vocabulary.vocab}, not {last}")
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of ``text``; none are added."""

@@ -1,10 +1,58 @@
 """Vocabularies: the tokens of a model, whatever their kind."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-__all__ = ["PieceVocabulary", "TokenizerFile", "Vocabulary", "Words", "begin"]
+__all__ = ["PieceVocabulary", "TokenizerFile", "Vocabulary", "Words", "begin", "wrong_merges",
+           "wrong_tokens"]
+
+#: Tokens of a vocabulary, and merges, at most; the largest vocabularies in use have about 2**18.
+MOST_TOKENS = 1 << 19
+
+#: Characters of a token; in the vocabularies in use, up to 128.
+LONGEST_TOKEN = 512
+
+
+def wrong_tokens(tokens: Sequence[str]) -> str | None:
+    """Say what is wrong with the texts of a vocabulary's tokens, if something is."""
+    if not 1 <= len(tokens) <= MOST_TOKENS:
+        return f"must hold 1 to {MOST_TOKENS} tokens, not {len(tokens)}"
+    known = set()
+    for index, token in enumerate(tokens):
+        if len(token) > LONGEST_TOKEN:
+            return (f"must hold tokens of at most {LONGEST_TOKEN} characters, but token {index} "
+                    f"has {len(token)}")
+        if token in known:
+            return f"holds a token twice: token {index}, {token!r}"
+        known.add(token)
+    return None
+
+
+def wrong_merges(tokens: Sequence[str], merges: Sequence[str], silent: Collection[int],
+                 ) -> str | None:
+    """Say what is wrong with the merges of a byte-level BPE, if something is.
+
+    Parameters
+    ----------
+    tokens, merges : sequence of str
+        As :class:`Vocabulary` has them.
+    silent : collection of int
+        Tokens that stand for no text, which nothing can be merged to or from.
+    """
+    if len(merges) > MOST_TOKENS:
+        return f"must hold at most {MOST_TOKENS} entries, not {len(merges)}"
+    known = set(tokens)
+    controls = {tokens[index] for index in silent}
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        for word in (left, right, left + right):
+            if word not in known:
+                return f"has the entry {merge!r}, whose parts or result are no tokens"
+            if word in controls:
+                return (f"has the entry {merge!r}, but {word!r} is a control token, which stands "
+                        f"for no text")
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

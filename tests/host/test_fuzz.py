@@ -64,7 +64,7 @@ def write_lines(directory, files):
     (raise_error, "KeyError: 'name'"), (warn, "RuntimeWarning: overflow"),
     (hang, "TimeoutError: no answer"), (end, "the process ended or hung"),
     (fill, "Unable to allocate 512. MiB"),
-    (write_lines, r"message of several lines: 'one\ntwo'")])
+    (write_lines, r"message that is not one printable line: 'one\ntwo'")])
 def test_crashes_are_noticed(reading, what):
     outcome = fuzz("llama2c", 2, reading=reading, seconds=1)
     assert outcome.files == len(outcome.crashes) == 2

@@ -265,7 +265,7 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
     ({"tokenizer.ggml.tokens": None},
      "key tokenizer.ggml.tokens must be an array of strings, not None"),
     ({"tokenizer.ggml.tokens": array(["a"] * 259)},
-     "key tokenizer.ggml.tokens holds a token twice"),
+     "key tokenizer.ggml.tokens holds a token twice: token 1, 'a'"),
     ({"tokenizer.ggml.merges": array([1, 2])},
      "key tokenizer.ggml.merges must be an array of strings, not [1, 2]"),
     ({"tokenizer.ggml.merges": array(["t h", "q th"])},
