@@ -1,9 +1,9 @@
 """Files that are wrong, by the thousand: each is read, or one line says why not.
 
 Small files are written, changed by :mod:`host.measure.mutate`, and read again, in a process that
-may use little more memory than before and a few seconds for each. Anything but success or the reader's own
-error, of one short line that a terminal can show, is a crash: another exception, a hang, too much
-memory, a warning, the end of the process.
+may use little more memory than before and a few seconds for each. Anything but success or the
+reader's own error, of one short line that a terminal can show, is a crash: another exception, a
+hang, too much memory, a warning, the end of the process.
 """
 
 import dataclasses
