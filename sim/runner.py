@@ -9,15 +9,16 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from xml.etree import ElementTree
 
 from amaranth.back import verilog
 from cocotb_tools.runner import get_results, get_runner
 
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
-__all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench",
-           "slow_runs"]
+__all__ = ["SIMULATORS", "BenchResult", "TestRun", "bench_case", "bench_cases", "bench_names",
+           "bench_verilog", "run_bench", "slow_runs"]
 
 #: Simulators by name, each with the programs that it needs.
 SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
@@ -39,6 +40,16 @@ _STARTER = re.compile(r"^( *reg (\\\$auto\$verilog_backend\S+)) += 0;$", re.MULT
 
 
 @dataclasses.dataclass(frozen=True)
+class TestRun:
+    """One test of a bench: its name, whether it passed, and its simulated and real time."""
+
+    name: str
+    passed: bool
+    simulated_ns: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchResult:
     """Outcome of one case of one bench under one simulator."""
 
@@ -48,6 +59,7 @@ class BenchResult:
     tests: int
     failed: int
     seconds: float
+    runs: tuple[TestRun, ...] = ()
 
 
 def bench_names() -> list[str]:
@@ -81,8 +93,17 @@ def _bench_module(name: str):
     return importlib.import_module(f"sim.bench.bench_{name}")
 
 
+def bench_verilog(name: str, case: str) -> str:
+    """Return the Verilog of one case of a bench."""
+    with _environment(simulation_environment()):
+        return verilog.convert(_bench_module(name).DUTS[case](), name=name, emit_src=False,
+                               strip_internal_attrs=True)
+
+
 def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | None = None,
-              waves: bool = False) -> BenchResult:
+              waves: bool = False, text: str | None = None, module: str = "",
+              environment: Mapping[str, str] | None = None,
+              log: pathlib.Path | None = None) -> BenchResult:
     """Run one case of a bench.
 
     Parameters
@@ -97,6 +118,14 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         Where Verilog, build and results go; a temporary folder by default.
     waves : bool
         Record waves in ``work_dir``.
+    text : str, optional
+        Verilog to run in place of :func:`bench_verilog`'s.
+    module : str, optional
+        Module with the tests; by default the bench itself.
+    environment : mapping, optional
+        More variables for the tests.
+    log : path, optional
+        Where the simulator's output goes; by default it is printed.
 
     Raises
     ------
@@ -114,12 +143,12 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
             work_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work_dir = work_dir.resolve()
         work_dir.mkdir(parents=True, exist_ok=True)
-        environment = simulation_environment()
-        environment["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
-        stack.enter_context(_environment(environment))
-        component = _bench_module(name).DUTS[case]()
+        if text is None:
+            text = bench_verilog(name, case)
+        tools = simulation_environment()
+        tools["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
+        stack.enter_context(_environment(tools))
         source = work_dir / f"{name}.v"
-        text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
         if simulator == "icarus":
             text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
         source.write_text(text)
@@ -130,15 +159,25 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         runner = get_runner(simulator)
         runner.build(sources=[source, *models], hdl_toplevel=name, build_dir=build_dir,
                      build_args=_BUILD_ARGS[simulator], timescale=("1ns", "1ps"), waves=waves,
-                     always=True)
-        results = runner.test(hdl_toplevel=name, test_module=f"sim.bench.bench_{name}",
-                              build_dir=build_dir, test_dir=work_dir, waves=waves,
-                              extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0"},
+                     always=True, log_file=log)
+        results = runner.test(hdl_toplevel=name, test_module=module or f"sim.bench.bench_{name}",
+                              build_dir=build_dir, test_dir=work_dir, waves=waves, log_file=log,
+                              extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0",
+                                         **(environment or {})},
                               results_xml=str(work_dir / f"results-{simulator}.xml"))
         tests, failed = get_results(results)
+        runs = tuple(map(_test_run, ElementTree.parse(results).iter("testcase")))
     if tests == 0:
         raise RuntimeError(f"Bench {name}, case {case}, ran no test under {simulator}")
-    return BenchResult(name, case, simulator, tests, failed, time.monotonic() - started)
+    return BenchResult(name, case, simulator, tests, failed, time.monotonic() - started, runs)
+
+
+def _test_run(item: ElementTree.Element) -> TestRun:
+    properties = {entry.get("name"): entry.get("value", "") for entry in item.iter("property")}
+    failed = item.find("failure") is not None or item.find("error") is not None
+    return TestRun(item.attrib["name"], passed=not failed,
+                   simulated_ns=float(properties.get("sim_time_duration", 0)),
+                   seconds=float(item.attrib["time"]))
 
 
 @contextlib.contextmanager
