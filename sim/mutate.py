@@ -57,7 +57,6 @@ _SLACK = 3              # of simulated and processor time, times the unmutated r
 _SLACK_NS = 10_000      # for a test of a few cycles
 _SLACK_SECONDS = 10
 _ELABORATION_SECONDS = 300
-_PROOF_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +194,8 @@ def _run(case: Case, text: str, environment: dict[str, str], *, module: str = ""
     _Stillborn
         If Icarus doesn't compile the Verilog.
     """
+    # Where a test of pytest runs this, cocotb's runner would exit at a test that fails.
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
         try:
@@ -242,7 +243,7 @@ def _unmutated(case: Case) -> dict:
 
 def _killer(case: Case, text: str, unmutated: dict) -> str:
     """Return the test of ``case`` that fails on ``text``, or an empty string."""
-    allowed = {name: _SLACK * nanoseconds + _SLACK_NS
+    allowed = {name: _SLACK * round(nanoseconds) + _SLACK_NS
                for name, nanoseconds in unmutated["tests"].items()}
     environment = limits(case.bench, allowed, _SLACK * unmutated["seconds"] + _SLACK_SECONDS)
     result = _run(case, text, environment | {"COCOTB_MAX_FAILURES": "1"}, module="sim.limited")
@@ -258,7 +259,7 @@ class Outcome:
     Attributes
     ----------
     verdict : str
-        ``stillborn``, ``same``, ``killed``, ``proved`` equal, or ``survived``.
+        ``stillborn``, ``same``, ``killed``, ``proved`` equal, ``judged`` so, or ``survived``.
     stage : str
         Which benches killed it: ``unit``, ``core`` or ``boards``.
     by : str
@@ -273,32 +274,53 @@ class Outcome:
     seconds: float = 0.0
 
 
-def try_mutant(mutant: Mutant, stages: dict[str, list[Case]], *, prove: bool = True) -> Outcome:
-    """Run ``mutant`` against the cases of each stage until a test fails."""
+def try_mutant(mutant: Mutant, stages: dict[str, list[Case]], *, judged: bool = False) -> Outcome:
+    """Run ``mutant`` against the cases of each stage until a test fails.
+
+    What its unit's own benches do not kill is ``judged`` if it has a judgement, and ``proved`` if
+    Yosys shows every differing module equal; only the others run against larger designs.
+    """
     before = _seconds()
+
+    def outcome(verdict: str, stage: str = "", by: str = "") -> Outcome:
+        return Outcome(verdict, stage, by, _seconds() - before)
+
     text = mutant.plant((ROOT / mutant.path).read_text())
-    differing: list[tuple[str, str]] = []
+    changed: dict[str, list[tuple[Case, str]]] = {}
     try:
         for stage, cases in stages.items():
             with planted(mutant.path, text):
-                changed = [(case, verilog) for case in cases
-                           for verilog in [_convert(case)] if verilog is not None]
-            differing += [(case.verilog.read_text(), verilog) for case, verilog in changed]
-            costs = {id(case): _unmutated(case)["seconds"] for case, _ in changed}
-            for case, verilog in sorted(changed, key=lambda pair: costs[id(pair[0])]):
-                killer = _killer(case, verilog, _unmutated(case))
-                if killer:
-                    return Outcome("killed", stage, f"{case.bench} {case.case}: {killer}",
-                                   _seconds() - before)
+                changed[stage] = [(case, verilog) for case in cases
+                                  for verilog in [_convert(case)] if verilog is not None]
+            if stage == "unit":
+                by = _first_killer(changed[stage])
+                if by:
+                    return outcome("killed", stage, by)
+                if judged:
+                    return outcome("judged")
+        every = [(case.verilog.read_text(), verilog) for found in changed.values()
+                 for case, verilog in found]
+        if not every:
+            return outcome("same")
+        if proved_equal(every):
+            return outcome("proved")
+        for stage in list(stages)[1:]:
+            by = _first_killer(changed[stage])
+            if by:
+                return outcome("killed", stage, by)
     except _Stillborn:
-        return Outcome("stillborn", seconds=_seconds() - before)
-    if not differing:
-        verdict = "same"
-    elif prove and proved_equal(differing, _PROOF_SECONDS):
-        verdict = "proved"
-    else:
-        verdict = "survived"
-    return Outcome(verdict, seconds=_seconds() - before)
+        return outcome("stillborn")
+    return outcome("survived")
+
+
+def _first_killer(changed: list[tuple[Case, str]]) -> str:
+    """Return bench, case and test that fail first, the quickest case first, or nothing."""
+    unmutated = {id(case): _unmutated(case) for case, _ in changed}
+    for case, verilog in sorted(changed, key=lambda pair: unmutated[id(pair[0])]["seconds"]):
+        test = _killer(case, verilog, unmutated[id(case)])
+        if test:
+            return f"{case.bench} {case.case}: {test}"
+    return ""
 
 
 def _convert(case: Case) -> str | None:
@@ -361,75 +383,81 @@ class Campaign:
                     entry = json.loads(line)
                     self._known[entry["key"]] = entry
 
-    def _journal_key(self, mutant: Mutant, own: str, verdict: str) -> str:
-        """Return the key under which ``verdict`` on ``mutant`` is known.
+    def _journal_key(self, drawn: "_Drawn", verdict: str) -> str:
+        """Return the key under which ``verdict`` on a mutant is known.
 
         A kill holds while the unit and its benches stay, and that nothing kills while all does.
         """
-        sources = own if verdict in ("killed", "stillborn") else self._everything
-        return _hash(mutant.path, str(mutant.start), str(mutant.end), mutant.new, own, sources)
+        mutant = drawn.mutant
+        sources = (drawn.own if verdict in ("killed", "stillborn")
+                   else self._everything + judgements().get(_key(mutant), ""))
+        return _hash(mutant.path, str(mutant.start), str(mutant.end), mutant.new, drawn.own,
+                     sources)
 
-    def _recall(self, mutant: Mutant, own: str) -> Outcome | None:
+    def _recall(self, drawn: "_Drawn") -> Outcome | None:
         for verdict in ("killed", "survived"):
-            entry = self._known.get(self._journal_key(mutant, own, verdict))
+            entry = self._known.get(self._journal_key(drawn, verdict))
             if entry is not None:
                 return Outcome(**entry["outcome"])
         return None
 
-    def _keep(self, mutant: Mutant, own: str, outcome: Outcome) -> None:
-        entry = {"key": self._journal_key(mutant, own, outcome.verdict), "mutant": str(mutant),
+    def _keep(self, drawn: "_Drawn", outcome: Outcome) -> None:
+        entry = {"key": self._journal_key(drawn, outcome.verdict), "mutant": str(drawn.mutant),
                  "outcome": dataclasses.asdict(outcome)}
         with self._journal.open("a") as journal:
             journal.write(json.dumps(entry) + "\n")
 
     def run(self, chosen: list[str], jobs: int, deadline: float = float("inf")
             ) -> dict[str, list[tuple[Mutant, Outcome]]]:
-        """Run the mutants of the units ``chosen``; those that count, with their outcomes.
+        """Run the mutants of the units ``chosen``; those that count, in the order drawn.
 
-        The mutants drawn do not depend on ``jobs``: no more are under way than will count.
+        The mutants do not depend on ``jobs``: no more are under way than will count. After
+        ``deadline``, of the monotonic clock, none is begun.
         """
+        judged = judgements()
         draws = {unit: self._draws(unit) for unit in chosen}
         wanted = {unit: self._wanted(unit) for unit in chosen}
-        counted: dict[str, list[tuple[Mutant, Outcome]]] = {unit: [] for unit in chosen}
-        with concurrent.futures.ProcessPoolExecutor(jobs, initializer=_prepare) as pool:
-            running: dict[concurrent.futures.Future[Outcome], tuple[str, Mutant, str]] = {}
+        counted: dict[str, dict[int, tuple[Mutant, Outcome]]] = {unit: {} for unit in chosen}
+
+        def count(unit: str, drawn: "_Drawn", outcome: Outcome) -> None:
+            if outcome.verdict not in ("stillborn", "same"):
+                counted[unit][drawn.number] = drawn.mutant, outcome
+
+        with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+            running: dict[concurrent.futures.Future[Outcome], tuple[str, _Drawn]] = {}
             under_way: collections.Counter[str] = collections.Counter()
-            remaining = list(chosen)
-            while remaining or running:
-                while remaining and len(running) < jobs and time.monotonic() < deadline:
-                    unit = next((unit for unit in remaining
+            while True:
+                while len(running) < jobs and time.monotonic() < deadline:
+                    unit = next((unit for unit in draws
                                  if len(counted[unit]) + under_way[unit] < wanted[unit]), None)
-                    drawn = next(draws[unit], None) if unit is not None else None
                     if unit is None:
                         break
+                    drawn = next(draws[unit], None)
                     if drawn is None:
-                        remaining.remove(unit)
+                        del draws[unit]
                         continue
-                    mutant, stages, own = drawn
-                    outcome = self._recall(mutant, own)
-                    if outcome is not None:
-                        self._count_in(counted[unit], mutant, outcome)
+                    known = self._recall(drawn)
+                    if known is not None:
+                        count(unit, drawn, known)
                         continue
-                    running[pool.submit(try_mutant, mutant, stages)] = unit, mutant, own
+                    future = pool.submit(try_mutant, drawn.mutant, drawn.stages,
+                                         judged=_key(drawn.mutant) in judged)
+                    running[future] = unit, drawn
                     under_way[unit] += 1
-                remaining = [unit for unit in remaining if len(counted[unit]) < wanted[unit]
-                             and time.monotonic() < deadline]
+                if not running:
+                    break
                 done, _ = concurrent.futures.wait(
                     running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    unit, mutant, own = running.pop(future)
+                    unit, drawn = running.pop(future)
                     under_way[unit] -= 1
                     outcome = future.result()
-                    self._keep(mutant, own, outcome)
-                    self._count_in(counted[unit], mutant, outcome)
-                    print(f"{outcome.verdict:9} {outcome.seconds:6.1f} s  {mutant}  {outcome.by}",
-                          flush=True)
-        return counted
-
-    @staticmethod
-    def _count_in(counted: list[tuple[Mutant, Outcome]], mutant: Mutant, outcome: Outcome) -> None:
-        if outcome.verdict not in ("stillborn", "same"):
-            counted.append((mutant, outcome))
+                    self._keep(drawn, outcome)
+                    count(unit, drawn, outcome)
+                    print(f"{outcome.verdict:9} {outcome.seconds:6.1f} s  {drawn.mutant}  "
+                          f"{outcome.by}", flush=True)
+        return {unit: [found for _, found in sorted(results.items())]
+                for unit, results in counted.items()}
 
     def _wanted(self, unit: str) -> int:
         """Mutants of ``unit``: by default more of larger units."""
@@ -438,37 +466,40 @@ class Campaign:
         path = unit_path(unit)
         return max(5, min(24, len(mutants(path, (ROOT / path).read_text())) // 30))
 
-    def _draws(self, unit: str) -> Iterator[tuple[Mutant, dict[str, list[Case]], str]]:
-        """Yield mutants that at least one case has, with these cases and the hash of the unit."""
+    def _draws(self, unit: str) -> Iterator["_Drawn"]:
+        """Yield the mutants of which some case has the statement."""
         path = unit_path(unit)
         own = own_hash(path, self._survey.own_benches(path))
-        for mutant in draw(mutants(path, (ROOT / path).read_text()), f"{self._seed} {unit}"):
+        found = mutants(path, (ROOT / path).read_text())
+        for number, mutant in enumerate(draw(found, f"{self._seed} {unit}")):
             stages = self._survey.stages(mutant)
             if any(stages.values()):
-                yield mutant, stages, own
+                yield _Drawn(number, mutant, stages, own)
 
 
-def _prepare() -> None:
-    """Prepare a process that runs mutants."""
-    os.environ.pop("PYTEST_CURRENT_TEST", None)     # cocotb's runner would exit at a failure
-    os.environ["PYTHONWARNINGS"] = "ignore"
+@dataclasses.dataclass(frozen=True)
+class _Drawn:
+    """A mutant, its number among those of its unit, its cases, and the hash of the unit."""
+
+    number: int
+    mutant: Mutant
+    stages: dict[str, list[Case]]
+    own: str
 
 
 def row(unit: str, survey: Survey, results: list[tuple[Mutant, Outcome]], seed: int) -> dict:
     """Return the record's row of ``unit``."""
-    judged = judgements()
     path = unit_path(unit)
     benches = survey.own_benches(path)
     by = collections.Counter(outcome.stage for _, outcome in results)
-    alive = [mutant for mutant, outcome in results if outcome.verdict == "survived"]
-    open_ = [mutant for mutant in alive if _key(mutant) not in judged]
-    proved = sum(outcome.verdict == "proved" for _, outcome in results)
+    verdicts = collections.Counter(outcome.verdict for _, outcome in results)
     return {
         "unit": unit, "mutants": len(results), "killed_by_unit": by["unit"],
         "killed_by_core": by["core"], "killed_by_boards": by["boards"],
-        "equivalent": proved + len(alive) - len(open_), "survived": len(open_),
-        "proved": proved, "seed": seed, "benches": benches, "sources": own_hash(path, benches),
-        "survivors": [str(mutant) for mutant in open_],
+        "equivalent": verdicts["proved"] + verdicts["judged"], "survived": verdicts["survived"],
+        "proved": verdicts["proved"], "seed": seed, "benches": benches,
+        "sources": own_hash(path, benches),
+        "survivors": [str(mutant) for mutant, outcome in results if outcome.verdict == "survived"],
     }
 
 
