@@ -3,6 +3,7 @@
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import types
 
-from sim import lmul_error, netlist, programs, prove
+from sim import lmul_error, mutate, netlist, programs, prove
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
 from sim.tables import DOCUMENTS, RESULTS, render_document, write_record
@@ -26,7 +27,7 @@ from sim.tools import (
 
 #: Commands in modules of their own, each with NAME, HELP, ``add_arguments(parser)`` and
 #: ``run(options)``, which returns the exit status.
-_COMMANDS: tuple[types.ModuleType, ...] = (lmul_error, netlist, programs, prove)
+_COMMANDS: tuple[types.ModuleType, ...] = (lmul_error, mutate, netlist, programs, prove)
 
 #: Faults run under Icarus: a changed design compiles in seconds.
 _FAULT_SIMULATOR = "icarus"
@@ -94,8 +95,9 @@ def _faults(units: list[str]) -> int:
             print(f"Bench {name}, case {case}, fails without a fault", file=sys.stderr)
             return 1
     rows, missed = [], 0
-    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for result in pool.map(lambda fault: try_fault(fault, _FAULT_SIMULATOR), chosen):
+    # Processes: planting exchanges modules.
+    with concurrent.futures.ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for result in pool.map(functools.partial(try_fault, simulator=_FAULT_SIMULATOR), chosen):
             fault = result.fault
             missed += not result.caught
             print(f"{fault.unit:12} {fault.fault:60} {result.caught_by or 'NOT CAUGHT'}",

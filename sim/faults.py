@@ -1,18 +1,17 @@
 """Planted faults: each breaks one unit in one place, and a bench must catch it.
 
-A fault is a change of text in a copy of the project; the bench runs on the copy and must fail. A
-fault whose text is no longer found, or that no bench catches, is an error: the list cannot rot
-silently.
+A fault is a change of one text of the hardware description; its bench runs on the Verilog of the
+changed one and must fail. A fault whose text is no longer found, or that no bench catches, is an
+error: the list cannot rot silently.
 """
 
 import dataclasses
-import os
+import importlib
 import pathlib
-import re
-import shutil
-import subprocess
-import sys
 import tempfile
+
+from sim.plant import planted
+from sim.runner import run_bench
 
 __all__ = ["FAULTS", "Fault", "FaultResult", "try_fault"]
 
@@ -48,7 +47,7 @@ class Fault:
 
 @dataclasses.dataclass(frozen=True)
 class FaultResult:
-    """Whether a fault was caught, and the tests that failed."""
+    """Whether a fault was caught, and the first test that failed."""
 
     fault: Fault
     caught: bool
@@ -484,30 +483,23 @@ FAULTS: tuple[Fault, ...] = (
 
 
 def try_fault(fault: Fault, simulator: str = "verilator") -> FaultResult:
-    """Plant ``fault`` in a copy of the project and run its bench there.
+    """Plant ``fault`` in the Verilog of its bench, and run the bench, which stays as it is.
 
     Raises
     ------
     ValueError
         If the text to replace does not occur exactly once.
     """
+    text = (ROOT / fault.path).read_text()
+    if text.count(fault.old) != 1:
+        raise ValueError(f"{fault.path}: the text of fault '{fault.fault}' must occur once, "
+                         f"not {text.count(fault.old)} times")
+    with planted(fault.path, text.replace(fault.old, fault.new)):
+        broken = importlib.import_module("sim.runner").bench_verilog(fault.bench, fault.case)
     with tempfile.TemporaryDirectory() as temporary:
-        copy = pathlib.Path(temporary)
-        for folder in ("hw", "sim", "host"):
-            shutil.copytree(ROOT / folder, copy / folder,
-                            ignore=shutil.ignore_patterns("__pycache__"))
-        target = copy / fault.path
-        text = target.read_text()
-        if text.count(fault.old) != 1:
-            raise ValueError(f"{fault.path}: the text of fault '{fault.fault}' must occur once, "
-                             f"not {text.count(fault.old)} times")
-        target.write_text(text.replace(fault.old, fault.new))
-        done = subprocess.run(
-            [sys.executable, "-m", "sim", "run", fault.bench, "--case", fault.case,
-             "--simulator", simulator], cwd=copy, text=True, check=False,
-            env=os.environ | {"COCOTB_MAX_FAILURES": "1"},      # the first failure is enough
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    failed = sorted(set(re.findall(r"\*\* sim\.bench\.bench_\w+\.(\w+)\S*\s+FAIL", done.stdout)))
-    # A copy that does not even run is no proof that the bench looks.
-    caught = done.returncode == 1 and bool(failed)
-    return FaultResult(fault, caught, f"bench_{fault.bench}: {', '.join(failed)}" if caught else "")
+        folder = pathlib.Path(temporary)
+        result = run_bench(fault.bench, fault.case, simulator, work_dir=folder, text=broken,
+                           environment={"COCOTB_MAX_FAILURES": "1"},    # the first one is enough
+                           log=folder / "log")
+    test = next((run.name.partition("/")[0] for run in result.runs if not run.passed), "")
+    return FaultResult(fault, bool(test), f"bench_{fault.bench}: {test}" if test else "")

@@ -9,16 +9,16 @@ import pathlib
 import re
 import tempfile
 import time
-import xml.etree.ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from xml.etree import ElementTree
 
 from amaranth.back import verilog
 from cocotb_tools.runner import get_results, get_runner
 
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
-__all__ = ["SIMULATORS", "BenchResult", "bench_case", "bench_cases", "bench_names", "run_bench",
-           "slow_runs"]
+__all__ = ["SIMULATORS", "BenchResult", "TestRun", "bench_case", "bench_cases", "bench_names",
+           "bench_verilog", "run_bench", "slow_runs"]
 
 #: Simulators by name, each with the programs that it needs.
 SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
@@ -42,6 +42,16 @@ _STARTER = re.compile(r"^( *reg (\\\$auto\$verilog_backend\S+)) += 0;$", re.MULT
 
 
 @dataclasses.dataclass(frozen=True)
+class TestRun:
+    """One test of a bench: its name, whether it passed, and its simulated and real time."""
+
+    name: str
+    passed: bool
+    simulated_ns: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
 class BenchResult:
     """Outcome of one case of one bench under one simulator.
 
@@ -49,10 +59,10 @@ class BenchResult:
     ----------
     tests, failed : int
         Tests that ran, and how many of them failed.
-    simulated_ns : float
-        Time that passed in the simulation.
     seconds : float
         Time that passed.
+    runs : tuple of TestRun
+        Each test that ran.
     """
 
     bench: str
@@ -60,8 +70,13 @@ class BenchResult:
     simulator: str
     tests: int
     failed: int
-    simulated_ns: float
     seconds: float
+    runs: tuple[TestRun, ...]
+
+    @property
+    def simulated_ns(self) -> float:
+        """Time that passed in the simulation."""
+        return sum(run.simulated_ns for run in self.runs)
 
 
 def bench_names() -> list[str]:
@@ -95,9 +110,18 @@ def _bench_module(name: str):
     return importlib.import_module(f"sim.bench.bench_{name}")
 
 
+def bench_verilog(name: str, case: str) -> str:
+    """Return the Verilog of one case of a bench."""
+    with _environment(simulation_environment()):
+        return verilog.convert(_bench_module(name).DUTS[case](), name=name, emit_src=False,
+                               strip_internal_attrs=True)
+
+
 def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | None = None,
-              waves: bool = False,
-              netlist: Sequence[pathlib.Path] | None = None) -> BenchResult:
+              waves: bool = False, text: str | None = None,
+              netlist: Sequence[pathlib.Path] = (), module: str = "",
+              environment: Mapping[str, str] | None = None,
+              log: pathlib.Path | None = None) -> BenchResult:
     """Run one case of a bench.
 
     Parameters
@@ -112,9 +136,17 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
         Where Verilog, build and results go; a temporary folder by default.
     waves : bool
         Record waves in ``work_dir``.
-    netlist : sequence of path, optional
-        Verilog that is simulated in place of the component's own: a netlist with the component's
-        ports, whose module is named ``name``, and the models of its cells.
+    text : str, optional
+        Verilog to run in place of :func:`bench_verilog`'s.
+    netlist : sequence of path
+        Verilog files to run in place of the component's own: a netlist with the component's ports,
+        whose module is called ``name``, and the models of its cells.
+    module : str, optional
+        Module with the tests; by default the bench itself.
+    environment : mapping, optional
+        More variables for the tests.
+    log : path, optional
+        Where the simulator's output goes; by default it is printed.
 
     Raises
     ------
@@ -132,42 +164,50 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
             work_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         work_dir = work_dir.resolve()
         work_dir.mkdir(parents=True, exist_ok=True)
-        environment = simulation_environment()
-        environment["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
-        stack.enter_context(_environment(environment))
-        sources = _own_verilog(name, case, simulator, work_dir) if netlist is None else netlist
+        tools = simulation_environment()
+        tools["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
+        stack.enter_context(_environment(tools))
+        sources = netlist or _own_sources(name, case, simulator, work_dir, text)
         # ccache compares command lines too, so one folder serves equal Verilog in all runs.
-        text = b"".join(source.read_bytes() for source in sources)
-        digest = hashlib.sha256(text).hexdigest()[:12]
+        contents = b"".join(source.read_bytes() for source in sources)
+        digest = hashlib.sha256(contents).hexdigest()[:12]
         build_dir = work_dir / f"build-{simulator}-{digest}"
         runner = get_runner(simulator)
-        arguments = _BUILD_ARGS if netlist is None else _NETLIST_BUILD_ARGS
+        arguments = _NETLIST_BUILD_ARGS if netlist else _BUILD_ARGS
         runner.build(sources=list(sources), hdl_toplevel=name, build_dir=build_dir,
                      build_args=arguments[simulator], timescale=("1ns", "1ps"), waves=waves,
-                     always=True)
-        results = runner.test(hdl_toplevel=name, test_module=f"sim.bench.bench_{name}",
-                              build_dir=build_dir, test_dir=work_dir, waves=waves,
-                              extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0"},
+                     always=True, log_file=log)
+        results = runner.test(hdl_toplevel=name, test_module=module or f"sim.bench.bench_{name}",
+                              build_dir=build_dir, test_dir=work_dir, waves=waves, log_file=log,
+                              extra_env={_CASE_VARIABLE: case, "PYTHONHASHSEED": "0",
+                                         **(environment or {})},
                               results_xml=str(work_dir / f"results-{simulator}.xml"))
-        tests, failed = get_results(results)
-        ran = list(xml.etree.ElementTree.parse(results).iter("testcase"))
-        tests -= sum(test.find("skipped") is not None for test in ran)
-    if tests == 0:
+        _, failed = get_results(results)
+        runs = tuple(_test_run(item) for item in ElementTree.parse(results).iter("testcase")
+                     if item.find("skipped") is None)
+    if not runs:
         raise RuntimeError(f"Bench {name}, case {case}, ran no test under {simulator}")
-        stops = [float(item.attrib["value"]) for test in ran for item in test.iter("property")
-                 if item.attrib["name"] == "sim_time_stop"]
-    return BenchResult(name, case, simulator, tests, failed, max(stops), time.monotonic() - started)
+    return BenchResult(name, case, simulator, len(runs), failed, time.monotonic() - started, runs)
 
 
-def _own_verilog(name: str, case: str, simulator: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Write the component of a case as Verilog, and return that and the models that it needs."""
-    text = verilog.convert(_bench_module(name).DUTS[case](), name=name, emit_src=False,
-                           strip_internal_attrs=True)
+def _own_sources(name: str, case: str, simulator: str, folder: pathlib.Path,
+                 text: str | None) -> list[pathlib.Path]:
+    """Write the Verilog of a case, and return it with the models of cells that it instantiates."""
+    if text is None:
+        text = bench_verilog(name, case)
     if simulator == "icarus":
         text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
     source = folder / f"{name}.v"
     source.write_text(text)
     return [source, *map(pathlib.Path, getattr(_bench_module(name), "MODELS", ()))]
+
+
+def _test_run(item: ElementTree.Element) -> TestRun:
+    properties = {entry.get("name"): entry.get("value", "") for entry in item.iter("property")}
+    failed = item.find("failure") is not None or item.find("error") is not None
+    return TestRun(item.attrib["name"], passed=not failed,
+                   simulated_ns=float(properties.get("sim_time_duration", 0)),
+                   seconds=float(item.attrib["time"]))
 
 
 @contextlib.contextmanager
