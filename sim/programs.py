@@ -53,12 +53,15 @@ class Verdict:
         On the simulated core.
     instructions : int
         That the golden machine executed.
+    fault : str
+        Name of the fault that it ends with.
     """
 
     kind: str
     why: str = ""
     cycles: int = 0
     instructions: int = 0
+    fault: str = ""
 
     @property
     def failed(self) -> bool:
@@ -66,7 +69,8 @@ class Verdict:
         return self.kind in ("differs", "hangs")
 
 
-def verdict(case: Case, make: Callable[[Case], Machine] = Case.machine) -> Verdict:
+def verdict(case: Case, make: Callable[[Case], Machine] = Case.machine, *,
+            simulate_undefined: bool = True) -> Verdict:
     """Run a case on both machines.
 
     Parameters
@@ -74,6 +78,8 @@ def verdict(case: Case, make: Callable[[Case], Machine] = Case.machine) -> Verdi
     case : Case
     make : callable
         Makes the golden machine.
+    simulate_undefined : bool
+        See that a case without a result ends.
     """
     program = [decode(data) if data[0] in set(Opcode) else None for data in case.program]
     wanted, undefined = None, ""
@@ -87,16 +93,18 @@ def verdict(case: Case, make: Callable[[Case], Machine] = Case.machine) -> Verdi
         check_order(case.config, program, sorted({start for _, start in case.passes}))
     except OrderError as error:
         return Verdict("refused", str(error))
+    if wanted is None and not simulate_undefined:
+        return Verdict("undefined", undefined)
     outcome = run_case(case, wanted)
-    facts = outcome.cycles, wanted.executed if wanted else 0
+    fault = wanted.fault.fault.name if wanted and wanted.fault else ""
+    facts = outcome.cycles, wanted.executed if wanted else 0, fault
     if outcome.hangs:
         return Verdict("hangs", outcome.difference, *facts)
     if wanted is None:
         return Verdict("undefined", undefined, *facts)
     if outcome.difference:
         return Verdict("differs", outcome.difference, *facts)
-    return Verdict("equal" if wanted.fault is None else f"fault {wanted.fault.fault.name}", "",
-                   *facts)
+    return Verdict(f"fault {fault}" if fault else "equal", "", *facts)
 
 
 def seed_of_day() -> int:
@@ -178,7 +186,13 @@ class Campaign:
         """Return the smallest form of the case that failed, which fails in the same way."""
         assert self.failed is not None
         _, case, found = self.failed
-        small = reduced(case, lambda other: verdict(other, self.make).kind == found.kind)
+
+        def fails(other: Case) -> bool:
+            # Only what hangs may have had no result.
+            other_found = verdict(other, self.make, simulate_undefined=found.kind == "hangs")
+            return (other_found.kind, other_found.fault) == (found.kind, found.fault)
+
+        small = reduced(case, fails)
         return small, verdict(small, self.make)
 
     def report(self, folder: pathlib.Path) -> str:

@@ -6,6 +6,7 @@ import json
 import pathlib
 import zlib
 from base64 import b85decode, b85encode
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from hw.isa import USED, Opcode, decode, disassemble, encode
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
+from hw.isa import USED, Batch, Function, Opcode, decode, disassemble, encode
 from sim.golden.machine import Best, Machine, MachineFault
 from sim.programs_illegal import changed_field
 from sim.programs_random import CONFIGURATIONS, Case, Timing
@@ -238,17 +240,20 @@ def reduced(case: Case, differs: Callable[[Case], bool]) -> Case:
         _without(case.passes, lambda kept: attempt(passes=kept), lambda: case.passes)
         _without(tuple(range(len(case.program))), lambda kept: attempt(**_kept(case, kept)),
                  lambda: tuple(range(len(case.program))))
+        for number in reversed(range(len(_groups(case)))):
+            group = _groups(case)[number]       # those before it are still there
+            attempt(**_kept(case, tuple(index for index in range(len(case.program))
+                                        if index not in group)))
         for index in range(len(case.program)):
             for simpler in _simpler(case, index):
                 attempt(program=(*case.program[:index], simpler, *case.program[index + 1:]))
         attempt(passes=tuple((0, start) for _, start in case.passes))
-        size = len(case.memory)
-        while size >= 64:
-            for first in range(0, len(case.memory), size):
-                if any(case.memory[first:first + size]):
-                    attempt(memory=case.memory[:first] + bytes(len(
-                        case.memory[first:first + size])) + case.memory[first + size:])
-            size //= 2
+    size = len(case.memory)
+    while size >= 64:
+        for first in range(0, len(case.memory), size):
+            if any(case.memory[first:first + size]):
+                attempt(memory=case.memory[:first] + bytes(size) + case.memory[first + size:])
+        size //= 2
     return case
 
 
@@ -267,6 +272,32 @@ def _without(items: tuple, keep: Callable[[tuple], bool], present: Callable[[], 
         size //= 2
 
 
+def _groups(case: Case) -> list[set[int]]:
+    """Return instructions that go together: a product with what takes it, vectors of a batch."""
+    groups: list[set[int]] = []
+    queued: deque[tuple[set[int], int]] = deque()       # products with their rows left
+    slots: set[int] = set()
+    for index, data in enumerate(case.program):
+        if data[0] not in set(Opcode):
+            continue
+        instruction = decode(data)
+        match instruction.opcode:
+            case Opcode.MATMUL:
+                groups.append({index})
+                queued.append((groups[-1], instruction.a * max(1, instruction.target)))
+            case Opcode.DRAIN | Opcode.EMIT if queued:
+                group, rows = queued.popleft()
+                group.add(index)
+                if rows > instruction.count:
+                    queued.appendleft((group, rows - instruction.count))
+            case Opcode.PACK if instruction.function == Function.DENSE and instruction.constant:
+                slots.add(index)
+                if Batch.of(instruction.constant).last:
+                    groups.append(slots)
+                    slots = set()
+    return groups
+
+
 def _kept(case: Case, kept: tuple[int, ...]) -> dict:
     """Return the program with these instructions alone; passes begin at the same ones, or next."""
     return {"program": tuple(case.program[index] for index in kept),
@@ -283,8 +314,8 @@ def _simpler(case: Case, index: int) -> list[bytes]:
     found = []
     for name in USED[instruction.opcode]:
         value = getattr(instruction, name)
-        smaller = {"count": (lanes, value // 2, value - lanes), "function": ()}.get(
-            name, (0, 1, lanes, value // 2 // lanes * lanes))
+        smaller = {"count": (lanes, value // 2 // lanes * lanes), "function": ()}.get(
+            name, (0, lanes))
         found += [encode(changed_field(instruction, name, other))
                   for other in smaller if 0 <= other < value]
     return found

@@ -168,13 +168,20 @@ class Driver:
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
+<<<<<<< HEAD
 @cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]), ("seed", range(6)))
+=======
+@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]), ("seed", range(4)))
+>>>>>>> programs
 async def programs(dut, latency, stall, seed):
-    """Random programs: emissions and memory are those of the golden machine."""
-    case = random_case(bench_case(), seed, length=50)
+    """Random programs: emissions and memory are those of the golden machine.
+
+    ``python -m sim programs`` runs many more of them on a faster simulator.
+    """
+    case = random_case(bench_case(), seed, length=40)
     driver = Driver(dut, list(map(decode, case.program)), case.memory, latency=latency, stall=stall)
     await driver.load()
-    await driver.run_passes(case.passes)
+    await driver.run_passes(case.passes[:3])
 
 
 #: Chains of tensors of one, two and three sites: rows of each core, and the vectors that it is
