@@ -34,6 +34,11 @@ from host.models.examples import (
     pieces,
     tokenizer_json,
 )
+from host.fuzz import READERS, read
+from host.gguf_file import Header
+from host.image import MAGIC
+from host.model import PieceVocabulary, Vocabulary
+from host.tokenizer import SPLITS, byte_symbols, open_tokenizer
 
 MEGABYTE = 1_000_000
 
@@ -306,3 +311,32 @@ def test_a_sparse_file_is_not_read(tmp_path):
         assert isinstance(error, str)
         assert memory < 200 * MEGABYTE
         assert taken < 10
+
+
+@pytest.mark.parametrize("character", ["t", " ", "\n", "7", "!", "\U0001f409"])
+@pytest.mark.parametrize("split", [*SPLITS, "pieces"])
+def test_text_without_words(split, character):
+    """A text that is one word takes time as its length, but for a logarithm."""
+    if split == "pieces":
+        words = pieces({"\u2581": 0.0, "t": 0.0, "tt": -1.0, "tttt": -2.0})
+        tokenizer = open_tokenizer(PieceVocabulary(*zip(*_entries(words), strict=True),
+                                                   start=1, end_of_document=2))
+    else:
+        tokenizer = open_tokenizer(Vocabulary(
+            ("<|endoftext|>", *byte_symbols(), "tt", "tttt"), ("t t", "tt tt"), 0, split=split))
+    seconds = []
+    for length in (25_000, 100_000):
+        began = time.process_time()
+        tokenizer.encode(character * length)
+        seconds.append(time.process_time() - began)
+    # Four times the text: 16 times the time would be quadratic.
+    assert seconds[1] < 9 * max(seconds[0], LEAST_SECONDS / 20)
+
+
+def _entries(data):
+    """Yield tokens and scores of a tokenizer of llama2.c."""
+    offset = 4
+    while offset < len(data):
+        score, length = struct.unpack_from("<fi", data, offset)
+        offset += 8 + length
+        yield data[offset - length:offset].decode(), score
