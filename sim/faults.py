@@ -461,13 +461,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("fetcher", "bytes that wait to be joined survive a reset", "hw/memory/read_engine.py",
           "filled = Signal(range(count))", "filled = Signal(range(count), reset_less=True)",
           "memory", "all"),
-<<<<<<< HEAD
-    Fault("fetcher", "places of reads that a reset cut off stay taken", "hw/memory/read_engine.py",
-          "init=self.config.queue_words)", "init=self.config.queue_words, reset_less=True)",
-=======
-    Fault("fetcher", "the queue is read from where it was before a reset", "hw/memory/fetcher.py",
+    Fault("fetcher", "the queue is read from where it was before a reset", "hw/memory/read_engine.py",
           "fetched = Signal(address + 1)", "fetched = Signal(address + 1, reset_less=True)",
->>>>>>> resets
           "core", "small"),
     Fault("frames", "a COBS block goes on behind a reset", "hw/link/frames.py",
           "block_left = Signal(8)", "block_left = Signal(8, reset_less=True)", "link", "parts"),

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.isa import USED, Opcode, decode, disassemble, encode
+from hw.isa import USED, Batch, Function, Opcode, decode, disassemble, encode
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
-from hw.isa import USED, Batch, Function, Opcode, decode, disassemble, encode
 from sim.golden.machine import Best, Machine, MachineFault
 from sim.programs_illegal import changed_field
 from sim.programs_random import CONFIGURATIONS, Case, Timing

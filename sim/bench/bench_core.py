@@ -168,11 +168,7 @@ class Driver:
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
-<<<<<<< HEAD
-@cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]), ("seed", range(6)))
-=======
 @cocotb.parametrize((("latency", "stall"), [(0, 0.0), (20, 0.0), (7, 0.4)]), ("seed", range(4)))
->>>>>>> programs
 async def programs(dut, latency, stall, seed):
     """Random programs: emissions and memory are those of the golden machine.
 

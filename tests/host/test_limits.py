@@ -34,11 +34,8 @@ from host.models.examples import (
     pieces,
     tokenizer_json,
 )
-from host.fuzz import READERS, read
-from host.gguf_file import Header
-from host.image import MAGIC
-from host.model import PieceVocabulary, Vocabulary
-from host.tokenizer import SPLITS, byte_symbols, open_tokenizer
+from host.text.tokenizer import SPLITS, byte_symbols, open_tokenizer
+from host.text.vocabulary import PieceVocabulary, Vocabulary
 
 MEGABYTE = 1_000_000
 
