@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.compiler.compile import compile_model, losses
 from host.compiler.errors import CompileError
 from host.files.image import listing, read_image
@@ -371,16 +371,16 @@ class TestCommandLine:
     def test_mistakes(self, capsys, model_path, arguments, message):
         status, _, err = self.run(capsys, "compile", model_path, *arguments)
         assert status == 1
-        assert re.fullmatch(rf"python -m host compile: {message}\n", err)
+        assert re.fullmatch(rf"tally compile: {message}\n", err)
 
     @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "much"])
     def test_share(self, capsys, value):
         status, _, err = self.run(capsys, "compile", f"--refresh={value}")
-        assert (status, err) == (2, f"python -m host compile: argument --refresh: must be a number "
+        assert (status, err) == (2, f"tally compile: argument --refresh: must be a number "
                                     f"from 0 to 1, not '{value}'\n")
 
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
-        assert (status, err) == (1, f"python -m host disassemble: {model_path}: not an image: it "
+        assert (status, err) == (1, f"tally disassemble: {model_path}: not an image: it "
                                     f"must begin with b'TALLY\\x00\\x03\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

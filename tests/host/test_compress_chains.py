@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 
-import host.__main__ as cli
-import host.compress.__main__ as experiments
 import sim.tables
-from host.compress import command
+from host.cli import compress as command
+from host.cli import main as cli
+from host.cli.experiment import tensor
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
@@ -280,7 +280,7 @@ class TestCommand:
     def test_unknown_device(self, capsys, arguments):
         status, _, err = run(capsys, *arguments, "--budget", 35000, "--heal", 1, "--device", "tpu")
         assert status == 1
-        assert re.match(r"python -m host compress: Option --device must be one that PyTorch has, "
+        assert re.match(r"tally compress: Option --device must be one that PyTorch has, "
                         r"not 'tpu': .*\n$", err)
 
     def test_missing_package(self, capsys, monkeypatch, arguments):
@@ -288,21 +288,21 @@ class TestCommand:
         for option, extra in (("--heal", "train"), ("--plot", "plot")):
             status, _, err = run(capsys, *arguments, "--budget", 35000, option, 1)
             assert status == 1
-            assert re.match(rf"python -m host compress: Option {option} needs \w+, an optional "
+            assert re.match(rf"tally compress: Option {option} needs \w+, an optional "
                             rf"extra: pip install -e '\.\[{extra}\]'\n$", err)
 
     def test_output_is_no_file(self, capsys, arguments, tmp_path):
         for path in (tmp_path, tmp_path / "absent" / "small.gguf"):
             status, _, err = run(capsys, *arguments, "--budget", 35000, "--output", path)
             assert status == 1
-            assert err == (f"python -m host compress: {path}: must be a file in a directory that "
+            assert err == (f"tally compress: {path}: must be a file in a directory that "
                            f"exists\n")
 
     def test_other_profile(self, capsys, arguments, tmp_path):
         (tmp_path / "p").write_text("no JSON\n")
         status, _, err = run(capsys, *arguments, "--budget", 35000, "--profile", tmp_path / "p")
         assert status == 1
-        assert re.match(rf"python -m host compress: {tmp_path}/p: is not a profile, which begins ",
+        assert re.match(rf"tally compress: {tmp_path}/p: is not a profile, which begins ",
                         err)
 
     @pytest.mark.parametrize(("options", "message"), [
@@ -323,7 +323,7 @@ class TestCommand:
         status, _, err = run(capsys, *arguments, *options)
         assert status == 1
         assert err.count("\n") == 1
-        assert re.match(f"python -m host compress: {message}", err)
+        assert re.match(f"tally compress: {message}", err)
         assert not (tmp_path / "small.gguf").exists()
 
 
@@ -360,19 +360,19 @@ class TestHealing:
 def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     """Rows of each method; those of another model stay."""
     monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(tensor, "RESULTS", tmp_path)
     record = tmp_path / "compression.json"
     record.write_text(json.dumps({"versions": {}, "configuration": {"x": {"command": "made x"}},
                                   "rows": [{"model": "x", "method": "float32", "bytes": 9,
                                             "bits_per_byte": 1.0, "digits": 0,
                                             "healed": False}]}))
     arguments = [
-        "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06", "--profile",
-        str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24", "--workers", "1",
-        "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
-    assert experiments.main(arguments) == 0
+        "experiment", "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06",
+        "--profile", str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24",
+        "--workers", "1", "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
+    assert cli.main(arguments) == 0
     found = json.loads(record.read_text())
-    assert found["command"].startswith("made x; python -m host.compress")
+    assert found["command"].startswith("made x; python -m host ")
     assert [row["model"] for row in found["rows"]].count("x") == 1
     rows = [row for row in found["rows"] if row["model"] != "x"]
     assert [row["method"] for row in rows if row.get("digits") != 2] == [
@@ -380,5 +380,5 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     assert all(row["bytes"] <= 60000 for row in rows[1:])
     # What is known is not measured again; a text of another length is another record.
     monkeypatch.setattr("host.compress.pareto._measure_file", None)
-    assert experiments.main([*arguments, "--methods", "quantized", "joint"]) == 0
+    assert cli.main([*arguments, "--methods", "quantized", "joint"]) == 0
     assert json.loads(record.read_text())["rows"] == found["rows"]

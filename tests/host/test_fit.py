@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
 from hw.boards.board import BOARDS, CoreBoard
@@ -67,14 +67,14 @@ def test_some_fit(capsys):
     assert re.search(r"^Width 256: Image must have at most 131072 bytes ", out, re.MULTILINE)
     status, _, err = run(capsys, "fit", "ulx3s-core", "--width", 256)
     assert status == 1
-    assert err.startswith("python -m host fit: Width 256: Image must have at most 131072 bytes ")
+    assert err.startswith("tally fit: Width 256: Image must have at most 131072 bytes ")
 
 
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
-        1, "", "python -m host fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
+        1, "", "tally fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
     assert run(capsys, "compile", "--board", "x") == (
-        1, "", "python -m host compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
+        1, "", "tally compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
     status, _, err = run(capsys, "compile", "--board", "ulx3s-core")
     assert status == 1
-    assert err.startswith("python -m host compile: ")
+    assert err.startswith("tally compile: ")

@@ -7,8 +7,8 @@ import warnings
 import numpy as np
 import pytest
 
-import host.__main__ as cli
-from host.files.fuzz import READERS, fuzz, mutate, read
+from host.cli import main as cli
+from host.measure.fuzz import READERS, fuzz, mutate, read
 
 
 @pytest.mark.parametrize("reader", READERS)

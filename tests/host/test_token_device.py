@@ -14,9 +14,10 @@ from host.compiler.compile import compile_model
 from host.devices.accelerator import GoldenAccelerator
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError, MismatchError
-from host.devices.registry import open_accelerator
+from host.devices.generate import AcceleratorReader, Generator, candidates
+from host.devices.registry import DeviceName, open_accelerator
 from host.files.image import ImageError, Program
-from host.text.generate import Sampler, TokenGenerator, candidates
+from host.text.sampling import Sampler
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden.arithmetic import ARITHMETICS
@@ -27,7 +28,8 @@ from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
 
 MODEL = tiny_model(layers=1)
-SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
+SIMULATED = pytest.param(
+    "simulated", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +39,7 @@ def image():
 
 @pytest.fixture(params=["golden", SIMULATED])
 def device(request):
-    device = open_accelerator(request.param, SMALL)
+    device = open_accelerator(DeviceName.parse(request.param), SMALL)
     yield device
     device.close()
 
@@ -55,7 +57,7 @@ def test_text(device, image):
     """Greedy tokens are those of the model's golden functions."""
     device.load(image)
     checked = CheckedTokens(device, image)
-    generator = TokenGenerator(checked, image, image.vocabulary)
+    generator = Generator(AcceleratorReader(checked, image, image.vocabulary))
     tokens = list(generator.generate([5, 9, 80], 4, Sampler(temperature=0)))
     lm = GoldenLM(MODEL, ARITHMETICS["lmul"], ExactProducts(model_matrices(MODEL)))
     state, expected = lm.start(), []
@@ -67,7 +69,7 @@ def test_text(device, image):
     assert tokens == expected
     assert (generator.prompt.tokens, generator.text.tokens) == (4, 3)
     assert checked.checked == 7 * SMALL.best
-    total = generator.prompt + generator.text
+    total = (generator.prompt + generator.text).counters
     assert total.cycles > total.transfers > 7 * image.parts[-1].bytes // SMALL.port_bytes
 
 
@@ -87,7 +89,8 @@ def test_ends_with_the_document(image):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
             return host.devices.accelerator.TokenResult([best], 1, 1)
 
-    assert list(TokenGenerator(Ends(), image, image.vocabulary).generate([5], 6, Sampler())) == []
+    reader = AcceleratorReader(Ends(), image, image.vocabulary)
+    assert list(Generator(reader).generate([5], 6, Sampler())) == []
 
 
 def test_candidates(image):
@@ -168,7 +171,7 @@ class TestErrors:
 
         monkeypatch.setattr(sim.fast.machine, "build_library", build)
         with refuses("The simulator cannot be built: verilator is not installed"):
-            open_accelerator("sim", CoreConfig())
+            open_accelerator(DeviceName("accelerator", "simulated"), CoreConfig())
 
 
 class TestMismatch:
