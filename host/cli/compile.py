@@ -121,7 +121,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
     file_bytes = _file_bytes(options.model)
     image = compiled(model)
     if options.listing:
-        print(printable(listing(image.program)))
+        print(printable(listing(image.program), "\n"))
     if image.context <= options.position != 0:
         raise UserError(f"Option --position must be below {image.context}, the tokens of a "
                         f"sequence, not {options.position}" if image.context else

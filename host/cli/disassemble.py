@@ -20,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Print the program."""
-    print(printable(listing(read_image(options.image).program)))
+    print(printable(listing(read_image(options.image).program), "\n"))
     return 0

@@ -107,11 +107,12 @@ def add_corpus(parser: argparse.ArgumentParser, *, required: bool = True,
 
 
 def read_texts(path: Path, part: str, use: str) -> list[str]:
-    """Read the documents of one part of a corpus; there must be some."""
-    documents = read_corpus(path)[part]
+    """Read the documents of one part of a corpus, or of all; there must be some."""
+    parts = read_corpus(path)
+    documents = [text for each in parts.values() for text in each] if part == "all" else parts[part]
     if not documents:
-        raise UserError(f"{path}: no document for {use}; more documents are needed "
-                        f"(docs/texts.md says which document is for what)")
+        raise UserError(f"{path}: has no document for {use} (docs/texts.md says which document is "
+                        f"for what)")
     return documents
 
 

@@ -1,8 +1,8 @@
 """What commands print: text that is safe on a terminal, tables and progress bars."""
 
 import contextlib
+import re
 import sys
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -25,16 +25,26 @@ __all__ = ["Report", "command_line", "fact_table", "listing_of", "printable", "p
 Report = Callable[[float, str], None]
 
 
-def printable(text: str) -> str:
-    """Write control characters but newlines and tabs as escapes: a terminal would obey them."""
-    return "".join(
-        f"\\x{ord(character):02x}" if unicodedata.category(character) == "Cc"
-        and character not in "\n\t" else character for character in text)
+# C0 and C1 controls, which a terminal obeys; line and paragraph separators; marks that change the
+# direction of the text around them; halves of surrogate pairs, which no output can encode.
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+                          "\ud800-\udfff]")
+
+_LINES = "\n\t"         # the only control characters of a text
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Write control characters as escapes, ESC as ``\x1b``, but those to keep."""
+    return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else
+                            match[0].encode("unicode_escape").decode(), text)
 
 
 def write(console: Console, text: str, style: str | None = None) -> None:
-    """Write a piece of a text at once, without a newline."""
-    console.print(Text(printable(text)), style=style, end="", soft_wrap=True)
+    """Write a piece of a text at once: with escapes on a terminal, and as it is elsewhere."""
+    if console.is_terminal:
+        console.print(Text(printable(text, _LINES)), style=style, end="", soft_wrap=True)
+    else:
+        console.file.write(text)
     console.file.flush()
 
 

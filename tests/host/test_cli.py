@@ -127,7 +127,8 @@ class TestRun:
         (["./nofile"], "run: nofile: No such file or directory; if it is a prompt, give it with "
                        "--prompt"),
         (["nothing", "a prompt"], "run: nothing: No such file or directory"),
-        ([str(DEFAULT_MODEL), "b", "c"], "run: Prompt must be one argument, not 2; put it in quotes"),
+        ([str(DEFAULT_MODEL), "b", "c"],
+         "run: Prompt must be one argument, not 2; put it in quotes"),
         (["b", "--prompt", "c"],
          "run: Prompt must be given once, not as an argument and with --prompt"),
         ([" "], "run: Prompt must not be empty"),
