@@ -81,11 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=integer(1), default=128, metavar="N",
                         help="tokens of each document that --compare-planes reads (default: 128)")
     parser.add_argument("--position", type=integer(0), default=0, metavar="TOKENS",
-                        help="for the cycles of a transformer: tokens that the sequence has "
-                             "before the token (default: 0)")
+                        help="position of the token whose cycles are derived: for a transformer, "
+                             "the tokens that its sequence has before it (default: 0)")
     parser.add_argument("--density", type=share, default=1.0, metavar="SHARE",
-                        help="for the cycles of --sparse: share of the weight columns whose "
-                             "activation is not zero (default: 1)")
+                        help="density that --sparse's cycles are derived for: share of the weight "
+                             "columns whose activation is not zero (default: 1)")
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -171,8 +171,8 @@ def _facts(image: Image, cost: TokenCycles, memory: str, file_bytes: int,
     yield "Cycles per token", f"{cost.cycles:,.0f}", f"derived: {memory}"
     yield "Tokens a second", f"{clock / cost.cycles:,.1f}", f"derived, at {clock / 1e6:g} MHz"
     for name, cycles in (("memory port", cost.port), ("engine", cost.engine),
-                         ("vector unit and lists", cost.execution)):
-        yield f"... the {name} alone", f"{cycles:,.0f}", "derived"
+                         ("vector unit", cost.execution)):
+        yield f"... {name} alone", f"{cycles:,.0f}", "derived"
     yield "What takes longest", cost.limit, ""
     yield ("Memory port, useful", f"{cost.port_utilization(config):.2%}",
            f"derived, of {config.port_bytes} bytes a cycle without refresh")

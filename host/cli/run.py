@@ -121,6 +121,9 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
         if not os.path.exists(model):
             raise UserError(f"{model}: No such file or directory"
                             + "; if it is a prompt, give it with --prompt" * alone)
+        if model.is_dir() and not (model / "config.json").exists():
+            raise UserError(f"{model}: a folder without a model (config.json)"
+                            + "; if it is a prompt, give it with --prompt" * alone)
     if len(words) > 1:
         raise UserError(f"Prompt must be one argument, not {len(words)}; put it in quotes")
     if words and options.prompt is not None:
@@ -166,19 +169,12 @@ def _write_text(console: Console, options: argparse.Namespace, generator: Genera
     return written, came
 
 
-def _clock(device: Device, options: argparse.Namespace) -> tuple[float, str]:
-    """Return the clock at which tokens a second are stated, in Hz, and what it is of."""
-    if options.clock:
-        return options.clock * 1e6, "of --clock"
-    board = device.info().get("clock_hz")
-    return (float(board), "the board's") if board else (CLOCK_MHZ * 1e6, "assumed; see --clock")
-
-
 def _speed(device: Device, options: argparse.Namespace, cycles: float) -> Fact:
     """Tokens a second at a clock."""
-    hertz, whose = _clock(device, options)
+    hertz = (options.clock * 1e6 if options.clock else
+             float(device.info().get("clock_hz", CLOCK_MHZ * 1e6)))
     return ("Tokens a second", f"{hertz / cycles:,.1f}",
-            f"{device.evidence} cycles at {hertz / 1e6:g} MHz ({whose})")
+            f"{device.evidence}, at a clock of {hertz / 1e6:g} MHz")
 
 
 # An engine.
@@ -237,7 +233,7 @@ def _engine_facts(options: argparse.Namespace, generator: Generator, reader: Eng
         yield (f"Weight port used, {name}", f"{used:.1%}",
                f"{device.evidence}, of {config.port_bytes} bytes a cycle")
     name, value, evidence = _speed(device, options, counters.cycles / total.tokens)
-    yield name, value, f"{evidence}, matrix products alone"
+    yield f"{name}, products", value, evidence
     yield ("Bytes moved per token",
            moved(counters.weight_bytes + counters.list_bytes + counters.result_bytes),
            f"derived: {moved(counters.weight_bytes)} of weights")

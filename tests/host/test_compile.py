@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from host.cli import main as cli
-from host.compiler.compile import compile_model, losses
+from host.compiler.compile import compile_model
 from host.compiler.errors import CompileError
 from host.files.image import listing, read_image
+from host.measure.program import losses
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
@@ -343,8 +344,8 @@ class TestCommandLine:
                 ("Vector memory", r"2,312 +elements of 16,384"),
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
-                (r"\.\.\. the engine alone", rf"{cost.engine:,.0f} +derived"),
-                ("What binds", cost.limit),
+                (r"\.\.\. engine alone", rf"{cost.engine:,.0f} +derived"),
+                ("What takes longest", cost.limit),
                 ("Memory port, useful", rf"{cost.port_utilization(image.config):.2%} +derived"),
                 (r"\.\.\. lost", r"\d\.\d\d% +padding of weight words and columns")):
             assert re.search(f"{label} +{value}", out), label

@@ -337,8 +337,6 @@ class TestCommandLine:
         path = tmp_path / "gates.json"
         common = ("calibrate", model_path, "--corpus", corpus, "--output", path)
         for extra, message in (
-                (("--transform",), f"{model_path}: --transform needs float or integer masters, but "
-                                   f"this model is ternary, and rotated it would not be"),
                 (("--tokens", 5000), "Calibration needs 8 documents of 5000 tokens, but the text "
                                      "has 0"),
                 (("--documents", 1, "--tokens", 8, "--sparsity", 1),
