@@ -132,7 +132,7 @@ class Generator:
             advice = f"ask for at most {most}" if most > 0 else "shorten the prompt"
             raise DeviceError(f"A prompt of {len(tokens)} tokens and a text of {count} need a "
                               f"context of {needed} tokens, but it has {context}; {advice}, or "
-                              f"give more context if the model allows it")
+                              f"take a larger context")
         return self._generate(tokens, count, sampler, report)
 
     def _generate(self, tokens: Sequence[int], count: int, sampler: Sampler,

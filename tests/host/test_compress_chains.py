@@ -12,6 +12,7 @@ import sim.tables
 from host.cli import compress as command
 from host.cli import main as cli
 from host.cli.experiment import tensor
+from host.cli.terminal import size
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
@@ -231,12 +232,19 @@ class TestCommand:
                 "--profile", known]
 
     def test_ratio(self, capsys, monkeypatch, arguments, path, tmp_path):
-        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setenv("COLUMNS", "80")
         status, out, err = run(capsys, *arguments, "--ratio", 5)
         assert (status, err) == (0, "")
         made = read_model(tmp_path / "small.gguf")
         assert float_bytes(read_llama(path)) / stored_bytes(made) >= 5
-        assert f"Size      {stored_bytes(made):,} bytes" in out
+        stored, before = stored_bytes(made), path.stat().st_size
+        assert (f"{stored / before:.1%} of the {size(before)} of {path.name}; {stored:,} bytes"
+                in out)
+        written = (tmp_path / "small.gguf").stat().st_size
+        assert f"Wrote {tmp_path}/small.gguf: {size(written)}" in out
+        tables = out.partition(" matrices were left alone")[0].rpartition("\n")[0]
+        assert max(map(len, tables.splitlines())) <= 80
+        assert "…" not in tables
         assert not (tmp_path / "small.gguf.part").exists()
         assert cli.main(["run", str(tmp_path / "small.gguf"), "the", "--tokens", "2", "--greedy",
                          "--device", "golden"]) == 0

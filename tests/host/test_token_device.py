@@ -11,7 +11,7 @@ import pytest
 import host.devices.simulated
 import sim.fast.machine
 from host.compiler.compile import compile_model
-from host.devices.accelerator import GoldenAccelerator
+from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError, MismatchError
 from host.devices.generate import AcceleratorReader, Generator, candidates
@@ -23,6 +23,7 @@ from hw.isa import Function, Instruction, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Best
+from sim.timing.program import token_cycles
 from sim.tools import ToolMissing
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.model_examples import tiny_model
@@ -81,6 +82,27 @@ def test_sequences(device, image):
                      for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.values, other.values)
+
+
+@pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
+def test_cycles_of_sparse_lists():
+    """The golden machine's formula knows the lists of each token, as the RTL has them."""
+    image = compile_model(MODEL, SMALL, sparse=True)
+    tokens = np.random.default_rng(3).integers(0, image.vocab, 8).tolist()
+    cycles = {}
+    for kind in ("golden", "simulated"):
+        device = open_accelerator(DeviceName("accelerator", kind), SMALL)
+        try:
+            device.load(image)
+            cycles[kind] = [device.token(token, new=index == 0).cycles
+                            for index, token in enumerate(tokens)][2:]
+        finally:
+            device.close()
+    np.testing.assert_allclose(cycles["golden"], cycles["simulated"], rtol=0.05)
+    assert sum(cycles["golden"]) == pytest.approx(sum(cycles["simulated"]), rel=0.02)
+    dense = token_cycles(SMALL, image.program.instructions, image.program.body, latency=LATENCY,
+                         refresh=REFRESH).cycles
+    assert dense > 1.05 * max(cycles["golden"])
 
 
 def test_ends_with_the_document(image):

@@ -143,8 +143,8 @@ def simulated(image):
         device.close()
 
 
-TOO_LONG = ("tally run: A prompt of 3 tokens and a text of {} need a context of {} tokens, but it "
-            "has {}; ask for at most {}, or give more context if the model allows it\n")
+TOO_LONG = ("tally run: A prompt of 2 tokens and a text of {} need a context of {} tokens, but it "
+            "has {}; ask for at most {}, or take a larger context\n")
 
 
 class TestGoldenMachine:
@@ -307,12 +307,12 @@ class TestContext:
         assert cli.main([*arguments, "--tokens", "3"]) == 0
         assert "Keys" not in capsys.readouterr().err
         assert cli.main([*arguments, "--tokens", "8", "--context", "5"]) == 1
-        # Refused before anything is written: "the" is three tokens, with that of the beginning.
+        # Refused before anything is written: the prompt is "the" and what documents begin with.
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", TOO_LONG.format(8, 10, 8, 6))
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(8, 9, 8, 7))
         assert cli.main([*arguments, "--tokens", "80"]) == 1
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", TOO_LONG.format(80, 82, 64, 62))
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(80, 81, 64, 63))
 
 
 class TestCommands:
