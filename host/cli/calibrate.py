@@ -2,7 +2,6 @@
 
 import argparse
 import platform
-from pathlib import Path
 
 from numpy import __version__ as numpy_version
 from rich.console import Console
@@ -13,6 +12,7 @@ from host.cli.options import (
     add_model,
     add_workers,
     integer,
+    output_file,
     read_model_and_tokenizer,
     read_texts,
     share,
@@ -46,15 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="number of calibration documents (default: 8)")
     parser.add_argument("--tokens", type=integer(1), default=256, metavar="N",
                         help="tokens of each document (default: 256)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE",
+    parser.add_argument("--output", type=output_file, required=True, metavar="FILE",
                         help="gate file to write")
     add_workers(parser)
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Calibrate, write the gates and print what they keep."""
-    if not options.output.parent.is_dir():
-        raise UserError(f"{options.output}: must be a file in a directory that exists")
     model, tokenizer = read_model_and_tokenizer(options.model)
     documents = read_texts(options.corpus, "calibration", "calibration")
     try:

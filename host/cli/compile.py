@@ -20,6 +20,7 @@ from host.cli.options import (
     core_board,
     gates_of,
     integer,
+    output_file,
     read_texts,
     share,
     with_context,
@@ -50,7 +51,7 @@ CHOICES = (3, 4, 5, 6)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model(parser)
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the image")
+    parser.add_argument("--output", type=output_file, metavar="FILE", help="write the image")
     parser.add_argument("--listing", action="store_true", help="print the program")
     parser.add_argument("--sparse", action="store_true",
                         help="skip weight columns whose activation is zero where that pays, and, "

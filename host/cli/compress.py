@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from host.cli.options import add_corpus, integer, positive, read_texts
+from host.cli.options import add_corpus, integer, output_file, positive, read_texts
 from host.cli.terminal import Report, progress_bars, say, size, table
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, float_bytes, logarithms, measure
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL",
                         help="model file of the Llama family")
     add_corpus(parser, use="text whose calibration part is read, and with --heal the training part")
-    parser.add_argument("--output", type=Path, required=True, metavar="MODEL.gguf",
+    parser.add_argument("--output", type=output_file, required=True, metavar="MODEL.gguf",
                         help="model file to write")
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--ratio", type=positive, metavar="R",
@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--profile", type=Path, metavar="FILE",
                         help="sensitivities of the matrices: continued if the file is there "
                              "(default: beside the output)")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the profile")
+    parser.add_argument("--plot", type=output_file, metavar="FILE.svg", help="draw the profile")
     parser.add_argument("--documents", type=integer(1), default=2, metavar="N",
                         help="number of calibration documents (default: 2)")
     parser.add_argument("--tokens", type=integer(1), default=128, metavar="N",
@@ -98,9 +98,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(console: Console, options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     # Mistakes that would be noticed after minutes.
-    for path in (options.output, options.plot):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"{path}: must be a file in a directory that exists")
     if options.heal:
         check_device(options.device)
     if options.plot:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +13,7 @@ from host.cli.options import (
     add_model,
     add_workers,
     integer,
+    output_file,
     read_model_and_tokenizer,
     read_texts,
 )
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_gate(parser)
     parser.add_argument("--fit", action="store_true",
                         help="first fit each arithmetic's logit scale on the calibration text")
-    parser.add_argument("--save", type=Path, metavar="MODEL.gguf",
+    parser.add_argument("--save", type=output_file, metavar="MODEL.gguf",
                         help="with --fit, write the model with the fitted logit scales")
     add_json(parser)
     add_workers(parser)

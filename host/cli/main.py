@@ -119,6 +119,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command.run(Console(), options)
     except (TallyError, OverflowError) as error:
         message, status = str(error), 1
+    except ModuleNotFoundError as error:
+        # Some packages are for some commands alone; what belongs to this project is never missing.
+        package = str(error.name).partition(".")[0]
+        if package in ("host", "hw", "sim"):
+            raise
+        message, status = (f"Python package {package} is not installed; 'tally doctor' says how "
+                           f"to get what is missing"), 1
     except BrokenPipeError:
         # Whoever read the output has enough; nothing is left to be flushed at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

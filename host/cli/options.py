@@ -16,10 +16,10 @@ from hw.boards.board import BOARDS, CoreBoard
 from hw.config import CoreConfig, EngineConfig
 from sim.golden.wina import GateMap
 
-__all__ = ["DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields", "add_gate",
-           "add_json", "add_model", "add_workers", "configuration", "core_board", "gates_of",
-           "integer", "positive", "power_of_two", "read_model_and_tokenizer", "read_texts", "share",
-           "temperature", "with_context"]
+__all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
+           "add_gate", "add_json", "add_model", "add_workers", "configuration", "core_board",
+           "gates_of", "integer", "output_file", "positive", "power_of_two",
+           "read_model_and_tokenizer", "read_texts", "share", "temperature", "with_context"]
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
@@ -77,6 +77,14 @@ def share(text: str) -> float:
 def power_of_two(count: int) -> int:
     """Round up to a power of two."""
     return 2 ** (count - 1).bit_length()
+
+
+def output_file(text: str) -> Path:
+    """Convert an option to a file that can be written; else minutes of work could be lost."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a file in a folder that exists")
+    return path
 
 
 # Models and texts.
@@ -196,7 +204,8 @@ def core_board(name: str) -> CoreBoard:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add the file for the results."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
+    parser.add_argument("--json", type=output_file, metavar="FILE",
+                        help="write the results as JSON")
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:

@@ -455,8 +455,8 @@ class TestEvaluate:
         path = tmp_path / "missing" / "model.json"
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--json", path,
                              "--documents", 1, "--arithmetic", "float")
-        assert status == 1
-        assert err == f"tally evaluate: {path}: No such file or directory\n"
+        assert (status, err) == (2, f"tally evaluate: argument --json: '{path}' must be a file in "
+                                    f"a folder that exists\n")
 
 
 def test_doctor(capsys):

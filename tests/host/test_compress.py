@@ -421,6 +421,13 @@ class TestExperiments:
         assert all(row["spread_key"] < first["spread_key"] for row, first
                    in zip(ternary, rows, strict=False))
 
+    def test_l1_of_no_report(self, capsys, tmp_path):
+        for text in ("hello", "[]", '{"settings": {"l1": 0}}'):
+            (tmp_path / "x.json").write_text(text)
+            assert run(capsys, "experiment", "l1", tmp_path / "x.json") == (
+                1, "", f"tally experiment l1: {tmp_path}/x.json: not a report of 'python -m "
+                       f"host.train --report'\n")
+
     def test_rotation_of_no_model(self, capsys, tmp_path):
         assert cli.main(["experiment", "rotation", str(tmp_path / "none.bin")]) == 1
         assert capsys.readouterr().err == (f"tally experiment rotation: {tmp_path}/none.bin:"

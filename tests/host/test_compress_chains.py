@@ -301,10 +301,11 @@ class TestCommand:
 
     def test_output_is_no_file(self, capsys, arguments, tmp_path):
         for path in (tmp_path, tmp_path / "absent" / "small.gguf"):
-            status, _, err = run(capsys, *arguments, "--budget", 35000, "--output", path)
-            assert status == 1
-            assert err == (f"tally compress: {path}: must be a file in a directory that "
-                           f"exists\n")
+            with pytest.raises(SystemExit):
+                run(capsys, *arguments, "--budget", 35000, "--output", path)
+            assert capsys.readouterr().err == (
+                f"tally compress: argument --output: '{path}' must be a file in a folder that "
+                f"exists\n")
 
     def test_other_profile(self, capsys, arguments, tmp_path):
         (tmp_path / "p").write_text("no JSON\n")

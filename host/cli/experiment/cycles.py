@@ -15,7 +15,7 @@ from host.cli.options import read_texts
 from host.compiler.compile import compile_model
 from host.compress.calibrate import calibrate, calibration_tokens
 from host.compress.gates import METHODS
-from host.devices.errors import MismatchError
+from host.devices.errors import DeviceError, MismatchError
 from host.files.image import Image
 from host.measure.workers import default_workers
 from host.models.base import LanguageModel
@@ -115,7 +115,11 @@ def run(console: Console, options: argparse.Namespace) -> int:
     tokens = [model.vocabulary.start, *tokenizer.encode(documents[0])][:_CORE_TOKENS]
     config = CoreConfig()
     port = config.port_bytes
-    with VerilatedAccelerator(config) as machine:
+    try:
+        simulator = VerilatedAccelerator(config)
+    except (RuntimeError, OSError) as error:
+        raise DeviceError(f"The simulator cannot be built: {error}") from error
+    with simulator as machine:
         dense, sparse = (_run_core(machine, compile_model(model, config, sparse=sparse), tokens)
                          for sparse in (False, True))
         rows = []

@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from host.cli.experiment.common import command_line, print_row, versions
+from host.errors import UserError
 from sim.tables import write_record
 
 NAME = "l1"
@@ -22,11 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="reports of 'python -m host.train --report'")
 
 
+def _report(path: Path) -> dict:
+    """Read a report, and see that it has what is asked of it."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if report["settings"]["l1"] >= 0 and all(
+                row["arithmetic"] and row["bits_per_byte"] and row["density"]
+                for row in report["rows"]):
+            return report
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise UserError(f"{path}: not a report of 'python -m host.train --report'")
+
+
 def run(console: Console, options: argparse.Namespace) -> int:
     """Read the reports, print the rows and write the record."""
     rows = []
     for path in options.reports:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = _report(path)
         for row in report["rows"]:
             rows.append({"l1": report["settings"]["l1"], "arithmetic": row["arithmetic"],
                          "bits_per_byte": round(row["bits_per_byte"], 5),

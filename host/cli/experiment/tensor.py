@@ -13,7 +13,8 @@ from rich.console import Console
 
 from host.cli.compress import check_device, healing_tokens
 from host.cli.experiment.common import command_line, print_row, versions
-from host.cli.options import add_corpus, integer, positive, read_texts
+from host.cli.options import add_corpus, integer, output_file, positive, read_texts
+from host.cli.terminal import printable
 from host.compress.chains import layers_of
 from host.compress.pareto import Tokens, pareto, row_key
 from host.compress.plots import plot_pareto
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="number of processes (default: one for each CPU)")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="folder for the models (default: they are not kept)")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg",
+    parser.add_argument("--plot", type=output_file, metavar="FILE.svg",
                         default=RESULTS.parent / "compression.svg",
                         help="picture of all rows (default: docs/compression.svg)")
 
@@ -112,7 +113,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
                       options.workers or os.cpu_count() or 1, options.output,
-                      lambda line: print(line, flush=True), methods=options.methods,
+                      lambda line: print(printable(line), flush=True), methods=options.methods,
                       known=known):
         print_row(row)
         if row_key(row) in known:
@@ -125,7 +126,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
     try:
         plot_pareto(record, options.plot)
     except UserError as error:                  # no matplotlib; the table is there
-        print(error, file=sys.stderr)
+        print(printable(str(error)), file=sys.stderr)
     return 0
 
 
@@ -142,5 +143,5 @@ def _say_tenths() -> Callable[[float, str], None]:
         nonlocal said
         if int(10 * done) > said:
             said = int(10 * done)
-            print(f"profile: {done:.0%}, {what}", flush=True)
+            print(printable(f"profile: {done:.0%}, {what}"), flush=True)
     return say

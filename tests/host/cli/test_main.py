@@ -9,6 +9,7 @@ import sys
 import pytest
 from rich.console import Console
 
+from host.cli import doctor
 from host.cli import main as cli
 from host.cli.terminal import fact_table, listing_of, printable, progress_bars, table, write
 from host.models.mmfreelm import write_model
@@ -118,6 +119,17 @@ def test_evaluate_plain_text(capsys, monkeypatch, model_path, tmp_path):
                tmp_path / "gates.json") == (
         1, "", f"tally calibrate: {tmp_path}/one: has no document for calibration (docs/texts.md "
                f"says which document is for what)\n")
+
+
+def test_missing_package(capsys, monkeypatch):
+    """A package of another command is named, without a traceback."""
+    def absent(console, options):
+        raise ModuleNotFoundError("No module named 'amaranth.hdl'", name="amaranth.hdl")
+
+    monkeypatch.setattr(doctor, "run", absent)
+    assert run(capsys, "doctor") == (
+        1, "", "tally doctor: Python package amaranth is not installed; 'tally doctor' says how to "
+               "get what is missing\n")
 
 
 class TestTerminal:
