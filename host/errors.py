@@ -1,6 +1,8 @@
 """The base of all errors that a person can mend: each message is one sentence for the user."""
 
-__all__ = ["TallyError", "UserError"]
+import importlib.util
+
+__all__ = ["TallyError", "UserError", "need_package"]
 
 
 class TallyError(Exception):
@@ -9,3 +11,10 @@ class TallyError(Exception):
 
 class UserError(TallyError):
     """The command line asks for what cannot be."""
+
+
+def need_package(package: str, option: str, extra: str) -> None:
+    """Raise a UserError if an option's package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"Option {option} needs {package}, an optional extra: "
+                        f"pip install -e '.[{extra}]'")

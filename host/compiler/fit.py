@@ -19,6 +19,8 @@ from sim.timing.units import block_ram_memory_cycles
 
 __all__ = ["Fit", "Shape", "fit", "largest", "write_fits"]
 
+_HEAD_PLANES = 3        # trit planes of embedding and head
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
@@ -28,6 +30,12 @@ class Shape:
     layers: int
     ffn_width: int
     vocab: int
+
+    @property
+    def trits(self) -> int:
+        """Trits of all matrices; the embedding's count twice, as :class:`Fit` says."""
+        layer = self.width * (4 * self.width + 3 * self.ffn_width)
+        return self.layers * layer + 2 * _HEAD_PLANES * self.vocab * self.width
 
     def model(self) -> TernaryLM:
         """Make a random model of this shape, which is compiled as any other."""
@@ -44,6 +52,7 @@ class Shape:
             for _ in range(self.layers))
         return TernaryLM(
             name=f"shape {width} x {self.layers}",
+            # Three trit planes.
             embedding=rng.integers(-13, 14, (self.vocab, width), dtype=np.int8),
             embedding_scale=1.0, layers=layers, logit_scales={"lmul": 1.0},
             vocabulary=Vocabulary(tuple(map(str, range(self.vocab))), (), 0))
@@ -90,6 +99,11 @@ def fit(board: CoreBoard, shape: Shape) -> Fit:
         If it does not fit: the first thing that is too small.
     """
     config = board.config
+    # Before a large model is made: 5 trits take 8 bits at least.
+    if shape.trits / 5 > config.memory_bytes:
+        raise CompileError(f"Image must have at most {config.memory_bytes} bytes for board "
+                           f"{board.name}, but its {shape.trits:,} trits alone have "
+                           f"{shape.trits // 5:,}")
     image = compile_model(shape.model(), config)
     cost = token_cycles(config, image.program.instructions, image.program.body,
                         latency=block_ram_memory_cycles([1]) - 1)

@@ -12,8 +12,6 @@ on its input in the model without gates.
 import concurrent.futures
 import dataclasses
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list_norms, list_rows
-from host.measure.evaluate import single_threaded_blas
+from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from host.text.tokenizer import AnyTokenizer
 from sim.golden.arithmetic import ARITHMETICS
@@ -250,7 +248,7 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
                              f"list, not {sparsity}")
     if list(sparsities) != sorted(sparsities):
         raise ValueError(f"Sparsities must ascend, not be {list(sparsities)}")
-    count = min(workers or min(4, os.cpu_count() or 1), model.layer_count)
+    count = min(workers or default_workers(), model.layer_count)
     jobs = ((model, text, method, allocation, sparsities) for text in _texts(model, tokens))
     found: list[list[list[ListGate]]] = []
     if count == 1:
@@ -258,9 +256,7 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
             found.append(_search(*job))
             report()
     else:
-        context = multiprocessing.get_context("spawn")
-        with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
-                count, mp_context=context) as pool:
+        with worker_pool(count) as pool:
             futures = [pool.submit(_search, *job) for job in jobs]
             for future in concurrent.futures.as_completed(futures):
                 future.result()

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import multiprocessing
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from host.compress.chains import Layers, compress
 from host.compress.profile import METHODS, BudgetError, Plan, Profile, plan_for
 from host.measure.compare import Text, jensen_shannon, log_softmax, stored_bytes
-from host.measure.evaluate import single_threaded_blas
+from host.measure.workers import worker_pool
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.mpo_llama import MpoLlamaLM, write_model
@@ -170,7 +169,6 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
         yield {**same, "method": "float32", "budget": floats, "bytes": floats, "ratio": 1.0,
                "healed": False, "digits": 0,
                **{key: round(value, 5) for key, value in dataclasses.asdict(one).items()}}
-        context = multiprocessing.get_context("spawn")
         waiting: deque[tuple[dict[str, Any], concurrent.futures.Future[Measured]]] = deque()
 
         def measured(*, all_: bool) -> Iterator[dict[str, Any]]:
@@ -180,8 +178,7 @@ def pareto(name: str, layers: Layers, found: Profile, text: Text, budgets: Seque
                 result = dataclasses.asdict(future.result())
                 yield {**row, **{key: round(value, 5) for key, value in result.items()}}
 
-        with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
-                workers, mp_context=context) as pool:
+        with worker_pool(workers) as pool:
 
             def missing(made: MpoLlamaLM, row: Mapping[str, Any]) -> list[int]:
                 deep = any(len(chain.cores) > 1 for layer in made.layers

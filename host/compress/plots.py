@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from host.cli.terminal import need_package
 from host.compress.profile import EMBEDDING, Profile
+from host.errors import need_package
 from host.models.mpo_llama import MATRICES
 
 __all__ = ["plot_pareto", "plot_profile"]

@@ -8,12 +8,12 @@ machine beside it.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
+from host.devices.base import Device
 from host.devices.errors import DeviceError
 from host.files.image import Image, check_configuration
 from hw.config import CoreConfig
-from hw.isa import disassemble
+from hw.isa import Function, Opcode, disassemble
 from sim.golden.machine import Best, HazardError, Machine, MachineFault
 from sim.timing.program import passes_cycles, token_cycles
 
@@ -52,7 +52,7 @@ class TokenResult:
     transfers: int
 
 
-class AcceleratorDevice(abc.ABC):
+class AcceleratorDevice(Device[CoreConfig]):
     """A core with its memory.
 
     Subclasses define :meth:`_load`, :meth:`_token` and :meth:`_reset`; the base class checks.
@@ -60,26 +60,13 @@ class AcceleratorDevice(abc.ABC):
     Attributes
     ----------
     config : CoreConfig
-    label : str
-        What it is, for people.
-    evidence : str
-        How its cycles are known: ``derived``, ``simulated`` or ``measured``.
     """
 
-    label = "device"
-    evidence: str
-
     def __init__(self, config: CoreConfig):
-        self.config = config
+        super().__init__(config)
         self._image: Image | None = None
         self._continues = False             # there is a sequence that a token can continue
         self._length = 0                    # tokens of the sequence
-
-    def info(self) -> dict[str, Any]:
-        """Plain facts: kind of device, the core's configuration and its fingerprint."""
-        return {"device": self.label, "evidence": self.evidence,
-                "configuration": dataclasses.asdict(self.config),
-                "fingerprint": f"{self.config.fingerprint():08x}"}
 
     def load(self, image: Image, report: Report | None = None) -> None:
         """Put an image onto the device; what was there before is gone.
@@ -165,10 +152,6 @@ class AcceleratorDevice(abc.ABC):
     def _reset(self) -> None:
         """Start the core again, with its program and memory."""
 
-    @abc.abstractmethod
-    def close(self) -> None:
-        """Give back what the device holds. It cannot be used afterwards."""
-
 
 def _where(image: Image, index: int) -> str:
     instructions = image.program.instructions
@@ -176,7 +159,10 @@ def _where(image: Image, index: int) -> str:
 
 
 class GoldenAccelerator(AcceleratorDevice):
-    """The golden machine. It has no clock: its cycles are those of the program's formula."""
+    """The golden machine. It has no clock: its cycles are those of the program's formula.
+
+    The formula knows the entries of the lists that the token really had.
+    """
 
     label = "golden machine"
     evidence = "derived"
@@ -191,10 +177,12 @@ class GoldenAccelerator(AcceleratorDevice):
         self._last = max(0, image.context - 1)
         program = image.program
         starts = {start for _, start, _ in program.ranges} | {program.body}
-        self._costs = {start: [token_cycles(image.config, program.instructions, start,
-                                            latency=LATENCY, refresh=REFRESH, position=position)
-                               for position in (0, self._last)] for start in starts}
-        self._costs[0] = self._costs[program.body]
+        self._sparse = any(instruction.opcode is Opcode.PACK
+                           and instruction.function != Function.DENSE
+                           for instruction in program.token())
+        self._costs = {} if self._sparse else {
+            start: [self._cost(image, start, position) for position in (0, self._last)]
+            for start in starts}
         self._announced = {start: passes_cycles(image.config, program.instructions, [start],
                                                 latency=LATENCY, refresh=REFRESH)
                            for _, _, start in program.ranges}
@@ -203,22 +191,32 @@ class GoldenAccelerator(AcceleratorDevice):
             self._prompt = passes_cycles(image.config, image.program.instructions,
                                          self._prefill[1:], latency=LATENCY, refresh=REFRESH)
 
+    def _cost(self, image: Image, start: int, position: int) -> tuple[float, int]:
+        """Cycles and transfers of a pass whose lists are those of the latest one."""
+        cost = token_cycles(image.config, image.program.instructions, start, latency=LATENCY,
+                            refresh=REFRESH, position=position, lists=self._machine.list_counts())
+        return cost.cycles, cost.transfers
+
     def _token(self, token: int, start: int) -> TokenResult:
+        assert self._image is not None
+        self._machine.lists.clear()
         try:
             best = self._machine.run(token, start)
         except HazardError as error:
             raise DeviceError(str(error)) from error
         if start in self._prefill:          # its share of what the tokens take together
-            cycles, transfers = (round(value / (len(self._prefill) - 1)) for value in self._prompt)
-            return TokenResult(list(best), cycles, transfers)
-        if start in self._announced:
-            cycles, transfers = map(round, self._announced[start])
-            return TokenResult(list(best), cycles, transfers)
-        first, last = self._costs[start]
-        share = self._machine.position / self._last if self._last else 0.0
-        cycles, transfers = (round(begin + share * (end - begin)) for begin, end in (
-            (first.cycles, last.cycles), (first.transfers, last.transfers)))
-        return TokenResult(list(best), cycles, transfers)
+            cycles, transfers = (value / (len(self._prefill) - 1) for value in self._prompt)
+        elif start in self._announced:
+            cycles, transfers = self._announced[start]
+        else:
+            body, position = start or self._image.program.body, self._machine.position
+            if self._sparse:
+                cycles, transfers = self._cost(self._image, body, position)
+            else:
+                share = position / self._last if self._last else 0.0
+                cycles, transfers = (begin + share * (end - begin) for begin, end
+                                     in zip(*self._costs[body], strict=True))
+        return TokenResult(list(best), round(cycles), round(transfers))
 
     def _reset(self) -> None:
         self._machine.reset()

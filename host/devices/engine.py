@@ -11,12 +11,13 @@ it.
 import abc
 import dataclasses
 import operator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.compiler.pack import PackedMatrix, _avoid_two, pack_matrix
+from host.devices.base import Device
 from host.devices.errors import DeviceError
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
@@ -74,7 +75,7 @@ class Counters:
         return Counters(*map(operator.sub, dataclasses.astuple(self), dataclasses.astuple(other)))
 
 
-class EngineDevice(abc.ABC):
+class EngineDevice(Device[EngineConfig]):
     """A ternary engine, wherever it is; some have an L-Mul unit as well.
 
     Subclasses define :meth:`_load` and :meth:`_product`; the base class checks and counts.
@@ -83,26 +84,13 @@ class EngineDevice(abc.ABC):
     ----------
     config : EngineConfig
         Geometry of the engine; the driver packs for it.
-    label : str
-        What it is, for people.
-    evidence : str
-        How its cycles are known: ``derived``, ``simulated`` or ``measured``.
     counters : Counters
     """
 
-    label = "device"
-    evidence: str
-
     def __init__(self, config: EngineConfig):
-        self.config = config
+        super().__init__(config)
         self.counters = Counters()
         self._images: list[tuple[str, int, int, int]] = []
-
-    def info(self) -> dict[str, Any]:
-        """Plain facts: kind of device, the engine's configuration and its fingerprint."""
-        return {"device": self.label, "evidence": self.evidence,
-                "configuration": dataclasses.asdict(self.config),
-                "fingerprint": f"{self.config.fingerprint():08x}"}
 
     def load(self, name: str, rows: int, image: NDArray[np.uint8]) -> int:
         """Store a packed matrix.

@@ -5,29 +5,26 @@ document starts from the zero state by reading the token that documents begin wi
 end-of-document token is predicted too. Worker processes share the documents.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import math
 import multiprocessing
-import os
 import platform
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from host.files.tensors import to_bf16
+from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.wina import GateMap
 
-__all__ = ["Measurement", "evaluate", "fit_logit_scale", "single_threaded_blas",
-           "write_results"]
+__all__ = ["Measurement", "evaluate", "fit_logit_scale", "write_results"]
 
 #: Tokens that go through the model at once, over all documents: vectors that still fit a cache.
 _TOKENS = 768
@@ -209,7 +206,7 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
     if gates and ARITHMETICS[arithmetic].activations != "int8":
         raise ValueError(f"Arithmetic {arithmetic!r} has no int8 codes to gate")
     gates = gates or {}
-    shares = _shares(documents, workers or min(4, os.cpu_count() or 1))
+    shares = _shares(documents, workers or default_workers())
     if len(shares) == 1:
         parts = [_measure(model, documents, arithmetic, logit_scales, gates, report)]
     else:
@@ -224,27 +221,9 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
                              if matrices[0].name.endswith(_FFN_PRODUCT)))
 
 
-@contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """Start worker processes with one BLAS thread each: the workers are the threads."""
-    # Read by NumPy when a worker imports it.
-    previous = os.environ.get("OPENBLAS_NUM_THREADS")
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        if previous is None:
-            del os.environ["OPENBLAS_NUM_THREADS"]
-        else:
-            os.environ["OPENBLAS_NUM_THREADS"] = previous
-
-
 def _in_parallel(model, shares, arithmetic, logit_scales, gates, report):
-    context = multiprocessing.get_context("spawn")
-    reports = context.Queue()
-    with single_threaded_blas(), concurrent.futures.ProcessPoolExecutor(
-            len(shares), mp_context=context, initializer=_start_worker,
-            initargs=(reports,)) as pool:
+    reports = multiprocessing.get_context("spawn").Queue()
+    with worker_pool(len(shares), _start_worker, (reports,)) as pool:
         futures = [pool.submit(_work, model, share, arithmetic, logit_scales, gates)
                    for share in shares]
         while not all(future.done() for future in futures):

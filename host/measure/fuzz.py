@@ -312,6 +312,9 @@ def fuzz(reader: str, files: int,
             process.kill()
             outcome.crashes.append(f"file {outcome.files}: the process ended or hung")
             outcome.files += 1
+        except BaseException:
+            process.kill()
+            raise
         process.join()
     return outcome
 

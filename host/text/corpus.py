@@ -1,18 +1,25 @@
-"""The training texts and their split.
+"""Texts to train on and to measure with, and which document is for what.
 
-A corpus directory holds ``TEXT.txt.xz`` files, in which each document ends with a line
-``<|endoftext|>``, and ``splits.tsv``, which assigns each document to ``train``, ``heldout`` or
-``dropped`` and carries the first 16 hexadecimal digits of its SHA-256.
+**Plain text.** A text file, or a folder of files ``*.txt``, in UTF-8. A line ``<|endoftext|>`` ends
+a document; a file without such lines is cut at blank lines into documents of at least 2,000
+characters. The documents, in the order of the files' names, are dealt out in turn: held out, for
+calibration, two for training.
 
-One in 128 of the ``train`` documents is set aside as ``calibration``: training never sees it, so
-that constants fitted on it (the logit scales) are fitted neither on held-out text nor on text that
-the model has memorized.
+**A corpus with a record.** A directory holds ``TEXT.txt.xz`` files, in which each document ends
+with a line ``<|endoftext|>``, and ``splits.tsv``, which assigns each document to ``train``,
+``heldout`` or ``dropped`` and carries the first 16 hexadecimal digits of its SHA-256.
+
+Of these, one in 128 of the ``train`` documents is set aside as ``calibration``: training never sees
+it, so that constants fitted on it (the logit scales) are fitted neither on held-out text nor on
+text that the model has memorized.
 """
 
 import hashlib
+import itertools
 import lzma
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from host.checks import FileError
@@ -34,9 +41,12 @@ _DECOMPRESSOR = 128 << 20
 _LARGEST_SPLITS = 64 << 20      # bytes; 40 a document
 _NAME = re.compile(r"[\w.-]+")
 
+_PLAIN_CHARACTERS = 2000        # of a document that is cut out of a plain text: some 500 tokens
+_DEALT = ("heldout", "calibration", "train", "train")
+
 
 class CorpusError(FileError):
-    """A corpus directory cannot be used; the message names file, document and reason."""
+    """Texts cannot be used; the message names file, document and reason."""
 
 
 def _documents(path: Path) -> list[str]:
@@ -66,15 +76,59 @@ def _fields(splits: Path, number: int, line: str) -> tuple[str, int, str, str]:
     return text, int(index), part, digest
 
 
-def read_corpus(directory: str | os.PathLike) -> dict[str, list[str]]:
-    """Return the documents of each part, stripped, in the order of ``splits.tsv``.
+def _plain_documents(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: must be UTF-8, but byte {error.start} is "
+                          f"{error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise CorpusError(f"{path}: {error.strerror}") from None
+    if _END in text:
+        return [document for part in text.split(_END) if (document := part.strip())]
+    documents, paragraphs, size = [], [], 0
+    for paragraph in re.split(r"\n\s*\n", text.strip()):
+        paragraphs.append(paragraph)
+        size += len(paragraph)
+        if size >= _PLAIN_CHARACTERS:
+            documents.append("\n\n".join(paragraphs))
+            paragraphs, size = [], 0
+    rest = "\n\n".join(paragraphs)
+    return [*documents, rest] if rest else documents
+
+
+def _plain_corpus(files: Sequence[Path]) -> dict[str, list[str]]:
+    documents = [document for file in files for document in _plain_documents(file)]
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for part, document in zip(itertools.cycle(_DEALT), documents, strict=False):
+        parts[part].append(document)
+    return parts
+
+
+def read_corpus(path: str | os.PathLike) -> dict[str, list[str]]:
+    """Return the documents of each part, stripped, in the order of ``splits.tsv`` or of the files.
+
+    Parameters
+    ----------
+    path : path
+        A plain text file, a folder of them, or a folder with ``splits.tsv``.
 
     Raises
     ------
     CorpusError
         If a file is missing or unreadable, or a document is not the one that was split.
     """
-    splits = Path(directory, "splits.tsv")
+    directory = Path(path)
+    if directory.is_file():
+        return _plain_corpus([directory])
+    splits = directory / "splits.tsv"
+    if directory.is_dir() and not splits.exists():
+        files = sorted(directory.glob("*.txt"))
+        if not files:
+            raise CorpusError(f"{directory}: must hold plain texts (*.txt) or splits.tsv")
+        return _plain_corpus(files)
+    if not directory.is_dir():
+        raise CorpusError(f"{directory}: No such file or directory")
     try:
         size = splits.stat().st_size
         if size > _LARGEST_SPLITS:

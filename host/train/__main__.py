@@ -52,7 +52,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m host.train", description="Train the language model.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--corpus", required=True, type=Path, help="directory with splits.tsv")
+    parser.add_argument("--corpus", required=True, type=Path,
+                        help="plain text file, a folder of them, or a folder with splits.tsv "
+                             "(docs/texts.md)")
     parser.add_argument("--out", required=True, type=Path, help="GGUF file to write")
     parser.add_argument("--report", type=Path, help="JSON file for the final measurements")
     parser.add_argument("--cache", type=Path, help="file that keeps the tokenized corpus")

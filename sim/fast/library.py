@@ -5,12 +5,14 @@ those ends. The harness includes ``fields.h``, which is generated here: ``Top``,
 Verilator makes of the component, and for each field of each payload a constant with its place.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -221,15 +223,25 @@ def _compiled_share(folder: pathlib.Path) -> float:
 
 def _run(command: list[str], folder: pathlib.Path, name: str,
          waiting: Callable[[], None] | None = None):
-    """Run the build step ``name``; ``waiting`` is called a few times a second until it ends."""
+    """Run the build step ``name``; ``waiting`` is called a few times a second until it ends.
+
+    An interrupt ends the step and all that it has started.
+    """
     log = folder / f"{name}.log"
     with log.open("w") as output:
+        # A group of its own: make would leave its compilers running.
         process = subprocess.Popen(command, cwd=folder, env=simulation_environment(),
-                                   stdout=output, stderr=subprocess.STDOUT)
-        while process.poll() is None:
-            if waiting:
-                waiting()
-            time.sleep(0.05)
+                                   stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            while process.poll() is None:
+                if waiting:
+                    waiting()
+                time.sleep(0.05)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     if process.returncode:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines()
                  if "rror" in line] or ["no message"]

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import host.__main__ as cli
 import host.measure.speed
 import sim.tables
+from host.cli import main as cli
+from host.cli.options import DEFAULT_MODEL
 from host.compiler.compile import compile_model
 from host.devices.accelerator import GoldenAccelerator
 from host.devices.engine import GoldenEngine
+from host.devices.generate import AcceleratorReader, EngineReader, Generator
 from host.devices.simulated import SimulatedAccelerator
 from host.files.image import read_image, write_image
 from host.files.tensors import to_bf16
@@ -22,7 +24,7 @@ from host.measure.evaluate import evaluate, fit_logit_scale
 from host.models.examples import tiny_model
 from host.models.mmfreelm import write_model
 from host.models.registry import read_model
-from host.text.generate import Generator, Sampler, TokenGenerator
+from host.text.sampling import Sampler
 from host.text.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.arithmetic import ARITHMETICS
@@ -30,7 +32,8 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.core_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
-SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
+SIMULATED = pytest.param(
+    "simulated", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ class TestRun:
         assert out.startswith("the the")
         model = read_model(model_path)
         tokenizer = Tokenizer(model.vocabulary)
-        generator = Generator(model, GoldenEngine(EngineConfig()))
+        generator = Generator(EngineReader(model, GoldenEngine(EngineConfig())))
         tokens = list(generator.generate(tokenizer.encode("the the"), 5, Sampler(seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())
@@ -106,9 +109,9 @@ class TestRun:
         monkeypatch.setattr(GoldenEngine, "_product", wrong)
         status, out, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
         assert status == 1
-        assert re.fullmatch(r"python -m host run: Matrix head row 7 \(activation vector 0 of "
+        assert re.fullmatch(r"tally run: Matrix head row 7 \(activation vector 0 of "
                             r"1\) must give -?\d+, but the golden model gave -?\d+\n", err)
-        assert out.strip() == "the"
+        assert out == ""
 
     def test_control_c(self, capsys, model_path, monkeypatch):
         def interrupt(self, *arguments):
@@ -116,15 +119,26 @@ class TestRun:
 
         monkeypatch.setattr(GoldenEngine, "_product", interrupt)
         status, _, err = run(capsys, "run", model_path, "the", "--device", "engine-golden")
-        assert (status, err) == (130, "\nStopped.\n")
+        assert (status, err) == (130, "tally run: stopped by Ctrl-C\n")
 
     @pytest.mark.parametrize(("arguments", "message"), [
-        (["nothing.gguf"], "run: nothing.gguf: No such file or directory"),
-        (["a.gguf", "b", "c"], "run: Prompt must be one argument, not 2; put it in quotes"),
+        (["nothing.gguf"], "run: nothing.gguf: No such file or directory; if it is a prompt, give "
+                           "it with --prompt"),
+        (["./nofile"], "run: nofile: No such file or directory; if it is a prompt, give it with "
+                       "--prompt"),
+        (["nothing", "a prompt"], "run: nothing: No such file or directory"),
+        ([str(DEFAULT_MODEL), "b", "c"],
+         "run: Prompt must be one argument, not 2; put it in quotes"),
         (["b", "--prompt", "c"],
          "run: Prompt must be given once, not as an argument and with --prompt"),
         ([" "], "run: Prompt must not be empty"),
         (["--prompt", ""], "run: Prompt must not be empty"),
+        (["a\udcffb"], "run: Prompt must be UTF-8, but character 2 is the byte 0xff"),
+        (["--bogus"], "run: '--bogus' is not an option (try --help)"),
+        (["--tokns=3"], "run: '--tokns' is not an option (try --tokens, --top-k)"),
+        (["the", "--tokens", "3", "end"],
+         "run: unexpected argument 'end': a text of several words needs quotes, and arguments come "
+         "before options"),
         (["--tokens", "0"], "run: argument --tokens: must be an integer of at least 1, not '0'"),
         (["--tokens", "x"], "run: argument --tokens: must be an integer of at least 1, not 'x'"),
         (["--temperature", "-1"],
@@ -137,20 +151,21 @@ class TestRun:
     def test_mistakes(self, capsys, arguments, message):
         status, out, err = run(capsys, "run", *arguments)
         assert status in (1, 2)
-        assert (out, err) == ("", f"python -m host {message}\n")
+        assert (out, err) == ("", f"tally {message}\n")
 
     def test_unknown_device(self, capsys, model_path):
-        status, _, err = run(capsys, "run", model_path, "the", "--device", "fpga")
-        assert (status, err) == (1, "python -m host run: 'fpga' is not a device (try 'sim', "
-                                    "'golden', 'core:PORT', 'engine', 'engine-golden', "
-                                    "'serial:PORT')\n")
+        """The model is not even read."""
+        status, _, err = run(capsys, "run", "absent.gguf", "the", "--device", "fpga")
+        assert (status, err) == (2, "tally run: argument --device: 'fpga' is not a device (try "
+                                    "'simulated', 'golden', 'serial:PORT', 'engine-simulated', "
+                                    "'engine-golden', 'engine-serial:PORT')\n")
 
     def test_not_a_model(self, capsys, tmp_path):
         path = tmp_path / "text.gguf"
         path.write_text("hello")
         status, _, err = run(capsys, "run", path)
         assert status == 1
-        assert err == (f"python -m host run: {path}: not a GGUF file: it must begin with b'GGUF', "
+        assert err == (f"tally run: {path}: not a GGUF file: it must begin with b'GGUF', "
                        f"not b'hell'\n")
 
 
@@ -165,13 +180,13 @@ class TestRunOnCore:
         core = GoldenAccelerator(SMALL)
         core.load(image)
         tokenizer = Tokenizer(image.vocabulary)
-        tokens = list(TokenGenerator(core, image, image.vocabulary).generate(
+        tokens = list(Generator(AcceleratorReader(core, image, image.vocabulary)).generate(
             tokenizer.encode("the the"), 3, Sampler(top_k=4, seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())
         rows = [("Tokens", r"3 +after 4 of the prompt"),
                 ("First token after", r"[\d.]+ s +measured")]
-        if device == "sim":
+        if device == "simulated":
             rows += [("Logits delivered", rf"{6 * SMALL.best} +all equal to the golden machine"),
                      ("Cycles per token", r"[\d,]+ +simulated"),
                      (r"\.\.\. by the formula", r"[\d,]+ +derived; [+-]0\.\d\d%"),
@@ -199,7 +214,7 @@ class TestRunOnCore:
         monkeypatch.setattr(SimulatedAccelerator, "_token", wrong)
         status, out, err = run(capsys, "run", image_path, "the", "--tokens", 2)
         assert status == 1
-        assert re.fullmatch(r"python -m host run: EMIT 0 of pass 2 \(token \d+\) must deliver row "
+        assert re.fullmatch(r"tally run: EMIT 0 of pass 2 \(token \d+\) must deliver row "
                             r"(\d+) with -?\d+ in place 1, but the simulated core gave row \1 with "
                             r"-?\d+\n", err)
         assert "Cycles" not in out
@@ -209,13 +224,17 @@ class TestRunOnCore:
                            "so many logits, not 6"),
         (["--top-k", "0"], "Option --top-k must be from 1 to 5 on device 'golden', which delivers "
                            "so many logits, not 0"),
-        (["--device", "engine"], "{path}: an image needs a core (try --device sim or golden or "
-                                  "core:PORT)"),
+        (["--device", "engine-golden"], "{path}: an image needs an accelerator (try --device "
+                                         "simulated, golden or serial:PORT)"),
+        (["--dense"], "{path}: option --dense needs the model that the image was made of, since "
+                      "the image is compiled already"),
+        (["--context", "16"], "{path}: option --context needs the model that the image was made "
+                              "of, since the image is compiled already"),
     ])
     def test_mistakes(self, capsys, image_path, arguments, message):
         status, out, err = run(capsys, "run", image_path, "the", "--device", "golden", *arguments)
         assert (status, out) == (1, "")
-        assert err == f"python -m host run: {message.format(path=image_path)}\n"
+        assert err == f"tally run: {message.format(path=image_path)}\n"
 
     @pytest.mark.parametrize(("end", "wrong"), [(2000, "truncated: the header"),
                                                 (-3, "truncated: part head"),
@@ -227,14 +246,14 @@ class TestRunOnCore:
         path.write_bytes(data[:end])
         status, out, err = run(capsys, "run", path, "the")
         assert (status, out) == (1, "")
-        assert re.fullmatch(rf"python -m host run: {path}: {wrong} .*\n", err)
+        assert re.fullmatch(rf"tally run: {path}: {wrong} .*\n", err)
 
     def test_no_vocabulary(self, capsys, tmp_path):
         path = tmp_path / "mute.tally"
         image = compile_model(tiny_model(layers=1), SMALL)
         write_image(path, dataclasses.replace(image, vocabulary=None))
         status, _, err = run(capsys, "run", path, "the")
-        assert (status, err) == (1, f"python -m host run: {path}: no vocabulary in it; give the "
+        assert (status, err) == (1, f"tally run: {path}: no vocabulary in it; give the "
                                     f"model that it was made of\n")
 
 
@@ -259,7 +278,8 @@ class TestGenerate:
     def test_against_token_by_token(self):
         """The prompt goes through in batches; greedy tokens are those of the plain golden model."""
         model = tiny_model()
-        generator = Generator(model, GoldenEngine(EngineConfig(max_batch=3)))
+        reader = EngineReader(model, GoldenEngine(EngineConfig(max_batch=3)))
+        generator = Generator(reader)
         prompt = [5, 9, 80, 3, 3, 17, 200]
         tokens = list(generator.generate(prompt, 6, Sampler(temperature=0)))
         lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
@@ -272,16 +292,16 @@ class TestGenerate:
         assert tokens == expected
         assert generator.prompt.tokens == 8
         assert generator.text.tokens == 5
-        counters = generator.driver.device.counters
+        counters = reader.driver.device.counters
         assert generator.prompt.counters + generator.text.counters == counters
         # 3 passes for 8 vectors of 14 matrices and the head once; then 15 matrices a token.
         assert counters.products == 3 * 14 + 1 + 5 * 15
 
     def test_ends_with_the_document(self):
         model = tiny_model()
-        generator = Generator(model, GoldenEngine(EngineConfig()))
-        generator._lm.logits = lambda hidden: 1e3 * np.eye(1, model.vocab)     # end of document
-        assert list(generator.generate([5], 6, Sampler())) == []
+        reader = EngineReader(model, GoldenEngine(EngineConfig()))
+        reader._lm.logits = lambda hidden: 1e3 * np.eye(1, model.vocab)     # end of document
+        assert list(Generator(reader).generate([5], 6, Sampler())) == []
 
 
 class TestSampler:
@@ -416,27 +436,27 @@ class TestEvaluate:
     def test_mistakes(self, capsys, arguments, message):
         status, out, err = run(capsys, "evaluate", *arguments)
         assert status in (1, 2)
-        assert (out, err) == ("", f"python -m host {message}\n")
+        assert (out, err) == ("", f"tally {message}\n")
 
     def test_no_corpus(self, capsys, model_path, tmp_path):
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", tmp_path)
         assert status == 1
-        assert err == (f"python -m host evaluate: {tmp_path}/splits.tsv: "
+        assert err == (f"tally evaluate: {tmp_path}/splits.tsv: "
                        f"No such file or directory\n")
 
     def test_no_logit_scale(self, capsys, model_path, corpus):
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--arithmetic",
                              "exact")
         assert status == 1
-        assert err == (f"python -m host evaluate: {model_path}: no logit scale for arithmetic "
+        assert err == (f"tally evaluate: {model_path}: no logit scale for arithmetic "
                        f"'exact'; find it with --fit\n")
 
     def test_unwritable(self, capsys, model_path, corpus, tmp_path):
         path = tmp_path / "missing" / "model.json"
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--json", path,
                              "--documents", 1, "--arithmetic", "float")
-        assert status == 1
-        assert err == f"python -m host evaluate: {path}: No such file or directory\n"
+        assert (status, err) == (2, f"tally evaluate: argument --json: '{path}' must be a file in "
+                                    f"a folder that exists\n")
 
 
 def test_doctor(capsys):
@@ -448,4 +468,4 @@ def test_doctor(capsys):
 
 def test_no_command(capsys):
     status, _, err = run(capsys)
-    assert (status, err) == (2, "python -m host: the following arguments are required: COMMAND\n")
+    assert (status, err) == (2, "tally: the following arguments are required: COMMAND\n")

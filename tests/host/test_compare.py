@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.files.errors import ModelFileError
 from host.measure.compare import (
     REFERENCE,

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import host.__main__ as cli
-from host.compiler.compile import compile_model, losses
+from host.cli import main as cli
+from host.compiler.compile import compile_model
 from host.compiler.errors import CompileError
 from host.files.image import listing, read_image
+from host.measure.program import losses
 from host.models.examples import tiny_model
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
@@ -343,8 +344,8 @@ class TestCommandLine:
                 ("Vector memory", r"2,312 +elements of 16,384"),
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
-                (r"\.\.\. the engine alone", rf"{cost.engine:,.0f} +derived"),
-                ("What binds", cost.limit),
+                (r"\.\.\. engine alone", rf"{cost.engine:,.0f} +derived"),
+                ("What takes longest", cost.limit),
                 ("Memory port, useful", rf"{cost.port_utilization(image.config):.2%} +derived"),
                 (r"\.\.\. lost", r"\d\.\d\d% +padding of weight words and columns")):
             assert re.search(f"{label} +{value}", out), label
@@ -367,20 +368,21 @@ class TestCommandLine:
         (["--set", "program_depth=64"], r"Program must have at most 64 instructions, not 81"),
         (["--refresh", "1"], r"Option --refresh must be below 1: the memory must answer some "
                              r"time"),
-        (["--output", "none/x.tally"], r"none/x.tally: No such file or directory")])
+        (["--output", "none/x.tally"], r"argument --output: 'none/x.tally' must be a file in a "
+                                       r"folder that exists")])
     def test_mistakes(self, capsys, model_path, arguments, message):
         status, _, err = self.run(capsys, "compile", model_path, *arguments)
-        assert status == 1
-        assert re.fullmatch(rf"python -m host compile: {message}\n", err)
+        assert status == (2 if message.startswith("argument") else 1)
+        assert re.fullmatch(rf"tally compile: {message}\n", err)
 
     @pytest.mark.parametrize("value", ["-0.1", "1.1", "nan", "much"])
     def test_share(self, capsys, value):
         status, _, err = self.run(capsys, "compile", f"--refresh={value}")
-        assert (status, err) == (2, f"python -m host compile: argument --refresh: must be a number "
+        assert (status, err) == (2, f"tally compile: argument --refresh: must be a number "
                                     f"from 0 to 1, not '{value}'\n")
 
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
-        assert (status, err) == (1, f"python -m host disassemble: {model_path}: not an image: it "
+        assert (status, err) == (1, f"tally disassemble: {model_path}: not an image: it "
                                     f"must begin with b'TALLY\\x00\\x03\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

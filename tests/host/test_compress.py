@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-import host.__main__ as cli
-import host.compress.__main__ as experiments
+from host.cli import experiment
+from host.cli import main as cli
+from host.cli.experiment import common, rotation
 from host.compress.calibrate import calibrate, calibration_tokens
 from host.compress.gates import (
     GateFileError,
@@ -336,20 +337,18 @@ class TestCommandLine:
         path = tmp_path / "gates.json"
         common = ("calibrate", model_path, "--corpus", corpus, "--output", path)
         for extra, message in (
-                (("--transform",), f"{model_path}: --transform needs float or integer masters, but "
-                                   f"this model is ternary, and rotated it would not be"),
                 (("--tokens", 5000), "Calibration needs 8 documents of 5000 tokens, but the text "
                                      "has 0"),
                 (("--documents", 1, "--tokens", 8, "--sparsity", 1),
                  "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 1.0")):
-            assert run(capsys, *common, *extra) == (1, "", f"python -m host calibrate: {message}\n")
+            assert run(capsys, *common, *extra) == (1, "", f"tally calibrate: {message}\n")
         assert not path.exists()
         assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path) == (
-            1, "", f"python -m host evaluate: {path}: No such file or directory\n")
+            1, "", f"tally evaluate: {path}: No such file or directory\n")
         run(capsys, *common, "--documents", 1, "--tokens", 8, "--allocation", "uniform")
         assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path,
                    "--arithmetic", "float") == (
-            1, "", "python -m host evaluate: Arithmetic 'float' has no int8 codes that --gate "
+            1, "", "tally evaluate: Arithmetic 'float' has no int8 codes that --gate "
                    "could act on\n")
 
 
@@ -358,13 +357,14 @@ class TestExperiments:
     def kept(self, monkeypatch):
         """Collect what a command records."""
         records = {}
-        monkeypatch.setattr(experiments, "write_record",
-                            lambda name, **record: records.update({name: record}))
+        for module in experiment.COMMANDS:
+            monkeypatch.setattr(module, "write_record",
+                                lambda name, **record: records.update({name: record}))
         return records
 
     def test_density(self, kept, model, model_path, corpus):
-        assert experiments.main(["density", "--model", str(model_path), "--corpus", str(corpus),
-                                 "--documents", "2", "--workers", "1"]) == 0
+        assert cli.main(["experiment", "density", "--model", str(model_path), "--corpus",
+                         str(corpus), "--documents", "2", "--workers", "1"]) == 0
         rows = kept["twell"]["rows"]
         assert [(row["layer"], row["list"]) for row in rows] == [
             (layer, name) for layer in range(2) for name in NAMES]
@@ -377,10 +377,10 @@ class TestExperiments:
             assert row["density_mean"] <= row["density_p99"] <= row["density_max"]
 
     def test_wina(self, kept, monkeypatch, model_path, corpus):
-        monkeypatch.setattr(experiments, "_SPARSITIES", (0.1, 0.5))
-        monkeypatch.setattr(experiments, "_CALIBRATION_DOCUMENTS", 1)
-        monkeypatch.setattr(experiments, "_CALIBRATION_TOKENS", 8)
-        assert experiments.main(["wina", "--model", str(model_path), "--corpus", str(corpus),
+        monkeypatch.setattr(common, "SPARSITIES", (0.1, 0.5))
+        monkeypatch.setattr(common, "CALIBRATION_DOCUMENTS", 1)
+        monkeypatch.setattr(common, "CALIBRATION_TOKENS", 8)
+        assert cli.main(["experiment", "wina", "--model", str(model_path), "--corpus", str(corpus),
                                  "--documents", "2", "--workers", "2"]) == 0
         rows = kept["wina"]["rows"]
         assert [(row["method"], row["sparsity"], row.get("allocation"), row.get("mode"))
@@ -403,8 +403,8 @@ class TestExperiments:
     def test_rotation(self, kept, monkeypatch, tmp_path):
         model = random_llama()
         write_llama2c(tmp_path / "small.bin", model, tied=True)
-        monkeypatch.setattr(experiments, "_SAMPLE_TOKENS", 12)
-        assert experiments.main(["rotation", str(tmp_path / "small.bin")]) == 0
+        monkeypatch.setattr(rotation, "_SAMPLE_TOKENS", 12)
+        assert cli.main(["experiment", "rotation", str(tmp_path / "small.bin")]) == 0
         rows = kept["wina_rotation"]["rows"]
         assert len(rows) == 3 * 4 * 2
         for wina, teal in zip(rows[::2], rows[1::2], strict=True):
@@ -421,9 +421,16 @@ class TestExperiments:
         assert all(row["spread_key"] < first["spread_key"] for row, first
                    in zip(ternary, rows, strict=False))
 
+    def test_l1_of_no_report(self, capsys, tmp_path):
+        for text in ("hello", "[]", '{"settings": {"l1": 0}}'):
+            (tmp_path / "x.json").write_text(text)
+            assert run(capsys, "experiment", "l1", tmp_path / "x.json") == (
+                1, "", f"tally experiment l1: {tmp_path}/x.json: not a report of 'python -m "
+                       f"host.train --report'\n")
+
     def test_rotation_of_no_model(self, capsys, tmp_path):
-        assert experiments.main(["rotation", str(tmp_path / "none.bin")]) == 1
-        assert capsys.readouterr().err == (f"python -m host.compress rotation: {tmp_path}/none.bin:"
+        assert cli.main(["experiment", "rotation", str(tmp_path / "none.bin")]) == 1
+        assert capsys.readouterr().err == (f"tally experiment rotation: {tmp_path}/none.bin:"
                                            f" No such file or directory\n")
 
     def test_l1(self, kept, tmp_path):
@@ -432,7 +439,8 @@ class TestExperiments:
                 "settings": {"l1": l1, "seed": 1, "corpus": "here"},
                 "rows": [{"arithmetic": "quantized", "bits_per_byte": bits,
                           "density": [0.1, 0.3]}]}))
-        assert experiments.main(["l1", str(tmp_path / "0.0.json"), str(tmp_path / "0.1.json")]) == 0
+        assert cli.main(["experiment", "l1", str(tmp_path / "0.0.json"),
+                         str(tmp_path / "0.1.json")]) == 0
         assert kept["l1"]["rows"] == [
             {"l1": l1, "arithmetic": "quantized", "bits_per_byte": bits, "density_mean": 0.2,
              "density_least": 0.1, "density_most": 0.3} for l1, bits in ((0.0, 1.5), (0.1, 1.6))]

@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 
-import host.__main__ as cli
-import host.compress.__main__ as experiments
 import sim.tables
-from host.compress import command
+from host.cli import compress as command
+from host.cli import main as cli
+from host.cli.experiment import tensor
+from host.cli.terminal import size
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
 from host.compress.profile import EMBEDDING, METHODS, cycles_of, plan_for, profile
@@ -231,12 +232,19 @@ class TestCommand:
                 "--profile", known]
 
     def test_ratio(self, capsys, monkeypatch, arguments, path, tmp_path):
-        monkeypatch.setenv("COLUMNS", "140")
+        monkeypatch.setenv("COLUMNS", "80")
         status, out, err = run(capsys, *arguments, "--ratio", 5)
         assert (status, err) == (0, "")
         made = read_model(tmp_path / "small.gguf")
         assert float_bytes(read_llama(path)) / stored_bytes(made) >= 5
-        assert f"Size      {stored_bytes(made):,} bytes" in out
+        stored, before = stored_bytes(made), path.stat().st_size
+        assert (f"{stored / before:.1%} of the {size(before)} of {path.name}; {stored:,} bytes"
+                in out)
+        written = (tmp_path / "small.gguf").stat().st_size
+        assert f"Wrote {tmp_path}/small.gguf: {size(written)}" in out
+        tables = out.partition(" matrices were left alone")[0].rpartition("\n")[0]
+        assert max(map(len, tables.splitlines())) <= 80
+        assert "…" not in tables
         assert not (tmp_path / "small.gguf.part").exists()
         assert cli.main(["run", str(tmp_path / "small.gguf"), "the", "--tokens", "2", "--greedy",
                          "--device", "golden"]) == 0
@@ -280,7 +288,7 @@ class TestCommand:
     def test_unknown_device(self, capsys, arguments):
         status, _, err = run(capsys, *arguments, "--budget", 35000, "--heal", 1, "--device", "tpu")
         assert status == 1
-        assert re.match(r"python -m host compress: Option --device must be one that PyTorch has, "
+        assert re.match(r"tally compress: Option --device must be one that PyTorch has, "
                         r"not 'tpu': .*\n$", err)
 
     def test_missing_package(self, capsys, monkeypatch, arguments):
@@ -288,21 +296,22 @@ class TestCommand:
         for option, extra in (("--heal", "train"), ("--plot", "plot")):
             status, _, err = run(capsys, *arguments, "--budget", 35000, option, 1)
             assert status == 1
-            assert re.match(rf"python -m host compress: Option {option} needs \w+, an optional "
+            assert re.match(rf"tally compress: Option {option} needs \w+, an optional "
                             rf"extra: pip install -e '\.\[{extra}\]'\n$", err)
 
     def test_output_is_no_file(self, capsys, arguments, tmp_path):
         for path in (tmp_path, tmp_path / "absent" / "small.gguf"):
-            status, _, err = run(capsys, *arguments, "--budget", 35000, "--output", path)
-            assert status == 1
-            assert err == (f"python -m host compress: {path}: must be a file in a directory that "
-                           f"exists\n")
+            with pytest.raises(SystemExit):
+                run(capsys, *arguments, "--budget", 35000, "--output", path)
+            assert capsys.readouterr().err == (
+                f"tally compress: argument --output: '{path}' must be a file in a folder that "
+                f"exists\n")
 
     def test_other_profile(self, capsys, arguments, tmp_path):
         (tmp_path / "p").write_text("no JSON\n")
         status, _, err = run(capsys, *arguments, "--budget", 35000, "--profile", tmp_path / "p")
         assert status == 1
-        assert re.match(rf"python -m host compress: {tmp_path}/p: is not a profile, which begins ",
+        assert re.match(rf"tally compress: {tmp_path}/p: is not a profile, which begins ",
                         err)
 
     @pytest.mark.parametrize(("options", "message"), [
@@ -323,7 +332,7 @@ class TestCommand:
         status, _, err = run(capsys, *arguments, *options)
         assert status == 1
         assert err.count("\n") == 1
-        assert re.match(f"python -m host compress: {message}", err)
+        assert re.match(f"tally compress: {message}", err)
         assert not (tmp_path / "small.gguf").exists()
 
 
@@ -360,19 +369,19 @@ class TestHealing:
 def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     """Rows of each method; those of another model stay."""
     monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path)
+    monkeypatch.setattr(tensor, "RESULTS", tmp_path)
     record = tmp_path / "compression.json"
     record.write_text(json.dumps({"versions": {}, "configuration": {"x": {"command": "made x"}},
                                   "rows": [{"model": "x", "method": "float32", "bytes": 9,
                                             "bits_per_byte": 1.0, "digits": 0,
                                             "healed": False}]}))
     arguments = [
-        "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06", "--profile",
-        str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24", "--workers", "1",
-        "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
-    assert experiments.main(arguments) == 0
+        "experiment", "tensor", str(path), "--corpus", str(corpus), "--megabytes", "0.06",
+        "--profile", str(tmp_path / "p.jsonl"), "--documents", "2", "--tokens", "24",
+        "--workers", "1", "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
+    assert cli.main(arguments) == 0
     found = json.loads(record.read_text())
-    assert found["command"].startswith("made x; python -m host.compress")
+    assert found["command"].startswith("made x; python -m host ")
     assert [row["model"] for row in found["rows"]].count("x") == 1
     rows = [row for row in found["rows"] if row["model"] != "x"]
     assert [row["method"] for row in rows if row.get("digits") != 2] == [
@@ -380,5 +389,5 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     assert all(row["bytes"] <= 60000 for row in rows[1:])
     # What is known is not measured again; a text of another length is another record.
     monkeypatch.setattr("host.compress.pareto._measure_file", None)
-    assert experiments.main([*arguments, "--methods", "quantized", "joint"]) == 0
+    assert cli.main([*arguments, "--methods", "quantized", "joint"]) == 0
     assert json.loads(record.read_text())["rows"] == found["rows"]

@@ -44,8 +44,45 @@ def test_every_document_has_its_part(folder):
                                     if int(digest(document), 16) % 128 == 0]
 
 
-def test_missing_splits(tmp_path):
-    assert message(tmp_path) == "splits.tsv: No such file or directory"
+def test_no_texts(tmp_path):
+    assert message(tmp_path) == f"{tmp_path}: must hold plain texts (*.txt) or splits.tsv"
+    assert message(tmp_path / "absent") == f"{tmp_path}/absent: No such file or directory"
+
+
+def test_folder_of_plain_texts(tmp_path):
+    """Ten documents of one's own serve all parts, in the order of the names."""
+    for n in range(10):
+        (tmp_path / f"{n}.txt").write_text(f"\ufeffDocument {n}.\n\nIt has two paragraphs.\n")
+    (tmp_path / "notes.md").write_text("no document")
+    parts = read_corpus(tmp_path)
+    numbers = {part: [int(document[9]) for document in documents]
+               for part, documents in parts.items()}
+    assert numbers == {"heldout": [0, 4, 8], "calibration": [1, 5, 9], "train": [2, 3, 6, 7]}
+    assert parts["heldout"][0] == "Document 0.\n\nIt has two paragraphs."
+
+
+def test_long_plain_text(tmp_path):
+    """It is cut at blank lines; nothing is lost."""
+    paragraphs = [f"Paragraph {n}: " + "word " * 150 for n in range(9)]
+    path = tmp_path / "book.txt"
+    path.write_text("\n \n".join(paragraphs))
+    parts = read_corpus(path)
+    documents = [parts["heldout"][0], parts["calibration"][0], parts["train"][0]]
+    assert [document.count("Paragraph") for document in documents] == [3, 3, 3]
+    assert sum(map(len, parts.values())) == 3
+    assert "\n\n".join(documents).split() == " ".join(paragraphs).split()
+
+
+def test_marked_plain_text(tmp_path):
+    path = tmp_path / "tales"
+    path.write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n\n<|endoftext|>\nthree\n")
+    assert read_corpus(path) == {"heldout": ["one"], "calibration": ["two"], "train": ["three"]}
+
+
+def test_plain_text_of_another_encoding(tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes("Märchen".encode("latin-1"))
+    assert message(path) == f"{path}: must be UTF-8, but byte 1 is 0xe4"
 
 
 def test_missing_text(folder):

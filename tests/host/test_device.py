@@ -12,7 +12,7 @@ from host.compiler.pack import pack_matrix, planes_needed
 from host.devices.checked import CheckedProducts
 from host.devices.engine import Driver, EngineDevice, GoldenEngine
 from host.devices.errors import DeviceError, MismatchError
-from host.devices.registry import open_engine
+from host.devices.registry import DeviceName
 from hw.config import EngineConfig
 from hw.formats.minifloat import bf16
 from sim.golden.lmul import lmul
@@ -144,12 +144,22 @@ class TestChecked:
 
 
 class TestErrors:
-    @pytest.mark.parametrize("name", ["fpga", "", "serial", "serial:", "sim:x", "Golden"])
+    @pytest.mark.parametrize("name", ["fpga", "", "serial", "serial:", "simulated:x", "Golden",
+                                      "engine", "engine-serial", "board-golden"])
     def test_unknown_device(self, name):
-        with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'sim', 'golden', "
-                                              rf"'core:PORT', 'engine', 'engine-golden', "
-                                              rf"'serial:PORT'\)$"):
-            open_engine(name)
+        with pytest.raises(DeviceError, match=rf"^'{name}' is not a device \(try 'simulated', "
+                                              rf"'golden', 'serial:PORT', 'engine-simulated', "
+                                              rf"'engine-golden', 'engine-serial:PORT'\)$"):
+            DeviceName.parse(name)
+
+    def test_device_names(self):
+        for name in ("simulated", "golden", "serial:/dev/ttyUSB0", "serial:socket://host:1",
+                     "engine-simulated", "engine-golden", "engine-serial:COM3"):
+            assert str(DeviceName.parse(name)) == name
+            part = "engine" if name.startswith("engine") else "accelerator"
+            assert DeviceName.parse(name).part == part
+        assert DeviceName.parse("accelerator-golden") == DeviceName("accelerator", "golden")
+        assert DeviceName.parse("engine-serial:COM3").port == "COM3"
 
     def test_overflow(self):
         weights = np.zeros((5, 300), np.int8)

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import re
+import time
 
 import pytest
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
 from hw.boards.board import BOARDS, CoreBoard
@@ -40,6 +41,17 @@ def test_nothing_fits():
         largest(BOARD, dataclasses.replace(SHAPE, width=256, ffn_width=512))
 
 
+def test_far_too_large():
+    """It is refused before a model of so many weights is made."""
+    began = time.perf_counter()
+    trits = 10 * 99999 ** 2 + 2 * 3 * 512 * 99999
+    with pytest.raises(CompileError, match=f"^Image must have at most 131072 bytes for board "
+                                           f"ulx3s-core, but its {trits:,} trits alone have "
+                                           f"{trits // 5:,}$"):
+        largest(BOARD, Shape(width=99999, layers=1, ffn_width=2 * 99999, vocab=512))
+    assert time.perf_counter() - began < 1
+
+
 def run(capsys, *arguments):
     status = cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
@@ -47,11 +59,12 @@ def run(capsys, *arguments):
 
 
 def test_command(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "fit.json"
     status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 128, "--layers", 1,
                            "--json", path)
     assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) <= 80
     record = json.loads(path.read_text())
     assert [(row["width"], row["ffn_width"], row["layers"]) for row in record["rows"]] == [
         (64, 128, 1), (128, 256, 1)]
@@ -67,14 +80,14 @@ def test_some_fit(capsys):
     assert re.search(r"^Width 256: Image must have at most 131072 bytes ", out, re.MULTILINE)
     status, _, err = run(capsys, "fit", "ulx3s-core", "--width", 256)
     assert status == 1
-    assert err.startswith("python -m host fit: Width 256: Image must have at most 131072 bytes ")
+    assert err.startswith("tally fit: Width 256: Image must have at most 131072 bytes ")
 
 
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
-        1, "", "python -m host fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
+        1, "", "tally fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
     assert run(capsys, "compile", "--board", "x") == (
-        1, "", "python -m host compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
+        1, "", "tally compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
     status, _, err = run(capsys, "compile", "--board", "ulx3s-core")
     assert status == 1
-    assert err.startswith("python -m host compile: ")
+    assert err.startswith("tally compile: ")

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.measure.fuzz import READERS, fuzz, mutate, read
 
 

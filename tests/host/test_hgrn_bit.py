@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer as BPETokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
-import host.__main__ as cli
+from host.cli import main as cli
 from host.compiler.compile import compile_model
 from host.files.errors import ModelFileError
 from host.files.image import read_image
@@ -503,11 +503,11 @@ class TestCommandLine:
             file.write_text(content)
         status, _, err = self.run(capsys, "run", path, "a", "--device", "engine-golden")
         assert status == 1
-        assert re.fullmatch(f"python -m host run: {re.escape(str(path))}: {message}\n", err)
+        assert re.fullmatch(f"tally run: {re.escape(str(path))}: {message}\n", err)
 
     def test_save(self, capsys, path):
         write_tokenizer(path)
         status, _, err = self.run(capsys, "evaluate", path, "--corpus", path, "--fit", "--save",
                                   "x.gguf")
-        assert (status, err) == (1, f"python -m host evaluate: Option --save must come with a GGUF "
+        assert (status, err) == (1, f"tally evaluate: Option --save must come with a GGUF "
                                     f"file, not {path}\n")

@@ -11,8 +11,8 @@ import gguf
 import numpy as np
 import pytest
 
-import host.__main__ as cli
 from host.checks import LONGEST_MESSAGE, FileError, JSONError, parse_json, printable
+from host.cli import main as cli
 from host.cli.terminal import Terminal, plain, progress_bars, write_text
 from host.compress.gates import GateFileError, read_gates
 from host.files.errors import ModelFileError

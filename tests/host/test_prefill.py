@@ -9,9 +9,10 @@ from host.compiler.compile import compile_fitted, compile_model
 from host.compiler.errors import CompileError
 from host.devices.accelerator import GoldenAccelerator, machine_of
 from host.devices.checked import CheckedTokens
+from host.devices.generate import AcceleratorReader, Generator
 from host.files.image import read_image, write_image
 from host.models.examples import tiny_model
-from host.text.generate import Sampler, TokenGenerator
+from host.text.sampling import Sampler
 from hw.config import CoreConfig, EngineConfig
 
 CONFIG = CoreConfig(engine=EngineConfig(row_columns=64))
@@ -55,7 +56,8 @@ def test_generator_and_file(model, tmp_path):
         image = read_image(tmp_path / "image")
         device = GoldenAccelerator(image.config)
         device.load(image)
-        generator = TokenGenerator(CheckedTokens(device, image), image, model.vocabulary)
+        generator = Generator(AcceleratorReader(CheckedTokens(device, image), image,
+                                                model.vocabulary))
         texts.append(list(generator.generate(prompt, 5, sampler)))
     assert texts[0] == texts[1]
 

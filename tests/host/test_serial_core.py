@@ -11,7 +11,7 @@ from host.compiler.compile import compile_model
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
 from host.devices.link import StalledError
-from host.devices.registry import open_accelerator
+from host.devices.registry import DeviceName, open_accelerator
 from host.devices.serial_accelerator import SerialAccelerator
 from host.devices.serial_board import packed
 from host.devices.serial_engine import SerialEngine
@@ -280,7 +280,7 @@ def test_other_configuration_names_the_fields(port):
 
 
 def test_device_by_its_name(port):
-    device = open_accelerator(f"core:{port}", CONFIG)
+    device = open_accelerator(DeviceName.parse(f"serial:{port}"), CONFIG)
     assert device.config == CONFIG
     device.close()
 

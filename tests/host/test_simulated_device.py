@@ -6,10 +6,11 @@ import pytest
 import host.devices.simulated
 from host.devices.engine import Driver, GoldenEngine
 from host.devices.errors import DeviceError
-from host.devices.registry import open_engine
+from host.devices.generate import EngineReader, Generator
+from host.devices.registry import DeviceName, open_engine
 from host.devices.simulated import SimulatedEngine
 from host.models.examples import tiny_model
-from host.text.generate import Generator, Sampler
+from host.text.sampling import Sampler
 from hw.config import EngineConfig
 from sim.fast.library import SimulatorStopped
 from sim.golden.gearbox import port_transfers
@@ -21,7 +22,7 @@ needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 @pytest.fixture(scope="module")
 def device():
-    device = open_engine("engine")
+    device = open_engine(DeviceName("engine", "simulated"))
     yield device
     device.close()
 
@@ -64,9 +65,9 @@ def test_model(device):
     model = tiny_model(layers=1)
     written = []
     for each in (device, GoldenEngine(device.config)):
-        generator = Generator(model, each)
-        written.append(list(generator.generate([40, 50, 60], 4, Sampler(temperature=0))))
-        assert generator.checked.checked > 0
+        reader = EngineReader(model, each)
+        written.append(list(Generator(reader).generate([40, 50, 60], 4, Sampler(temperature=0))))
+        assert reader.checked.checked > 0
     assert written[0] == written[1]
 
 

@@ -5,30 +5,32 @@
 import dataclasses
 import re
 
-import host.devices.token
 import numpy as np
 import pytest
 
 import host.devices.simulated
 import sim.fast.machine
 from host.compiler.compile import compile_model
-from host.devices.accelerator import GoldenAccelerator
+from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError, MismatchError
-from host.devices.registry import open_accelerator
+from host.devices.generate import AcceleratorReader, Generator, candidates
+from host.devices.registry import DeviceName, open_accelerator
 from host.files.image import ImageError, Program
 from host.models.examples import tiny_model
-from host.text.generate import Sampler, TokenGenerator, candidates
+from host.text.sampling import Sampler
 from hw.config import CoreConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Best
+from sim.timing.program import token_cycles
 from sim.tools import ToolMissing
 from tests.host.core_examples import MISSING, SMALL
 
 MODEL = tiny_model(layers=1)
-SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
+SIMULATED = pytest.param(
+    "simulated", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def image():
 
 @pytest.fixture(params=["golden", SIMULATED])
 def device(request):
-    device = open_accelerator(request.param, SMALL)
+    device = open_accelerator(DeviceName.parse(request.param), SMALL)
     yield device
     device.close()
 
@@ -56,7 +58,7 @@ def test_text(device, image):
     """Greedy tokens are those of the model's golden functions."""
     device.load(image)
     checked = CheckedTokens(device, image)
-    generator = TokenGenerator(checked, image, image.vocabulary)
+    generator = Generator(AcceleratorReader(checked, image, image.vocabulary))
     tokens = list(generator.generate([5, 9, 80], 4, Sampler(temperature=0)))
     lm = GoldenLM(MODEL, ARITHMETICS["lmul"], ExactProducts(model_matrices(MODEL)))
     state, expected = lm.start(), []
@@ -68,7 +70,7 @@ def test_text(device, image):
     assert tokens == expected
     assert (generator.prompt.tokens, generator.text.tokens) == (4, 3)
     assert checked.checked == 7 * SMALL.best
-    total = generator.prompt + generator.text
+    total = (generator.prompt + generator.text).counters
     assert total.cycles > total.transfers > 7 * image.parts[-1].bytes // SMALL.port_bytes
 
 
@@ -82,13 +84,35 @@ def test_sequences(device, image):
         np.testing.assert_array_equal(one.values, other.values)
 
 
+@pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
+def test_cycles_of_sparse_lists():
+    """The golden machine's formula knows the lists of each token, as the RTL has them."""
+    image = compile_model(MODEL, SMALL, sparse=True)
+    tokens = np.random.default_rng(3).integers(0, image.vocab, 8).tolist()
+    cycles = {}
+    for kind in ("golden", "simulated"):
+        device = open_accelerator(DeviceName("accelerator", kind), SMALL)
+        try:
+            device.load(image)
+            cycles[kind] = [device.token(token, new=index == 0).cycles
+                            for index, token in enumerate(tokens)][2:]
+        finally:
+            device.close()
+    np.testing.assert_allclose(cycles["golden"], cycles["simulated"], rtol=0.05)
+    assert sum(cycles["golden"]) == pytest.approx(sum(cycles["simulated"]), rel=0.02)
+    dense = token_cycles(SMALL, image.program.instructions, image.program.body, latency=LATENCY,
+                         refresh=REFRESH).cycles
+    assert dense > 1.05 * max(cycles["golden"])
+
+
 def test_ends_with_the_document(image):
     class Ends:
         def token(self, token, *, new=False, slot=None):
             best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
             return host.devices.accelerator.TokenResult([best], 1, 1)
 
-    assert list(TokenGenerator(Ends(), image, image.vocabulary).generate([5], 6, Sampler())) == []
+    reader = AcceleratorReader(Ends(), image, image.vocabulary)
+    assert list(Generator(reader).generate([5], 6, Sampler())) == []
 
 
 def test_candidates(image):
@@ -169,7 +193,7 @@ class TestErrors:
 
         monkeypatch.setattr(sim.fast.machine, "build_library", build)
         with refuses("The simulator cannot be built: verilator is not installed"):
-            open_accelerator("sim", CoreConfig())
+            open_accelerator(DeviceName("accelerator", "simulated"), CoreConfig())
 
 
 class TestMismatch:

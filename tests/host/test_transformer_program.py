@@ -10,16 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import host.__main__ as cli
 import host.measure.speed
-from host.compiler.compile import compile_fitted, compile_model, losses, planes_of
+from host.cli import main as cli
+from host.compiler.compile import compile_fitted, compile_model
 from host.compiler.errors import CompileError
 from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machine_of
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
+from host.devices.generate import AcceleratorReader, Generator
 from host.devices.simulated import SimulatedAccelerator
 from host.files.image import read_image, write_image
 from host.measure.compare import Text, Variant, compare, stored_bytes
+from host.measure.program import losses, planes_of
 from host.models.examples import (
     bitnet_config,
     bitnet_tensors,
@@ -30,7 +32,7 @@ from host.models.examples import (
 )
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
-from host.text.generate import Sampler, TokenGenerator
+from host.text.sampling import Sampler
 from host.text.tokenizer import open_tokenizer
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
@@ -139,6 +141,10 @@ def simulated(image):
                 assert result.cycles == pytest.approx(cost.cycles, rel=0.01)
     finally:
         device.close()
+
+
+TOO_LONG = ("tally run: A prompt of 2 tokens and a text of {} need a context of {} tokens, but it "
+            "has {}; ask for at most {}, or take a larger context\n")
 
 
 class TestGoldenMachine:
@@ -301,9 +307,12 @@ class TestContext:
         assert cli.main([*arguments, "--tokens", "3"]) == 0
         assert "Keys" not in capsys.readouterr().err
         assert cli.main([*arguments, "--tokens", "8", "--context", "5"]) == 1
-        assert "Context must have at most 8 tokens" in capsys.readouterr().err
+        # Refused before anything is written: the prompt is "the" and what documents begin with.
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(8, 9, 8, 7))
         assert cli.main([*arguments, "--tokens", "80"]) == 1
-        assert "Context must have at most 64 tokens" in capsys.readouterr().err
+        captured = capsys.readouterr()
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(80, 81, 64, 63))
 
 
 class TestCommands:
@@ -430,7 +439,8 @@ class TestSimulatedCore:
         device = SimulatedAccelerator(image.config)
         try:
             device.load(image)
-            generator = TokenGenerator(CheckedTokens(device, image), image, model.vocabulary)
+            generator = Generator(AcceleratorReader(CheckedTokens(device, image), image,
+                                                    model.vocabulary))
             prompt = tokenizer.encode("Once upon a time")
             tokens = list(generator.generate(prompt, 100, Sampler(temperature=0)))
         finally:

@@ -12,7 +12,8 @@ from host.compiler.errors import CompileError
 from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machine_of
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
-from host.devices.registry import open_accelerator
+from host.devices.generate import candidates
+from host.devices.registry import DeviceName, open_accelerator
 from host.devices.simulated import SimulatedAccelerator
 from host.files.image import listing, read_image, write_image
 from host.models.examples import (
@@ -25,7 +26,6 @@ from host.models.examples import (
     tokenizer_json,
 )
 from host.models.registry import read_model
-from host.text.generate import candidates
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS
@@ -33,7 +33,8 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
 from tests.host.core_examples import MISSING, SMALL
 
-SIMULATED = pytest.param("sim", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
+SIMULATED = pytest.param(
+    "simulated", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
 
 #: Columns of a product of :data:`SMALL`.
 COLUMNS = 512
@@ -191,7 +192,7 @@ class TestProgram:
 class TestDevice:
     @pytest.fixture(params=["golden", SIMULATED])
     def device(self, request):
-        device = open_accelerator(request.param, SMALL)
+        device = open_accelerator(DeviceName.parse(request.param), SMALL)
         yield device
         device.close()
 

@@ -1,5 +1,7 @@
 """``python -m sim``: what it prints for good and for bad input."""
 
+import sys
+
 from sim import tools
 from sim.__main__ import main
 
@@ -20,6 +22,18 @@ def test_missing_simulator_is_named(capsys, monkeypatch):
         "iverilog-of-mars (a simulator) is not installed; fly there"]
     assert main(["tools"]) == 0
     assert "iverilog-of-mars (a simulator) is not installed; fly there" in capsys.readouterr().out
+
+
+def test_tools_beside_this_python(monkeypatch, tmp_path):
+    """They are found though the environment was not activated."""
+    program = tmp_path / "bin" / "iverilog-of-mars"
+    program.parent.mkdir()
+    program.write_text("")
+    program.chmod(0o755)
+    monkeypatch.setitem(tools.TOOLS, "iverilog-of-mars", ("a simulator", "fly there"))
+    assert tools.missing_tools("iverilog-of-mars")
+    monkeypatch.setattr(sys, "executable", str(program.with_name("python")))
+    assert not tools.missing_tools("iverilog-of-mars")
 
 
 def test_list_names_every_bench(capsys):

@@ -1,4 +1,4 @@
-"""``python -m host compress``: a smaller model for a size, a ratio or a divergence."""
+"""``tally compress``: a smaller model for a size, a ratio or a divergence."""
 
 import argparse
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from host.cli.terminal import integer, need_package, positive, progress_bars
+from host.cli.options import add_corpus, integer, output_file, positive, read_texts
+from host.cli.terminal import Report, progress_bars, say, size, table
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, float_bytes, logarithms, measure
 from host.compress.profile import (
@@ -26,116 +26,118 @@ from host.compress.profile import (
     plan_for,
     profile,
 )
-from host.errors import UserError
+from host.errors import UserError, need_package
 from host.measure.compare import Text, read_llama, stored_bytes
 from host.models.llama import LlamaLM
 from host.models.mpo_llama import MATRICES, MpoLlamaLM, write_model
 from host.models.tensor_train import Shape, tensorize
-from host.text.corpus import read_corpus
 from host.text.tokenizer import ByteTokenizer, open_tokenizer
 from hw.config import EngineConfig
 
-__all__ = ["add_command", "check_device", "healing_tokens", "run"]
+NAME = "compress"
+HELP = "make a model smaller: chains of tensors, low rank, trit planes"
+DESCRIPTION = ("Profile how much each matrix of a Llama can lose, choose chain, bonds and trit "
+               "planes of each for a size, a speed or a divergence, and write the model.")
 
 _ROUNDS = 8         # plans that are measured for a divergence, at most
 _CLOSE = 0.9        # of the divergence that was asked for is near enough
 
 
-def add_command(commands: argparse._SubParsersAction) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    command = commands.add_parser(
-        "compress", help="make a model smaller: chains of tensors, low rank, trit planes",
-        description="Profile how much each matrix of a Llama can lose, choose chain, bonds and "
-                    "trit planes of each for a size or a divergence, and write the model.")
-    command.add_argument("model", type=Path, metavar="MODEL", help="of the Llama family")
-    command.add_argument("--corpus", type=Path, required=True, metavar="DIR",
-                         help="directory with splits.tsv; its calibration text is read")
-    command.add_argument("--output", type=Path, required=True, metavar="MODEL.gguf")
-    target = command.add_mutually_exclusive_group(required=True)
+    parser.add_argument("model", type=Path, metavar="MODEL",
+                        help="model file of the Llama family")
+    add_corpus(parser, use="text whose calibration part is read, and with --heal the training part")
+    parser.add_argument("--output", type=output_file, required=True, metavar="MODEL.gguf",
+                        help="model file to write")
+    target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument("--ratio", type=positive, metavar="R",
-                        help="float32 bytes of the model over bytes of the result")
-    target.add_argument("--budget", type=positive, metavar="BYTES")
+                        help="size of the result: bytes of the model in float32 over its bytes")
+    target.add_argument("--budget", type=positive, metavar="BYTES",
+                        help="size of the result in bytes")
     target.add_argument("--max-divergence", type=positive, metavar="D",
-                        help="Jensen-Shannon divergence from the float model, bits a token")
+                        help="largest Jensen-Shannon divergence from the float model, in bits a "
+                             "token; the smallest model that keeps it is written")
     target.add_argument("--speedup", type=positive, metavar="S",
-                        help="cycles of a token's matrices, five planes each, over those of the "
-                             "result, on an engine of --lanes and --port-bytes")
-    command.add_argument("--lanes", type=integer(1), default=64, metavar="N", help="(default: 64)")
-    command.add_argument("--port-bytes", type=integer(1), default=8, metavar="N",
-                         help="(default: 8)")
-    command.add_argument("--method", choices=METHODS, default="joint",
-                         help="what a matrix may become (default: joint, all of it)")
-    command.add_argument("--chain", action="append", default=[],
-                         metavar="MATRIX=ROWS/COLUMNS:BONDS",
-                         help="the chain of a matrix in all layers, as "
-                              "ffn_up=2x768/288x2:96")
-    command.add_argument("--planes", type=int, default=5, choices=range(1, 7),
-                         help="trit planes of --chain's matrices (default: 5)")
-    command.add_argument("--profile", type=Path, metavar="FILE",
-                         help="sensitivities: gone on with if the file is there (default: beside "
-                              "the output)")
-    command.add_argument("--plot", type=Path, metavar="FILE.svg", help="picture of the profile")
-    command.add_argument("--documents", type=integer(1), default=2, metavar="N",
-                         help="of the calibration text (default: 2)")
-    command.add_argument("--tokens", type=integer(1), default=128, metavar="N",
-                         help="of each document (default: 128)")
-    command.add_argument("--heal", type=integer(0), default=0, metavar="STEPS",
-                         help="train the result on the float model's distributions (needs PyTorch)")
-    command.add_argument("--batch", type=integer(1), default=16, metavar="ROWS",
-                         help="of 128 tokens, for each step of healing (default: 16)")
-    command.add_argument("--rate", type=positive, default=0.01, metavar="R",
-                         help="the largest learning rate, in units of the root mean square of "
-                              "what is trained; small if little was lost (default: 0.01)")
-    command.add_argument("--device", default="cpu", help="of PyTorch (default: cpu)")
-    command.set_defaults(function=run)
+                        help="speed of the result: cycles of a token's matrices with five planes "
+                             "each over those of the result, on an engine of --lanes and "
+                             "--port-bytes")
+    parser.add_argument("--lanes", type=integer(1), default=64, metavar="N",
+                        help="lanes of the engine for --speedup (default: 64)")
+    parser.add_argument("--port-bytes", type=integer(1), default=8, metavar="N",
+                        help="bytes of the engine's weight port for --speedup (default: 8)")
+    parser.add_argument("--method", choices=METHODS, default="joint",
+                        help="what a matrix may become (default: joint, any of the others)")
+    parser.add_argument("--chain", action="append", default=[],
+                        metavar="MATRIX=ROWS/COLUMNS:BONDS",
+                        help="make a matrix of all layers a chain of tensors with these digits and "
+                             "bonds, as ffn_up=2x768/288x2:96; may be repeated")
+    parser.add_argument("--planes", type=int, default=5, choices=range(1, 7),
+                        help="trit planes of the matrices of --chain (default: 5)")
+    parser.add_argument("--profile", type=Path, metavar="FILE",
+                        help="sensitivities of the matrices: continued if the file is there "
+                             "(default: beside the output)")
+    parser.add_argument("--plot", type=output_file, metavar="FILE.svg", help="draw the profile")
+    parser.add_argument("--documents", type=integer(1), default=2, metavar="N",
+                        help="number of calibration documents (default: 2)")
+    parser.add_argument("--tokens", type=integer(1), default=128, metavar="N",
+                        help="tokens of each document (default: 128)")
+    parser.add_argument("--heal", type=integer(0), default=0, metavar="STEPS",
+                        help="train the result for so many steps on the float model's "
+                             "distributions (needs PyTorch; default: 0)")
+    parser.add_argument("--batch", type=integer(1), default=16, metavar="ROWS",
+                        help="rows of 128 tokens in each step of healing (default: 16)")
+    parser.add_argument("--rate", type=positive, default=0.01, metavar="R",
+                        help="largest learning rate of healing, in units of the root mean square "
+                             "of what is trained; take a small one if little was lost "
+                             "(default: 0.01)")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE",
+                        help="device of PyTorch for healing (default: cpu)")
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Run the command and return the exit status."""
     # Mistakes that would be noticed after minutes.
-    for path in (options.output, options.plot):
-        if path and (path.is_dir() or not path.parent.is_dir()):
-            raise UserError(f"{path}: must be a file in a directory that exists")
     if options.heal:
         check_device(options.device)
     if options.plot:
         need_package("matplotlib", "--plot", "plot")
     model = read_llama(options.model)
-    corpus = read_corpus(options.corpus)
+    documents = read_texts(options.corpus, "calibration", "calibration")
     layers = layers_of(model)
     fixed = dict(_fixed(layers, text, options.planes) for text in options.chain)
     try:
-        text = Text.read(model, corpus["calibration"], options.documents, options.tokens)
-        healing = (healing_tokens(model, corpus["train"], options.heal * options.batch, 128)
-                   if options.heal else None)
+        text = Text.read(model, documents, options.documents, options.tokens)
+        healing = (healing_tokens(model, read_texts(options.corpus, "train", "training"),
+                                  options.heal * options.batch, 128) if options.heal else None)
         found = _profile(console, options, layers, text)
         console.print(_table(found))
         if options.plot:
             from host.compress.plots import plot_profile
             plot_profile(found, options.plot)
-            console.print(f"Wrote {options.plot}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"Wrote {options.plot}")
         reference = logarithms(model.reference(), "float", text)
-        plan, made, result = _search(options, layers, found, text, reference, fixed)
+        with progress_bars(console) as bar:
+            plan, made, result = _search(options, layers, found, text, reference, fixed,
+                                         bar("Searching"))
     except ValueError as error:
         raise UserError(str(error)) from None
-    _say(console, layers, found, plan, made, result, options.method)
+    _say(console, options, layers, found, plan, made, result)
     if healing is not None:
         healed = _heal(console, options, layers, plan, made, healing)
         after = measure(healed, text, reference)
-        console.print(f"Healed    {after.bits_per_byte:.4f} bits a byte, divergence "
-                      f"{after.jsd:.4f}, top 1 {after.top1_agreement:.1%}   (calibration text)",
-                      highlight=False)
+        say(console, f"Healed    {after.bits_per_byte:.4f} bits a byte, divergence "
+                     f"{after.jsd:.4f}, top 1 {after.top1_agreement:.1%}   (calibration text)")
         if after.jsd < result.jsd:
             made = healed
         else:
-            console.print("That is not nearer to the original, so the model is written as it was "
-                          "before (try a smaller --rate, a larger --batch or more steps)",
-                          highlight=False, soft_wrap=True)
+            say(console, "That is not nearer to the original, so the model is written as it was "
+                         "before (try a smaller --rate, a larger --batch or more steps)")
     # A run that is interrupted leaves no half of a file.
     part = options.output.with_name(options.output.name + ".part")
     write_model(part, made)
     os.replace(part, options.output)
-    console.print(f"Wrote {options.output}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"Wrote {options.output}: {size(options.output.stat().st_size)}")
     return 0
 
 
@@ -178,15 +180,6 @@ def _profile(console: Console, options: argparse.Namespace, layers: Layers,
 
 def _table(found: Profile) -> Table:
     """List the divergence of each matrix at half its elements, and of each layer."""
-    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title="Divergence, in thousandths of a bit a token, with one matrix changed",
-                  caption_justify="left",
-                  caption="low rank at half and at a quarter of the elements / two trit planes; "
-                          "perplexity: the largest of the row")
-    table.add_column("layer")
-    for name in MATRICES:
-        table.add_column(name, justify="right")
-    table.add_column("perplexity", justify="right")
     layers: dict[int, dict[str, list[str]]] = {}
     worst: dict[int, float] = {}
     for row in found.rows:
@@ -194,17 +187,28 @@ def _table(found: Profile) -> Table:
             cell = layers.setdefault(row.layer, {}).setdefault(row.matrix, [])
             cell.append(f"{1000 * row.jsd:.1f}")
             worst[row.layer] = max(worst.get(row.layer, 0.0), row.perplexity)
+    # A line for each change of a matrix: side by side they would not fit 80 columns.
+    rows = []
     for layer, cells in layers.items():
-        table.add_row(str(layer), *(" ".join([*cells[name][:2], "/", cells[name][2]])
-                                    for name in MATRICES), f"{worst[layer]:.2f}")
-    return table
+        for index, change in enumerate(("1/2", "1/4", "planes")):
+            rows.append([str(layer) if index == 0 else "", change,
+                         *(cells[name][index] for name in MATRICES),
+                         f"{worst[layer]:.2f}" if index == 0 else ""])
+    return table("Divergence, in thousandths of a bit a token, with one matrix changed",
+                 ["layer", "change", *(name.removeprefix("attn_").removeprefix("ffn_")
+                                       for name in MATRICES), "perplexity"], rows, names=2,
+                 caption="1/2, 1/4: low rank with half and a quarter of the elements; planes: two "
+                         "trit planes; perplexity: the largest of the layer's three lines")
 
 
 def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: Text,
             reference: NDArray[np.float32], fixed: Mapping[str, Choice],
-            ) -> tuple[Plan, MpoLlamaLM, Measured]:
+            report: Report) -> tuple[Plan, MpoLlamaLM, Measured]:
     """Find a plan, and measure it."""
+    report(0, "preparing")
     found.prepare(options.method, os.cpu_count() or 1)
+    plans = 1 + (_ROUNDS if options.max_divergence else 0)
+    tried = 0
     floats = float_bytes(layers.model)
     engine = None
     if options.speedup:
@@ -212,6 +216,9 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
                               result_lanes=min(8, options.lanes))
 
     def attempt(budget: float) -> tuple[Plan, MpoLlamaLM, Measured]:
+        nonlocal tried
+        tried += 1
+        report((tried - 0.5) / plans, f"plan {tried} of at most {plans}")
         plan = plan_for(found, options.method, budget, fixed=fixed, engine=engine)
         made = compress(layers, layers.chains(plan.choices, os.cpu_count() or 1),
                         plan.embedding_planes)
@@ -242,26 +249,22 @@ def _search(options: argparse.Namespace, layers: Layers, found: Profile, text: T
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
         try:
-            tried = attempt(middle)
+            made = attempt(middle)
         except BudgetError:
             low = middle
             continue
-        if tried[2].jsd <= options.max_divergence:
-            best, high = tried, middle
-            if tried[2].jsd >= _CLOSE * options.max_divergence:
+        if made[2].jsd <= options.max_divergence:
+            best, high = made, middle
+            if made[2].jsd >= _CLOSE * options.max_divergence:
                 break
         else:
             low = middle
     return best
 
 
-def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: MpoLlamaLM,
-         result: Measured, method: str) -> None:
-    floats, size = float_bytes(layers.model), stored_bytes(made)
-    table = Table(box=SIMPLE_HEAD, title_style="bold", title_justify="left",
-                  title=f"What became of the {7 * len(layers.matrices)} matrices of the layers")
-    for name in ("matrix", "became", "layers", "rows/columns", "planes", "elements kept"):
-        table.add_column(name)
+def _say(console: Console, options: argparse.Namespace, layers: Layers, found: Profile,
+         plan: Plan, made: MpoLlamaLM, result: Measured) -> None:
+    rows = []
     for name in MATRICES:
         kinds: dict[str, list[tuple[int, Choice]]] = {}
         for index, layer in enumerate(plan.choices):
@@ -270,27 +273,34 @@ def _say(console: Console, layers: Layers, found: Profile, plan: Plan, made: Mpo
             sizes = sum(layers.matrices[index][name].size for index, _ in members)
             kept = sum(choice.shape.parameters(choice.bonds) for _, choice in members)
             planes = Counter(choice.planes for _, choice in members)
-            table.add_row(name, "left alone" if kind == "quantized" else kind,
-                          _ranges([index for index, _ in members]),
-                          ", ".join(sorted({str(choice.shape) for _, choice in members})),
-                          ", ".join(f"{count} x {number}" for number, count
-                                    in sorted(planes.items())), f"{kept / sizes:.0%}")
-    console.print(table)
-    if method == "joint":
+            rows.append((name, "unchanged" if kind == "quantized" else kind,
+                         _ranges([index for index, _ in members]),
+                         ", ".join(sorted({str(choice.shape) for _, choice in members})),
+                         ", ".join(f"{count} x {number}" for number, count
+                                   in sorted(planes.items())), f"{kept / sizes:.0%}"))
+    console.print(table(
+        f"What became of the {7 * len(layers.matrices)} matrices of the layers",
+        ("matrix", "became", "layers", "rows/columns", "planes", "kept"), rows, names=6,
+        caption="planes: matrices x trit planes; kept: elements over those of before"))
+    if options.method == "joint":
         why = [found.why_alone(index, name, layer[name]) for index, layer
                in enumerate(plan.choices) for name in MATRICES if layer[name].shape.sites == 1]
         if why:
             times = [factor for factor in why if np.isfinite(factor)]
-            console.print(f"{len(why)} matrices were left alone: of as many bytes, the best chain "
-                          f"would cost {np.median(times):.1f} times their divergence (the middle "
-                          f"one; from {min(times):.1f} to {max(times):.1f} times)"
-                          if times else f"{len(why)} matrices were left alone: no chain has so "
-                                        f"few bytes", highlight=False)
-    console.print(f"Size      {size:,} bytes, of {floats:,} in float32: ratio {floats / size:.2f}; "
-                  f"embedding and head {plan.embedding_planes} planes", highlight=False)
-    console.print(f"Measured  {result.bits_per_byte:.4f} bits a byte, divergence {result.jsd:.4f} "
-                  f"(predicted {plan.divergence:.4f}), top 1 {result.top1_agreement:.1%}   "
-                  f"(golden model, calibration text)", highlight=False)
+            say(console, f"{len(why)} matrices were left alone: of as many bytes, the best chain "
+                         f"would cost {np.median(times):.1f} times their divergence (the middle "
+                         f"one; from {min(times):.1f} to {max(times):.1f} times)"
+                         if times else f"{len(why)} matrices were left alone: no chain has so "
+                                       f"few bytes")
+    floats, stored = float_bytes(layers.model), stored_bytes(made)
+    before = options.model.stat().st_size
+    say(console, f"Size      {size(stored)} of weights as an accelerator reads them: "
+                 f"{stored / before:.1%} of the {size(before)} of {options.model.name}; "
+                 f"{stored:,} bytes of {floats:,} in float32, ratio {floats / stored:.2f}; "
+                 f"embedding and head {plan.embedding_planes} planes")
+    say(console, f"Measured  {result.bits_per_byte:.4f} bits a byte, divergence {result.jsd:.4f} "
+                 f"(predicted {plan.divergence:.4f}), top 1 {result.top1_agreement:.1%}   "
+                 f"(golden model, calibration text)")
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -322,7 +332,6 @@ def _heal(console: Console, options: argparse.Namespace, layers: Layers, plan: P
                      steps=options.heal, batch=options.batch, rate=options.rate,
                      device=options.device,
                      report=lambda step, loss: report(step / options.heal, f"loss {loss:.4f}"))
-    console.print(f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
-                  f"the original takes {found.original_seconds_per_step:.2f} s   (measured)",
-                  highlight=False)
+    say(console, f"Healing   {options.heal} steps of {found.seconds_per_step:.2f} s; a step of "
+                 f"the original takes {found.original_seconds_per_step:.2f} s   (measured)")
     return found.model

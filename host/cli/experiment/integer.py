@@ -1,0 +1,66 @@
+"""``tally experiment integer``: bits per byte of a Llama with gated activations."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from host.cli.experiment import common
+from host.cli.experiment.common import command_line, print_row, versions
+from host.cli.options import add_corpus, integer, read_texts
+from host.compress.calibrate import calibrate
+from host.compress.gates import METHODS
+from host.compress.pareto import logarithms, measure
+from host.errors import UserError
+from host.measure.compare import Text, read_llama
+from sim.golden.wina import GateMap
+from sim.tables import write_record
+
+NAME = "integer"
+HELP = "measure bits per byte of a Llama with gated activations"
+DESCRIPTION = ("Measure bits per byte of an integer model of the Llama family with its activations "
+               "gated, and write docs/results/wina_integer.json.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("model", type=Path, metavar="MODEL", help="model file of the Llama family")
+    add_corpus(parser)
+    parser.add_argument("--documents", type=integer(1), default=8, metavar="N",
+                        help="number of held-out documents (default: 8)")
+    parser.add_argument("--tokens", type=integer(1), default=160, metavar="N",
+                        help="tokens of each document (default: 160)")
+
+
+def run(console: Console, options: argparse.Namespace) -> int:
+    """Measure, print the rows and write the record."""
+    model = read_llama(options.model)
+    held_out = read_texts(options.corpus, "heldout", "held-out text")
+    calibrating = read_texts(options.corpus, "calibration", "calibration")
+    try:
+        text = Text.read(model, held_out, options.documents, options.tokens)
+        calibration = Text.read(model, calibrating, 4, 128).tokens[:, :-1]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    points: list[tuple[dict[str, object], GateMap]] = [({"method": "none", "sparsity": 0.0}, {})]
+    for method in METHODS:
+        points += [({"method": method, "sparsity": gates.sparsity, "allocation": "uniform",
+                     "mode": "top-k", "dropped": round(gates.dropped(model), 4)}, gates.of(model))
+                   for gates in calibrate(model, calibration, common.SPARSITIES, method=method,
+                                          allocation="uniform", workers=1)]
+    expected = logarithms(model.reference(), "float", text)
+    rows: list[dict[str, object]] = []
+    dense = 0.0
+    for fields, gates in points:
+        found = measure(model, text, expected, gates=gates)
+        dense = dense or found.bits_per_byte
+        rows.append({"model": options.model.stem, **fields,
+                     "bits_per_byte": round(found.bits_per_byte, 5),
+                     "loss_percent": round(100 * (found.bits_per_byte / dense - 1), 3),
+                     "jsd": round(found.jsd, 5),
+                     "top1_agreement": round(found.top1_agreement, 4)})
+        print_row(rows[-1])
+    write_record("wina_integer", command=command_line(), versions=versions(),
+                 configuration={"tokens": text.tokens[:, 1:].size, "bytes": text.bytes,
+                                "planes": model.planes}, rows=rows)
+    return 0

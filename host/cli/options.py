@@ -1,0 +1,214 @@
+"""What options of several commands have in common: numbers, models, texts, configurations."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from host.compress.gates import MODES, read_gates
+from host.errors import UserError
+from host.files.errors import ModelFileError
+from host.models.base import LanguageModel
+from host.models.registry import read_model
+from host.text.corpus import read_corpus
+from host.text.tokenizer import AnyTokenizer, open_tokenizer
+from hw.boards.board import BOARDS, CoreBoard
+from hw.config import CoreConfig, EngineConfig
+from sim.golden.wina import GateMap
+
+__all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
+           "add_gate", "add_json", "add_model", "add_workers", "configuration", "core_board",
+           "gates_of", "integer", "output_file", "positive", "power_of_two",
+           "read_model_and_tokenizer", "read_texts", "share", "temperature", "with_context"]
+
+DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
+
+#: Where no board says what its clock is: what the core of board ulx3s-core is built for.
+CLOCK_MHZ = 80.0
+
+
+# Numbers.
+
+def integer(least: int) -> Callable[[str], int]:
+    """Return what converts an option to an integer of at least so much."""
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, "
+                                             f"not {text!r}")
+        return value
+    return convert
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def positive(text: str) -> float:
+    """Convert an option to a positive number."""
+    value = _number(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
+
+
+def temperature(text: str) -> float:
+    """Convert an option to a number of at least 0."""
+    value = _number(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
+    return value
+
+
+def share(text: str) -> float:
+    """Convert an option to a number from 0 to 1."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
+def power_of_two(count: int) -> int:
+    """Round up to a power of two."""
+    return 2 ** (count - 1).bit_length()
+
+
+def output_file(text: str) -> Path:
+    """Convert an option to a file that can be written; else minutes of work could be lost."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} must be a file in a folder that exists")
+    return path
+
+
+# Models and texts.
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the model, which may be left out."""
+    parser.add_argument("model", nargs="?", type=Path, default=DEFAULT_MODEL, metavar="MODEL",
+                        help=f"model file (GGUF, llama2.c) or folder with a checkpoint (default: "
+                             f"models/{DEFAULT_MODEL.name})")
+
+
+def read_model_and_tokenizer(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
+    """Read a model and what turns text into its tokens."""
+    model = read_model(path)
+    try:
+        return model, open_tokenizer(model.vocabulary)
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+
+
+def add_corpus(parser: argparse.ArgumentParser, *, required: bool = True,
+               use: str = "text to read") -> None:
+    """Add the texts."""
+    parser.add_argument("--corpus", type=Path, required=required, metavar="TEXT",
+                        help=f"{use}: a plain text file, a folder of them (*.txt), or a folder "
+                             f"with splits.tsv; docs/texts.md says how documents are divided "
+                             f"into held-out, calibration and training text")
+
+
+def read_texts(path: Path, part: str, use: str) -> list[str]:
+    """Read the documents of one part of a corpus, or of all; there must be some."""
+    parts = read_corpus(path)
+    documents = [text for each in parts.values() for text in each] if part == "all" else parts[part]
+    if not documents:
+        raise UserError(f"{path}: has no document for {use} (docs/texts.md says which document is "
+                        f"for what)")
+    return documents
+
+
+# Activation sparsity.
+
+def add_gate(parser: argparse.ArgumentParser) -> None:
+    """Add the gates of activations."""
+    parser.add_argument("--gate", type=Path, metavar="FILE",
+                        help="keep only the activations that this gate file of 'calibrate' lets "
+                             "pass; results change")
+    parser.add_argument("--gate-mode", choices=MODES, default=MODES[0],
+                        help=f"with --gate, keep a fixed number of activations, or those above a "
+                             f"fixed score (default: {MODES[0]})")
+
+
+def gates_of(options: argparse.Namespace, model: LanguageModel) -> GateMap | None:
+    """Read the gate file that was asked for."""
+    return read_gates(options.gate).of(model, options.gate_mode) if options.gate else None
+
+
+# Configurations.
+
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Add changes of the configuration."""
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE",
+                        dest="fields", help="change a field of the accelerator's configuration "
+                                            "(hw/config.py lists them); may be repeated")
+
+
+def add_context(parser: argparse.ArgumentParser, most: int) -> None:
+    """Add the context of a transformer."""
+    parser.add_argument("--context", type=integer(2), metavar="TOKENS",
+                        help=f"tokens that a sequence of a transformer may have, rounded up to a "
+                             f"power of two (default: the model's context, at most {most:,})")
+
+
+def with_context(base: CoreConfig, context: int | None, model: LanguageModel) -> CoreConfig:
+    """Set the context that was asked for."""
+    if context is None:
+        return base
+    if not model.context:
+        raise UserError(f"Option --context is for transformers, but {model.name} has no attention: "
+                        f"its sequences may have any length")
+    return dataclasses.replace(base, context=power_of_two(context))
+
+
+def add_clock(parser: argparse.ArgumentParser) -> None:
+    """Add the clock at which times are stated."""
+    parser.add_argument("--clock", type=positive, metavar="MHZ",
+                        help=f"clock at which tokens a second are stated, in MHz (default: the "
+                             f"board's, or {CLOCK_MHZ:g})")
+
+
+def configuration(base: CoreConfig, fields: Sequence[str]) -> CoreConfig:
+    """Change fields of a configuration; each has the form ``name=value``."""
+    core = dataclasses.asdict(base)
+    engine = core.pop("engine")
+    for text in fields:
+        name, _, value = text.partition("=")
+        part = next((part for part in (engine, core) if name in part), None)
+        if part is None:
+            raise UserError(f"{name!r} is not a field of the configuration "
+                            f"(try {', '.join(map(repr, [*engine, *core]))})")
+        part[name] = int(value) if value.isdecimal() else value
+    try:
+        return CoreConfig(engine=EngineConfig(**engine), **core)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def core_board(name: str) -> CoreBoard:
+    """Find a board with an accelerator."""
+    cores = {board.name: board for board in BOARDS.values() if isinstance(board, CoreBoard)}
+    if name not in cores:
+        raise UserError(f"{name!r} is not a board with a core "
+                        f"(try {', '.join(map(repr, cores))})")
+    return cores[name]
+
+
+# Results.
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add the file for the results."""
+    parser.add_argument("--json", type=output_file, metavar="FILE",
+                        help="write the results as JSON")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add the number of processes."""
+    parser.add_argument("--workers", type=integer(1), metavar="N",
+                        help="number of processes (default: one for each CPU, at most 4)")

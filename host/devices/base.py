@@ -1,0 +1,41 @@
+"""What an engine and an accelerator have in common, wherever they are."""
+
+import abc
+import dataclasses
+from typing import Any, Generic, TypeVar
+
+from hw.config import CoreConfig, EngineConfig
+
+__all__ = ["Device"]
+
+Config = TypeVar("Config", EngineConfig, CoreConfig)
+
+
+class Device(abc.ABC, Generic[Config]):
+    """Hardware, its simulation or its golden model.
+
+    Attributes
+    ----------
+    config : EngineConfig or CoreConfig
+        Geometry of the hardware.
+    label : str
+        What it is, for people.
+    evidence : str
+        How its cycles are known: ``derived``, ``simulated`` or ``measured``.
+    """
+
+    label = "device"
+    evidence: str
+
+    def __init__(self, config: Config):
+        self.config: Config = config
+
+    def info(self) -> dict[str, Any]:
+        """Plain facts: kind of device, its configuration and the configuration's fingerprint."""
+        return {"device": self.label, "evidence": self.evidence,
+                "configuration": dataclasses.asdict(self.config),
+                "fingerprint": f"{self.config.fingerprint():08x}"}
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Give back what the device holds. It cannot be used afterwards."""

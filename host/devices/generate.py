@@ -1,0 +1,291 @@
+"""Text from a model, one token at a time, and what it took.
+
+One loop (:class:`Generator`) writes the text. What reads its tokens is a :class:`Reader`: an engine
+computes the matrix products and the host the rest (:class:`EngineReader`), or an accelerator
+computes whole tokens (:class:`AcceleratorReader`).
+"""
+
+import abc
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.devices.accelerator import AcceleratorDevice, Report, TokenResult
+from host.devices.checked import CheckedProducts, CheckedTokens
+from host.devices.engine import Counters, Driver, EngineDevice
+from host.devices.errors import DeviceError
+from host.files.image import Image
+from host.models.base import LanguageModel
+from host.text.sampling import Sampler
+from host.text.vocabulary import Words, begin
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, State, model_matrices
+from sim.golden.machine import Best
+
+__all__ = ["AcceleratorReader", "EngineReader", "Generator", "Phase", "Reader", "candidates"]
+
+#: Tokens that may follow, and their logits.
+Candidates = tuple[NDArray[np.integer], NDArray[np.floating]]
+
+
+@dataclasses.dataclass
+class Phase:
+    """Work on some tokens.
+
+    Attributes
+    ----------
+    tokens : int
+        Tokens read by the model.
+    seconds : float
+        Wall time.
+    counters : Counters
+        What the device did; of an accelerator only cycles and transfers are counted.
+    """
+
+    tokens: int = 0
+    seconds: float = 0.0
+    counters: Counters = dataclasses.field(default_factory=Counters)
+
+    def __add__(self, other: "Phase") -> "Phase":
+        return Phase(self.tokens + other.tokens, self.seconds + other.seconds,
+                     self.counters + other.counters)
+
+
+class Reader(abc.ABC):
+    """A model on a device: it reads tokens and tells which ones may follow.
+
+    Attributes
+    ----------
+    words : Vocabulary, PieceVocabulary or TokenizerFile
+    context : int
+        Tokens of a sequence at most; 0 means any number.
+    """
+
+    words: Words
+    context: int
+
+    @property
+    @abc.abstractmethod
+    def counters(self) -> Counters:
+        """What the device has done so far."""
+
+    @abc.abstractmethod
+    def read_prompt(self, tokens: Sequence[int], report: Report) -> Candidates:
+        """Begin a new sequence with ``tokens``; ``report`` takes the share that is done."""
+
+    @abc.abstractmethod
+    def read(self, token: int) -> Candidates:
+        """Continue the sequence with one token."""
+
+
+class Generator:
+    """What writes a text.
+
+    Parameters
+    ----------
+    reader : Reader
+
+    Attributes
+    ----------
+    prompt, text : Phase
+        Reading the prompt, and all tokens after it.
+    """
+
+    def __init__(self, reader: Reader):
+        self._reader = reader
+        self.prompt = Phase()
+        self.text = Phase()
+
+    def generate(self, prompt: Sequence[int], count: int, sampler: Sampler,
+                 report: Report = lambda done, what: None) -> Iterator[int]:
+        """Return an iterator of up to ``count`` tokens that follow ``prompt``.
+
+        Each is yielded as soon as it is known. The text ends early with the end of the document,
+        which is not yielded. A document begins with the prompt: the state is zero, and the token
+        that documents begin with is read first, unless the model wants none.
+
+        Parameters
+        ----------
+        prompt : sequence of int
+        count : int
+        sampler : Sampler
+            An accelerator lets it draw from the largest logits only, as many as it delivers.
+        report : callable
+            Called with the share of the prompt that has been read (0 to 1), and what is under way.
+
+        Raises
+        ------
+        DeviceError
+            At once if the context is too short for prompt and text; later if the device fails.
+        MismatchError
+            If a result of the device differs from the golden model's.
+        """
+        tokens = begin(self._reader.words, prompt)
+        # The last token of the text is not read.
+        needed, context = len(tokens) + count - 1, self._reader.context
+        if context and needed > context:
+            most = context + 1 - len(tokens)
+            advice = f"ask for at most {most}" if most > 0 else "shorten the prompt"
+            raise DeviceError(f"A prompt of {len(tokens)} tokens and a text of {count} need a "
+                              f"context of {needed} tokens, but it has {context}; {advice}, or "
+                              f"take a larger context")
+        return self._generate(tokens, count, sampler, report)
+
+    def _generate(self, tokens: Sequence[int], count: int, sampler: Sampler,
+                  report: Report) -> Iterator[int]:
+        reader, choose = self._reader, sampler.choices()
+        found, logits = self._timed(self.prompt, len(tokens),
+                                    functools.partial(reader.read_prompt, tokens, report))
+        for remaining in range(count, 0, -1):
+            token = int(found[choose(logits)])
+            if token == reader.words.end_of_document:
+                return
+            yield token
+            if remaining > 1:
+                found, logits = self._timed(self.text, 1, functools.partial(reader.read, token))
+
+    def _timed(self, phase: Phase, tokens: int, read: Callable[[], Candidates]) -> Candidates:
+        began, before = time.perf_counter(), dataclasses.replace(self._reader.counters)
+        found = read()
+        phase.tokens += tokens
+        phase.seconds += time.perf_counter() - began
+        phase.counters += self._reader.counters - before
+        return found
+
+
+class EngineReader(Reader):
+    """A model whose matrix products are computed by an engine, each checked.
+
+    The tokens of a prompt go through the model together: the device reads each weight once for
+    several of them. Every later token is a pass of its own.
+
+    Parameters
+    ----------
+    model : LanguageModel
+    device : EngineDevice
+    loaded : callable
+        Called with the share that is done (0 to 1), and each matrix that is on the device.
+
+    Attributes
+    ----------
+    model : LanguageModel
+    driver : Driver
+    checked : CheckedProducts
+    live, hidden : int
+        Non-zero elements of the FFN's hidden vectors so far, and all their elements.
+
+    Raises
+    ------
+    DeviceError
+        If the device cannot hold the model.
+    """
+
+    def __init__(self, model: LanguageModel, device: EngineDevice,
+                 loaded: Report = lambda done, what: None):
+        self.model, self.words, self.context = model, model.vocabulary, model.context
+        self.driver = Driver(device)
+        matrices = model_matrices(model)
+        for number, (name, weights) in enumerate(matrices.items(), start=1):
+            self.driver.load(name, weights)
+            loaded(number / len(matrices), name)
+        self.checked = CheckedProducts(self.driver, ExactProducts(matrices), device.label)
+        self._lm = GoldenLM(model, ARITHMETICS["lmul"], self._product)
+        self._state: State | None = None
+        self._count, self._products = len(matrices), 0
+        self._report: Report = lambda done, what: None
+        self.live = self.hidden = 0
+
+    @property
+    def counters(self) -> Counters:
+        """What the device has done so far."""
+        return self.driver.device.counters
+
+    def _product(self, name: str, activations: NDArray[np.int8]) -> NDArray[np.int32]:
+        if name.endswith(".ffn_down"):
+            self.live += int(np.count_nonzero(activations))
+            self.hidden += activations.size
+        self._report(self._products / self._count, name)
+        self._products += 1
+        return self.checked(name, activations)
+
+    def _logits(self, tokens: Sequence[int], state: State) -> Candidates:
+        hidden = self._lm.forward(np.array([tokens]), state)
+        logits = self._lm.logits(hidden[-1:])[0]
+        return np.arange(len(logits)), logits
+
+    def read_prompt(self, tokens: Sequence[int], report: Report) -> Candidates:
+        """Read the tokens together."""
+        self._state = self._lm.start()
+        self._report, self._products = report, 0
+        try:
+            return self._logits(tokens, self._state)
+        finally:
+            self._report = lambda done, what: None
+
+    def read(self, token: int) -> Candidates:
+        """Read one token."""
+        assert self._state is not None
+        return self._logits([token], self._state)
+
+
+def candidates(image: Image, best: Sequence[Best]) -> Candidates:
+    """Tokens with the largest logits, largest first and equal ones by token, and the logits.
+
+    Parameters
+    ----------
+    image : Image
+    best : sequence of Best
+        Of all EMITs: each has the ``best`` largest of its rows, so that many of all are certain.
+    """
+    tokens = np.concatenate([first + emission.rows for (first, _), emission
+                             in zip(image.program.heads, best, strict=True)])
+    logits = np.concatenate([emission.values * emission.scale for emission in best])
+    order = np.lexsort((tokens, -logits))[:image.config.best]
+    return tokens[order], logits[order]
+
+
+class AcceleratorReader(Reader):
+    """A model whose whole tokens are computed by a device.
+
+    Parameters
+    ----------
+    device : AcceleratorDevice or CheckedTokens
+        With ``image`` loaded.
+    image : Image
+    words : Vocabulary, PieceVocabulary or TokenizerFile
+        Of the model: tokens that begin and end a document.
+    """
+
+    def __init__(self, device: AcceleratorDevice | CheckedTokens, image: Image, words: Words):
+        self._device = device
+        self._image = image
+        self.words, self.context = words, image.context
+        self._counters = Counters()
+
+    @property
+    def counters(self) -> Counters:
+        """Cycles and transfers so far."""
+        return self._counters
+
+    def _pass(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
+        result = self._device.token(token, new=new, slot=slot)
+        self._counters += Counters(cycles=result.cycles, transfers=result.transfers)
+        return result
+
+    def read_prompt(self, tokens: Sequence[int], report: Report) -> Candidates:
+        """Read the tokens, several at once as far as the program was compiled for that."""
+        batch = self._image.program.prefill_tokens
+        together = len(tokens) // batch * batch if batch > 1 else 0
+        for index, token in enumerate(tokens):
+            report(index / len(tokens), f"{index} of {len(tokens)} tokens")
+            result = self._pass(token, new=index == 0,
+                                slot=index % batch if index < together else None)
+        return candidates(self._image, result.best)
+
+    def read(self, token: int) -> Candidates:
+        """Read one token."""
+        return candidates(self._image, self._pass(token).best)
