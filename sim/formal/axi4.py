@@ -1,6 +1,6 @@
 """What is proved of the AXI4 manager, against the bus's rules and what its docstring promises.
 
-The page has 16 bytes and a written burst at most 4 transfers of a byte, so that all lengths and
+The page has 4 bytes and a written burst at most 2 transfers of a byte, so that all lengths and
 places occur. Nothing inside the manager is looked at.
 """
 # Ref: Arm Limited, "AMBA AXI Protocol Specification", IHI 0022, A3.2.1 (handshake), A3.3
@@ -19,9 +19,9 @@ from sim.formal.monitors import Order, accept, assert_stable, assert_within, off
 
 __all__ = ["axi4_rules", "read_after_write", "reads", "write_lengths", "writes"]
 
-_PAGE = 16
-_WRITE_TRANSFERS = 4
-_LONGEST_READ = 6
+_PAGE = 4
+_WRITE_TRANSFERS = 2
+_LONGEST_READ = 3
 #: Places of what is owed, by their names in the manager's module: as few as show them full.
 _OWED = {"_UNANSWERED": 3, "_READS_OWED": 2, "_WRITES_OWED": 2}
 
@@ -32,7 +32,7 @@ def _build(m: Module, *, restarts: bool) -> SimpleNamespace:
     owed: dict[str, Any] = {name: value for name, value in _OWED.items() if hasattr(module, name)}
     owed |= {"PAGE_BYTES": _PAGE, "WRITE_TRANSFERS": _WRITE_TRANSFERS}
     with mock.patch.multiple(module, **owed):
-        unit = module.Axi4Master(address_width=5, port_bytes=1)
+        unit = module.Axi4Master(address_width=3, port_bytes=1)
         m.submodules.unit = Fragment.get(unit, "formal")
     port, bus = unit.port, unit.bus
     if hasattr(unit, "restart"):
@@ -62,8 +62,8 @@ def _build(m: Module, *, restarts: bool) -> SimpleNamespace:
 
     # The subordinate owes a transfer on R for each that was asked for, and an answer on B for each
     # burst whose address and last transfer it has.
-    r_owed, aw_taken, w_taken = Signal(7), Signal(4), Signal(4)
-    b_owed = Signal(4)
+    r_owed, aw_taken, w_taken = Signal(5), Signal(3), Signal(3)
+    b_owed = Signal(3)
     answered = bus.bvalid & bus.bready
     m.d.comb += b_owed.eq(Mux(aw_taken < w_taken, aw_taken, w_taken))
     r_waits, b_waits, rdata = Signal(), Signal(), Signal(8)
@@ -116,7 +116,7 @@ def axi4_rules(m: Module) -> None:
         valid, address, length = (getattr(bus, name + member)
                                   for member in ("valid", "addr", "len"))
         m.d.comb += [
-            Assert(~valid | (address[:4] + length + 1 <= _PAGE), "a burst stays in its page"),
+            Assert(~valid | (address % _PAGE + length + 1 <= _PAGE), "a burst stays in its page"),
             Assert(getattr(bus, f"{name}size") == 0, "a transfer has the bus's width"),
             Assert(getattr(bus, f"{name}burst") == 1, "bursts are of type INCR"),
         ]
@@ -133,10 +133,10 @@ def reads(m: Module) -> None:
     port, bus = at.port, at.bus
     m.d.comb += Assume(~port.writes.valid)
     assert_stable(m, port.data)
-    count, address = port.reads.p.transfers[:3], port.reads.p.address
+    count, address = port.reads.p.transfers[:2], port.reads.p.address
     order = Order(m, given=Mux(transfer(port.reads), count, 0),
                   item=lambda k: (address + k)[:len(address)],
-                  taken=Mux(transfer(at.ar), (bus.arlen + 1)[:3], 0),
+                  taken=Mux(transfer(at.ar), (bus.arlen + 1)[:2], 0),
                   found=lambda k: (bus.araddr + k)[:len(address)], capacity=3 * _LONGEST_READ)
     m.d.comb += Assert(~bus.arvalid | (bus.arlen < _LONGEST_READ))
     Order(m, given=at.r_taken, item=lambda _: bus.rdata, taken=transfer(port.data),
@@ -155,14 +155,14 @@ def writes(m: Module) -> None:
     Order(m, given=given, item=lambda _: port.writes.p.data[:2], taken=transfer(at.w),
           found=lambda _: bus.wdata[:2], capacity=2 * _WRITE_TRANSFERS + 2)
     Order(m, given=given, item=lambda _: port.writes.p.address,
-          taken=Mux(transfer(at.aw), (bus.awlen + 1)[:3], 0),
+          taken=Mux(transfer(at.aw), (bus.awlen + 1)[:2], 0),
           found=lambda k: (bus.awaddr + k)[:len(bus.awaddr)], capacity=2 * _WRITE_TRANSFERS)
 
 
 def write_lengths(m: Module) -> None:
     """Check that ``wlast`` is where the length says, and that no data come before their address."""
     at = _build(m, restarts=True)
-    Order(m, given=Mux(at.new_aw, (at.bus.awlen + 1)[:3], 0), item=lambda k: k == at.bus.awlen,
+    Order(m, given=Mux(at.new_aw, (at.bus.awlen + 1)[:2], 0), item=lambda k: k == at.bus.awlen,
           taken=transfer(at.w), found=lambda _: at.bus.wlast, through=True,
           capacity=2 * _WRITE_TRANSFERS + 2)
 

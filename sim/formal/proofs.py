@@ -107,13 +107,13 @@ PROOFS: tuple[Proof, ...] = (
     Proof("TernaryEngine", streams.engine, (_STABLE,)),
     Proof("ResultQueue", streams.result_queue, (
         _STABLE, _ORDER, _within("there is room", 24), _within("an output leaves", 8)),
-        mode="bounded", depth=20),
+        mode="bounded", depth=12),
     Proof("Gearbox", streams.gearbox_collect, (
         _STABLE, "each byte of a product comes out once and in order",
-        _within("an input is taken", 12)), mode="bounded", depth=20),
+        _within("an input is taken", 12)), mode="bounded", depth=14),
     Proof("Gearbox", streams.gearbox_extract, (
         _STABLE, "each byte of a product comes out once and in order",
-        _within("an input is taken", 12)), mode="bounded", depth=20),
+        _within("an input is taken", 12)), mode="bounded", depth=14),
     Proof("UartReceiver", streams.uart_receiver, (_STABLE,)),
     Proof("UartTransmitter", streams.uart_line, (
         "each byte comes out of the receiver once and in order", _within("a byte is taken", 41),
@@ -133,7 +133,7 @@ PROOFS: tuple[Proof, ...] = (
         mode="bounded", depth=12),
     Proof("Axi4Master", axi4.write_lengths, (
         "the last transfer of a burst, and no other, is marked",
-        "no data before the burst's address is offered"), mode="bounded", depth=12),
+        "no data come before the burst's address is offered")),
     Proof("Axi4Master", axi4.read_after_write, (
         "no read is asked for while a write before it is unanswered",
         _within("a write is taken", 24)), mode="bounded", depth=12),
