@@ -190,8 +190,8 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
                       f"    top top ({wired});\nendmodule\n"])
     program = build_board(board, folder, netlist=text)
     with serial_port(program, board.divisor) as port:
-        check = _check_core if isinstance(board, CoreBoard) else _check_engine
-        compared, equal = check(port, board)
+        compared, equal = (_check_core(port, board) if isinstance(board, CoreBoard)
+                           else _check_engine(port, board))
     return NetlistResult(name, family, "the board's own", compared, 1, equal)
 
 
@@ -217,7 +217,7 @@ def _check_engine(port: str, board: EngineBoard) -> tuple[int, bool]:
         driver.load("W", weights)
         results.append(np.concatenate([driver("W", activations).ravel(), each.lmul(x, y)]))
     device.close()
-    return results[1].size, np.array_equal(*results)
+    return results[1].size, np.array_equal(results[0], results[1])
 
 
 def _check_core(port: str, board: CoreBoard) -> tuple[int, bool]:

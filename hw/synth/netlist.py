@@ -124,8 +124,8 @@ def netlist_faults(module: dict) -> list[NetlistFault]:
     Returns
     -------
     list of NetlistFault
-        An x or z at the data input of a memory counts only if the stored bit can be read: Yosys
-        fills up words that are narrower than the memory cell.
+        An x or z at an input of a memory counts only if something that is read depends on it:
+        Yosys fills up words that are narrower than the memory cell, and ports that are not used.
     """
     names: dict[int | str, int | str] = {}
     for name, net in module["netnames"].items():
@@ -168,12 +168,17 @@ def _ends(module: dict) -> Iterator[tuple[_End, str, int | str]]:
 
 
 def _is_unread(module: dict, end: _End, loads: dict) -> bool:
-    """Whether ``end`` is the input of a stored bit that no output reads that goes anywhere."""
+    """Whether ``end`` is an input of a memory on which nothing that is read depends.
+
+    It is one of a block RAM's port that is switched off, or of a bit that no output reads.
+    """
     if not end.cell:
         return False
     cell = module["cells"][end.cell]
     if end.kind == "TRELLIS_DPR16X4" and end.port == "DI":
         return not loads.get(cell["connections"]["DO"][end.index])
+    if end.kind == "DP16KD" and end.port.startswith("AD"):
+        return cell["connections"][f"CE{end.port[2]}"] == ["0"]
     if end.kind == "DP16KD" and end.port.startswith("DI"):
         return not any(loads.get(bit) for bit in _readers_of_block_ram(cell, end.port))
     return False
@@ -188,11 +193,11 @@ def _readers_of_block_ram(cell: dict, port: str) -> Iterator[int | str]:
     side, number = port[2], int(port[3:])
     if widths["A"] == 36 and side == "B":       # port A writes 36 bits through the inputs of both
         side, number = "A", number + 18
-    if cell["connections"][f"WE{side}"] == ["0"]:
+    if ["0"] in (cell["connections"][f"WE{side}"], cell["connections"][f"CE{side}"]):
         return
     for reader, width in widths.items():
+        step = min(width, widths[side])
         for bit in range(width):
-            step = min(width, widths[side])
             if step >= 9 and bit % step != number % step:
                 continue
             # A port of 36 bits reads through the outputs of both.

@@ -11,7 +11,9 @@ import pytest
 from hw.boards.board import BOARDS
 from hw.boards.top import BoardTop, load_platform
 from hw.build import main
+from hw.engine.trit_decoder import TritDecoder
 from hw.synth.tool import ToolFailed
+from tests.hw.kept_decoder import decode_with_kept_state
 
 pytest.importorskip("amaranth_boards", reason="amaranth-boards is not installed")
 
@@ -54,6 +56,20 @@ def test_verilog(unit, option, tmp_path, capsys):
     assert ("CCU2C" in text) == (option == "--target=ecp5")
 
 
+def test_board_is_not_built_from_a_netlist_that_lost_a_driver(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(TritDecoder, "_decode_5in8", decode_with_kept_state)
+    output = tmp_path / "board"
+    status = main(["ulx3s", "--lanes", "8", "--result-lanes", "4", "--accumulator-depth", "16",
+                   "--output", str(output)])
+    error = capsys.readouterr().err
+    if "is not installed" in error:
+        pytest.skip(error)
+    assert status == 1
+    assert re.search(r"undefined input: port [A-D] of LUT4 system\.device\.core\.\S+ is the "
+                     r"constant x \(and \d+ more\); nothing is made from it$", error)
+    assert not list(output.glob("*.bit"))
+
+
 def test_record_refuses_other_configurations(capsys):
     assert main(["ulx3s", "--record", "--lanes", "8"]) == 2
     assert capsys.readouterr().err == ("Option --record keeps routed builds of a board's own "
@@ -86,6 +102,13 @@ ERROR: Unable to place cell 'x', no BELs remaining to implement cell type 'ICEST
 """
 
 
+def write_netlist(folder, cells):
+    """Write what Yosys writes of cells without a connection."""
+    top = {"ports": {}, "netnames": {}, "cells": {
+        name: {"type": cell, "connections": {}} for name, cell in cells.items()}}
+    (folder / "top.json").write_text(json.dumps({"modules": {"top": top}}))
+
+
 @pytest.fixture
 def tools(monkeypatch):
     """Stand for the tools; the test changes what nextpnr does."""
@@ -98,9 +121,7 @@ def tools(monkeypatch):
             cells = {"system.device.core.engine.a_SB_LUT4_O": "SB_LUT4",
                      "system.device.lmul.b": "SB_DFFESR",
                      "system.device.target.c": "SB_RAM40_4KNR", "cd_sync.d": "SB_CARRY"}
-            netlist = {"modules": {"top": {"cells": {name: {"type": cell}
-                                                     for name, cell in cells.items()}}}}
-            (folder / "top.json").write_text(json.dumps(netlist))
+            write_netlist(folder, cells)
         if command[0].startswith("nextpnr"):
             (folder / "nextpnr.json").write_text(json.dumps({"fmax": {"clk": clock}}))
         if command[0] == "icepack":
@@ -134,9 +155,7 @@ def test_report_of_a_core(tools, tmp_path, capsys, monkeypatch):
                      "system.device.core.list.b": "DP16KD",
                      "system.device.core.vector.c": "CCU2C", "system.device.shared.d": "TRELLIS_FF",
                      "system.device.queue.queue.e": "LUT4", "system.pll": "EHXPLLL"}
-            netlist = {"modules": {"top": {"cells": {name: {"type": cell}
-                                                     for name, cell in cells.items()}}}}
-            (folder / "top.json").write_text(json.dumps(netlist))
+            write_netlist(folder, cells)
         return ""
 
     monkeypatch.setattr("hw.build.run_tool", run_tool)
