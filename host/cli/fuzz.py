@@ -6,7 +6,7 @@ from rich.console import Console
 
 from host.cli.options import add_json, integer
 from host.cli.terminal import command_line, progress_bars, say
-from host.measure.fuzz import READERS, fuzz, write_outcomes
+from host.fuzz.fuzz import READERS, fuzz, write_outcomes
 
 NAME = "fuzz"
 HELP = "fuzz the model-file readers"

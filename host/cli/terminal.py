@@ -99,6 +99,6 @@ def progress_bars(console: Console) -> Iterator[Callable[[str], Report]]:
                   TextColumn("left:"), TimeRemainingColumn(), console=console,
                   transient=True, disable=not console.is_terminal) as progress:
         def add(title: str) -> Report:
-            task = progress.add_task(title, total=1.0, note="")
+            task = progress.add_task(printable(title), total=1.0, note="")
             return lambda done, what: progress.update(task, completed=done, note=printable(what))
         yield add

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from host.cli import main as cli
-from host.measure.fuzz import READERS, fuzz, mutate, read
+from host.fuzz.fuzz import READERS, fuzz, mutate, read
 
 
 @pytest.mark.parametrize("reader", READERS)

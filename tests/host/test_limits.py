@@ -22,7 +22,7 @@ import pytest
 from host.checks import printable
 from host.files.gguf import Header
 from host.files.image import MAGIC
-from host.measure.fuzz import READERS, read
+from host.fuzz.fuzz import READERS, read
 from host.models.examples import (
     bitnet_config,
     bitnet_tensors,

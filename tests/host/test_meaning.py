@@ -10,15 +10,16 @@ import zlib
 import gguf
 import numpy as np
 import pytest
+from rich.console import Console
 
 from host.checks import LONGEST_MESSAGE, FileError, JSONError, parse_json, printable
 from host.cli import main as cli
-from host.cli.terminal import Terminal, plain, progress_bars, write_text
+from host.cli.terminal import progress_bars, say, table, write
 from host.compress.gates import GateFileError, read_gates
 from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile
 from host.files.image import ImageError, read_image
-from host.measure.fuzz import READERS, read
+from host.fuzz.fuzz import READERS, read
 from host.models.examples import (
     bitnet_config,
     bitnet_gguf,
@@ -91,9 +92,9 @@ class TestPrintable:
     def test_tables_and_progress(self, name):
         for terminal in (True, False):
             file = io.StringIO()
-            console = Terminal(file=file, force_terminal=terminal, width=200, color_system=None)
-            console.print(plain(f"[bold]{name}[/]"))
-            console.print(name.replace("\n", "\x1b"), markup=False)
+            console = Console(file=file, force_terminal=terminal, width=200, color_system=None)
+            console.print(table(f"[bold]{name}[/]", ["name"], [[name]]))
+            say(console, name.replace("\n", "\x1b"))
             with progress_bars(console) as bar:
                 bar(f"[/x]{name}")(0.5, f"[/y]{name}")
             shown = file.getvalue()
@@ -103,11 +104,11 @@ class TestPrintable:
     def test_generated_text(self):
         text = "one\ttwo\n\x1b[2J\x07\r\x9b :smile: [red]"
         file = io.StringIO()
-        write_text(Terminal(file=file, force_terminal=True, color_system=None), text)
+        write(Console(file=file, force_terminal=True, color_system=None), text)
         assert file.getvalue().replace(" " * 5, "\t") == (
             "one\ttwo\n\\x1b[2J\\x07\\r\\x9b :smile: [red]")
         file = io.StringIO()
-        write_text(Terminal(file=file), text)
+        write(Console(file=file), text)
         assert file.getvalue() == text
 
     def test_the_command_line(self, capsys, tmp_path):

@@ -1,10 +1,20 @@
 """``tally experiment``: the experiments whose records lie in docs/results."""
 
-from host.cli.experiment import cycles, density, device, integer, l1, rotation, tensor, wina
+from host.cli.experiment import (
+    cycles,
+    density,
+    device,
+    integer,
+    l1,
+    netlist,
+    rotation,
+    tensor,
+    wina,
+)
 
 NAME = "experiment"
 HELP = "repeat an experiment of docs/results.md"
 DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of docs/results."
 
 #: All experiments, in the order of ``--help``.
-COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device)
+COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, netlist)

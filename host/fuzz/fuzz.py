@@ -1,6 +1,6 @@
 """Files that are wrong, by the thousand: each is read, or one line says why not.
 
-Small files are written, changed by :mod:`host.measure.mutate`, and read again, in a process that
+Small files are written, changed by :mod:`host.fuzz.mutate`, and read again, in a process that
 may use little more memory than before and a few seconds for each. Anything but success or the
 reader's own error, of one short line that a terminal can show, is a crash: another exception, a
 hang, too much memory, a warning, the end of the process.
@@ -30,8 +30,8 @@ from host.compress.chains import Choice, compress, layers_of
 from host.compress.gates import Gates, ListGate, read_gates, write_gates
 from host.files.image import read_image, write_image
 from host.files.tensors import TernaryMatrix
+from host.fuzz.mutate import Files, mutate
 from host.measure.compare import read_llama
-from host.measure.mutate import Files, mutate
 from host.models import mmfreelm, mpo_llama
 from host.models.examples import (
     bitnet_config,

@@ -1,0 +1,1 @@
+"""Files that are wrong, by the thousand, for the readers of files."""
