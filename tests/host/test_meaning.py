@@ -93,8 +93,8 @@ class TestPrintable:
         for terminal in (True, False):
             file = io.StringIO()
             console = Console(file=file, force_terminal=terminal, width=200, color_system=None)
-            console.print(table(f"[bold]{name}[/]", ["name"], [[name]]))
-            say(console, name.replace("\n", "\x1b"))
+            console.print(table(name, ["name"], [[name]]))
+            say(console, f"[bold]{name}[/]")
             with progress_bars(console) as bar:
                 bar(f"[/x]{name}")(0.5, f"[/y]{name}")
             shown = file.getvalue()
