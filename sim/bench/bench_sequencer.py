@@ -27,6 +27,13 @@ from hw.isa import (
     encode,
 )
 from hw.output.top_k import TopK
+from hw.memory.port import error_layout
+from hw.sequencer.decoder import Decoder
+from hw.sequencer.list_memory import ListMemory
+from hw.sequencer.sequencer import Sequencer
+from hw.sequencer.top_k import TopK
+from sim.golden.cycles import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
+from sim.golden.largest import kept_count, largest_rows
 from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.top_k import kept_count, largest_rows
@@ -344,7 +351,7 @@ async def instructions(dut, stall):
         if stall == 0:
             cycles = sink.last_cycle - source.last_cycle + 1
             assert cycles == decode_cycles(config, instruction, position=position)
-    missing = {Fault.NOT_FINITE, Fault.NO_PRODUCT}
+    missing = {Fault.NOT_FINITE, Fault.NO_PRODUCT, Fault.MEMORY}
     missing |= {Fault.OPCODE} if config.context else {Fault.CONTEXT, Fault.HEADS}
     assert seen == set(Fault) - missing
     opcodes = {opcode for opcode in Opcode if config.context or opcode not in ATTENTION}
@@ -363,6 +370,7 @@ class Units:
         self.rng = np.random.default_rng(9)
         self.log: list = []
         self.broken = False                     # the next vector to be packed is not finite
+        self.held = ""                          # commands of this name are not answered yet
         for name in ("vectors", "packs", "selections", "entries", "products", "drains", "choices",
                      "scale", "moves", "faults"):
             cocotb.start_soon(self._serve(name))
@@ -374,7 +382,7 @@ class Units:
             shape = found.shape()
             entry = {field: found[field] for field in shape.members}
             self.log.append((name, entry))
-            while self.rng.random() < self.stall:
+            while self.held == name or self.rng.random() < self.stall:
                 await RisingEdge(self.dut.clk)
             match name:
                 case "vectors":
@@ -627,6 +635,51 @@ async def begins(dut):
         position = min(position + 1, config.context) if first else 0
         await RisingEdge(dut.clk)
         assert dut.position_sequencer.value == position
+
+
+@cocotb.test(timeout_time=1000, timeout_unit="us")
+@cocotb.parametrize(during=["entries", "choices", "packs"])
+async def errors_of_the_memory(dut, during):
+    """Begin nothing, and end no EMIT, once the memory has failed; tell where and how.
+
+    The vector that is packed is not finite then: it comes from what was read.
+    """
+    ends = Ends(dut, stall=0.3, seed=8)
+    await start(dut)
+    units = Units(dut, ends, stall=0.3)
+    units.broken, units.held = during == "packs", during
+    lanes = ends.config.vector_lanes
+    product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=2 * lanes, b=1,
+                          count=1)
+    token = Instruction(opcode=Opcode.TOKEN)
+    program = [token, product,
+               Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
+               if during == "packs" else Instruction(opcode=Opcode.EMIT, count=2 * lanes),
+               token, Instruction(opcode=Opcode.STOP)]
+    await load(ends, program)
+    await ends["i_tokens_sequencer"].send([{"token": 1, "start": 0}])
+    while during not in [name for name, _ in units.log]:
+        await RisingEdge(dut.clk)
+    error = {"write": 1, "response": 2, "address": 8 * ends.config.port_bytes}
+    dut.error_sequencer.value = error_layout(ends.config.address_width).const(
+        error | {"valid": 1}).as_bits()
+    await RisingEdge(dut.clk)
+    units.held = ""
+    while units.log[-1][0] != "faults":
+        await RisingEdge(dut.clk)
+    for _ in range(100):
+        await RisingEdge(dut.clk)
+    name, found = units.log[-1]
+    commands = {"entries": ["entries"], "packs": ["entries"] * 2 + ["products", "packs"],
+                "choices": ["entries"] * 2 + ["products", "choices"]}[during]
+    names = [name for name, _ in units.log]
+    # The end of the list that TOKEN makes may have been accepted.
+    assert names[:-1] in ([commands, [*commands, "entries"]] if during == "entries"
+                          else [commands])
+    # Of an instruction that ends it is the next one that does not begin.
+    assert (name, found["instruction"]) == ("faults", 1 if during == "entries" else 2)
+    assert {key: found[key] for key in error} == error
+    assert found["fault"] == Fault.MEMORY
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
