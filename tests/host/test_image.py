@@ -122,7 +122,8 @@ class TestErrors:
                                       notes=(*image.program.notes, *[""] * len(more)))
         write_image(path, dataclasses.replace(image, program=program))
         with pytest.raises(ImageError, match=rf"^{re.escape(str(path))}: its program cannot be "
-                                             r"executed: Instruction \d+: More than 4 products are not taken"):
+                                             r"executed: Instruction \d+: More than 4 products "
+                                             r"are not taken"):
             read_image(path)
 
     def test_another_configuration(self, path):
