@@ -1,5 +1,6 @@
 """Image files: back as they were, and refused with the part or the field that is wrong."""
 
+import dataclasses
 import json
 import re
 import zlib
@@ -10,6 +11,8 @@ from host.compiler.compile import compile_model
 from host.files.image import ImageError, listing, read_image, write_image
 from host.models.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
+from hw.isa import Opcode
+from tests.host.model_examples import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +111,21 @@ class TestErrors:
         expected, actual = header["program"]["crc32"], zlib.crc32(data[program:memory])
         refused(path, f"damaged: the program must have the CRC-32 {expected:08x}, "
                       f"not {actual:08x}")
+
+    def test_order(self, path, image):
+        """More products are queued than the queue holds before one is taken."""
+        instructions = list(image.program.instructions)
+        index = next(k for k, instruction in enumerate(instructions)
+                     if instruction.opcode is Opcode.MATMUL)
+        more = [instructions[index]] * image.config.product_depth
+        instructions[index:index] = more
+        program = dataclasses.replace(image.program, instructions=tuple(instructions),
+                                      notes=(*image.program.notes, *[""] * len(more)))
+        write_image(path, dataclasses.replace(image, program=program))
+        with pytest.raises(ImageError, match=rf"^{re.escape(str(path))}: its program cannot be "
+                                             r"executed: Instruction \d+: More than 4 products "
+                                             r"are not taken"):
+            read_image(path)
 
     def test_another_configuration(self, path):
         refused(path, "made for another configuration: lanes 64 (the device has 128), packing "
