@@ -1,4 +1,5 @@
-# Two commands do all the set-up: `make demo` and `make test`. Everything stays in this folder.
+# Two commands do all the set-up: `make demo` and `make test`. Everything stays in this folder, but
+# the simulators that are built: these are kept in ~/.cache/tally ($XDG_CACHE_HOME/tally).
 PYTHON ?= python3
 VENV   ?= .venv
 PROMPT ?= Once upon a time
@@ -34,4 +35,4 @@ $(VENV)/.test: pyproject.toml
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build "$${XDG_CACHE_HOME:-$$HOME/.cache}/tally"

@@ -83,6 +83,8 @@ class TestRun:
         for label, value in (("Matrix products", r"\d+ +all equal to the golden model"),
                              ("Tokens", r"5 +after 4 of the prompt"),
                              ("Cycles per token, text", r"[\d,]+ +derived"),
+                             ("Tokens a second, products",
+                              r"[\d.,]+ +derived, at a clock of 80 MHz"),
                              ("Weight port used, text", r"[\d.]+% +derived"),
                              ("Bytes moved per token", r"[\d,.]+ KB +derived"),
                              ("First token after", r"[\d.]+ s +measured"),
@@ -174,8 +176,12 @@ class TestRunOnCore:
     def test_image(self, capsys, image_path, device):
         """The text of both devices is that of TokenGenerator; the simulated core is checked."""
         status, out, err = run(capsys, "run", image_path, "the the", "--device", device,
-                               "--tokens", 3, "--seed", 3, "--top-k", 4)
+                               "--tokens", 3, "--seed", 3, "--top-k", 4, "--clock", 100)
         assert (status, err) == (0, "")
+        cycles = int(re.search(r"Cycles per token +([\d,]+)", out)[1].replace(",", ""))
+        speed = float(re.search(r"Tokens a second +([\d,.]+)", out)[1].replace(",", ""))
+        assert speed == pytest.approx(1e8 / cycles, rel=1e-4)
+        assert max(map(len, out.partition("\n\n")[2].splitlines())) <= 80
         image = read_image(image_path)
         core = GoldenAccelerator(SMALL)
         core.load(image)
@@ -184,7 +190,9 @@ class TestRunOnCore:
             tokenizer.encode("the the"), 3, Sampler(top_k=4, seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())
+        evidence = "derived" if device == "golden" else "simulated"
         rows = [("Tokens", r"3 +after 4 of the prompt"),
+                ("Tokens a second", rf"[\d.,]+ +{evidence}, at a clock of 100 MHz"),
                 ("First token after", r"[\d.]+ s +measured")]
         if device == "simulated":
             rows += [("Logits delivered", rf"{6 * SMALL.best} +all equal to the golden machine"),

@@ -345,6 +345,7 @@ class TestCommandLine:
                 ("Vectors of constants", r"1 KB +2"),
                 ("Cycles per token", rf"{cost.cycles:,.0f} +derived: 20 cycles latency, 1\.0%"),
                 (r"\.\.\. engine alone", rf"{cost.engine:,.0f} +derived"),
+                ("Tokens a second", rf"{8e7 / cost.cycles:,.1f} +derived, at 80 MHz"),
                 ("What takes longest", cost.limit),
                 ("Memory port, useful", rf"{cost.port_utilization(image.config):.2%} +derived"),
                 (r"\.\.\. lost", r"\d\.\d\d% +padding of weight words and columns")):

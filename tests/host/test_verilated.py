@@ -153,7 +153,7 @@ def test_a_step_that_stops_names_its_first_error(tmp_path):
     command = ["python3", "-c", "print('fine'); print('%Error: this is wrong'); exit(1)"]
     with pytest.raises(RuntimeError, match=r"^python3 stopped while building the simulator: "
                        r"%Error: this is wrong$"):
-        sim.fast.library._run(command, tmp_path, "python3")
+        sim.fast.library._run(command, tmp_path, {}, "python3")
 
 
 @needs_simulator

@@ -1,0 +1,115 @@
+"""``tally run``: which argument is the model and which the prompt, and what is refused at once."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from host.cli.options import DEFAULT_MODEL
+from host.cli.run import DEFAULT_PROMPT, _model_and_prompt, add_arguments
+from host.compiler.compile import compile_model
+from host.devices.accelerator import GoldenAccelerator
+from host.devices.engine import GoldenEngine
+from host.devices.errors import DeviceError
+from host.devices.generate import AcceleratorReader, EngineReader, Generator
+from host.errors import UserError
+from host.text.sampling import Sampler
+from hw.config import EngineConfig
+from tests.host.core_examples import SMALL
+from tests.host.model_examples import tiny_model
+
+
+def chosen(*arguments):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return _model_and_prompt(parser.parse_args(list(arguments)))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Work in a folder with a model, a checkpoint and a folder of something else."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "plain").touch()
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "config.json").touch()
+    (tmp_path / "hw").mkdir()
+
+
+@pytest.mark.usefixtures("folder")
+class TestModelOrPrompt:
+    @pytest.mark.parametrize("path", ["model.gguf", "plain", "checkpoint", "./plain",
+                                      "../{}/model.gguf"])
+    def test_paths(self, tmp_path, path):
+        path = path.format(tmp_path.name)
+        assert chosen(path) == (Path(path), DEFAULT_PROMPT)
+        assert chosen(path, "a prompt") == (Path(path), "a prompt")
+        assert chosen(path, "plain") == (Path(path), "plain")
+        assert chosen(path, "--prompt", "./x") == (Path(path), "./x")
+
+    @pytest.mark.parametrize("prompt", ["once", "Once upon a time.", "model", "x" * 300,
+                                        "long " * 20000, "gguf", "a\nb"])
+    def test_prompts(self, prompt):
+        assert chosen(prompt) == (DEFAULT_MODEL, prompt)
+        assert chosen("--prompt", prompt) == (DEFAULT_MODEL, prompt)
+
+    def test_nothing(self):
+        assert chosen() == (DEFAULT_MODEL, DEFAULT_PROMPT)
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["absent.GGUF"], "absent.GGUF: No such file or directory; if it is a prompt, give it with "
+                          "--prompt"),
+        (["either/or"], "either/or: No such file or directory; if it is a prompt, give it with "
+                        "--prompt"),
+        (["absent", "prompt"], "absent: No such file or directory"),
+        (["hw"], "hw: a folder without a model (config.json); if it is a prompt, give it with "
+                 "--prompt"),
+        (["hw", "prompt"], "hw: a folder without a model (config.json)")])
+    def test_refused(self, arguments, message):
+        with pytest.raises(UserError) as caught:
+            chosen(*arguments)
+        assert str(caught.value) == message
+
+
+MODEL = tiny_model(layers=1)
+
+
+def readers():
+    """Both kinds, with a model in them."""
+    image = compile_model(MODEL, SMALL)
+    device = GoldenAccelerator(SMALL)
+    device.load(image)
+    return {"accelerator": AcceleratorReader(device, image, image.vocabulary),
+            "engine": EngineReader(MODEL, GoldenEngine(EngineConfig()))}
+
+
+@pytest.mark.parametrize("kind", ["accelerator", "engine"])
+def test_progress_of_the_prompt(kind):
+    """It grows while the prompt is read, and both kinds write the same text."""
+    shares, reader = [], readers()[kind]
+    generator = Generator(reader)
+    tokens = list(generator.generate([5, 9, 80], 3, Sampler(temperature=0),
+                                     lambda done, what: shares.append(done)))
+    assert shares == sorted(set(shares))
+    assert shares[0] == 0
+    assert shares[-1] < 1
+    assert len(shares) == (4 if kind == "accelerator" else 8)
+    assert (generator.prompt.tokens, generator.text.tokens) == (4, 2)
+    assert tokens == list(Generator(readers()["engine"]).generate([5, 9, 80], 3,
+                                                                  Sampler(temperature=0)))
+
+
+def test_context(monkeypatch):
+    """The last token of a text is not read; what does not fit is refused before anything is."""
+    reader = readers()["engine"]
+    monkeypatch.setattr(reader, "context", 6)
+    assert len(list(Generator(reader).generate([5, 9, 80], 3, Sampler(temperature=0)))) == 3
+    for prompt, count, advice in (([5, 9, 80], 4, "ask for at most 3"),
+                                  ([5] * 6, 1, "shorten the prompt")):
+        generator = Generator(reader)
+        message = (f"^A prompt of {len(prompt) + 1} tokens and a text of {count} need a context of "
+                   f"{len(prompt) + count} tokens, but it has 6; {advice}, or take a larger "
+                   f"context$")
+        with pytest.raises(DeviceError, match=message):
+            generator.generate(prompt, count, Sampler())
+        assert generator.prompt.tokens == 0
