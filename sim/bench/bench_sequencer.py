@@ -26,14 +26,8 @@ from hw.isa import (
     Opcode,
     encode,
 )
-from hw.output.top_k import TopK
 from hw.memory.port import error_layout
-from hw.sequencer.decoder import Decoder
-from hw.sequencer.list_memory import ListMemory
-from hw.sequencer.sequencer import Sequencer
-from hw.sequencer.top_k import TopK
-from sim.golden.cycles import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
-from sim.golden.largest import kept_count, largest_rows
+from hw.output.top_k import TopK
 from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.top_k import kept_count, largest_rows
@@ -660,7 +654,8 @@ async def errors_of_the_memory(dut, during):
     await ends["i_tokens_sequencer"].send([{"token": 1, "start": 0}])
     while during not in [name for name, _ in units.log]:
         await RisingEdge(dut.clk)
-    error = {"write": 1, "response": 2, "address": 8 * ends.config.port_bytes}
+    error: dict[int | str, int] = {"write": 1, "response": 2,
+                                   "address": 8 * ends.config.port_bytes}
     dut.error_sequencer.value = error_layout(ends.config.address_width).const(
         error | {"valid": 1}).as_bits()
     await RisingEdge(dut.clk)

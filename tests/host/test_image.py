@@ -12,7 +12,6 @@ from host.files.image import ImageError, listing, read_image, write_image
 from host.models.examples import tiny_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
-from tests.host.model_examples import tiny_model
 
 
 @pytest.fixture(scope="module")

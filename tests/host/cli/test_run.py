@@ -13,10 +13,10 @@ from host.devices.engine import GoldenEngine
 from host.devices.errors import DeviceError
 from host.devices.generate import AcceleratorReader, EngineReader, Generator
 from host.errors import UserError
+from host.models.examples import tiny_model
 from host.text.sampling import Sampler
 from hw.config import EngineConfig
 from tests.host.core_examples import SMALL
-from tests.host.model_examples import tiny_model
 
 
 def chosen(*arguments):
