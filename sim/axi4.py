@@ -12,7 +12,7 @@ from cocotbext.axi import AxiBus, AxiRam
 
 from hw.memory.axi4 import WRITE_TRANSFERS
 
-__all__ = ["AXI4_IDENTIFIERS", "DECERR", "SLVERR", "Rules", "Subordinate", "pauses"]
+__all__ = ["AXI4_IDENTIFIERS", "DECERR", "LATENCY", "SLVERR", "Rules", "Subordinate", "pauses"]
 
 OKAY, SLVERR, DECERR = 0, 2, 3
 
@@ -26,6 +26,9 @@ def pauses(rng: random.Random, share: float) -> Iterator[bool]:
     while True:
         paused = rng.random() < share
         yield from [paused] * rng.randint(1, 6)
+
+#: Cycles from a read's address to its first data, in a memory of cocotbext-axi that does not pause.
+LATENCY = 2
 
 
 class Subordinate:

@@ -16,7 +16,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from hw.memory.axi4 import WRITE_TRANSFERS, Axi4Master, axi4_signature
 from hw.memory.port import port_signature
-from sim.axi4 import AXI4_IDENTIFIERS, DECERR, SLVERR, Rules, Subordinate, pauses
+from sim.axi4 import AXI4_IDENTIFIERS, DECERR, LATENCY, SLVERR, Rules, Subordinate, pauses
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import axi4_read_cycles
@@ -31,8 +31,6 @@ SLOW = ("between",)
 #: Those of the case that runs; outside a simulator nothing does.
 WIDTHS = CASES[bench_case() if cocotb.is_simulation else "ends"]
 
-#: Cycles from a read's address to its first data, in a memory of cocotbext-axi that does not pause.
-LATENCY = 2
 
 #: Bursts that may be under way, as the manager's docstring says.
 READS_UNDER_WAY, WRITES_UNDER_WAY = 32, 16

@@ -17,7 +17,7 @@ from hw.memory.axi4 import Axi4Master, axi4_signature
 from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.port import error_layout, port_signature, read_layout
 from hw.memory.read_engine import Fetcher, Kind, burst_transfers
-from sim.axi4 import AXI4_IDENTIFIERS, DECERR, Subordinate
+from sim.axi4 import AXI4_IDENTIFIERS, DECERR, LATENCY, Subordinate
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.resets import hold_inputs, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
@@ -237,10 +237,11 @@ async def shared_port_serves_core_and_host(dut, stall):
 @cocotb.test(timeout_time=500, timeout_unit="us")
 async def shared_port_delays_no_transfer_of_the_core(dut):
     """Read through the shared port in the cycles of the memory behind it; the core goes first."""
+    memory = Subordinate(dut, "bus_", MEMORY_BYTES)
     await begin(dut)
-    memory = Axi4Memory(dut, SHARED_BYTES, latency=12)
     port = Port(dut, "port_shared", SHARED_BYTES, MEMORY_BYTES)
-    memory.memory[:] = port.memory = bytearray(port.rng.randbytes(MEMORY_BYTES))
+    port.memory[:] = contents = port.rng.randbytes(MEMORY_BYTES)
+    memory.ram.write(0, contents)
     counts = [1, 30, 2, 100]
     for waiting in (0, 1):
         dut.i_reads_shared__valid.value = waiting
@@ -248,9 +249,8 @@ async def shared_port_delays_no_transfer_of_the_core(dut):
         await port.read([(512 * SHARED_BYTES * k % 4096, count)
                          for k, count in enumerate(counts)])
         taken = port.data.last_cycle - port.reads.first_cycle + 1
-        assert taken == cycles.axi4_read_cycles(counts, latency=12), waiting
+        assert taken == cycles.axi4_read_cycles(counts, latency=LATENCY), waiting
     await ClockCycles(dut.clk, 30)
-    memory.stop()
 
 
 # Fetching.
