@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from host.cli.options import (
     add_fields,
     add_gate,
     add_model,
+    bytes_of,
     configuration,
     core_board,
     gates_of,
@@ -120,7 +120,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
         return ([size(used), f"{used / file_bytes:.1%}", f"{costs(image).cycles:,.0f}"],
                 image.config.engine.accumulator_width)
 
-    file_bytes = _file_bytes(options.model)
+    file_bytes = bytes_of(options.model)
     image = compiled(model)
     if options.listing:
         print(printable(listing(image.program), "\n"))
@@ -144,12 +144,6 @@ def run(console: Console, options: argparse.Namespace) -> int:
         del image       # no two of them at a time
         _compare_planes(console, model, compared, weighed)
     return 0
-
-
-def _file_bytes(path: Path) -> int:
-    """Bytes of a model file, or of the files with a checkpoint's tensors."""
-    files = path.glob("*.safetensors") if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files)
 
 
 def _facts(image: Image, cost: TokenCycles, memory: str, file_bytes: int,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from host.cli.options import add_corpus, integer, output_file, positive, read_texts
+from host.cli.options import add_corpus, bytes_of, integer, output_file, positive, read_texts
 from host.cli.terminal import Report, progress_bars, say, size, table
 from host.compress.chains import Choice, Layers, compress, layers_of
 from host.compress.pareto import Measured, float_bytes, logarithms, measure
@@ -273,7 +273,7 @@ def _say(console: Console, options: argparse.Namespace, layers: Layers, found: P
             sizes = sum(layers.matrices[index][name].size for index, _ in members)
             kept = sum(choice.shape.parameters(choice.bonds) for _, choice in members)
             planes = Counter(choice.planes for _, choice in members)
-            rows.append((name, "unchanged" if kind == "quantized" else kind,
+            rows.append((name, "planes only" if kind == "quantized" else kind,
                          _ranges([index for index, _ in members]),
                          ", ".join(sorted({str(choice.shape) for _, choice in members})),
                          ", ".join(f"{count} x {number}" for number, count
@@ -287,13 +287,13 @@ def _say(console: Console, options: argparse.Namespace, layers: Layers, found: P
                in enumerate(plan.choices) for name in MATRICES if layer[name].shape.sites == 1]
         if why:
             times = [factor for factor in why if np.isfinite(factor)]
-            say(console, f"{len(why)} matrices were left alone: of as many bytes, the best chain "
-                         f"would cost {np.median(times):.1f} times their divergence (the middle "
-                         f"one; from {min(times):.1f} to {max(times):.1f} times)"
-                         if times else f"{len(why)} matrices were left alone: no chain has so "
+            say(console, f"{len(why)} matrices were not factored: with as many bytes, the best "
+                         f"chain would have {np.median(times):.1f} times their divergence "
+                         f"(median; from {min(times):.1f} to {max(times):.1f} times)"
+                         if times else f"{len(why)} matrices were not factored: no chain has so "
                                        f"few bytes")
     floats, stored = float_bytes(layers.model), stored_bytes(made)
-    before = options.model.stat().st_size
+    before = bytes_of(options.model)
     say(console, f"Size      {size(stored)} of weights as an accelerator reads them: "
                  f"{stored / before:.1%} of the {size(before)} of {options.model.name}; "
                  f"{stored:,} bytes of {floats:,} in float32, ratio {floats / stored:.2f}; "

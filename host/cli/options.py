@@ -17,8 +17,8 @@ from hw.config import CoreConfig, EngineConfig
 from sim.golden.wina import GateMap
 
 __all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
-           "add_gate", "add_json", "add_model", "add_workers", "configuration", "core_board",
-           "gates_of", "integer", "output_file", "positive", "power_of_two",
+           "add_gate", "add_json", "add_model", "add_workers", "bytes_of", "configuration",
+           "core_board", "gates_of", "integer", "output_file", "positive", "power_of_two",
            "read_model_and_tokenizer", "read_texts", "share", "temperature", "with_context"]
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
@@ -103,6 +103,12 @@ def read_model_and_tokenizer(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
         return model, open_tokenizer(model.vocabulary)
     except ValueError as error:
         raise ModelFileError(f"{path}: {error}") from None
+
+
+def bytes_of(path: Path) -> int:
+    """Count the bytes of a model file, or of the files with a checkpoint's tensors."""
+    files = path.glob("*.safetensors") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
 
 
 def add_corpus(parser: argparse.ArgumentParser, *, required: bool = True,

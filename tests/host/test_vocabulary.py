@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from host.compiler.compile import compile_fitted, compile_model, planes_of
+from host.compiler.compile import compile_fitted, compile_model
 from host.compiler.errors import CompileError
 from host.devices.accelerator import LATENCY, REFRESH, GoldenAccelerator, machine_of
 from host.devices.checked import CheckedTokens
@@ -25,6 +25,8 @@ from host.models.examples import (
     tiny_model,
     tokenizer_json,
 )
+from host.files.image import listing, read_image, write_image
+from host.measure.program import planes_of
 from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
