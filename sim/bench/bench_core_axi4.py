@@ -120,7 +120,7 @@ async def reset_core(driver: Driver) -> None:
     await driver.write()
 
 
-@cocotb.test(timeout_time=3, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def tokens_equal_golden(dut, stall):
     """Deliver and store on the bus what the golden machine does."""
@@ -132,7 +132,7 @@ async def tokens_equal_golden(dut, stall):
     rules.stop()
 
 
-@cocotb.test(timeout_time=3, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(kind=["first", "middle", "ahead", "write"])
 async def an_error_stops_the_core(dut, kind):
     """Tell address and response, and end no EMIT; after a reset the core works again.
@@ -179,7 +179,7 @@ async def an_error_stops_the_core(dut, kind):
     await driver.run([1], body)
 
 
-@cocotb.test(timeout_time=5, timeout_unit="ms")
+@cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def resets_of_the_core_in_mid_pass(dut, stall):
     """Reset the core at random times while the bus owes answers; the next pass is right."""
