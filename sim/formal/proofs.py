@@ -133,10 +133,10 @@ PROOFS: tuple[Proof, ...] = (
         mode="bounded", depth=12),
     Proof("Axi4Master", axi4.write_lengths, (
         "the last transfer of a burst, and no other, is marked",
-        "no data come before the burst's address is offered")),
+        "no data come before the burst's address is offered"), mode="bounded", depth=12),
     Proof("Axi4Master", axi4.read_after_write, (
         "no read is asked for while a write before it is unanswered",
-        _within("a write is taken", 24)), mode="bounded", depth=12),
+        _within("a write is taken", 24)), mode="bounded", depth=16),
     Proof("ListMemory", lists.list_slots, ("no tile overflows",), mode="induction", depth=2),
     Proof("ListMemory", lists.list_order, (
         _STABLE, "no entry of a list is lost"), mode="bounded", depth=16),
