@@ -60,7 +60,7 @@ def test_board_is_not_built_from_a_netlist_that_lost_a_driver(tmp_path, monkeypa
     monkeypatch.setattr(TritDecoder, "_decode_5in8", decode_with_kept_state)
     output = tmp_path / "board"
     status = main(["ulx3s", "--lanes", "8", "--result-lanes", "4", "--accumulator-depth", "16",
-                   "--output", str(output)])
+                   "--port-bytes", "2", "--output", str(output)])
     error = capsys.readouterr().err
     if "is not installed" in error:
         pytest.skip(error)

@@ -101,12 +101,12 @@ def test_undefined_bit_of_lut_ram_counts_if_it_is_read(read, count):
 
 
 def block_ram(writes, reads, *, data, output, **wired):
-    """Return a DP16KD that port A writes; input ``data`` is undefined and ``output`` is read."""
+    """Return a DP16KD that port A writes; input ``data`` is undefined, ``output`` goes on."""
     widths = {"DATA_WIDTH_A": f"{writes:032b}", "DATA_WIDTH_B": f"{reads:032b}"}
     outputs = {name: [100 + k] for k, name in enumerate(
         f"DO{side}{bit}" for side in "AB" for bit in range(18))}
-    return "DP16KD", widths, {**outputs, "WEA": ["1"], "WEB": ["0"], "CEA": ["1"],
-                              "CEB": ["1"], data: ["x"], output: [3], **wired}
+    controls = {"WEA": ["1"], "WEB": ["0"], "CEA": ["1"], "CEB": ["1"]}
+    return "DP16KD", widths, {**outputs, **controls, data: ["x"], output: [3], **wired}
 
 
 @pytest.mark.parametrize(("cell", "count"), [
