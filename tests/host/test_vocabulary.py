@@ -16,6 +16,7 @@ from host.devices.generate import candidates
 from host.devices.registry import DeviceName, open_accelerator
 from host.devices.simulated import SimulatedAccelerator
 from host.files.image import listing, read_image, write_image
+from host.measure.program import planes_of
 from host.models.examples import (
     bitnet_config,
     bitnet_tensors,
@@ -25,8 +26,6 @@ from host.models.examples import (
     tiny_model,
     tokenizer_json,
 )
-from host.files.image import listing, read_image, write_image
-from host.measure.program import planes_of
 from host.models.registry import read_model
 from hw.config import CoreConfig, EngineConfig
 from hw.isa import Opcode
