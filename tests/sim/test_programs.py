@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hw.ternary import results
+from hw.engine import result_queue
 
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, decode, encode
@@ -162,7 +162,7 @@ class TestOrder:
         assert run_case(case, None).hangs
 
     def test_result_room(self):
-        assert RESULT_ROOM == results.RESULT_DEPTH - results._SPARE
+        assert RESULT_ROOM == result_queue.RESULT_DEPTH - result_queue._SPARE
 
     @pytest.mark.parametrize(("rows", "fits"), [(896, True), (904, False)])
     def test_load_behind_products(self, rows, fits):
