@@ -5,8 +5,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hw.engine import result_queue
 
+from hw.engine import result_queue
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, decode, encode
 from hw.order import RESULT_ROOM, OrderError, check_order
