@@ -219,6 +219,10 @@ class Order:
         newest, by_row = self.newest, instruction.function == Function.BY_ROW
         if newest is None:
             raise OrderError("A matrix is multiplied, but there is no list")
+        if self.slots and not by_row and not newest.whole:
+            # Matrices are read whole behind a DENSE PACK, though that has not made the list yet.
+            raise OrderError(f"A matrix is multiplied by a list that is not DENSE, but one of a "
+                             f"batch that has {self.slots} of its vectors is")
         # What the list names: columns, or rows.
         columns = instruction.a if by_row else instruction.count
         if newest.columns and newest.columns != columns:

@@ -221,6 +221,18 @@ class TestOrder:
         with pytest.raises(OrderError, match="Vector 1 of a batch is packed, but the list has 0"):
             check_order(config, [LOAD, second, STOP], [0])
 
+    def test_product_in_the_middle_of_a_batch(self):
+        """Its matrix is read whole, as the nearest PACK says; so must be its list."""
+        config = CONFIGURATIONS["small"]
+        first = dataclasses.replace(PACK, count=8, constant=Batch(log2=1).constant)
+        second = dataclasses.replace(first, constant=Batch(log2=1, slot=1).constant)
+        sparse = dataclasses.replace(PACK, function=Function.SPARSE)
+        check_order(config, [LOAD, PACK, first, matmul(8), second, emit(8), STOP], [0])
+        with pytest.raises(OrderError, match="^Instruction 3: A matrix is multiplied by a list "
+                                             "that is not DENSE, but one of a batch that has 1 of "
+                                             "its vectors is$"):
+            check_order(config, [LOAD, sparse, first, matmul(8), second, emit(8), STOP], [0])
+
     def test_behind_a_fault_nothing_is_checked(self):
         config = CONFIGURATIONS["small"]
         check_order(config, [LOAD, None, matmul(8), STOP], [0])
