@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import resource
@@ -88,7 +89,7 @@ class Survey:
             bench, case, _hash(hardware, _bench_source(bench)))) for bench, case in chosen}
         missing = {pair: path for pair, path in paths.items()
                    if not path.with_suffix(".json").exists()}
-        with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+        with _pool(jobs) as pool:
             list(pool.map(_trace, missing, missing.values()))
         return cls([_read_case(pair, path) for pair, path in paths.items()])
 
@@ -119,6 +120,12 @@ def all_cases() -> list[tuple[str, str]]:
     """Return {bench, case} of every case that takes part."""
     return [(bench, case) for bench in bench_names() for case in bench_cases(bench)
             if (bench, case) not in _LEFT_OUT]
+
+
+def _pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
+    """Return processes whose sets have one order: the order of Verilog depends on it."""
+    os.environ["PYTHONHASHSEED"] = "0"
+    return concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
 
 
 def _hash(*texts: str | bytes) -> str:
@@ -423,7 +430,7 @@ class Campaign:
             if outcome.verdict not in ("stillborn", "same"):
                 counted[unit][drawn.number] = drawn.mutant, outcome
 
-        with concurrent.futures.ProcessPoolExecutor(jobs) as pool:
+        with _pool(jobs) as pool:
             running: dict[concurrent.futures.Future[Outcome], tuple[str, _Drawn]] = {}
             under_way: collections.Counter[str] = collections.Counter()
             while True:

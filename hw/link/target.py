@@ -338,7 +338,7 @@ class LinkTarget(wiring.Component):
                 m.d.comb += progress.eq(chosen({
                     code: getattr(self, f"o_{exchange.into}").ready
                     for code, exchange in pushing.items()}))
-                for into in {exchange.into for exchange in pushing.values()}:
+                for into in dict.fromkeys(exchange.into for exchange in pushing.values()):
                     m.d.comb += getattr(self, f"o_{into}").valid.eq(is_one_of(
                         code for code, exchange in pushing.items() if exchange.into == into))
                 with m.If(progress):
