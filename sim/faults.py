@@ -473,12 +473,10 @@ FAULTS: tuple[Fault, ...] = (
           "link", "parts"),
     Fault("frames", "the delimiter of a bad frame begins no other one", "hw/link/frames.py",
           "broken.eq(0)]", "broken.eq(0), synchronized.eq(~begun)]", "link", "parts"),
-    Fault("link target", "the number of the latest request survives a reset",
-          "hw/link/target.py", "answered = Signal()", "answered = Signal(reset_less=True)",
-          "board", "small"),
-    Fault("shared port", "transfers that the core awaits survive a reset", "hw/memory/arbiter.py",
-          "awaited = Signal(range(self.reads_ahead + BURST_TRANSFERS + 1))",
-          "awaited = Signal(range(self.reads_ahead + BURST_TRANSFERS + 1), reset_less=True)",
+    Fault("frames", "a frame that a reset cut off counts as a bad one", "hw/link/frames.py",
+          "begun = Signal()", "begun = Signal(reset_less=True)", "board", "small"),
+    Fault("link target", "counters survive a reset", "hw/link/target.py",
+          "Signal(32, name=name)", "Signal(32, name=name, reset_less=True)",
           "core_board", "small"),
 )
 

@@ -225,11 +225,12 @@ async def resets(dut):
     dut.rx.value = 1
     await start(dut)
 
-    async def run(seed, *shape):
+    async def fresh():
         host = Host(dut)
-        assert not any((await host.counters()).values())        # they start anew
-        await run_product(host, np.random.default_rng(seed), *shape)
+        assert not any((await host.counters()).values())
+        await run_product(host, np.random.default_rng(24), 4, 3, 1, 1)
 
     await resets_in_mid_work(
-        dut, DUTS["small"](), lambda seed: run(seed, 7, 4, 2, 1), lambda: run(24, 4, 3, 1, 1),
-        resets=4, idle={"rx": 1})
+        dut, DUTS["small"](),
+        lambda seed: run_product(Host(dut), np.random.default_rng(seed), 7, 4, 2, 1), fresh,
+        resets=3, idle={"rx": 1})

@@ -279,14 +279,17 @@ async def resets(dut):
     with cancelled_tasks():
         await Host(dut).done(Command.WRITE, struct.pack("<I", place) + kept)
 
-    async def run(*tokens):
-        host, model = Host(dut), Model()
-        assert await host.done(Command.RESULTS, struct.pack("<H", 0)) == b""
-        assert await read(host, place, len(kept)) == kept
+    async def run(host, *tokens):
+        model = Model()
         await model.load(host)
         for number, token in enumerate(tokens):
             await model.token(host, token, new=number == 0)
 
+    async def fresh():
+        host = Host(dut)
+        assert not any((await host.counters()).values())
+        assert await read(host, place, len(kept)) == kept
+        await run(host, 7)
+
     await resets_in_mid_work(dut, DUTS["small"](),
-                             lambda seed: run(seed % VOCABULARY, 3), lambda: run(7),
-                             resets=3)
+                             lambda seed: run(Host(dut), seed % VOCABULARY, 3), fresh, resets=3)

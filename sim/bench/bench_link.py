@@ -443,6 +443,7 @@ async def uart_keeps_a_byte_that_is_not_taken(dut):
     errors = Counter(dut, dut.error)
     for byte in (0x11, 0x22, 0x33):
         await send_bits(dut, frame_bits(byte), 10 * DIVISOR)
+    await ClockCycles(dut.clk, DIVISOR)         # the last one has ended inside as well
     sink = ends(dut, "o_bytes", StreamSink)
     task = cocotb.start_soon(sink.receive(2))
     await ClockCycles(dut.clk, 4)
