@@ -228,9 +228,9 @@ class TestOrder:
         second = dataclasses.replace(first, constant=Batch(log2=1, slot=1).constant)
         sparse = dataclasses.replace(PACK, function=Function.SPARSE)
         check_order(config, [LOAD, PACK, first, matmul(8), second, emit(8), STOP], [0])
-        with pytest.raises(OrderError, match="^Instruction 3: A matrix is multiplied by a list "
-                                             "that is not DENSE, but one of a batch that has 1 of "
-                                             "its vectors is$"):
+        with pytest.raises(OrderError, match=r"^Instruction 3: A matrix is multiplied by a list "
+                                             r"that is not DENSE, but one of a batch that has 1 of "
+                                             r"its vectors is$"):
             check_order(config, [LOAD, sparse, first, matmul(8), second, emit(8), STOP], [0])
 
     def test_behind_a_fault_nothing_is_checked(self):
