@@ -127,13 +127,13 @@ PROOFS: tuple[Proof, ...] = (
     Proof("Axi4Master", axi4.reads, (
         "bursts ask for each transfer of a read once and in order",
         "data that are read come back once and in order",
-        _within("a burst is asked for", 6)), mode="bounded", depth=12),
+        _within("a burst is asked for", 6)), mode="bounded", depth=11),
     Proof("Axi4Master", axi4.writes, (
         "each transfer is written once, in order and where its address says",),
-        mode="bounded", depth=12),
+        mode="bounded", depth=11),
     Proof("Axi4Master", axi4.write_lengths, (
         "the last transfer of a burst, and no other, is marked",
-        "no data come before the burst's address is offered"), mode="bounded", depth=12),
+        "no data come before the burst's address is offered"), mode="bounded", depth=11),
     Proof("Axi4Master", axi4.read_after_write, (
         "no read is asked for while a write before it is unanswered",
         _within("a write is taken", 24)), mode="bounded", depth=16),
