@@ -14,7 +14,7 @@ from hw.boards.board import BOARDS, CoreBoard, EngineBoard
 from hw.build import build
 from hw.synth.netlist import checked_netlist
 from sim.fast.serial_pins import build_board, serial_port
-from sim.netlist import NetlistResult, cell_models
+from sim.netlist import NetlistResult, write_simulated
 
 __all__ = ["run_board"]
 
@@ -49,7 +49,8 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
     family = "ice40" if any(cell["type"].startswith("SB_") for cell in netlist["cells"].values()) \
         else "ecp5"
     wired = ", ".join(f".{pin}({_signal_of(pin)})" for pin in netlist["ports"])
-    text = "\n".join([(folder / "top.v").read_text(), cell_models(family),
+    sources = write_simulated(folder, "top", family)
+    text = "\n".join([*(source.read_text() for source in sources),
                       "module board (input clk, rst, rx, output tx);\n"
                       f"    top top ({wired});\nendmodule\n"])
     program = build_board(board, folder, netlist=text)

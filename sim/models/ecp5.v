@@ -80,5 +80,7 @@ module PDPW16KD (
         DO21, DO20, DO19, DO18, DO17, DO16, DO15, DO14, DO13, DO12, DO11, DO10, DO9,
         DO8, DO7, DO6, DO5, DO4, DO3, DO2, DO1, DO0} = REGMODE == "OUTREG" ? out : looked_up;
 
+`ifndef YOSYS
     initial if (DATA_WIDTH_W != 36 || DATA_WIDTH_R != 36) $fatal(1, "PDPW16KD: widths must be 36");
+`endif
 endmodule

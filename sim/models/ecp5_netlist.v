@@ -109,12 +109,14 @@ module DP16KD (
         DOB4, DOB3, DOB2, DOB1, DOB0}
         = DATA_WIDTH_B == 36 ? out_b[35:18] : out_b[17:0];
 
+`ifndef YOSYS
     initial if (REGMODE_A != "NOREG" || REGMODE_B != "NOREG" || CLKAMUX != "CLKA"
                 || CLKBMUX != "CLKB")
         $fatal(1, "DP16KD: a mode without a model");
     // Yosys chooses an asynchronous reset for memories that have none.
     always @(posedge CLKA) if (RESETMODE != "SYNC" && (RSTA || RSTB))
         $fatal(1, "DP16KD: an asynchronous reset has no model");
+`endif
 endmodule
 
 // The PLL hands its clock on: the simulation of a whole board counts cycles of CLKOP.

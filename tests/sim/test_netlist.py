@@ -7,7 +7,7 @@ from hw.engine.trit_decoder import TritDecoder
 from hw.synth.netlist import NetlistError, netlist_faults, synthesize
 from sim.__main__ import main
 from sim.bench.bench_engine import CONFIGURATIONS
-from sim.netlist import CASES, cell_models, run_netlist
+from sim.netlist import CASES, run_netlist, write_simulated
 from sim.runner import bench_cases, bench_names, run_bench
 from sim.tools import missing_tools
 from tests.hw.kept_decoder import decode_with_kept_state
@@ -48,11 +48,10 @@ def test_lost_driver_is_refused_and_fails_the_bench(tmp_path, monkeypatch):
     with pytest.raises(NetlistError, match=r"undefined input: port [A-D] of LUT4 \S+ is the "
                                            r"constant x \(and \d more\); nothing is made from it$"):
         synthesize(component, "engine", tmp_path, family="ecp5", verilog=True)
-    cells = tmp_path / "cells.v"
-    cells.write_text(cell_models("ecp5"))
+    sources = write_simulated(tmp_path, "engine", "ecp5")
     monkeypatch.setenv("COCOTB_MAX_FAILURES", "1")
     monkeypatch.delenv("PYTEST_CURRENT_TEST")      # under pytest, cocotb ends it at a failure
-    result = run_bench("engine", "ecp5", "icarus", netlist=[tmp_path / "engine.v", cells])
+    result = run_bench("engine", "ecp5", "icarus", netlist=sources)
     assert result.failed == 1
 
 
