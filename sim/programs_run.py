@@ -22,7 +22,8 @@ from sim.programs_random import CONFIGURATIONS, Case, Timing
 __all__ = ["Expected", "Outcome", "expected", "listing", "read_case", "reduced", "run_case",
            "write_case"]
 
-#: Cycles that a case may take: ten times those of the longest (docs/results/programs.json).
+#: Cycles that a case may take: more than ten times those of the longest, which
+#: docs/results/programs.json has.
 _LIMIT = 3_000_000
 #: Cycles without any transfer after which a core is stuck: more than any instruction works on what
 #: it has, with the largest list and vector of :data:`sim.programs_random.CONFIGURATIONS`.
