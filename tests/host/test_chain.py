@@ -189,8 +189,8 @@ class TestModel:
             read_model(tmp_path / "wrong.gguf")
 
     @pytest.mark.parametrize(("rows", "message"), [
-        ((3, 11), f"key {ARCHITECTURE}.blk.0.attn_v.rows must be positive integers that multiply "
-                  f"to 32, not "),
+        ((3, 11), f"key {ARCHITECTURE}.blk.0.attn_v.rows must be at most 8 positive integers that "
+                  f"multiply to 32, not "),
         ((16, 2), "tensor blk.0.attn_v: 16x2/32x2 multiplies a core by 16 vectors")])
     def test_refused_shape(self, model, tmp_path, rows, message):
         layer = model.layers[0]

@@ -449,8 +449,8 @@ class TestEvaluate:
     def test_no_corpus(self, capsys, model_path, tmp_path):
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", tmp_path)
         assert status == 1
-        assert err == (f"tally evaluate: {tmp_path}/splits.tsv: "
-                       f"No such file or directory\n")
+        assert err == (f"tally evaluate: {tmp_path}: must hold plain texts (*.txt) or "
+                       f"splits.tsv\n")
 
     def test_no_logit_scale(self, capsys, model_path, corpus):
         status, _, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--arithmetic",

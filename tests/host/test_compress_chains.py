@@ -381,7 +381,7 @@ def test_record(capsys, monkeypatch, path, corpus, tmp_path):
         "--workers", "1", "--calibration", "24", "--plot", str(tmp_path / "sizes.svg")]
     assert cli.main(arguments) == 0
     found = json.loads(record.read_text())
-    assert found["command"].startswith("made x; python -m host ")
+    assert found["command"].startswith("made x; python -m host")
     assert [row["model"] for row in found["rows"]].count("x") == 1
     rows = [row for row in found["rows"] if row["model"] != "x"]
     assert [row["method"] for row in rows if row.get("digits") != 2] == [

@@ -115,7 +115,7 @@ def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fau
 
 
 def test_noise_makes_no_result_wrong(loaded, image):
-    outcome = soak_tokens(loaded, 4.0, seed=3, rate=0.004, timeout=1.0)
+    outcome = soak_tokens(loaded, 8.0, seed=3, rate=0.008, timeout=1.0)
     assert outcome.right > 1
     assert sum(outcome.faults.values()) > 3
     assert (outcome.wrong, outcome.mismatches) == (0, [])

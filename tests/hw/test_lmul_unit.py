@@ -83,7 +83,8 @@ def test_dot_product_takes_its_bound_with_the_last_pair():
 
 
 def test_units_are_the_issue_s():
-    assert {unit.format for unit in UNITS.values()} == set(FORMATS)
+    assert {unit.format for unit in UNITS.values()
+            if unit.unit.startswith(("lmul", "exact multiplier"))} == set(FORMATS)
     for unit in UNITS.values():
         assert unit.build().signature
 

@@ -65,7 +65,7 @@ class TestHelp:
         status, out, err = run(capsys, "experiment", "--help")
         assert (status, err) == (0, "")
         assert re.findall(r"^    (\w+)", out, re.MULTILINE) == [
-            "density", "wina", "cycles", "integer", "rotation", "l1", "tensor", "device"]
+            "density", "wina", "cycles", "integer", "rotation", "l1", "tensor", "device", "netlist"]
 
     def test_each_option_says_what_it_is(self, commands):
         """No help text begins in the middle of a sentence: (default: 3), of each document, ..."""
@@ -80,7 +80,7 @@ class TestHelp:
         assert count > 100
 
     def test_each_command_has_a_parser_and_a_description(self, commands):
-        assert len(commands) == len(cli.COMMANDS) + 8
+        assert len(commands) == len(cli.COMMANDS) + 9
         for parser in commands:
             assert parser.description.endswith(".") or parser.description == next(
                 command.HELP for command in cli.COMMANDS
@@ -90,7 +90,7 @@ class TestHelp:
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "tally: the following arguments are required: COMMAND"),
     (["fuzz", "nosuch"], "tally fuzz: argument READER: 'nosuch' is not a reader (try 'gguf', "
-                         "'checkpoint', 'llama2c')"),
+                         "'checkpoint', 'llama2c', 'pieces', 'own', 'image', 'gates', 'corpus')"),
     (["evaluate", "--corpsu", "x", "--corpus", "y"],
      "tally evaluate: '--corpsu' is not an option (try --corpus)"),
     (["experiment"], "tally experiment: the following arguments are required: COMMAND"),
