@@ -102,18 +102,22 @@ PROOFS: tuple[Proof, ...] = (
         _within("a command is taken", 40))),
     Proof("Fetcher", streams.fetcher, (
         _STABLE, "each transfer of a vector that is read leaves once and in order",
-        "no more is read than the queue takes", _within("a fetch is taken", 60)),
-        mode="bounded", depth=36),
+        "no more is read than the queue takes"), mode="bounded", depth=36),
+    Proof("Fetcher", streams.fetcher_progress, (
+        _within("a fetch of a vector is taken", 40),), mode="bounded", depth=56, slow=True),
     Proof("TernaryEngine", streams.engine, (_STABLE,)),
     Proof("ResultQueue", streams.result_queue, (
-        _STABLE, _ORDER, _within("there is room", 24), _within("an output leaves", 8)),
-        mode="bounded", depth=12),
+        _STABLE, _ORDER, _within("an output leaves", 8)), mode="bounded", depth=12),
+    Proof("ResultQueue", streams.result_queue_progress, (
+        _STABLE, _within("there is room", 24))),
     Proof("Gearbox", streams.gearbox_collect, (
-        _STABLE, "each byte of a product comes out once and in order",
-        _within("an input is taken", 12)), mode="bounded", depth=14),
+        "each byte of a product comes out once and in order",), mode="bounded", depth=14),
+    Proof("Gearbox", streams.gearbox_collect_progress, (
+        _STABLE, _within("an input is taken", 12))),
     Proof("Gearbox", streams.gearbox_extract, (
-        _STABLE, "each byte of a product comes out once and in order",
-        _within("an input is taken", 12)), mode="bounded", depth=14),
+        "each byte of a product comes out once and in order",), mode="bounded", depth=14),
+    Proof("Gearbox", streams.gearbox_extract_progress, (
+        _STABLE, _within("an input is taken", 12))),
     Proof("UartReceiver", streams.uart_receiver, (_STABLE,)),
     Proof("UartTransmitter", streams.uart_line, (
         "each byte comes out of the receiver once and in order", _within("a byte is taken", 41),
@@ -135,8 +139,9 @@ PROOFS: tuple[Proof, ...] = (
         "the last transfer of a burst, and no other, is marked",
         "no data come before the burst's address is offered"), mode="bounded", depth=11),
     Proof("Axi4Master", axi4.read_after_write, (
-        "no read is asked for while a write before it is unanswered",
-        _within("a write is taken", 24)), mode="bounded", depth=16),
+        "no read is asked for while a write before it is unanswered",), mode="bounded", depth=16),
+    Proof("Axi4Master", axi4.write_progress, (
+        _within("a write is taken", 12),), mode="bounded", depth=20),
     Proof("ListMemory", lists.list_slots, ("no tile overflows",), mode="induction", depth=2),
     Proof("ListMemory", lists.list_order, (
         _STABLE, "no entry of a list is lost"), mode="bounded", depth=16),
