@@ -19,10 +19,10 @@ __all__ = ["OPERATORS", "Mutant", "draw", "mutants", "unit_path", "units"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Tables are NumPy; the list of what `hw.synth` measures, and the top of a board around its pins,
-# which no bench elaborates without a platform, are no units.
+# Tables are NumPy. What synthesizes, and the top of a board around its pins, which no bench
+# elaborates without a platform, are no units.
 _TABLES = "tables.py"
-_NO_UNITS = ("hw/build.py", "hw/synth/measure.py", "hw/boards/top.py")
+_NO_UNITS = re.compile(r"hw/(build|synth/.*|boards/top)\.py")
 _COMPARISONS = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
                 ast.GtE: (">=", ">"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "==")}
 _BINARY = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"),
@@ -96,7 +96,7 @@ def units() -> list[str]:
     found = []
     for path in sorted((ROOT / "hw").rglob("*.py")):
         name = path.relative_to(ROOT).as_posix()
-        if name not in _NO_UNITS and (path.name == _TABLES or re.search(
+        if not _NO_UNITS.fullmatch(name) and (path.name == _TABLES or re.search(
                 r"^from amaranth\b", path.read_text(), re.MULTILINE)):
             found.append(name.removeprefix("hw/").removesuffix(".py"))
     return found

@@ -48,11 +48,12 @@ JUDGEMENTS = pathlib.Path(__file__).parent / "mutants_judged.json"
 BUILD = ROOT / "build" / "mutate"
 
 _SIMULATOR = "icarus"
-_CORE, _BOARDS = ("core",), ("board", "core_board")
+_CORE, _BOARDS = ("core", "core_axi4"), ("board", "core_board")
 _STAGES = ("unit", "core", "boards")
 #: Minutes each under Icarus; smaller configurations of the same benches have all but the width.
 _LEFT_OUT = {("engine", "wide"), ("engine", "wide_rows"), ("core", "equal"), ("vector", "eight"),
-             ("select", "eight"), ("attention", "wide"), ("attention", "group")}
+             ("select", "eight"), ("attention", "wide"), ("attention", "group"),
+             ("axi4", "between")}
 
 _SLACK = 3              # of simulated and processor time, times the unmutated run
 _SLACK_NS = 10_000      # for a test of a few cycles
@@ -141,6 +142,10 @@ def _sources(*folders: str) -> list[bytes]:
             for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
+def _everything() -> str:
+    return _hash(*_sources("hw", "sim/bench", "sim/golden"))
+
+
 def own_hash(path: str, benches: list[str]) -> str:
     """Return the hash of a unit: its file ``path``, and its ``benches``."""
     return _hash((ROOT / path).read_bytes(), *map(_bench_source, benches))
@@ -210,9 +215,14 @@ def _run(case: Case, text: str, environment: dict[str, str], *, module: str = ""
                              module=module, environment={"COCOTB_RANDOM_SEED": "1", **environment},
                              log=folder / "log")
         except RuntimeError:
+            # Without a result of the compiler there was no simulation.
             if not any(folder.glob("build-*/sim.vvp")):
                 raise _Stillborn from None
             return None
+
+
+class CampaignError(RuntimeError):
+    """A campaign can't go on; the message says why, and what to do."""
 
 
 class _Stillborn(Exception):
@@ -239,8 +249,12 @@ def _unmutated(case: Case) -> dict:
         record["tests"] = {run.name: run.simulated_ns
                            for run in sorted(result.runs, key=lambda run: run.seconds)}
     # Once more as the mutants run: a bench that fails by itself would seem to catch everything.
-    if result is None or result.failed or _killer(case, text, record):
-        raise RuntimeError(f"Bench {case.bench}, case {case.case}, fails without a mutant")
+    failed = ("the simulator's end" if result is None
+              else next((run.name for run in result.runs if not run.passed), "")
+              or _killer(case, text, record))
+    if failed:
+        raise CampaignError(f"Bench {case.bench}, case {case.case}, fails without a mutant "
+                            f"({failed}): repair it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(record))
@@ -381,7 +395,7 @@ class Campaign:
 
     def __init__(self, survey: Survey, *, seed: int, count: int | None):
         self._survey, self._seed, self._count = survey, seed, count
-        self._everything = _hash(*_sources("hw", "sim/bench", "sim/golden"))
+        self._everything = _everything()
         self._journal = BUILD / "journal.jsonl"
         self._known: dict[str, dict] = {}
         if self._journal.exists():
@@ -409,6 +423,9 @@ class Campaign:
         return None
 
     def _keep(self, drawn: "_Drawn", outcome: Outcome) -> None:
+        if _everything() != self._everything:
+            raise CampaignError("hw/, sim/bench/ or sim/golden/ changed while mutants ran: start "
+                                "the command again; what is known of unchanged units is kept")
         entry = {"key": self._journal_key(drawn, outcome.verdict), "mutant": str(drawn.mutant),
                  "outcome": dataclasses.asdict(outcome)}
         with self._journal.open("a") as journal:
@@ -539,8 +556,13 @@ def run(options: argparse.Namespace) -> int:
         print("; ".join(missing), file=sys.stderr)
         return 1
     BUILD.mkdir(parents=True, exist_ok=True)
-    survey = Survey.make(all_cases(), options.jobs)
-    results = Campaign(survey, seed=options.seed, count=options.count).run(chosen, options.jobs)
+    try:
+        survey = Survey.make(all_cases(), options.jobs)
+        campaign = Campaign(survey, seed=options.seed, count=options.count)
+        results = campaign.run(chosen, options.jobs)
+    except CampaignError as problem:
+        print(problem, file=sys.stderr)
+        return 1
     rows = [row(unit, survey, results[unit], options.seed) for unit in chosen]
     _write(rows)
     return _report(rows)

@@ -212,7 +212,8 @@ def test_an_interrupted_campaign_goes_on_where_it_was(monkeypatch, tmp_path):
     monkeypatch.setattr(mutate, "try_mutant", fake_try)
 
     def campaign(jobs):
-        return mutate.Campaign(FakeSurvey(), seed=3, count=12).run(["link/uart", "lmul/lmul"], jobs)
+        return mutate.Campaign(FakeSurvey(), seed=3, count=12).run(
+            ["link/uart", "arith/lmul"], jobs)
 
     def calls():
         return (tmp_path / "calls").read_text().splitlines()
@@ -238,8 +239,8 @@ def test_an_interrupted_campaign_goes_on_where_it_was(monkeypatch, tmp_path):
 def test_unknown_unit_and_wrong_numbers(capsys):
     from sim.__main__ import main
     assert main(["mutate", "lmull"]) == 2
-    assert capsys.readouterr().err.startswith("'lmull' is no unit of hw/ (try attention/cache, ")
-    assert main(["mutate", "lmul", "--count", "0"]) == 2
+    assert capsys.readouterr().err.startswith("'lmull' is no unit of hw/ (try accelerator, ")
+    assert main(["mutate", "arith", "--count", "0"]) == 2
     assert capsys.readouterr().err == "--count must be at least 1, not 0\n"
 
 
