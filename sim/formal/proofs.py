@@ -120,8 +120,8 @@ PROOFS: tuple[Proof, ...] = (
         _STABLE, _within("an input is taken", 12))),
     Proof("UartReceiver", streams.uart_receiver, (_STABLE,)),
     Proof("UartTransmitter", streams.uart_line, (
-        "each byte comes out of the receiver once and in order", _within("a byte is taken", 41),
-        _within("a byte is received", 48)), mode="bounded", depth=56),
+        "each byte comes out of the receiver once and in order", _within("a byte is taken", 51),
+        _within("a byte is received", 58)), mode="bounded", depth=68),
     Proof("FrameReceiver", streams.frame_receiver, (_STABLE, "a byte is always taken")),
     Proof("FrameTransmitter", streams.frame_transmitter, (
         _STABLE, _within("a byte is taken", 40))),

@@ -332,7 +332,7 @@ def uart_line(m: Module) -> None:
     Without a reset in between, which would cut a byte off on its way.
     """
     m.d.comb += Assume(~ResetSignal())
-    divisor = 4
+    divisor = 5
     m.submodules.transmitter = transmitter = UartTransmitter(divisor=divisor)
     m.submodules.receiver = receiver = UartReceiver(divisor=divisor)
     m.d.comb += receiver.rx.eq(transmitter.tx)
@@ -347,7 +347,7 @@ def uart_line(m: Module) -> None:
 
 def uart_receiver(m: Module) -> None:
     """Anything on the line, and anybody behind it: a byte that came stays until it is taken."""
-    m.submodules.unit = unit = UartReceiver(divisor=4)
+    m.submodules.unit = unit = UartReceiver(divisor=5)
     m.d.comb += unit.rx.eq(AnySeq(1))
     accept(m, unit.o)
     assert_stable(m, unit.o)
