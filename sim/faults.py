@@ -344,7 +344,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("sequencer", "an EMIT ends on data of a failed read", "hw/control/dispatch.py",
           "                    with m.If(self.error.valid):\n                        m.next",
           "                    with m.If(0):\n                        m.next",
-          "core_axi4", "small"),
+          "sequencer", "one"),
     Fault("fetcher", "a read is sent though the queue has no room", "hw/memory/read_engine.py",
           "(free >= request.transfers)", "1", "memory", "all"),
     Fault("fetcher", "the bytes before a column are not dropped", "hw/memory/read_engine.py",
