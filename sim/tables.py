@@ -8,7 +8,8 @@ __all__ = ["DOCUMENTS", "RESULTS", "render_document", "write_record"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "model.md", "numerics.md"))
+DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "model.md", "numerics.md",
+                                                "assurance.md"))
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
                     r".*?<!-- end -->", re.DOTALL)
