@@ -612,7 +612,8 @@ async def errors_of_the_memory(dut, during):
     await ends["i_tokens_sequencer"].send([{"token": 1, "start": 0}])
     while during not in [name for name, _ in units.log]:
         await RisingEdge(dut.clk)
-    error = {"write": 1, "response": 2, "address": 8 * ends.config.port_bytes}
+    error: dict[int | str, int] = {"write": 1, "response": 2,
+                                   "address": 8 * ends.config.port_bytes}
     dut.error_sequencer.value = error_layout(ends.config.address_width).const(
         error | {"valid": 1}).as_bits()
     await RisingEdge(dut.clk)
