@@ -133,6 +133,8 @@ class _Finder:
         for line in self._raw.splitlines(keepends=True):
             self._starts.append(self._starts[-1] + len(line))
         self._checks = {"check", "one_of", "positive_int"}
+        self._registers: set[str] = set()
+        self._wires: set[int] = set()
         self._states: list[str] = []
         self._scope: list[str] = []
         self._statement = (1, 1)
@@ -144,6 +146,9 @@ class _Finder:
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module == "hw.check":
                 self._checks |= {name.asname or name.name for name in node.names}
+            if isinstance(node, ast.AugAssign) and _is_domain(node.target):
+                if not (isinstance(node.target, ast.Attribute) and node.target.attr == "comb"):
+                    self._registers |= _assigned(node.value)
         self._block(tree.body)
         return sorted(self._found.values(), key=lambda mutant: (mutant.start, mutant.end,
                                                                 mutant.new))
@@ -233,6 +238,7 @@ class _Finder:
                     for state in self._states:
                         self._replace("state", node.value, f'"{state}"')
                 elif not (isinstance(target, ast.Name) and target.id == "__all__"):
+                    self._note_wires(target, node.value)
                     self._expression(node.value)
             case ast.AnnAssign():
                 if node.value is not None:
@@ -255,6 +261,14 @@ class _Finder:
                 self._replace("assignment", element, "*[]")
         else:
             self._replace("assignment", value, "[]")
+
+    def _note_wires(self, target: ast.expr, value: ast.expr) -> None:
+        """Note which calls make a signal that no clock drives: it has nothing to reset."""
+        targets, values = ((target.elts, value.elts) if isinstance(target, ast.Tuple)
+                           and isinstance(value, ast.Tuple) else ([target], [value]))
+        for name, call in zip(targets, values, strict=False):
+            if isinstance(name, ast.Name) and name.id not in self._registers:
+                self._wires.add(id(call))
 
     # Expressions.
 
@@ -371,7 +385,7 @@ class _Finder:
             return
         if node.args and isinstance(node.func, ast.Name) and not isinstance(node.args[0], ast.Call):
             self._by_one(node.args[0])
-        if "reset_less" in given:
+        if "reset_less" in given or id(node) in self._wires:
             return
         end = self._span(node)[1] - 1
         comma = "" if self._raw[end - 1:end] in b"(," else ", "
@@ -385,6 +399,13 @@ def _name(node: ast.Call) -> str:
     if isinstance(node.func, ast.Attribute):
         return node.func.attr
     return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def _assigned(value: ast.expr) -> set[str]:
+    """Return the names in what statements ``TARGET.eq(...)`` in ``value`` drive."""
+    return {name.id for call in ast.walk(value) if isinstance(call, ast.Call)
+            and isinstance(call.func, ast.Attribute) and call.func.attr == "eq"
+            for name in ast.walk(call.func.value) if isinstance(name, ast.Name)}
 
 
 def _is_domain(node: ast.expr) -> bool:

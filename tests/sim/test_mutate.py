@@ -32,6 +32,7 @@ class Unit:
     def elaborate(self, platform):
         m = Module()
         count = Signal(range(DEPTH), name="count_8")
+        wire, other = Signal(), Signal()
         with m.If(self.a & self.b):
             m.d.sync += [count.eq(count + 1), self.o.eq(self.i[2:])]
         with m.Elif(count < 3):
