@@ -28,6 +28,7 @@ import sys
 import tempfile
 import time
 import types
+import warnings
 from collections.abc import Iterator
 
 from sim.equivalence import proved_equal
@@ -61,7 +62,7 @@ _SLACK_SECONDS = 10
 _ELABORATION_SECONDS = 300
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Case:
     """One case of one bench: its original Verilog, and the lines of hw/ that made it.
 
@@ -126,7 +127,9 @@ def all_cases() -> list[tuple[str, str]]:
 def _pool(jobs: int) -> concurrent.futures.ProcessPoolExecutor:
     """Return processes whose sets have one order: the order of Verilog depends on it."""
     os.environ["PYTHONHASHSEED"] = "0"
-    return concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    # Quiet: what mutants leave unused is no news.
+    return concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), warnings.simplefilter, ("ignore",))
 
 
 def _hash(*texts: str | bytes) -> str:
@@ -304,46 +307,50 @@ def try_mutant(mutant: Mutant, stages: dict[str, list[Case]], *, judged: bool = 
     Yosys shows every differing module equal; only the others run against larger designs.
     """
     before = _seconds()
+    text = mutant.plant((ROOT / mutant.path).read_text())
+    changed: dict[Case, str] = {}       # Verilog of the cases that the mutant changes
 
     def outcome(verdict: str, stage: str = "", by: str = "") -> Outcome:
         return Outcome(verdict, stage, by, _seconds() - before)
 
-    text = mutant.plant((ROOT / mutant.path).read_text())
-    changed: dict[str, list[tuple[Case, str]]] = {}
+    def convert(case: Case) -> bool:
+        with planted(mutant.path, text):
+            verilog = _convert(case)
+        if verilog is not None:
+            changed[case] = verilog
+        return verilog is not None
+
+    def killer(cases: list[Case]) -> str:
+        # The smallest first; one that isn't reached needs no Verilog.
+        for case in sorted(cases, key=lambda case: case.verilog.stat().st_size):
+            if case in changed or convert(case):
+                test = _killer(case, changed[case], _unmutated(case))
+                if test:
+                    return f"{case.bench} {case.case}: {test}"
+        return ""
+
     try:
-        for stage, cases in stages.items():
-            with planted(mutant.path, text):
-                changed[stage] = [(case, verilog) for case in cases
-                                  for verilog in [_convert(case)] if verilog is not None]
-            if stage == "unit":
-                by = _first_killer(changed[stage])
-                if by:
-                    return outcome("killed", stage, by)
-                if judged:
-                    return outcome("judged")
-        every = [(case.verilog.read_text(), verilog) for found in changed.values()
-                 for case, verilog in found]
-        if not every:
+        own, *larger = stages
+        by = killer(stages[own])
+        if by:
+            return outcome("killed", own, by)
+        if judged:
+            return outcome("judged")
+        for stage in larger:
+            for case in stages[stage]:
+                convert(case)
+        if not changed:
             return outcome("same")
-        if proved_equal(every):
+        if proved_equal([(case.verilog.read_text(), verilog)
+                         for case, verilog in changed.items()]):
             return outcome("proved")
-        for stage in list(stages)[1:]:
-            by = _first_killer(changed[stage])
+        for stage in larger:
+            by = killer([case for case in stages[stage] if case in changed])
             if by:
                 return outcome("killed", stage, by)
     except _Stillborn:
         return outcome("stillborn")
     return outcome("survived")
-
-
-def _first_killer(changed: list[tuple[Case, str]]) -> str:
-    """Return bench, case and test that fail first, the quickest case first, or nothing."""
-    unmutated = {id(case): _unmutated(case) for case, _ in changed}
-    for case, verilog in sorted(changed, key=lambda pair: unmutated[id(pair[0])]["seconds"]):
-        test = _killer(case, verilog, unmutated[id(case)])
-        if test:
-            return f"{case.bench} {case.case}: {test}"
-    return ""
 
 
 def _convert(case: Case) -> str | None:
