@@ -283,16 +283,21 @@ def measure(directory, files):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_memory_and_time(tmp_path, case):
-    seconds = []
-    for size in (MEGABYTE // 2, MEGABYTE):
-        files = case(size)
-        error, memory, taken = measure(tmp_path, files)
-        assert error is None or (isinstance(error, str) and printable(error) == error), error
-        assert error is None or len(error) < 3000
-        assert memory < 4 * sum(map(len, files.values())) + 200 * MEGABYTE
-        seconds.append(taken)
-    # Twice is linear, and four times is quadratic.
-    assert seconds[1] < 3 * max(seconds[0], LEAST_SECONDS)
+    small, large = MEGABYTE // 2, MEGABYTE
+    seconds = {small: math.inf, large: math.inf}
+    # The least of a few times is the one that other work on the machine has stretched least.
+    for _ in range(3):
+        for size in seconds:
+            files = case(size)
+            error, memory, taken = measure(tmp_path, files)
+            assert error is None or (isinstance(error, str) and printable(error) == error), error
+            assert error is None or len(error) < 3000
+            assert memory < 4 * sum(map(len, files.values())) + 200 * MEGABYTE
+            seconds[size] = min(seconds[size], taken)
+        # Twice is linear, and four times is quadratic.
+        if seconds[large] < 3 * max(seconds[small], LEAST_SECONDS):
+            break
+    assert seconds[large] < 3 * max(seconds[small], LEAST_SECONDS)
 
 
 def test_a_sparse_file_is_not_read(tmp_path):

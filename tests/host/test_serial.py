@@ -148,8 +148,9 @@ def test_faults_on_the_line_change_nothing(faulty, fault):
 
 
 def test_noise_makes_no_result_wrong(device):
-    outcome = soak_products(device, 4.0, seed=3, rate=0.004, timeout=1.0)
-    assert outcome.right > 3
+    # Long enough for a busy machine, where a request takes most of its second.
+    outcome = soak_products(device, 12.0, seed=3, rate=0.002, timeout=1.0)
+    assert outcome.right > 2
     assert sum(outcome.faults.values()) > 5
     assert outcome.repetitions > 0
     assert (outcome.wrong, outcome.mismatches) == (0, [])
