@@ -89,9 +89,13 @@ def answers(m: Module) -> None:
     m.d.comb += Assume(sum(valid[1:], valid[0]) <= 1)
     accept(m, unit.o, every=3)
     assert_stable(m, unit.o)
-    for source in sources:
+    for source in sources[:2]:
         assert_within(m, source.valid, source.ready, 3)
         m.d.comb += Assert(transfer(source) == (transfer(unit.o) & source.valid))
+    # A fault of the memory is three answers, the last of which takes it.
+    fault = unit.i_faults
+    assert_within(m, fault.valid, fault.ready, 9)
+    m.d.comb += Assert(transfer(fault) == (transfer(unit.o) & fault.valid & unit.o.p.last))
     m.d.comb += Assert(~unit.o.valid | Cat(valid).any())
 
 
