@@ -4,9 +4,10 @@
 
     python -m hw.build list
     python -m hw.build BOARD [--seed N] [--no-pnr] [--record] [--lanes N ...]
-    python -m hw.build verilog --unit core [--lanes N ...] --output FILE
+    python -m hw.build verilog [--unit UNIT] [--lanes N ...] [--output FILE]
 
-Every field of the configuration is an option, for boards as well.
+Every field of the configuration is an option, for boards as well. docs/verilog.md describes the
+ports of what ``verilog`` writes, by default the whole accelerator with an AXI4 memory port.
 """
 
 import argparse
@@ -21,27 +22,15 @@ import shlex
 import sys
 import time
 
-from amaranth.back import verilog
-from amaranth.lib import wiring
-
-from hw.arith.lmul import LMul
-from hw.boards.board import BOARDS, Board, CoreBoard, EngineBoard
+from hw.boards.board import BOARDS, AcceleratorBoard, Board, EngineBoard
 from hw.boards.top import BoardTop, load_platform
-from hw.config import CoreConfig, EngineConfig
-from hw.engine.engine import TernaryEngine
-from hw.engine.slice import EngineSlice
-from hw.formats.minifloat import FORMATS
+from hw.config import AcceleratorConfig, EngineConfig
+from hw.export import UNITS, write_unit
+from hw.formats.minifloat import FORMATS, MiniFloat
 from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist
 from hw.synth.tool import ToolFailed, run_tool
 
-__all__ = ["AREA", "UNITS", "BuildError", "build", "main", "write_verilog"]
-
-#: Components that ``verilog`` writes, from a configuration and an L-Mul format.
-UNITS = {
-    "core": lambda config, fmt: EngineSlice(config),
-    "engine": lambda config, fmt: TernaryEngine(config),
-    "lmul": lambda config, fmt: LMul(fmt),
-}
+__all__ = ["AREA", "BuildError", "build", "main"]
 
 #: Columns of the area, each with the cells that count, ECP5's and iCE40's.
 AREA = {
@@ -62,19 +51,20 @@ _RESOURCES = {
 # Parts of the board's system, by the path of their modules.
 _LINK = {"link": ("receiver", "target", "transmitter", "entries", "program", "tokens", "answers",
                   "queue")}
-_ENGINE_PARTS = {"engine": ("core.engine",), "gearbox": ("core.gearbox",), "lmul": ("lmul",),
-                 **_LINK}
-_CORE_PARTS = {
-    "engine": ("core.ternary.engine",),
-    "gearbox": ("core.ternary.gearbox",),
-    "sequencer": ("core.sequencer", "core.fetching"),
-    "lists": ("core.list", "core.packer", "core.asked", "core.rows"),
-    "selector": ("core.selector",),
-    "vector unit": ("core.vector",),
-    "vector memory": ("core.vectors", "core.mover"),
-    "scale": ("core.drain",),
-    "top k": ("core.top_k",),
-    "fetcher": ("core.fetcher",),
+_ENGINE_PARTS = {"engine": ("slice.engine",), "gearbox": ("slice.gearbox",),
+                 "lmul": ("lmul",), **_LINK}
+_ACCELERATOR_PARTS = {
+    "engine": ("accelerator.engine_slice.engine",),
+    "gearbox": ("accelerator.engine_slice.gearbox",),
+    "control": ("accelerator.dispatch", "accelerator.prefetch"),
+    "quantizer and lists": ("accelerator.quantizer", "accelerator.entry_collector",
+                            "accelerator.sparse_vector", "accelerator.column_router"),
+    "sparsity policy": ("accelerator.sparsity_policy",),
+    "vector unit": ("accelerator.vector_unit",),
+    "vector memory": ("accelerator.vector_memory", "accelerator.load_store"),
+    "write-back": ("accelerator.write_back",),
+    "top-k": ("accelerator.top_k",),
+    "read engine": ("accelerator.read_engine",),
     "memory": ("memory", "shared"),
     "link": (*_LINK["link"], "requests", "writes", "reads", "results"),
 }
@@ -84,25 +74,6 @@ _RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 
 class BuildError(Exception):
     """A build cannot be done; the message is one sentence for the user."""
-
-
-def write_verilog(unit: str, config: EngineConfig, fmt: str, output: pathlib.Path) -> None:
-    """Write one unit as Verilog.
-
-    Parameters
-    ----------
-    unit : str
-        Key of :data:`UNITS`, and the name of the module.
-    config : EngineConfig
-        For ``core`` and ``engine``.
-    fmt : str
-        For ``lmul``: key of :data:`hw.formats.minifloat.FORMATS`.
-    output : path
-    """
-    component: wiring.Component = UNITS[unit](config, FORMATS[fmt])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(verilog.convert(component, name=unit, emit_src=False,
-                                      strip_internal_attrs=True))
 
 
 def _area(cells: collections.Counter) -> dict[str, int]:
@@ -156,13 +127,13 @@ def _versions(tools: list[str], folder: pathlib.Path) -> dict[str, str]:
     return versions
 
 
-def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1,
+def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: int = 1,
           route: bool = True, say=lambda text: None) -> dict:
     """Build a board's bitstream and report on it.
 
     Parameters
     ----------
-    board : EngineBoard or CoreBoard
+    board : EngineBoard or AcceleratorBoard
     folder : path
         Where all files go.
     seed : int
@@ -176,7 +147,7 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
     -------
     dict
         ``board``, ``device``, ``configuration``, the columns of :data:`AREA`, ``parts`` with the
-        same by part, ``requested_mhz``, ``versions``; of a core ``memory_bytes`` and
+        same by part, ``requested_mhz``, ``versions``; of an accelerator ``memory_bytes`` and
         ``weight_trits``, as many as fill it; and if routed ``fmax_mhz``, ``meets_clock``,
         ``bitstream`` (its path) and ``bitstream_sha256``.
 
@@ -214,7 +185,8 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
     say(f"{board.name}: synthesis")
     run_tool(commands[synthesis], folder)
     cells = checked_netlist(folder / "top.json", "top")["cells"]
-    parts = _area_by_part(cells, _CORE_PARTS if isinstance(board, CoreBoard) else _ENGINE_PARTS)
+    parts = _area_by_part(cells, _ACCELERATOR_PARTS if isinstance(board, AcceleratorBoard)
+                          else _ENGINE_PARTS)
     tools = [synthesis, place_and_route] if route else [synthesis]
     report: dict = {
         "board": board.name, "device": platform.device,
@@ -223,7 +195,7 @@ def build(board: EngineBoard | CoreBoard, folder: pathlib.Path, *, seed: int = 1
         **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
         "versions": _versions(tools, folder),
     }
-    if isinstance(board, CoreBoard):
+    if isinstance(board, AcceleratorBoard):
         engine = board.config.engine
         report |= {"memory_bytes": board.config.memory_bytes,
                    "weight_trits": board.config.memory_bytes // engine.word_bytes * engine.lanes}
@@ -251,7 +223,7 @@ def _print_report(report: dict) -> None:
         print(f"{row['part']:16}" + "".join(f"{row[column]:10,}" for column in AREA))
     configuration = dict(report["configuration"])
     engine = configuration.pop("engine", None)
-    for what, fields in (("core", configuration), ("engine", engine)) if engine else (
+    for what, fields in (("accelerator", configuration), ("engine", engine)) if engine else (
             ("engine", configuration),):
         listed = ", ".join(f"{name} {value}" for name, value in fields.items())
         print(f"{f'{what}:':10} {listed}")
@@ -284,28 +256,30 @@ def _record(report: dict) -> None:
         path.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _engine(config: EngineConfig | CoreConfig) -> EngineConfig:
-    return config.engine if isinstance(config, CoreConfig) else config
+def _engine(config: EngineConfig | AcceleratorConfig) -> EngineConfig:
+    return config.engine if isinstance(config, AcceleratorConfig) else config
 
 
-def _changed(board: EngineBoard | CoreBoard, engine: dict, core: dict) -> EngineBoard | CoreBoard:
+def _changed(board: EngineBoard | AcceleratorBoard, engine: dict,
+             accelerator: dict) -> EngineBoard | AcceleratorBoard:
     """Return the board with other fields of its configuration."""
-    if isinstance(board, CoreBoard):
+    if isinstance(board, AcceleratorBoard):
         changed = dataclasses.replace(board.config.engine, **engine)
         return dataclasses.replace(board, config=dataclasses.replace(board.config, engine=changed,
-                                                                     **core))
-    if core:
-        raise ValueError(f"Board {board.name} has an engine and no core: there is no "
-                         f"{', '.join(core)} to be set")
+                                                                     **accelerator))
+    if accelerator:
+        raise ValueError(f"Board {board.name} has an engine and no accelerator: there is no "
+                         f"{', '.join(accelerator)} to be set")
     return dataclasses.replace(board, config=dataclasses.replace(board.config, **engine))
 
 
 def _list_boards() -> None:
     print(f"{'board':12} {'clock':>8} {'baud':>10}  engine")
     for board in BOARDS.values():
-        core = board.config if isinstance(board.config, CoreConfig) else None
+        accelerator = board.config if isinstance(board.config, AcceleratorConfig) else None
         engine = _engine(board.config)
-        whole = f"; a whole core, {core.memory_bytes // 1024} KiB of memory" if core else ""
+        whole = (f"; a whole accelerator, {accelerator.memory_bytes // 1024} KiB of memory"
+                 if accelerator else "")
         print(f"{board.name:12} {board.clock_hz / 1e6:4g} MHz {board.baud:10,}  "
               f"{engine.lanes} lanes, {engine.packing}, accumulators "
               f"{engine.accumulator_depth} x {engine.accumulator_width} bits{whole}")
@@ -318,13 +292,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("what", metavar="BOARD|verilog|list", help="a board of 'list'")
     parser.add_argument("--output", type=pathlib.Path,
                         help="folder of a board's files (default: build/BOARD), or Verilog file")
-    parser.add_argument("--seed", type=int, default=1, help="seed of the placement (default: 1)")
-    parser.add_argument("--no-pnr", action="store_true", help="stop after synthesis")
+    parser.add_argument("--seed", type=int, help="seed of a board's placement (default: 1)")
+    parser.add_argument("--no-pnr", action="store_true",
+                        help="stop a board's build after synthesis")
     parser.add_argument("--record", action="store_true",
-                        help="keep the report in docs/results/boards.json")
-    parser.add_argument("--unit", choices=UNITS, default="core", help="what to write as Verilog")
-    parser.add_argument("--format", choices=FORMATS, default="bf16", help="format of unit lmul")
-    for what, names in (("engine", EngineConfig), ("core, for a board with one", CoreConfig)):
+                        help="keep a board's report in docs/results/boards.json")
+    parser.add_argument("--unit", metavar="UNIT",
+                        help=f"unit that 'verilog' writes, of {', '.join(UNITS)} "
+                             f"(default: accelerator)")
+    parser.add_argument("--format", choices=FORMATS,
+                        help="number format of a unit that has one (default: bf16)")
+    for what, names in (("engine", EngineConfig),
+                        ("accelerator, for a board with one", AcceleratorConfig)):
         fields = parser.add_argument_group(f"configuration of the {what}")
         for field in dataclasses.fields(names):
             if field.name != "engine":
@@ -334,25 +313,61 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse(why: str, options: argparse.Namespace, *fields: dict, but: tuple[str, ...] = ()
+            ) -> None:
+    """Refuse every option that was given."""
+    given = [name for name in ("output", "seed", "no_pnr", "record", "unit", "format")
+             if getattr(options, name) and name not in but]
+    given += [name for group in fields for name in group]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ValueError(f"{why}: leave out {names}")
+
+
+def _write_verilog(options: argparse.Namespace, engine: dict, accelerator: dict) -> int:
+    """Write a unit as Verilog, of the configuration that was given."""
+    name = options.unit or "accelerator"
+    if name not in UNITS:
+        raise ValueError(f"'{name}' is no unit (try {', '.join(UNITS)})")
+    needs = UNITS[name].needs
+    unfit: list[dict] = []
+    needed: AcceleratorConfig | EngineConfig | MiniFloat | None
+    if needs is AcceleratorConfig:
+        # A walk by row belongs to an accelerator.
+        base = AcceleratorConfig().engine
+        needed = AcceleratorConfig(engine=dataclasses.replace(base, **engine), **accelerator)
+    elif needs is EngineConfig:
+        needed, unfit = EngineConfig(**engine), [accelerator]
+    else:
+        needed = FORMATS[options.format or "bf16"] if needs is MiniFloat else None
+        unfit = [engine, accelerator]
+    also = ("output", "unit", *(["format"] if needs is MiniFloat else []))
+    _refuse(f"Unit '{name}' has no such setting", options, *unfit, but=also)
+    written = write_unit(name, needed, options.output
+                         or pathlib.Path("build") / f"tally_{name.replace('-', '_')}.v")
+    print(f"{name} written to {written[0]}, an example of its instantiation to {written[1]}")
+    return 0
+
+
 def _run(options: argparse.Namespace) -> int:
-    given, given_core = (
+    given, given_accelerator = (
         {field.name: getattr(options, field.name) for field in dataclasses.fields(names)
          if field.name != "engine" and getattr(options, field.name) is not None}
-        for names in (EngineConfig, CoreConfig))
+        for names in (EngineConfig, AcceleratorConfig))
     if options.what == "list":
+        _refuse("'list' takes no options", options, given, given_accelerator)
         _list_boards()
         return 0
     if options.what == "verilog":
-        config = EngineConfig(**given)
-        output = options.output or pathlib.Path("build") / f"{options.unit}.v"
-        write_verilog(options.unit, config, options.format, output)
-        print(f"{options.unit} written to {output}")
-        return 0
+        return _write_verilog(options, given, given_accelerator)
+    for name in ("unit", "format"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"Option --{name} applies to 'verilog', not to a board")
     if options.what not in BOARDS:
         tried = ", ".join(f"'{name}'" for name in BOARDS)
         raise ValueError(f"'{options.what}' is not a board (try {tried})")
-    board = _changed(BOARDS[options.what], given, given_core)
-    if options.record and (given or given_core or options.no_pnr):
+    board = _changed(BOARDS[options.what], given, given_accelerator)
+    if options.record and (given or given_accelerator or options.no_pnr):
         raise ValueError("Option --record keeps routed builds of a board's own configuration only")
     started = time.monotonic()
 
@@ -360,7 +375,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
 
     say("YoWASP tools compile themselves on first use, half a minute each")
-    report = build(board, options.output or pathlib.Path("build") / board.name, seed=options.seed,
+    report = build(board, options.output or pathlib.Path("build") / board.name,
+                   seed=1 if options.seed is None else options.seed,
                    route=not options.no_pnr, say=say)
     _print_report(report)
     if options.record:

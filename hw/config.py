@@ -10,7 +10,7 @@ import json
 from hw.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["ATTENTION_FIELDS", "TARGETS", "TILE", "CoreConfig", "EngineConfig"]
+__all__ = ["ATTENTION_FIELDS", "TARGETS", "TILE", "AcceleratorConfig", "EngineConfig"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
@@ -19,7 +19,7 @@ TARGETS = ("generic", "ecp5")
 #: Elements of a tile of the list: an index within a tile is a byte.
 TILE = 256
 
-#: Fields of :class:`CoreConfig` that say nothing without attention.
+#: Fields of :class:`AcceleratorConfig` that say nothing without attention.
 ATTENTION_FIELDS = ("context", "head_elements", "group", "attention_heads", "attention_elements",
                     "caches")
 
@@ -203,16 +203,16 @@ class EngineConfig:
         return {"groups": self.groups(columns), "tail": 0, "planes": planes, "batch": 1,
                 "by_row": 1}
 
-    def fingerprint(self) -> int:
+    def configuration_hash(self) -> int:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
         fields = dataclasses.asdict(self)
         del fields["target"]
-        return _fingerprint(fields)
+        return _configuration_hash(fields)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CoreConfig:
-    """Geometry of the core: the engine, and what is around it. docs/machine.md names the parts.
+class AcceleratorConfig:
+    """Geometry of the accelerator, whose parts docs/machine.md names.
 
     Attributes
     ----------
@@ -229,8 +229,8 @@ class CoreConfig:
         Products that can be queued; a program has no more that are not drained yet.
     queue_words : int
         Transfers of the memory port that are read ahead, a power of two.
-    best : int
-        Largest logits that one EMIT delivers.
+    top_k : int
+        Largest logits that one TOP_K delivers.
     address_width : int
         Bits of a byte address: the memory has ``2**address_width`` bytes.
     context : int
@@ -255,7 +255,7 @@ class CoreConfig:
     list_depth: int = 2048
     product_depth: int = 4
     queue_words: int = 1024
-    best: int = 16
+    top_k: int = 16
     address_width: int = 32
     context: int = 0
     head_elements: int = 64
@@ -286,7 +286,7 @@ class CoreConfig:
             raise ValueError(f"Vector depth ({self.vector_depth}) must be a multiple of the result "
                              f"lane count ({self.vector_lanes})")
         if self.engine.activation_width != 8:
-            raise ValueError(f"Activation width of a core's engine must be 8, "
+            raise ValueError(f"Activation width of an accelerator's engine must be 8, "
                              f"not {self.engine.activation_width}")
         if self.context:
             self._check_attention()
@@ -333,11 +333,11 @@ class CoreConfig:
         """Bytes that an address can reach."""
         return 2 ** self.address_width
 
-    def fingerprint(self) -> int:
+    def configuration_hash(self) -> int:
         """32 bits that differ between configurations; ``target`` changes no bit of any result."""
         fields = self.facts()
         del fields["engine"]["target"]
-        return _fingerprint(fields)
+        return _configuration_hash(fields)
 
 
 def _at_most(what: str, value: int, limit: int) -> None:
@@ -345,6 +345,6 @@ def _at_most(what: str, value: int, limit: int) -> None:
         raise ValueError(f"{what} must be at most {limit}, not {value}")
 
 
-def _fingerprint(fields: dict) -> int:
+def _configuration_hash(fields: dict) -> int:
     text = json.dumps(fields, sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

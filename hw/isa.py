@@ -1,4 +1,4 @@
-"""The instruction set, as plain data: for sequencer, golden machine, compiler and disassembler.
+"""The instruction set, as plain data: for dispatch, golden machine, compiler and disassembler.
 
 One token is one pass over a program. Instructions are coarse: each works on a whole vector or a
 whole matrix. docs/machine.md says how they overlap; ``sim.golden.machine`` executes them, bit for
@@ -8,7 +8,7 @@ bit. This module imports no Amaranth.
 import dataclasses
 import enum
 
-__all__ = ["ADDRESSED", "ATTENTION", "BATCH_FIELDS", "FIELDS", "FUNCTIONS", "GATED",
+__all__ = ["ADDRESSED", "ATTENTION", "BATCH_FIELDS", "FIELDS", "FUNCTIONS", "MASKED",
            "INSTRUCTION_BYTES", "REGISTERS", "USED", "Batch", "Fault", "Function", "Instruction",
            "MemoryFailure", "Opcode", "decode", "disassemble", "encode"]
 
@@ -28,11 +28,11 @@ class Opcode(enum.IntEnum):
 
     ``v[x]`` is the vector of ``count`` bf16 elements from element x of the vector memory, ``r[x]``
     a scalar register, ``memory`` the bytes behind the memory port. Q and S are those of
-    docs/numerics.md, section 6. Products queue up: DRAIN and EMIT take rows of the oldest one,
-    until it has none left.
+    docs/numerics.md, section 6. Products queue up: WRITE_BACK and TOP_K take rows of the oldest
+    one, until it has none left.
     """
 
-    #: The pass over the program ends. Fetching goes on at the start of the program, or, if
+    #: The pass over the program ends. Prefetch goes on at the start of the program, or, if
     #: ``constant`` is 1, waits for the next pass, which may begin anywhere.
     STOP = 0x01
     #: ``v[target] = memory[address]``.
@@ -42,15 +42,16 @@ class Opcode(enum.IntEnum):
     #: ``v[target] = memory[address + position * 2 * count]``.
     LOAD_AT = 0x04
     #: ``memory[address + position * bytes] = v[a]``, as ``function`` says, or ``v[a]`` and ``v[b]``
-    #: of half the count each, if ``b`` is not 0. Cache ``constant`` of :attr:`CoreConfig.caches`
-    #: remembers the largest element; caches whose values are not mixed may share one.
-    APPEND = 0x05
+    #: of half the count each, if ``b`` is not 0. Cache ``constant`` of
+    #: :attr:`AcceleratorConfig.caches` remembers the largest element; caches whose values are not
+    #: mixed may share one.
+    KV_APPEND = 0x05
     #: The list becomes one entry: the column of the token's number, with activation 1.
     TOKEN = 0x10
-    #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register. TOP_K
-    #: and THRESHOLD look at the vector of integers ``v[b]``, norms of the columns: 1 if ``b`` is 0.
-    #: With DENSE, ``constant`` may say that the list is that of a :class:`Batch`.
-    PACK = 0x11
+    #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register.
+    #: KEEP_TOP_K and KEEP_ABOVE look at the vector of integers ``v[b]``, norms of the columns: 1 if
+    #: ``b`` is 0. With DENSE, ``constant`` may say that the list is that of a :class:`Batch`.
+    QUANTIZE = 0x11
     #: A product is queued: the list times the matrix of ``a`` rows, ``count`` columns and ``b``
     #: planes whose packed columns, or rows, begin at ``address``. A matrix with fewer rows than
     #: lanes, or more than accumulators, is several. ``target`` is the number of vectors in a list
@@ -58,10 +59,10 @@ class Opcode(enum.IntEnum):
     MATMUL = 0x12
     #: ``v[target] = function(S(product, constant * r[a] * r[b]))``, of the product's next
     #: ``count`` rows. A product by row is taken whole; only the listed elements are written.
-    DRAIN = 0x13
+    WRITE_BACK = 0x13
     #: The largest of the ``count`` integers that are left of the product are delivered to the
     #: host, with the scalar ``constant * r[a] * r[b]`` that makes logits of them.
-    EMIT = 0x14
+    TOP_K = 0x14
     #: ``v[target] = function(v[a], v[b])``, element by element.
     VECTOR = 0x20
     #: ``r[target] = 1 / sqrt(sum of squares of v[a])``, 0 for a zero vector.
@@ -69,40 +70,40 @@ class Opcode(enum.IntEnum):
     #: The keys up to the position, from ``address`` on, are scored with ``target`` heads of
     #: ``constant`` elements each, ``count`` together: those of ``v[a]``, or their first halves in
     #: ``v[a]`` and their second ones in ``v[b]``, if ``b`` is not 0.
-    SCORE = 0x30
+    QK = 0x30
     #: ``v[target]`` is what the heads that were scored last make of the values from ``address``
-    #: on, appended to cache ``a``; ``count`` and ``constant`` are those of the SCORE.
-    MIX = 0x31
+    #: on, appended to cache ``a``; ``count`` and ``constant`` are those of the QK.
+    PV = 0x31
 
 
 class Function(enum.IntEnum):
-    """Variants of PACK, MATMUL, DRAIN and VECTOR, and formats of caches."""
+    """Variants of QUANTIZE, MATMUL, WRITE_BACK and VECTOR, and formats of caches."""
 
-    #: PACK: every element becomes an entry, and weights may be read before the list is known.
+    #: QUANTIZE: every element becomes an entry, and weights may be read before the list is known.
     DENSE = 0x01
-    #: PACK: zeros are left out, and only listed columns are read.
+    #: QUANTIZE: zeros are left out, and only listed columns are read.
     SPARSE = 0x02
-    #: PACK: the elements that are not zero, each with activation 1: rows that are wanted.
+    #: QUANTIZE: the elements that are not zero, each with activation 1: rows that are wanted.
     NONZERO = 0x03
-    #: PACK: SPARSE, but only the ``constant`` entries with the largest scores.
-    TOP_K = 0x04
-    #: PACK: SPARSE, but only entries with scores above ``address``.
-    THRESHOLD = 0x05
+    #: QUANTIZE: SPARSE, but only the ``constant`` entries with the largest scores.
+    KEEP_TOP_K = 0x04
+    #: QUANTIZE: SPARSE, but only entries with scores above ``address``.
+    KEEP_ABOVE = 0x05
     #: MATMUL: the listed columns, each times its activation.
     BY_COLUMN = 0x08
-    #: MATMUL: the listed rows, times the activations of the newest DENSE or gated list.
+    #: MATMUL: the listed rows, times the activations of the newest DENSE or masked list.
     BY_ROW = 0x09
     #: VECTOR, of ``a`` and ``b``.
     ADD = 0x10
     SUBTRACT = 0x11
     LMUL = 0x12
-    #: VECTOR, of ``a`` alone; the first two also DRAIN.
+    #: VECTOR, of ``a`` alone; the first two also WRITE_BACK.
     COPY = 0x20
     RELU = 0x21
     #: ``1 / (1 + exp(a))``: the share of the state that is replaced.
     SIGMOID_OF_NEGATIVE = 0x22
     SILU = 0x23
-    #: APPEND, SCORE and MIX: elements of a cache.
+    #: KV_APPEND, QK and PV: elements of a cache.
     BF16 = 0x30
     E4M3 = 0x31
 
@@ -113,43 +114,43 @@ USED = {
     Opcode.LOAD: ("target", "count", "address"),
     Opcode.STORE: ("a", "count", "address"),
     Opcode.LOAD_AT: ("target", "count", "address"),
-    Opcode.APPEND: ("function", "a", "b", "count", "constant", "address"),
+    Opcode.KV_APPEND: ("function", "a", "b", "count", "constant", "address"),
     Opcode.TOKEN: (),
-    Opcode.PACK: ("function", "target", "a", "b", "count", "constant", "address"),
+    Opcode.QUANTIZE: ("function", "target", "a", "b", "count", "constant", "address"),
     Opcode.MATMUL: ("function", "target", "a", "b", "count", "address"),
-    Opcode.DRAIN: ("function", "target", "a", "b", "count", "constant"),
-    Opcode.EMIT: ("a", "b", "count", "constant"),
+    Opcode.WRITE_BACK: ("function", "target", "a", "b", "count", "constant"),
+    Opcode.TOP_K: ("a", "b", "count", "constant"),
     Opcode.VECTOR: ("function", "target", "a", "b", "count"),
     Opcode.NORM: ("target", "a", "count"),
-    Opcode.SCORE: ("function", "target", "a", "b", "count", "constant", "address"),
-    Opcode.MIX: ("function", "target", "a", "count", "constant", "address"),
+    Opcode.QK: ("function", "target", "a", "b", "count", "constant", "address"),
+    Opcode.PV: ("function", "target", "a", "count", "constant", "address"),
 }
 
 #: Functions that each opcode with a ``function`` field takes.
 FUNCTIONS = {
-    Opcode.PACK: (Function.DENSE, Function.SPARSE, Function.NONZERO, Function.TOP_K,
-                  Function.THRESHOLD),
+    Opcode.QUANTIZE: (Function.DENSE, Function.SPARSE, Function.NONZERO, Function.KEEP_TOP_K,
+                      Function.KEEP_ABOVE),
     Opcode.MATMUL: (Function.BY_COLUMN, Function.BY_ROW),
-    Opcode.DRAIN: (Function.COPY, Function.RELU),
+    Opcode.WRITE_BACK: (Function.COPY, Function.RELU),
     Opcode.VECTOR: (Function.ADD, Function.SUBTRACT, Function.LMUL, Function.COPY, Function.RELU,
                     Function.SIGMOID_OF_NEGATIVE, Function.SILU),
-    Opcode.APPEND: (Function.BF16, Function.E4M3),
-    Opcode.SCORE: (Function.BF16, Function.E4M3),
-    Opcode.MIX: (Function.BF16, Function.E4M3),
+    Opcode.KV_APPEND: (Function.BF16, Function.E4M3),
+    Opcode.QK: (Function.BF16, Function.E4M3),
+    Opcode.PV: (Function.BF16, Function.E4M3),
 }
 
 #: Opcodes of a configuration with a context; they depend on the position in the sequence.
-ATTENTION = (Opcode.LOAD_AT, Opcode.APPEND, Opcode.SCORE, Opcode.MIX)
+ATTENTION = (Opcode.LOAD_AT, Opcode.KV_APPEND, Opcode.QK, Opcode.PV)
 
-#: Functions of PACK that pass the list through the gate.
-GATED = (Function.TOP_K, Function.THRESHOLD)
+#: Functions of QUANTIZE that pass the list through the mask.
+MASKED = (Function.KEEP_TOP_K, Function.KEEP_ABOVE)
 
 #: Opcodes whose ``address`` is one of the memory.
 ADDRESSED = (Opcode.LOAD, Opcode.STORE, Opcode.MATMUL, *ATTENTION)
 
 
-#: Parts of a DENSE PACK's ``constant`` with their widths in bits, from bit 0 up; what is above them
-#: is zero.
+#: Parts of a DENSE QUANTIZE's ``constant`` with their widths in bits, from bit 0 up; what is above
+#: them is zero.
 BATCH_FIELDS = {"log2": 3, "across": 1, "slot": 7}
 
 
@@ -180,12 +181,12 @@ class Batch:
 
     @property
     def last(self) -> bool:
-        """Whether the list is complete with this PACK."""
+        """Whether the list is complete with this QUANTIZE."""
         return self.across or self.slot == self.vectors - 1
 
     @property
     def constant(self) -> int:
-        """The field of PACK."""
+        """The field of QUANTIZE."""
         value, shift = 0, 0
         for name, width in BATCH_FIELDS.items():
             value |= int(getattr(self, name)) << shift
@@ -194,7 +195,7 @@ class Batch:
 
     @classmethod
     def of(cls, constant: int) -> "Batch":
-        """Take the field of PACK apart; what is above its parts is left out."""
+        """Take the field of QUANTIZE apart; what is above its parts is left out."""
         values = {}
         for name, width in BATCH_FIELDS.items():
             values[name] = constant & (2 ** width - 1)
@@ -203,7 +204,7 @@ class Batch:
 
 
 class Fault(enum.IntEnum):
-    """Why the core stopped; the driver turns it into a sentence."""
+    """Why the accelerator stopped; the driver turns it into a sentence."""
 
     NONE = 0
     OPCODE = 1
@@ -236,7 +237,8 @@ _SENTENCES = {
     Fault.MATRIX: "a matrix has more rows, columns or planes than the engine takes, or none",
     Fault.NOT_FINITE: "a vector to be packed, appended or scored holds an infinity or a NaN",
     Fault.NO_PRODUCT: "a product is taken that was not queued or has fewer rows left, or rows of "
-                      "it are left that an EMIT, or the DRAIN of a product by row, does not take",
+                      "it are left that a TOP_K, or the WRITE_BACK of a product by row, does not "
+                      "take",
     Fault.CONTEXT: "the sequence is longer than the context",
     Fault.HEADS: "heads are none or more than the group, have more elements than attention takes "
                  "or do not fill words and transfers, or a cache is beyond the last one",
@@ -331,16 +333,16 @@ def decode(data: bytes) -> Instruction:
 
 
 def disassemble(instruction: Instruction) -> str:
-    """Return one line of text, as ``VECTOR   LMUL target=768 a=512 b=256 count=256``."""
-    parts = [f"{instruction.opcode.name:8}"]
+    """Return one line of text, as ``VECTOR     LMUL target=768 a=512 b=256 count=256``."""
+    parts = [f"{instruction.opcode.name:10}"]
     for name in USED[instruction.opcode]:
         value = getattr(instruction, name)
         if name == "function":
             known = value in FUNCTIONS[instruction.opcode]
             parts.append(Function(value).name if known else f"function={value:#04x}")
         elif name in ("b", "constant", "address") and not value and (
-                instruction.opcode is Opcode.PACK):
-            continue                        # only a gated list, or one of a batch, has them
+                instruction.opcode is Opcode.QUANTIZE):
+            continue                        # only a masked list, or one of a batch, has them
         elif not value and (instruction.opcode, name) in ((Opcode.MATMUL, "target"),
                                                           (Opcode.STOP, "constant")):
             continue                        # no batch; no other place to begin

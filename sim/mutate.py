@@ -2,8 +2,9 @@
 
 A mutant (:mod:`sim.mutants`) is planted for the conversion to Verilog only; benches and golden
 functions stay as they are. It runs under Icarus against the benches of its unit, then that of the
-core, then those of the boards, each time only where its Verilog differs from the original, until a
-test fails. A bench belongs to a unit if converting it executes a function of the unit's file.
+accelerator, then those of the boards, each time only where its Verilog differs from the original,
+until a test fails. A bench belongs to a unit if converting it executes a function of the unit's
+file.
 
 A mutant is killed by a test that fails, or that takes more than three times the simulated time of
 the unmutated run, or by a simulator that takes more than three times the processor time and ten
@@ -49,11 +50,12 @@ JUDGEMENTS = pathlib.Path(__file__).parent / "mutants_judged.json"
 BUILD = ROOT / "build" / "mutate"
 
 _SIMULATOR = "icarus"
-_CORE, _BOARDS = ("core", "core_axi4"), ("board", "core_board")
-_STAGES = ("unit", "core", "boards")
+_ACCELERATOR, _BOARDS = ("accelerator", "accelerator_axi4"), ("board", "accelerator_board")
+_STAGES = ("unit", "accelerator", "boards")
 #: Minutes each under Icarus; smaller configurations of the same benches have all but the width.
-_LEFT_OUT = {("engine", "wide"), ("engine", "wide_rows"), ("core", "equal"), ("vector", "eight"),
-             ("select", "eight"), ("attention", "wide"), ("attention", "group"),
+_LEFT_OUT = {("engine", "wide"), ("engine", "wide_rows"), ("accelerator", "equal"),
+             ("vector", "eight"),
+             ("sparsity", "eight"), ("attention", "wide"), ("attention", "group"),
              ("axi4", "between")}
 
 _SLACK = 3              # of simulated and processor time, times the unmutated run
@@ -98,8 +100,8 @@ class Survey:
     def own_benches(self, path: str) -> list[str]:
         """Return the benches of the file ``path`` itself: the smallest that make anything of it."""
         benches = {case.bench for case in self.cases if path in case.files}
-        for integrating in (set(), set(_CORE), set(_BOARDS)):
-            own = benches & integrating if integrating else benches - {*_CORE, *_BOARDS}
+        for integrating in (set(), set(_ACCELERATOR), set(_BOARDS)):
+            own = benches & integrating if integrating else benches - {*_ACCELERATOR, *_BOARDS}
             if own:
                 return sorted(own)
         return []
@@ -111,7 +113,8 @@ class Survey:
         found: dict[str, list[Case]] = {stage: [] for stage in _STAGES}
         for case in self.cases:
             if any(first <= line <= last for line in case.lines.get(mutant.path, ())):
-                stage = ("unit" if case.bench in own else "core" if case.bench in _CORE
+                stage = ("unit" if case.bench in own else "accelerator"
+                         if case.bench in _ACCELERATOR
                          else "boards" if case.bench in _BOARDS else "")
                 if stage:
                     found[stage].append(case)
@@ -287,7 +290,7 @@ class Outcome:
     verdict : str
         ``stillborn``, ``same``, ``killed``, ``proved`` equal, ``judged`` so, or ``survived``.
     stage : str
-        Which benches killed it: ``unit``, ``core`` or ``boards``.
+        Which benches killed it: ``unit``, ``accelerator`` or ``boards``.
     by : str
         Bench, case and test.
     seconds : float
@@ -528,7 +531,7 @@ def row(unit: str, survey: Survey, results: list[tuple[Mutant, Outcome]], seed: 
     verdicts = collections.Counter(outcome.verdict for _, outcome in results)
     return {
         "unit": unit, "mutants": len(results), "killed_by_unit": by["unit"],
-        "killed_by_core": by["core"], "killed_by_boards": by["boards"],
+        "killed_by_core": by["accelerator"], "killed_by_boards": by["boards"],
         "equivalent": verdicts["proved"] + verdicts["judged"], "survived": verdicts["survived"],
         "proved": verdicts["proved"], "seed": seed, "benches": benches,
         "sources": own_hash(path, benches),

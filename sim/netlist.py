@@ -30,7 +30,7 @@ NAME = "netlist"
 HELP = "synthesize units and run their benches on the netlists"
 
 #: Cases of each bench that run as netlists, by family. A case that is left out has the logic of
-#: another one in more lanes or formats. A core is larger than any iCE40.
+#: another one in more lanes or formats. An accelerator is larger than any iCE40.
 CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "engine": {"ecp5": ("ecp5", "ecp5_rows", "narrow", "narrow_rows"),
                "ice40": ("narrow", "narrow_rows")},
@@ -38,17 +38,18 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "lmul": {"ecp5": ("variants",), "ice40": ("variants",)},
     "lmul_dot": {"ecp5": ("units",), "ice40": ("units",)},
     "vector": {"ecp5": ("two", "three"), "ice40": ("two",)},
-    "select": {"ecp5": ("two",), "ice40": ("two",)},
+    "sparsity": {"ecp5": ("two",), "ice40": ("two",)},
     "memory": {"ecp5": ("all",), "ice40": ("all",)},
+    "router": {"ecp5": ("both_walks", "one_walk"), "ice40": ("one_walk",)},
     "link": {"ecp5": ("parts",), "ice40": ("parts",)},
-    "sequencer": {"ecp5": ("one", "attention"), "ice40": ("one", "attention")},
+    "dispatch": {"ecp5": ("one", "attention"), "ice40": ("one", "attention")},
     "attention": {"ecp5": ("narrow",), "ice40": ("narrow",)},
     "board": {"ecp5": ("small",), "ice40": ("small",)},
-    "core_board": {"ecp5": ("small",)},
-    "core": {"ecp5": ("small", "attention")},
+    "accelerator_board": {"ecp5": ("small",)},
+    "accelerator": {"ecp5": ("small", "attention")},
     "uart": {"ecp5": ("divisors",), "ice40": ("divisors",)},
     "axi4": {"ecp5": ("ends",)},
-    "core_axi4": {"ecp5": ("small",)},
+    "accelerator_axi4": {"ecp5": ("small",)},
 }
 
 _CACHE = ROOT / "build" / "netlists"

@@ -1,4 +1,4 @@
-"""``python -m sim programs``: random programs on the simulated core and on the golden machine."""
+"""``python -m sim programs``: random programs, simulated and on the golden machine."""
 
 import argparse
 import concurrent.futures
@@ -51,7 +51,7 @@ class Verdict:
     why : str
         Of what differs, hangs, or is refused.
     cycles : int
-        On the simulated core.
+        On the simulated accelerator.
     instructions : int
         That the golden machine executed.
     fault : str
@@ -66,7 +66,7 @@ class Verdict:
 
     @property
     def failed(self) -> bool:
-        """The core does not what the documents say."""
+        """The accelerator does not what the documents say."""
         return self.kind in ("differs", "hangs")
 
 
@@ -216,7 +216,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="programs with a mistake (default: 200)")
     parser.add_argument("--seed", type=int, help="of the programs (default: that of the day)")
     parser.add_argument("--config", choices=CONFIGURATIONS, action="append",
-                        help="configuration of the core, may be repeated (default: all)")
+                        help="configuration of the accelerator, may be repeated (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     parser.add_argument("--record", action="store_true",
                         help="keep the results in docs/results/programs.json")

@@ -4,8 +4,8 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from hw.config import CoreConfig
-from hw.isa import FUNCTIONS, GATED, Batch, Function, Instruction, Opcode, decode
+from hw.config import AcceleratorConfig
+from hw.isa import FUNCTIONS, MASKED, Batch, Function, Instruction, Opcode, decode
 from hw.order import Order
 from sim.golden.machine import Machine
 from sim.programs_random import Case
@@ -17,7 +17,7 @@ __all__ = ["features", "missing_features"]
 class _Place:
     """An instruction, what is known in front of it, and what its list held on average."""
 
-    config: CoreConfig
+    config: AcceleratorConfig
     order: Order
     before: Instruction | None
     instruction: Instruction
@@ -31,8 +31,8 @@ class _Place:
 
     @property
     def batch(self) -> Batch:
-        """The batch of a DENSE PACK, one vector otherwise."""
-        dense = (self.instruction.opcode is Opcode.PACK
+        """The batch of a DENSE QUANTIZE, one vector otherwise."""
+        dense = (self.instruction.opcode is Opcode.QUANTIZE
                  and self.instruction.function == Function.DENSE)
         return Batch.of(self.instruction.constant) if dense else Batch()
 
@@ -48,7 +48,7 @@ class _Place:
 
     @property
     def part(self) -> bool:
-        """Whether a DRAIN leaves rows."""
+        """Whether a WRITE_BACK leaves rows."""
         return self.instruction.count < self.order.products[0].rows
 
     @property
@@ -83,22 +83,22 @@ _FEATURES: Mapping[Opcode, Mapping[str, _Test]] = {
     Opcode.NORM: {"one word": lambda at: at.words == 1,
                   "all of the vector memory": lambda at: at.largest},
     Opcode.TOKEN: {"behind queued products": lambda at: bool(at.order.products)},
-    Opcode.PACK: {
+    Opcode.QUANTIZE: {
         "one word": lambda at: at.words == 1,
         "all of the list": lambda at: at.instruction.count == at.config.list_depth,
         "behind queued products": lambda at: bool(at.order.products),
         "an empty list": lambda at: at.kept == 0,
         "all zero": lambda at: at.found == 0 and at.instruction.function != Function.NONZERO,
-        "gated, beside a LOAD": lambda at: (at.instruction.function in GATED
-                                            and at.loaded_before),
-        "gated, with norms": lambda at: at.instruction.function in GATED and at.instruction.b > 0,
-        "TOP_K of one": lambda at: (at.instruction.function == Function.TOP_K
-                                    and at.instruction.constant == 1),
-        "TOP_K of more than there are": lambda at: (
-            at.instruction.function == Function.TOP_K
+        "masked, beside a LOAD": lambda at: (at.instruction.function in MASKED
+                                             and at.loaded_before),
+        "masked, with norms": lambda at: at.instruction.function in MASKED and at.instruction.b > 0,
+        "KEEP_TOP_K of one": lambda at: (at.instruction.function == Function.KEEP_TOP_K
+                                         and at.instruction.constant == 1),
+        "KEEP_TOP_K of more than there are": lambda at: (
+            at.instruction.function == Function.KEEP_TOP_K
             and at.instruction.constant > at.instruction.count),
-        "gated, some left out": lambda at: (at.instruction.function in GATED
-                                            and at.kept < at.found)},
+        "masked, some left out": lambda at: (at.instruction.function in MASKED
+                                             and at.kept < at.found)},
     Opcode.MATMUL: {
         "one row": lambda at: at.instruction.a == 1 and not at.by_row,
         "rows fill the lanes": lambda at: (at.instruction.a == at.config.engine.lanes
@@ -114,33 +114,33 @@ _FEATURES: Mapping[Opcode, Mapping[str, _Test]] = {
         "fills the queue": lambda at: len(at.order.products) == at.config.product_depth - 1,
         "of a list that other products have": lambda at: any(
             product.made_of is at.order.newest for product in at.order.products)},
-    Opcode.DRAIN: {
+    Opcode.WRITE_BACK: {
         "a part": lambda at: at.part,
         "by row": lambda at: at.by_row,
         "whole": lambda at: not at.part and not at.by_row},
-    Opcode.EMIT: {
-        "fewer rows than are delivered": lambda at: at.instruction.count < at.config.best,
+    Opcode.TOP_K: {
+        "fewer rows than are delivered": lambda at: at.instruction.count < at.config.top_k,
         "one row": lambda at: at.instruction.count == 1,
         "all rows of a product": lambda at: (at.before is not None
                                              and at.before.opcode is Opcode.MATMUL)},
-    Opcode.APPEND: {"two parts": lambda at: at.instruction.b > 0,
-                    "widest head": lambda at: at.instruction.count == at.config.head_elements},
-    Opcode.SCORE: {"two parts": lambda at: at.instruction.b > 0,
-                   "one head": lambda at: at.instruction.target == 1,
-                   "the whole group": lambda at: at.instruction.target == at.config.group,
-                   "behind queued products": lambda at: bool(at.order.products)},
-    Opcode.MIX: {"behind queued products": lambda at: bool(at.order.products)},
+    Opcode.KV_APPEND: {"two parts": lambda at: at.instruction.b > 0,
+                       "widest head": lambda at: at.instruction.count == at.config.head_elements},
+    Opcode.QK: {"two parts": lambda at: at.instruction.b > 0,
+                "one head": lambda at: at.instruction.target == 1,
+                "the whole group": lambda at: at.instruction.target == at.config.group,
+                "behind queued products": lambda at: bool(at.order.products)},
+    Opcode.PV: {"behind queued products": lambda at: bool(at.order.products)},
     Opcode.STOP: {"that waits": lambda at: at.instruction.constant == 1,
                   "that does not": lambda at: at.instruction.constant == 0},
 }
 
 #: What some configurations cannot have: (opcode, feature) to whether this one can.
-_POSSIBLE: Mapping[tuple[Opcode, str], Callable[[CoreConfig], bool]] = {
-    (Opcode.EMIT, "fewer rows than are delivered"): lambda config: config.best > 1,
+_POSSIBLE: Mapping[tuple[Opcode, str], Callable[[AcceleratorConfig], bool]] = {
+    (Opcode.TOP_K, "fewer rows than are delivered"): lambda config: config.top_k > 1,
     # Larger than the matrices that are drawn.
     (Opcode.MATMUL, "all accumulators"): lambda config: config.engine.max_rows <= 512,
     (Opcode.MATMUL, "most columns"): lambda config: config.engine.max_columns <= 2048,
-    (Opcode.DRAIN, "by row"): lambda config: config.engine.row_columns > 0,
+    (Opcode.WRITE_BACK, "by row"): lambda config: config.engine.row_columns > 0,
 }
 
 #: Features of whole cases.
@@ -148,9 +148,9 @@ _PASSES = ("begin at 0 alone", "begin elsewhere", "a new sequence", "with stalls
            "with refreshes")
 
 
-def _wanted(config: CoreConfig) -> set[str]:
+def _wanted(config: AcceleratorConfig) -> set[str]:
     """Return the features that cases of a configuration must have."""
-    attention = (Opcode.LOAD_AT, Opcode.APPEND, Opcode.SCORE, Opcode.MIX)
+    attention = (Opcode.LOAD_AT, Opcode.KV_APPEND, Opcode.QK, Opcode.PV)
     wanted = {f"passes: {name}" for name in _PASSES}
     for opcode in Opcode:
         if opcode in attention and not config.context:
@@ -164,8 +164,8 @@ def _wanted(config: CoreConfig) -> set[str]:
     if config.context:
         wanted.add("passes: up to the end of the context")
     for log2 in range(1, config.engine.max_batch.bit_length()):
-        wanted |= {f"PACK: {1 << log2} vectors across", f"PACK: {1 << log2} vectors in slots",
-                   f"MATMUL: a batch of {1 << log2}"}
+        wanted |= {f"QUANTIZE: {1 << log2} vectors across",
+                   f"QUANTIZE: {1 << log2} vectors in slots", f"MATMUL: a batch of {1 << log2}"}
     return wanted
 
 
@@ -192,7 +192,7 @@ def features(case: Case, machine: Machine) -> Counter[str]:
         seen.update(f"{opcode.name}: {name}" for name, test in _FEATURES[opcode].items()
                     if test(at))
         if at.batch.log2 and at.batch.last:
-            seen[f"PACK: {at.batch.vectors} vectors "
+            seen[f"QUANTIZE: {at.batch.vectors} vectors "
                  f"{'across' if at.batch.across else 'in slots'}"] += 1
         if opcode is Opcode.MATMUL and instruction.target > 1:
             seen[f"MATMUL: a batch of {instruction.target}"] += 1
@@ -213,6 +213,6 @@ def features(case: Case, machine: Machine) -> Counter[str]:
     return seen
 
 
-def missing_features(configuration: CoreConfig, seen: Counter[str]) -> list[str]:
+def missing_features(configuration: AcceleratorConfig, seen: Counter[str]) -> list[str]:
     """Return the features that cases of a configuration must have, and these have not."""
     return sorted(_wanted(configuration) - set(+seen))

@@ -93,7 +93,7 @@ def _not_finite(case: Case, rng: np.random.Generator) -> Case | None:
     step = case.config.port_bytes // 2 or 1
     places = np.flatnonzero(words[:len(words) - case.config.vector_lanes:step] == bf16.infinity)
     takers = [index for index, data in enumerate(case.program)
-              if data[0] in (Opcode.PACK, Opcode.APPEND, Opcode.SCORE)]
+              if data[0] in (Opcode.QUANTIZE, Opcode.KV_APPEND, Opcode.QK)]
     if not places.size or not takers:
         return None
     index = int(rng.choice(takers))
@@ -127,7 +127,8 @@ def _long_sequence(case: Case, rng: np.random.Generator) -> Case | None:
 def _batch(case: Case, rng: np.random.Generator) -> Case | None:
     """Make a list one of a batch, or a product one of another."""
     places = [index for index, data in enumerate(case.program)
-              if data[0] == Opcode.MATMUL or (data[0] == Opcode.PACK and data[1] == Function.DENSE)]
+              if data[0] == Opcode.MATMUL
+              or (data[0] == Opcode.QUANTIZE and data[1] == Function.DENSE)]
     if not places:
         return None
     index = int(rng.choice(places))

@@ -1,4 +1,4 @@
-"""Random programs for the core, legal by construction, and the memory they work on.
+"""Random programs for the accelerator, legal by construction, and the memory they work on.
 
 A :class:`RandomProgram` keeps what docs/machine.md makes the next instruction depend on: what
 :class:`hw.order.Order` knows, registers, caches and what lies where in memory. It draws only
@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import (
     FUNCTIONS,
-    GATED,
+    MASKED,
     REGISTERS,
     Batch,
     Fault,
@@ -35,34 +35,34 @@ from sim.golden.trits import pack_words, planes
 __all__ = ["CONFIGURATIONS", "Case", "Timing", "Writer", "random_case"]
 
 CONFIGURATIONS = {
-    "small": CoreConfig(
+    "small": AcceleratorConfig(
         engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=20, accumulator_depth=16,
                             max_planes=3, max_batch=4, index_width=9, port_bytes=4,
                             row_columns=64),
-        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
+        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, top_k=3,
         address_width=16),
     # A word of the vector memory is one transfer, and a weight word is smaller than one.
-    "equal": CoreConfig(
+    "equal": AcceleratorConfig(
         engine=EngineConfig(lanes=16, result_lanes=4, accumulator_width=24, accumulator_depth=8,
                             max_planes=2, max_batch=2, index_width=8, packing="1in2",
                             port_bytes=8),
-        vector_depth=1024, program_depth=512, list_depth=128, queue_words=64, best=1,
+        vector_depth=1024, program_depth=512, list_depth=128, queue_words=64, top_k=1,
         address_width=16),
     # Heads take turns; weight words and vectors of caches share the queue.
-    "attention": CoreConfig(
+    "attention": AcceleratorConfig(
         engine=EngineConfig(lanes=8, result_lanes=4, accumulator_width=24, accumulator_depth=16,
                             max_planes=3, max_batch=1, index_width=9, port_bytes=4,
                             row_columns=64),
-        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, best=3,
+        vector_depth=1024, program_depth=512, list_depth=64, queue_words=32, top_k=3,
         address_width=16, context=8, head_elements=16, group=3, attention_heads=2,
         attention_elements=2, caches=5),
     # Lists of two tiles; products with more results than the engine's queue of them has room for.
-    "wide": CoreConfig(
+    "wide": AcceleratorConfig(
         engine=EngineConfig(lanes=16, result_lanes=8, accumulator_width=24, accumulator_depth=64,
                             max_planes=2, max_batch=4, index_width=12, port_bytes=8,
                             row_columns=256),
         vector_depth=2048, program_depth=256, list_depth=512, product_depth=3, queue_words=64,
-        best=4, address_width=17, context=16, head_elements=16, group=2, attention_heads=1,
+        top_k=4, address_width=17, context=16, head_elements=16, group=2, attention_heads=1,
         attention_elements=4, caches=3),
 }
 
@@ -73,7 +73,7 @@ _MATRIX_BYTES = 6144
 class Writer:
     """Writes a program and the memory it works on, by the rules of docs/machine.md."""
 
-    def __init__(self, config: CoreConfig, seed: int | Sequence[int]):
+    def __init__(self, config: AcceleratorConfig, seed: int | Sequence[int]):
         self.config = config
         self.rng = np.random.default_rng(seed)
         self.program: list[Instruction] = []
@@ -140,7 +140,7 @@ class Case:
     timing: Timing = Timing()
 
     @property
-    def config(self) -> CoreConfig:
+    def config(self) -> AcceleratorConfig:
         """The configuration."""
         return CONFIGURATIONS[self.configuration]
 
@@ -165,13 +165,13 @@ class RandomProgram(Writer):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     seed : int
     length : int
         Instructions of the body, about.
     """
 
-    def __init__(self, config: CoreConfig, seed: int | Sequence[int], length: int):
+    def __init__(self, config: AcceleratorConfig, seed: int | Sequence[int], length: int):
         super().__init__(config, seed)
         rng, lanes = self.rng, config.vector_lanes
         self.lanes, self.words = lanes, config.vector_depth // lanes
@@ -205,7 +205,7 @@ class RandomProgram(Writer):
     def _write_body(self, length: int) -> None:
         """Write a prologue, and a body at which passes of a sequence begin.
 
-        Behind STOPs that do not wait, fetching walks the prologue before each pass, so that it
+        Behind STOPs that do not wait, prefetch walks the prologue before each pass, so that it
         reads no memory.
         """
         if self.waits:
@@ -440,14 +440,14 @@ class RandomProgram(Writer):
 
     def _pack(self, function: int = 0, most: int = 0) -> None:
         rng = self.rng
-        function = function or int(rng.choice(FUNCTIONS[Opcode.PACK]))
-        codes = function in (Function.DENSE, *GATED)
+        function = function or int(rng.choice(FUNCTIONS[Opcode.QUANTIZE]))
+        codes = function in (Function.DENSE, *MASKED)
         by_row = any(product.by_row for product in self._order.products)
         if not self._may_list() or (codes and by_row):
             return
         count = self.lanes * self._short((most or self.config.list_depth) // self.lanes)
         place, fields = self._source(count), {}
-        if function in GATED:
+        if function in MASKED:
             before = self.program[-1] if self.program else None
             if before is not None and before.opcode in (Opcode.LOAD, Opcode.LOAD_AT) and (
                     place < before.target + before.count and before.target < place + count):
@@ -456,17 +456,17 @@ class RandomProgram(Writer):
             fields["b"] = norms
             if rng.integers(2) and self._may_wait():
                 self._load_before(place, norms, count)
-        if function == Function.TOP_K:
+        if function == Function.KEEP_TOP_K:
             fields["constant"] = int(rng.choice([1, max(1, count // 2), count, count + 1,
                                                  2 ** 16 - 1, self._size(count)]))
-        if function == Function.THRESHOLD:
+        if function == Function.KEEP_ABOVE:
             fields["address"] = self._pick(0, 1, 1000, 2 ** 30 - 1, rng.integers(2 ** 28))
         if function != Function.NONZERO:
             fields["target"] = self._write_register()
-        self.add(Opcode.PACK, function=function, a=place, count=count, **fields)
+        self.add(Opcode.QUANTIZE, function=function, a=place, count=count, **fields)
 
     def _load_before(self, place: int, norms: int, count: int) -> None:
-        """Load norms, or another vector, apart from the one that a gated PACK reads next."""
+        """Load norms, or another vector, apart from the one that a masked QUANTIZE reads next."""
         size = count if norms else self.lanes * self._short(16)
         for target in (norms or self._target(size), self._target(size)):
             if target and (target + size <= place or place + count <= target):
@@ -487,7 +487,7 @@ class RandomProgram(Writer):
             part = Batch(log2=log2, slot=slot, across=across)
             if slot and rng.integers(4) == 0:   # something between, but no list
                 (self._vector if rng.integers(2) else self._load)()
-            self.add(Opcode.PACK, function=Function.DENSE, target=self._write_register(),
+            self.add(Opcode.QUANTIZE, function=Function.DENSE, target=self._write_register(),
                      a=self._source(count), count=count, constant=part.constant)
 
     # Products.
@@ -555,9 +555,9 @@ class RandomProgram(Writer):
         rng, config, lanes = self.rng, self.config, self.lanes
         if rng.integers(3):
             if not any(product.by_row for product in self._order.products):
-                self._pack(int(rng.choice((Function.DENSE, *GATED))), config.engine.row_columns)
+                self._pack(int(rng.choice((Function.DENSE, *MASKED))), config.engine.row_columns)
             if rng.integers(4) or self._order.newest is None:
-                self._pack(int(rng.choice((Function.NONZERO, Function.SPARSE, *GATED,
+                self._pack(int(rng.choice((Function.NONZERO, Function.SPARSE, *MASKED,
                                            Function.DENSE))))
             elif rng.integers(2):
                 self._token()
@@ -576,12 +576,12 @@ class RandomProgram(Writer):
             self.add(Opcode.MATMUL, function=Function.BY_ROW, a=rows, count=columns, **matrix)
 
     def _take(self) -> None:
-        """Drain some rows of the oldest product, or all, or have the largest delivered."""
+        """WriteBack some rows of the oldest product, or all, or have the largest delivered."""
         rng, product = self.rng, self._order.products[0]
         room = (self.words - 1) * self.lanes
-        function = int(rng.choice(FUNCTIONS[Opcode.DRAIN]))
+        function = int(rng.choice(FUNCTIONS[Opcode.WRITE_BACK]))
         if product.by_row:
-            self.add(Opcode.DRAIN, function=function, target=self._target(product.rows),
+            self.add(Opcode.WRITE_BACK, function=function, target=self._target(product.rows),
                      count=product.rows, **self._scalar())
             return
         if product.rows <= room and product.rows % self.lanes == 0 and rng.integers(3) == 0:
@@ -589,9 +589,9 @@ class RandomProgram(Writer):
         elif product.rows > self.lanes and rng.integers(3) == 0:
             count = self.lanes * self._size(min(product.rows - 1, room) // self.lanes)
         else:
-            self.add(Opcode.EMIT, count=product.rows, **self._scalar())
+            self.add(Opcode.TOP_K, count=product.rows, **self._scalar())
             return
-        self.add(Opcode.DRAIN, function=function, target=self._target(count), count=count,
+        self.add(Opcode.WRITE_BACK, function=function, target=self._target(count), count=count,
                  **self._scalar())
 
     # Attention.
@@ -599,7 +599,7 @@ class RandomProgram(Writer):
     def _plan_caches(self) -> None:
         """Find room for some caches; each pass appends to all of them."""
         rng, config, lanes = self.rng, self.config, self.lanes
-        formats = [function for function in FUNCTIONS[Opcode.APPEND]
+        formats = [function for function in FUNCTIONS[Opcode.KV_APPEND]
                    if function is Function.BF16 or "e4m3" in config.cache_formats]
         for number in range(int(rng.integers(0, config.caches))):
             chosen = [formats[int(rng.integers(len(formats)))] for _ in range(2)]
@@ -621,7 +621,7 @@ class RandomProgram(Writer):
         values = cache.appended
         half = cache.elements // 2
         a, b = self._two_parts(cache.elements, half % self.lanes == 0)
-        self.add(Opcode.APPEND, function=cache.formats[values], a=a, b=b, count=cache.elements,
+        self.add(Opcode.KV_APPEND, function=cache.formats[values], a=a, b=b, count=cache.elements,
                  # Nobody asks for the largest key: they share a number.
                  constant=cache.number if values else self.config.caches - 1,
                  address=cache.addresses[values])
@@ -638,7 +638,7 @@ class RandomProgram(Writer):
         if count > self.config.vector_depth:
             return
         a, b = self._two_parts(count, elements % (2 * self.lanes) == 0)
-        self.add(Opcode.SCORE, function=cache.formats[0], target=heads, a=a, b=b, count=count,
+        self.add(Opcode.QK, function=cache.formats[0], target=heads, a=a, b=b, count=count,
                  constant=elements, address=cache.addresses[0])
 
     def _mix(self) -> None:
@@ -651,16 +651,16 @@ class RandomProgram(Writer):
             return
         cache = ready[int(self.rng.integers(len(ready)))]
         count = heads * elements
-        self.add(Opcode.MIX, function=cache.formats[1], target=self._target(count),
+        self.add(Opcode.PV, function=cache.formats[1], target=self._target(count),
                  a=cache.number, count=count, constant=elements, address=cache.addresses[1])
 
 
-def _repair(config: CoreConfig, program: list[Instruction], starts: list[int], index: int,
+def _repair(config: AcceleratorConfig, program: list[Instruction], starts: list[int], index: int,
               address: int) -> None:
     """Load a finite vector in front of instruction ``index``, whose vector is not finite."""
     instruction = program[index]
     count, firsts = instruction.count, [instruction.a]
-    if instruction.opcode is not Opcode.PACK and instruction.b:
+    if instruction.opcode is not Opcode.QUANTIZE and instruction.b:
         count //= 2
         firsts.append(instruction.b)
     added = []
@@ -670,7 +670,7 @@ def _repair(config: CoreConfig, program: list[Instruction], starts: list[int], i
             added.append(Instruction(opcode=Opcode.LOAD, target=begin, count=first + count - begin,
                                      address=address))
     at = index
-    if instruction.opcode is Opcode.PACK and instruction.function in GATED:
+    if instruction.opcode is Opcode.QUANTIZE and instruction.function in MASKED:
         # It would begin beside the LOAD just before it, as it may beside the one that is there.
         if program[index - 1].opcode in (Opcode.LOAD, Opcode.LOAD_AT):
             at -= 1

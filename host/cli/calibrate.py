@@ -19,15 +19,15 @@ from host.cli.options import (
 )
 from host.cli.terminal import command_line, progress_bars, say, table
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
-from host.compress.gates import METHODS, Gates, write_gates
+from host.compress.masks import METHODS, Masks, write_masks
 from host.errors import UserError
 from host.models.base import LanguageModel
 
 NAME = "calibrate"
 HELP = "find which activations a model can do without"
-DESCRIPTION = ("Calibrate the gates of a model's activations on calibration text: how many "
+DESCRIPTION = ("Calibrate the masks of a model's activations on calibration text: how many "
                "entries each activation vector keeps, and the score that they must exceed. "
-               "'run', 'compile' and 'evaluate' take the file with --gate.")
+               "'run', 'compile' and 'evaluate' take the file with --masks.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=integer(1), default=256, metavar="N",
                         help="tokens of each document (default: 256)")
     parser.add_argument("--output", type=output_file, required=True, metavar="FILE",
-                        help="gate file to write")
+                        help="mask file to write")
     add_workers(parser)
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
-    """Calibrate, write the gates and print what they keep."""
+    """Calibrate, write the masks and print what they keep."""
     model, tokenizer = read_model_and_tokenizer(options.model)
     documents = read_texts(options.corpus, "calibration", "calibration")
     try:
@@ -66,7 +66,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 done += 1
                 move(done / model.layer_count, f"{done} of {model.layer_count} layers")
 
-            gates, = calibrate(
+            masks, = calibrate(
                 model, tokens, [options.sparsity], method=options.method,
                 allocation=options.allocation, workers=options.workers,
                 provenance={"command": command_line(), "text": "calibration",
@@ -74,22 +74,22 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 report=report)
     except ValueError as error:
         raise UserError(str(error)) from None
-    write_gates(options.output, gates)
-    console.print(_kept(model, gates))
+    write_masks(options.output, masks)
+    console.print(_kept(model, masks))
     say(console, f"Wrote {options.output}")
     return 0
 
 
-def _kept(model: LanguageModel, gates: Gates) -> Table:
+def _kept(model: LanguageModel, masks: Masks) -> Table:
     """List what each activation vector keeps: a row for each part of the model."""
     rows: dict[str, dict[str, int]] = {}
     columns: dict[str, int] = {}
-    for gate in gates.lists:
-        part, _, name = gate.list.rpartition(".")
-        rows.setdefault(part, {})[name] = gate.keep
-        columns[name] = gate.columns
-    return table(f"Columns that each list of {model.name} keeps: {gates.method}, "
-                 f"{gates.dropped(model):.1%} of the trits dropped",
+    for mask in masks.lists:
+        part, _, name = mask.list.rpartition(".")
+        rows.setdefault(part, {})[name] = mask.keep
+        columns[name] = mask.columns
+    return table(f"Columns that each list of {model.name} keeps: {masks.method}, "
+                 f"{masks.dropped(model):.1%} of the trits dropped",
                  ["part", *(f"{name} of {count}" for name, count in columns.items())],
                  [[part, *(str(kept.get(name, "")) for name in columns)]
                   for part, kept in rows.items()])

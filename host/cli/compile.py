@@ -10,17 +10,17 @@ from rich.table import Table
 from host.checks import printable
 from host.cli.options import (
     CLOCK_MHZ,
+    accelerator_board,
     add_clock,
     add_context,
     add_corpus,
     add_fields,
-    add_gate,
+    add_masks,
     add_model,
     bytes_of,
     configuration,
-    core_board,
-    gates_of,
     integer,
+    masks_of,
     output_file,
     read_texts,
     share,
@@ -36,7 +36,7 @@ from host.measure.program import losses, planes_of
 from host.models.base import LanguageModel
 from host.models.llama import LlamaLM
 from host.models.registry import read_model
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import INSTRUCTION_BYTES
 from sim.timing.program import BITS_PER_TRIT, TokenCycles, token_cycles
 
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="skip weight columns whose activation is zero where that pays, and, "
                              "if the engine has row_columns, rows of an up projection whose gate "
                              "is zero; the logits do not change")
-    add_gate(parser)
+    add_masks(parser)
     parser.add_argument("--board", metavar="BOARD",
                         help="compile for this board's accelerator (default: for one that is as "
                              "large as the model needs it)")
@@ -98,16 +98,17 @@ def run(console: Console, options: argparse.Namespace) -> int:
     if options.planes:
         model = _with_planes(model, options.planes)
     compared = _text_to_compare(options, model)
-    board = core_board(options.board) if options.board else None
+    board = accelerator_board(options.board) if options.board else None
     if board and options.context:
         raise UserError(f"Option --context cannot change the context of board {board.name}")
-    base = with_context(configuration(board.config if board else CoreConfig(), options.fields),
+    base = with_context(configuration(board.config if board else AcceleratorConfig(),
+                                      options.fields),
                         options.context, model)
     clock = options.clock * 1e6 if options.clock else board.clock_hz if board else CLOCK_MHZ * 1e6
 
     def compiled(model: LanguageModel) -> Image:
         return (compile_model if board else compile_fitted)(
-            model, base, sparse=options.sparse, gates=gates_of(options, model))
+            model, base, sparse=options.sparse, masks=masks_of(options, model))
 
     def costs(image: Image) -> TokenCycles:
         return token_cycles(image.config, image.program.instructions, image.program.body,
@@ -130,7 +131,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
                         f"Option --position is for transformers, but {model.name} has no attention")
     cost = costs(image)
     console.print(fact_table(
-        f"{image.model} for configuration {image.config.fingerprint():08x}",
+        f"{image.model} for configuration {image.config.configuration_hash():08x}",
         _facts(image, cost, f"{options.latency} cycles latency, {options.refresh:.1%} refresh"
                + f", position {options.position}" * bool(image.context), file_bytes, clock)))
     console.print(_by_planes(image, cost))
@@ -208,8 +209,9 @@ def _text_to_compare(options: argparse.Namespace, model: LanguageModel) -> Text 
                         f"of {model.name} are ternary")
     if not options.corpus:
         raise UserError("Option --compare-planes needs --corpus, whose held-out text it reads")
-    if options.gate:
-        raise UserError("Option --compare-planes must come without --gate: it compares whole lists")
+    if options.masks:
+        raise UserError("Option --compare-planes must come without --masks: "
+                        "it compares whole lists")
     try:
         return Text.read(model, read_texts(options.corpus, "heldout", "held-out text"),
                          options.documents, options.tokens)
@@ -221,7 +223,8 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
                     weigh: Callable[[LanguageModel], tuple[list[str], int]]) -> None:
     """Print what each number of planes costs: what an image of it weighs, and how a text fares.
 
-    ``weigh`` returns what the table says of an image, and how wide its core's accumulators are.
+    ``weigh`` returns what the table says of an image, and how wide its accelerator's accumulators
+    are.
     """
     weights: dict[int, list[str]] = {}
     widths: dict[int, int] = {}
@@ -256,7 +259,7 @@ def _compare_planes(console: Console, model: LlamaLM, text: Text,
                 f"token is the same; JSD: Jensen-Shannon divergence in bits"))
     for planes, width in widths.items():
         if width > min(widths.values()):
-            say(console, f"{planes} planes: a core with accumulators of {width} bits, "
+            say(console, f"{planes} planes: an accelerator with accumulators of {width} bits, "
                          f"not {min(widths.values())}")
     for misfit in misfits:
         say(console, misfit)

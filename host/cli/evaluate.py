@@ -8,8 +8,8 @@ from rich.table import Table
 
 from host.cli.options import (
     add_corpus,
-    add_gate,
     add_json,
+    add_masks,
     add_model,
     add_workers,
     integer,
@@ -18,14 +18,14 @@ from host.cli.options import (
     read_texts,
 )
 from host.cli.terminal import command_line, listing_of, progress_bars, say, table
-from host.compress.gates import read_gates
+from host.compress.masks import read_masks
 from host.errors import UserError
 from host.measure.evaluate import Measurement, evaluate, fit_logit_scale, write_results
 from host.models.base import LanguageModel
 from host.models.mmfreelm import TernaryLM, write_model
 from host.text.tokenizer import AnyTokenizer
 from sim.golden.arithmetic import ARITHMETICS
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 
 NAME = "evaluate"
 HELP = "measure bits per byte of a model on a text"
@@ -54,12 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arithmetic", type=_arithmetics, metavar="NAME[,NAME]",
                         dest="arithmetics",
                         help=f"arithmetics to measure: {listing_of(ARITHMETICS, 'or')}; all "
-                             f"measures each of them (default: lmul,float, or with --gate lmul)")
+                             f"measures each of them (default: lmul,float, or with --masks lmul)")
     parser.add_argument("--text", choices=TEXTS, default="held-out",
                         help="part of the text to measure (default: held-out)")
     parser.add_argument("--documents", type=integer(1), metavar="N",
                         help="measure only the first N documents")
-    add_gate(parser)
+    add_masks(parser)
     parser.add_argument("--fit", action="store_true",
                         help="first fit each arithmetic's logit scale on the calibration text")
     parser.add_argument("--save", type=output_file, metavar="MODEL.gguf",
@@ -75,20 +75,21 @@ def run(console: Console, options: argparse.Namespace) -> int:
     model, tokenizer = read_model_and_tokenizer(options.model)
     if options.save and not isinstance(model, TernaryLM):
         raise UserError(f"Option --save must come with a GGUF file, not {options.model}")
-    arithmetics = options.arithmetics or (["lmul"] if options.gate else ["lmul", "float"])
-    gates = None
-    if options.gate:
-        calibrated = read_gates(options.gate)
-        gates = calibrated.of(model, options.gate_mode)
+    arithmetics = options.arithmetics or (["lmul"] if options.masks else ["lmul", "float"])
+    masks = None
+    if options.masks:
+        calibrated = read_masks(options.masks)
+        masks = calibrated.of(model, options.mask_mode)
     for arithmetic in arithmetics:
-        if gates and ARITHMETICS[arithmetic].activations != "int8":
-            raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --gate could act on")
+        if masks and ARITHMETICS[arithmetic].activations != "int8":
+            raise UserError(f"Arithmetic {arithmetic!r} has no int8 codes that --masks "
+                            f"could act on")
         if arithmetic not in model.logit_scales and not options.fit:
             raise UserError(f"{options.model}: no logit scale for arithmetic {arithmetic!r}; "
                             f"find it with --fit")
     documents = read_texts(options.corpus, TEXTS[options.text], options.text)
-    if options.gate:
-        say(console, f"Gated, so not exact: {calibrated.method}, {options.gate_mode}, "
+    if options.masks:
+        say(console, f"Masked, so not exact: {calibrated.method}, {options.mask_mode}, "
                      f"{calibrated.dropped(model):.1%} of the layers' trits left out")
     if options.fit:
         fitted_on = read_texts(options.corpus, "calibration", "calibration")
@@ -97,7 +98,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
 
             def losses(scales: Sequence[float], arithmetic: str = arithmetic) -> Sequence[float]:
                 return _measure(console, model, tokenizer, fitted_on, arithmetic, options.workers,
-                                f"Fitting {arithmetic}", scales, gates).bits_per_byte
+                                f"Fitting {arithmetic}", scales, masks).bits_per_byte
 
             scale = fit_logit_scale(losses, start)
             say(console, f"Logit scale for {arithmetic}: {scale} (was {start})")
@@ -107,7 +108,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
             write_model(options.save, model)
             say(console, f"Wrote {options.save}")
     measurements = [_measure(console, model, tokenizer, documents[:options.documents], arithmetic,
-                             options.workers, f"Evaluating {arithmetic}", gates=gates)
+                             options.workers, f"Evaluating {arithmetic}", masks=masks)
                     for arithmetic in arithmetics]
     console.print(_summary(model, options.text, measurements))
     if options.json:
@@ -118,7 +119,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
 def _measure(console: Console, model: LanguageModel, tokenizer: AnyTokenizer,
              documents: Sequence[str], arithmetic: str, workers: int | None, description: str,
              logit_scales: Sequence[float] | None = None,
-             gates: GateMap | None = None) -> Measurement:
+             masks: MaskMap | None = None) -> Measurement:
     tokens = [tokenizer.encode(document) for document in documents]
     total, done = sum(map(len, tokens)) + len(tokens), 0
     with progress_bars(console) as bar:
@@ -130,7 +131,7 @@ def _measure(console: Console, model: LanguageModel, tokenizer: AnyTokenizer,
             move(done / total, f"{done:,} of {total:,} tokens")
 
         return evaluate(model, tokens, sum(len(document.encode()) for document in documents),
-                        arithmetic, logit_scales=logit_scales, gates=gates, workers=workers,
+                        arithmetic, logit_scales=logit_scales, masks=masks, workers=workers,
                         report=report)
 
 

@@ -4,7 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from host.cli.options import add_json, core_board, integer
+from host.cli.options import accelerator_board, add_json, integer
 from host.cli.terminal import command_line, say, table
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest, write_fits
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Find the models, and print a table."""
-    board = core_board(options.board)
+    board = accelerator_board(options.board)
     fits, failed = [], []
     for width in options.width:
         shape = Shape(width=width, layers=options.layers or 1, vocab=options.vocab,

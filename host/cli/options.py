@@ -5,25 +5,26 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from host.compress.gates import MODES, read_gates
+from host.compress.masks import MODES, read_masks
 from host.errors import UserError
 from host.files.errors import ModelFileError
 from host.models.base import LanguageModel
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import AnyTokenizer, open_tokenizer
-from hw.boards.board import BOARDS, CoreBoard
-from hw.config import CoreConfig, EngineConfig
-from sim.golden.wina import GateMap
+from hw.boards.board import BOARDS, AcceleratorBoard
+from hw.config import AcceleratorConfig, EngineConfig
+from sim.golden.wina import MaskMap
 
 __all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
-           "add_gate", "add_json", "add_model", "add_workers", "bytes_of", "configuration",
-           "core_board", "gates_of", "integer", "output_file", "positive", "power_of_two",
+           "add_masks", "add_json", "add_model", "add_workers", "bytes_of", "configuration",
+           "accelerator_board", "masks_of", "integer", "output_file", "positive", "power_of_two",
            "read_model_and_tokenizer", "read_texts", "share", "temperature", "with_context"]
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
-#: Where no board says what its clock is: what the core of board ulx3s-core is built for.
+#: Where no board says what its clock is: what the accelerator of board ulx3s-accelerator is built
+#: for.
 CLOCK_MHZ = 80.0
 
 
@@ -132,19 +133,19 @@ def read_texts(path: Path, part: str, use: str) -> list[str]:
 
 # Activation sparsity.
 
-def add_gate(parser: argparse.ArgumentParser) -> None:
-    """Add the gates of activations."""
-    parser.add_argument("--gate", type=Path, metavar="FILE",
-                        help="keep only the activations that this gate file of 'calibrate' lets "
+def add_masks(parser: argparse.ArgumentParser) -> None:
+    """Add the masks of activations."""
+    parser.add_argument("--masks", type=Path, metavar="FILE",
+                        help="keep only the activations that this mask file of 'calibrate' lets "
                              "pass; results change")
-    parser.add_argument("--gate-mode", choices=MODES, default=MODES[0],
-                        help=f"with --gate, keep a fixed number of activations, or those above a "
+    parser.add_argument("--mask-mode", choices=MODES, default=MODES[0],
+                        help=f"with --masks, keep a fixed number of activations, or those above a "
                              f"fixed score (default: {MODES[0]})")
 
 
-def gates_of(options: argparse.Namespace, model: LanguageModel) -> GateMap | None:
-    """Read the gate file that was asked for."""
-    return read_gates(options.gate).of(model, options.gate_mode) if options.gate else None
+def masks_of(options: argparse.Namespace, model: LanguageModel) -> MaskMap | None:
+    """Read the mask file that was asked for."""
+    return read_masks(options.masks).of(model, options.mask_mode) if options.masks else None
 
 
 # Configurations.
@@ -163,7 +164,8 @@ def add_context(parser: argparse.ArgumentParser, most: int) -> None:
                              f"power of two (default: the model's context, at most {most:,})")
 
 
-def with_context(base: CoreConfig, context: int | None, model: LanguageModel) -> CoreConfig:
+def with_context(base: AcceleratorConfig, context: int | None,
+                 model: LanguageModel) -> AcceleratorConfig:
     """Set the context that was asked for."""
     if context is None:
         return base
@@ -180,30 +182,30 @@ def add_clock(parser: argparse.ArgumentParser) -> None:
                              f"board's, or {CLOCK_MHZ:g})")
 
 
-def configuration(base: CoreConfig, fields: Sequence[str]) -> CoreConfig:
+def configuration(base: AcceleratorConfig, fields: Sequence[str]) -> AcceleratorConfig:
     """Change fields of a configuration; each has the form ``name=value``."""
-    core = dataclasses.asdict(base)
-    engine = core.pop("engine")
+    accelerator = dataclasses.asdict(base)
+    engine = accelerator.pop("engine")
     for text in fields:
         name, _, value = text.partition("=")
-        part = next((part for part in (engine, core) if name in part), None)
+        part = next((part for part in (engine, accelerator) if name in part), None)
         if part is None:
             raise UserError(f"{name!r} is not a field of the configuration "
-                            f"(try {', '.join(map(repr, [*engine, *core]))})")
+                            f"(try {', '.join(map(repr, [*engine, *accelerator]))})")
         part[name] = int(value) if value.isdecimal() else value
     try:
-        return CoreConfig(engine=EngineConfig(**engine), **core)
+        return AcceleratorConfig(engine=EngineConfig(**engine), **accelerator)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def core_board(name: str) -> CoreBoard:
+def accelerator_board(name: str) -> AcceleratorBoard:
     """Find a board with an accelerator."""
-    cores = {board.name: board for board in BOARDS.values() if isinstance(board, CoreBoard)}
-    if name not in cores:
-        raise UserError(f"{name!r} is not a board with a core "
-                        f"(try {', '.join(map(repr, cores))})")
-    return cores[name]
+    boards = {board.name: board for board in BOARDS.values() if isinstance(board, AcceleratorBoard)}
+    if name not in boards:
+        raise UserError(f"{name!r} is not a board with an accelerator "
+                        f"(try {', '.join(map(repr, boards))})")
+    return boards[name]
 
 
 # Results.

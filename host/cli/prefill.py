@@ -17,7 +17,7 @@ from host.cli.terminal import command_line, progress_bars, table
 from host.compiler.compile import compile_fitted, compile_model
 from host.errors import UserError
 from host.models.registry import read_model
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 NAME = "prefill"
 HELP = "measure cycles of a prompt by the tokens that are read together"
@@ -48,10 +48,10 @@ def run(console: Console, options: argparse.Namespace) -> int:
             raise UserError(f"Option --batches must divide the {options.tokens} tokens of the "
                             f"prompt, which {batch} does not")
     model = read_model(options.model)
-    # One core for all of them, so that its clock and its memories are the same.
-    core = compile_fitted(model, configuration(CoreConfig(), options.fields),
-                          prefill=max(options.batches)).config
-    images = [compile_model(model, core, prefill=batch) for batch in options.batches]
+    # One accelerator for all of them, so that its clock and its memories are the same.
+    accelerator = compile_fitted(model, configuration(AcceleratorConfig(), options.fields),
+                                 prefill=max(options.batches)).config
+    images = [compile_model(model, accelerator, prefill=batch) for batch in options.batches]
     with progress_bars(console) as bar:
         rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
                                     bar("Reading prompts")))
@@ -62,7 +62,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
         [(str(row.batch), f"{row.cycles:,}", f"{row.formula_cycles:,}",
           f"{row.formula_cycles / row.cycles - 1:+.2%}", f"{rows[0].cycles / row.cycles:.2f}",
           f"{options.tokens * clock * 1e6 / row.cycles:,.1f}") for row in rows], names=0,
-        caption=f"cycles: simulated; by formula: derived; port of {core.port_bytes} bytes; "
+        caption=f"cycles: simulated; by formula: derived; port of {accelerator.port_bytes} bytes; "
                 f"tokens/s: at {clock:g} MHz"))
     if options.json:
         write_prefill(options.json, command_line(), images[0], rows)

@@ -15,9 +15,9 @@ from host.cli.options import (
     DEFAULT_MODEL,
     add_clock,
     add_context,
-    add_gate,
-    gates_of,
+    add_masks,
     integer,
+    masks_of,
     read_model_and_tokenizer,
     temperature,
     with_context,
@@ -36,7 +36,7 @@ from host.files.image import Image, is_image, read_image
 from host.text.sampling import Sampler
 from host.text.tokenizer import AnyTokenizer, Tokenizer
 from host.text.vocabulary import Words
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from sim.timing.program import BITS_PER_TRIT, token_cycles
 
 NAME = "run"
@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "same text in more cycles")
     add_context(parser, CONTEXT)
     add_clock(parser)
-    add_gate(parser)
+    add_masks(parser)
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -185,7 +185,7 @@ def _run_engine(console: Console, options: argparse.Namespace, path: Path, promp
     if path.is_file() and is_image(path):
         raise UserError(f"{path}: an image needs an accelerator (try --device simulated, golden "
                         f"or serial:PORT)")
-    for option, given in (("--gate", options.gate), ("--context", options.context),
+    for option, given in (("--masks", options.masks), ("--context", options.context),
                           ("--dense", options.dense), ("--prefill", options.prefill > 1)):
         if given:
             raise UserError(f"Option {option} needs an accelerator, but device "
@@ -260,7 +260,7 @@ def _image(path: Path, options: argparse.Namespace,
         image = read_image(path)
         if image.vocabulary is None:
             raise UserError(f"{path}: no vocabulary in it; give the model that it was made of")
-        for option, given in (("--dense", options.dense), ("--gate", options.gate),
+        for option, given in (("--dense", options.dense), ("--masks", options.masks),
                               ("--prefill", options.prefill > 1), ("--context", options.context)):
             if given:
                 raise UserError(f"{path}: option {option} needs the model that the image was made "
@@ -271,8 +271,8 @@ def _image(path: Path, options: argparse.Namespace,
         raise UserError(f"Option --context cannot change the context of device "
                         f"{str(options.device)!r}")
     compiler: Callable[..., Image] = compile_model if device else compile_fitted
-    base = with_context(device.config if device else CoreConfig(), options.context, model)
-    image = compiler(model, base, sparse=not options.dense, gates=gates_of(options, model),
+    base = with_context(device.config if device else AcceleratorConfig(), options.context, model)
+    image = compiler(model, base, sparse=not options.dense, masks=masks_of(options, model),
                      prefill=options.prefill)
     return image, tokenizer, model.vocabulary
 
@@ -282,15 +282,15 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
     """Whole tokens on a device."""
     began = time.perf_counter()
     device: AcceleratorDevice | None = None
-    if options.gate:
-        say(console, "Activations are gated: the text is not that of the whole model.", "dim")
+    if options.masks:
+        say(console, "Activations are masked: the text is not that of the whole model.", "dim")
     with progress_bars(console) as bar:
         try:
             if options.device.kind == "serial":
                 # What a model becomes depends on the board's accelerator.
                 device = open_accelerator(options.device)
             image, tokenizer, words = _image(path, options, device)
-            most = image.config.best
+            most = image.config.top_k
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "
                                 f"{str(options.device)!r}, which delivers so many logits, "
@@ -341,7 +341,7 @@ def _accelerator_facts(options: argparse.Namespace, generator: Generator,
         if machine.skipped:
             yield ("Weights not read",
                    f"{machine.skipped / (machine.trits + machine.skipped):.1%}",
-                   "derived: activation zero or gated; --dense reads them")
+                   "derived: activation zero or masked; --dense reads them")
             saved = BITS_PER_TRIT / 8 * machine.skipped / total.tokens
             yield "... bytes saved per token", size(saved), "derived: 1.6 bits a trit"
         if machine.rows[1]:

@@ -17,7 +17,7 @@ from host.compiler.compile import compile_fitted
 from host.errors import UserError
 from host.files.image import Image, is_image, read_image
 from host.models.registry import read_model
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 NAME = "speed"
 HELP = "measure cycles of a token and the simulator's speed"
@@ -44,7 +44,8 @@ def _image(options: argparse.Namespace) -> Image:
             raise UserError(f"{options.model}: option --set needs the model that the image was "
                             f"made of, since the image is compiled already")
         return read_image(options.model)
-    return compile_fitted(read_model(options.model), configuration(CoreConfig(), options.fields))
+    return compile_fitted(read_model(options.model),
+                          configuration(AcceleratorConfig(), options.fields))
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -67,7 +68,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
           f"simulated cycles at {clock:g} MHz"),
          ("Memory port, useful", f"{measured.port_utilization:.2%}", "simulated"),
          ("Simulated cycles", f"{measured.cycles_per_second:,.0f} / s",
-          "measured, of one CPU core")]))
+          "measured, of one CPU accelerator")]))
     if options.record:
         seconds = time_fresh_demo()
         for path in write_records(command_line(), image, measured, seconds):

@@ -10,7 +10,7 @@ from host.compiler.errors import CompileError
 from host.compiler.pack import pack_matrix
 from host.compiler.products import FIELD_LIMIT, Product, Rows, joined_name, split_rows
 from host.files.image import Part
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from sim.golden.trits import pack_words, planes
 
 __all__ = ["ImageMemory", "VectorMemory"]
@@ -19,7 +19,7 @@ __all__ = ["ImageMemory", "VectorMemory"]
 class ImageMemory:
     """The image: packed matrices and vectors, one after the other."""
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self._config = config
         self._data = bytearray()
         self.parts: list[Part] = []
@@ -86,7 +86,7 @@ class ImageMemory:
 class VectorMemory:
     """Vector memory, given out in places of whole words; the first word is zero."""
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self._config = config
         self.table: dict[str, tuple[int, int]] = {}
         self._free: list[tuple[int, int]] = []

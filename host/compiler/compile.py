@@ -32,7 +32,7 @@ at has a word for each range, and one in front of them that is moved into one of
 **Sparsity.** A list that leaves out what is zero changes no result. In a gated network, a row of
 the up projection counts only where its gate is not zero: it is walked by row, for a list of the
 gates that are alive, and drained into a place of its own, which holds finite numbers from the
-clearing on; so what is not drained is multiplied by a zero. Only lists of a gate file lose
+clearing on; so what is not drained is multiplied by a zero. Only lists of a mask file lose
 something.
 """
 
@@ -48,27 +48,27 @@ from host.compiler.pack import row_bounds
 from host.compiler.products import most_tokens, range_tokens
 from host.files.image import Image
 from host.models.base import LanguageModel
-from hw.config import TILE, CoreConfig
+from hw.config import TILE, AcceleratorConfig
 from hw.isa import REGISTERS
 from sim.golden.graph import Kind, Value
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 
 __all__ = ["CONTEXT", "compile_fitted", "compile_model"]
 
 
-def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = False,
-                  gates: GateMap | None = None, prefill: int = 1) -> Image:
+def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bool = False,
+                  masks: MaskMap | None = None, prefill: int = 1) -> Image:
     """Compile a model for a configuration.
 
     Parameters
     ----------
     model : LanguageModel
-    config : CoreConfig
+    config : AcceleratorConfig
     sparse : bool
         Leave out what is zero of the lists where that pays: their columns cannot be read ahead.
         Where the engine walks by row, rows of an up projection whose gate is zero are left out too.
         No result changes.
-    gates : mapping of str to Gate, optional
+    masks : mapping of str to Mask, optional
         Of lists, by label: which of their entries are kept. Results change.
     prefill : int
         Tokens of a prompt that are read together, a power of two; each weight is read once for
@@ -83,7 +83,7 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
     steps = model.network().steps
-    if not config.context and any(step.kind is Kind.APPEND for step in steps):
+    if not config.context and any(step.kind is Kind.KV_APPEND for step in steps):
         raise CompileError(f"Model {model.name} needs attention: configuration field context must "
                            f"be a number of tokens, not 0")
     # What fills a vector up stays zero under all functions but this one.
@@ -92,11 +92,11 @@ def compile_model(model: LanguageModel, config: CoreConfig, *, sparse: bool = Fa
         if step.kind is Kind.SIGMOID_OF_NEGATIVE and step.elements % unit:
             raise CompileError(f"Model {model.name} must have a width that is a multiple of {unit} "
                                f"for this configuration, not {step.elements}")
-    _check_prefill(model, config, gates, prefill)
-    return Compiler(model, config, sparse, gates, prefill).compile()
+    _check_prefill(model, config, masks, prefill)
+    return Compiler(model, config, sparse, masks, prefill).compile()
 
 
-def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | None,
+def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskMap | None,
                    prefill: int) -> None:
     most = min(config.engine.max_batch, REGISTERS // 2)
     if not 1 <= prefill <= most or prefill & (prefill - 1):
@@ -107,11 +107,11 @@ def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | No
     if range_tokens(model, config) < model.vocab:
         raise CompileError(f"Model {model.name} must have at most {most_tokens(config)} tokens "
                            f"for prompts that are read together, not {model.vocab}")
-    if gates:
-        raise CompileError("Gates leave out entries of each token's list, so that tokens of a "
+    if masks:
+        raise CompileError("Masks leave out entries of each token's list, so that tokens of a "
                            "prompt cannot be read together (try without one of the two)")
     for step in model.network():
-        if step.kind is Kind.APPEND:
+        if step.kind is Kind.KV_APPEND:
             raise CompileError(f"Model {model.name} has attention, whose prompts are read token by "
                                f"token")
         if step.kind is Kind.LINEAR:
@@ -126,27 +126,27 @@ def _check_prefill(model: LanguageModel, config: CoreConfig, gates: GateMap | No
 CONTEXT = 2048
 
 
-def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = False,
-                   gates: GateMap | None = None, prefill: int = 1) -> Image:
-    """Compile for a core that is as large as it must be, if ``base`` may be too small.
+def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: bool = False,
+                   masks: MaskMap | None = None, prefill: int = 1) -> Image:
+    """Compile for an accelerator that is as large as it must be, if ``base`` may be too small.
 
     That is so for a transformer, and for prompts that are read several tokens at once.
 
-    The core has attention for the model's context, or :data:`CONTEXT` tokens if that is longer,
-    unless ``base`` says how many. Its accumulators hold the sums of the longest rows.
+    The accelerator has attention for the model's context, or :data:`CONTEXT` tokens if that is
+    longer, unless ``base`` says how many. Its accumulators hold the sums of the longest rows.
 
     Parameters
     ----------
     model : LanguageModel
-    base : CoreConfig
-        Its memories and lists are the smallest that the core may have.
-    sparse, gates, prefill
+    base : AcceleratorConfig
+        Its memories and lists are the smallest that the accelerator may have.
+    sparse, masks, prefill
         As :func:`compile_model` takes them.
 
     Raises
     ------
     CompileError
-        As :func:`compile_model` does, or if no core can have such heads.
+        As :func:`compile_model` does, or if no accelerator can have such heads.
     """
     steps = model.network().steps
     attends = [step for step in steps if step.kind is Kind.ATTEND]
@@ -156,8 +156,8 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
         "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
     if not attends:
         if prefill == 1:
-            return compile_model(model, base, sparse=sparse, gates=gates)
-        return _compile_fitted(model, base, fields, sparse, gates, prefill)
+            return compile_model(model, base, sparse=sparse, masks=masks)
+        return _compile_fitted(model, base, fields, sparse, masks, prefill)
     keys = [step.operands[1] for step in attends]
     context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
     group = max(step.heads // key.heads for step, key in zip(attends, keys, strict=True))
@@ -169,18 +169,18 @@ def compile_fitted(model: LanguageModel, base: CoreConfig, *, sparse: bool = Fal
         "group": group, "attention_heads": min(group, base.attention_heads),
         "head_elements": max(2 * layout.half(step.elements // step.heads) for step in attends),
         "caches": 1 + sum(step.operands[2].heads for step in attends)}
-    return _compile_fitted(model, base, fields, sparse, gates, prefill)
+    return _compile_fitted(model, base, fields, sparse, masks, prefill)
 
 
-def _accumulator_width(steps: Sequence[Value], config: CoreConfig) -> int:
+def _accumulator_width(steps: Sequence[Value], config: AcceleratorConfig) -> int:
     """Bits that hold every product of the matrices, as pack_matrix wants them."""
     most = max(int(row_bounds(step.weights.weights, config.engine).max())
                for step in steps if step.kind in (Kind.LINEAR, Kind.HEAD))
     return most.bit_length() + 1
 
 
-def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, Any], sparse: bool,
-                    gates: GateMap | None, prefill: int) -> Image:
+def _compile_fitted(model: LanguageModel, base: AcceleratorConfig, fields: dict[str, Any],
+                    sparse: bool, masks: MaskMap | None, prefill: int) -> Image:
     """Compile for ``base`` with some ``fields``, and with memories that are large enough."""
     try:
         # Fields of an instruction hold elements in 16 bits.
@@ -188,7 +188,7 @@ def _compile_fitted(model: LanguageModel, base: CoreConfig, fields: dict[str, An
                                       vector_depth=2 ** 16 - 2 ** 16 % base.vector_lanes)
     except ValueError as error:
         raise CompileError(f"Model {model.name}: {error}") from None
-    image = compile_model(model, largest, sparse=sparse, gates=gates, prefill=prefill)
+    image = compile_model(model, largest, sparse=sparse, masks=masks, prefill=prefill)
     program = image.program
     end = sum(size for _, size in program.vectors.values())
     depth = 2 ** (len(program.instructions) - 1).bit_length()

@@ -14,13 +14,13 @@ from host.compiler.products import Action, Product, Rows, range_tokens, split_ro
 from host.files.image import Image, Program
 from host.models.base import LanguageModel
 from host.text.vocabulary import Vocabulary
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import REGISTERS, Batch, Function, Instruction, Opcode
 from hw.order import OrderError, check_order
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import from_float
 from sim.golden.graph import VECTORS, Kind, Value
-from sim.golden.wina import Gate, GateMap
+from sim.golden.wina import Mask, MaskMap
 
 __all__ = ["Compiler"]
 
@@ -48,12 +48,12 @@ _FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
 class Compiler:
     """Writes the program of one model."""
 
-    def __init__(self, model: LanguageModel, config: CoreConfig, sparse: bool,
-                 gates: GateMap | None, prefill: int):
+    def __init__(self, model: LanguageModel, config: AcceleratorConfig, sparse: bool,
+                 masks: MaskMap | None, prefill: int):
         self._model = model
         self._config = config
         self._sparse = sparse
-        self._gates = dict(gates or {})
+        self._masks = dict(masks or {})
         self._prefill = prefill
         # Tokens of each range of the vocabulary, the last one may have fewer; and its first one.
         self._tokens = range_tokens(model, config)
@@ -73,7 +73,7 @@ class Compiler:
         self._vectors = VectorMemory(config)
         self._layout = Layout(model.network().steps, config)
         self._heads: dict[Value, int] = {}      # POSITION: heads that are turned by it
-        self._caches: dict[Value, int] = {}     # APPEND: its first cache
+        self._caches: dict[Value, int] = {}     # KV_APPEND: its first cache
         self._products: dict[Value, list[Product]] = {}
         self._addresses: dict[Value, int] = {}
         self._places: dict[Value, int] = {}
@@ -153,7 +153,7 @@ class Compiler:
                      context=self._context(steps), room=self._memory.room)
 
     def _stop(self, note: str) -> None:
-        # Where passes begin at several places, fetching waits for the next one.
+        # Where passes begin at several places, prefetch waits for the next one.
         waits = self._prefill > 1 or len(self._ranges) > 1
         self._emit(Opcode.STOP, note, constant=int(waits))
 
@@ -210,7 +210,7 @@ class Compiler:
             target, (place, count) = self._places[step] + first, self._mark(index)
             self._emit(Opcode.NORM, f"1 for a token of range {index}, 0 for others",
                        target=_EXPONENT, a=place, count=count)
-            self._emit(Opcode.DRAIN, f"{step.name} of range {index} = {part.name}",
+            self._emit(Opcode.WRITE_BACK, f"{step.name} of range {index} = {part.name}",
                        function=Function.COPY, target=other + first if index else target,
                        b=_EXPONENT, count=end - first, constant=_bf16(step.weights.scale))
             if index:
@@ -348,7 +348,7 @@ class Compiler:
 
     def _context(self, steps: Sequence[Value]) -> int:
         """Tokens of a sequence at most, 0 if there is no limit."""
-        known = [step.context for step in steps if step.kind is Kind.APPEND]
+        known = [step.context for step in steps if step.kind is Kind.KV_APPEND]
         return min(*known, self._config.context) if known else 0
 
     def _matrix(self, step: Value) -> Rows:
@@ -428,7 +428,7 @@ class Compiler:
         # Nobody asks for the largest key: all keys share a cache.
         count = 1
         for step in steps:
-            if step.kind is not Kind.APPEND:
+            if step.kind is not Kind.KV_APPEND:
                 continue
             if step.cache not in config.cache_formats:
                 raise CompileError(f"Cache of {step.label} must be one of "
@@ -447,7 +447,7 @@ class Compiler:
         return 2 * self._layout.half(step.elements // step.heads)
 
     def _vector_bytes(self, step: Value) -> int:
-        """Bytes of a vector in one of the caches of an APPEND."""
+        """Bytes of a vector in one of the caches of a KV_APPEND."""
         return self._head_size(step) * (2 if step.cache == "bf16" else 1)
 
     def _find(self, steps: Sequence[Value]) -> None:
@@ -487,9 +487,9 @@ class Compiler:
                 self._products.setdefault(rows[0].step, []).extend(products)
                 self._placed.update(part.step for part in rows)
         elif step.kind is Kind.CODES:
-            gate = self._gates.get(step.label)
-            if gate is not None and (gate.norms != 1).any():
-                norms = lay(gate.norms, self._layout(step.operands[0]))
+            mask = self._masks.get(step.label)
+            if mask is not None and (mask.norms != 1).any():
+                norms = lay(mask.norms, self._layout(step.operands[0]))
                 data = norms.tobytes()
                 if data not in self._norms:
                     self._norms[data] = self._memory.vector(f"{step.label}.norms", norms)
@@ -506,7 +506,7 @@ class Compiler:
 
     def _leaves_out(self, codes: Value) -> bool:
         """Whether a list does not name all columns."""
-        return codes.label in self._gates or (codes.sparse and self._sparse and codes.vectors == 1)
+        return codes.label in self._masks or (codes.sparse and self._sparse and codes.vectors == 1)
 
     def _shared(self, step: Value) -> Iterator[list[Rows]]:
         """Divide the rows of all matrices that share the list of ``step`` into products.
@@ -613,7 +613,7 @@ class Compiler:
             if action.live is not None:
                 function = Function.BY_ROW
                 self._check_list(self._size(action.live))
-                self._emit(Opcode.PACK, f"rows of {step.name}: {action.live.name} is not zero",
+                self._emit(Opcode.QUANTIZE, f"rows of {step.name}: {action.live.name} is not zero",
                            function=Function.NONZERO, a=self._places[action.live],
                            count=self._size(action.live))
             self._queue(product, function)
@@ -642,7 +642,7 @@ class Compiler:
             scale *= math.sqrt(step.operands[1].elements)
         scaled = {"a": exponent, "b": norm, "count": part.count, "constant": _bf16(scale)}
         if step.kind is Kind.HEAD:
-            self._emit(Opcode.EMIT, f"the largest of {part.name}", **scaled)
+            self._emit(Opcode.TOP_K, f"the largest of {part.name}", **scaled)
             return
         drained = self._fused.get(step, step)
         if step in self._live:
@@ -657,7 +657,7 @@ class Compiler:
         for vector in range(vectors):
             if vectors > 1:
                 note = f"{part.name} of vector {vector}"
-            self._emit(Opcode.DRAIN, f"{drained.name} = {'relu of ' * relu}{note}",
+            self._emit(Opcode.WRITE_BACK, f"{drained.name} = {'relu of ' * relu}{note}",
                        function=Function.RELU if relu else Function.COPY,
                        target=self._places[drained] + vector * rows + part.first, **scaled)
 
@@ -683,7 +683,7 @@ class Compiler:
                 self._look_up(step)
             case Kind.ROTATE:
                 self._rotate(step, dying)
-            case Kind.APPEND:
+            case Kind.KV_APPEND:
                 self._append(step, places[0])
             case Kind.ATTEND:
                 self._attend(step)
@@ -743,7 +743,7 @@ class Compiler:
             fields = {"a": place + head * size}
             if halves:
                 fields = {"a": place + head * half, "b": place + (step.heads + head) * half}
-            self._emit(Opcode.APPEND, f"{step.name} of head {head}",
+            self._emit(Opcode.KV_APPEND, f"{step.name} of head {head}",
                        function=_CACHE_FUNCTIONS[step.cache], count=size,
                        constant=self._caches[step] + (head if self._caches[step] else 0),
                        address=self._cache(step, head), **fields)
@@ -775,9 +775,9 @@ class Compiler:
                 if halves:
                     queries = {"a": place + head * half, "b": place + (step.heads + head) * half}
                 which = f"heads {head} to {head + heads - 1}" if heads > 1 else f"head {head}"
-                self._emit(Opcode.SCORE, f"{keys.name} by {query.name}, {which}", target=heads,
+                self._emit(Opcode.QK, f"{keys.name} by {query.name}, {which}", target=heads,
                            address=self._cache(keys, cache), **queries, **fields)
-                self._emit(Opcode.MIX, f"{step.name}: {values.name} mixed, {which}",
+                self._emit(Opcode.PV, f"{step.name}: {values.name} mixed, {which}",
                            target=target + head * size, a=self._caches[values] + cache,
                            address=self._cache(values, cache), **fields)
 
@@ -798,37 +798,37 @@ class Compiler:
         vector, = step.operands
         count = self._size(vector)
         self._check_list(count)
-        note, gate = f"{step.name} = {step.formula}", self._gates.get(step.label)
+        note, mask = f"{step.name} = {step.formula}", self._masks.get(step.label)
         fields = {"target": _EXPONENT + self._slot, "a": place, "count": count}
         if step.vectors > 1:
             part = Batch(log2=step.vectors.bit_length() - 1, across=True)
-            self._emit(Opcode.PACK, f"{note}, {step.vectors} vectors across", **fields,
+            self._emit(Opcode.QUANTIZE, f"{note}, {step.vectors} vectors across", **fields,
                        function=Function.DENSE, constant=part.constant)
         elif self._batch > 1:
             self._check_list(count * self._batch)
             part = Batch(log2=self._batch.bit_length() - 1, slot=self._slot)
-            self._emit(Opcode.PACK, f"{note}, token {self._slot}", **fields,
+            self._emit(Opcode.QUANTIZE, f"{note}, token {self._slot}", **fields,
                        function=Function.DENSE, constant=part.constant)
-        elif gate is None:
+        elif mask is None:
             sparse = self._leaves_out(step)
-            self._emit(Opcode.PACK, note, **fields,
+            self._emit(Opcode.QUANTIZE, note, **fields,
                        function=Function.SPARSE if sparse else Function.DENSE)
         else:
-            self._pack_gated(step, gate, note, fields)
+            self._quantize_masked(step, mask, note, fields)
 
-    def _pack_gated(self, step: Value, gate: Gate, note: str, fields: dict[str, int]) -> None:
-        if (gate.norms != 1).any():
+    def _quantize_masked(self, step: Value, mask: Mask, note: str, fields: dict[str, int]) -> None:
+        if (mask.norms != 1).any():
             count = fields["count"]
             fields["b"] = self._vectors.take("norms", count)
             self._emit(Opcode.LOAD, f"column norms of {step.name}", target=fields["b"],
                        count=count, address=self._addresses[step])
             self._vectors.free(fields["b"], count)
-        if gate.threshold is None:
-            self._emit(Opcode.PACK, f"{note}, {gate.keep} of them", **fields,
-                       function=Function.TOP_K, constant=gate.keep)
+        if mask.threshold is None:
+            self._emit(Opcode.QUANTIZE, f"{note}, {mask.keep} of them", **fields,
+                       function=Function.KEEP_TOP_K, constant=mask.keep)
         else:
-            self._emit(Opcode.PACK, f"{note}, above {gate.threshold}", **fields,
-                       function=Function.THRESHOLD, address=gate.threshold)
+            self._emit(Opcode.QUANTIZE, f"{note}, above {mask.threshold}", **fields,
+                       function=Function.KEEP_ABOVE, address=mask.threshold)
 
     def _recur(self, step: Value, dying: set[Value]) -> None:
         """Update a state; the difference is written over the candidate if nobody reads it again."""

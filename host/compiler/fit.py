@@ -1,4 +1,4 @@
-"""Which shapes of a language model fit a board with a core, and what a token of each costs."""
+"""Which shapes of a language model fit a board's accelerator, and what a token of each costs."""
 
 import dataclasses
 import importlib.metadata
@@ -13,7 +13,7 @@ from host.compiler.compile import compile_model
 from host.compiler.errors import CompileError
 from host.models.mmfreelm import Layer, TernaryLM, TernaryMatrix
 from host.text.vocabulary import Vocabulary
-from hw.boards.board import CoreBoard
+from hw.boards.board import AcceleratorBoard
 from sim.timing.program import token_cycles
 from sim.timing.units import block_ram_memory_cycles
 
@@ -90,7 +90,7 @@ class Fit:
     tokens_per_second: float
 
 
-def fit(board: CoreBoard, shape: Shape) -> Fit:
+def fit(board: AcceleratorBoard, shape: Shape) -> Fit:
     """Compile a model of this shape for a board.
 
     Raises
@@ -115,7 +115,7 @@ def fit(board: CoreBoard, shape: Shape) -> Fit:
         cycles=cost.cycles, limit=cost.limit, tokens_per_second=board.clock_hz / cost.cycles)
 
 
-def largest(board: CoreBoard, shape: Shape) -> Fit:
+def largest(board: AcceleratorBoard, shape: Shape) -> Fit:
     """Find the most layers that fit, the rest of the shape as given.
 
     Raises
@@ -131,7 +131,7 @@ def largest(board: CoreBoard, shape: Shape) -> Fit:
             return found
 
 
-def write_fits(path: Path, command: str, board: CoreBoard, fits: Sequence[Fit]) -> None:
+def write_fits(path: Path, command: str, board: AcceleratorBoard, fits: Sequence[Fit]) -> None:
     """Write shapes as the JSON that the tables of the docs are made from."""
     rows = [{"board": board.name, **dataclasses.asdict(found.shape),
              "trits": found.trits, "bytes": found.bytes, "bytes_left": found.left,

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.compiler.errors import CompileError
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from sim.golden.graph import Kind, Value
 
 __all__ = ["Layout", "lay"]
@@ -24,7 +24,7 @@ class Layout:
     that way.
     """
 
-    def __init__(self, steps: Sequence[Value], config: CoreConfig):
+    def __init__(self, steps: Sequence[Value], config: AcceleratorConfig):
         # A vector fills whole words of the vector memory, and whole transfers of the port.
         self.unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
         self._parents: dict[Value, Value] = {}

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.models.base import LanguageModel
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import FIELDS
 from sim.golden.graph import Value
 
@@ -121,11 +121,11 @@ def split_rows(rows: Sequence[Rows], count: int) -> tuple[list[Rows], list[Rows]
     return first, rest
 
 
-def most_tokens(config: CoreConfig) -> int:
+def most_tokens(config: AcceleratorConfig) -> int:
     """Count the tokens that a field of an instruction and an index of a list can name."""
     return min(FIELD_LIMIT, config.engine.max_columns)
 
 
-def range_tokens(model: LanguageModel, config: CoreConfig) -> int:
+def range_tokens(model: LanguageModel, config: AcceleratorConfig) -> int:
     """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
     return -(-model.vocab // -(-model.vocab // most_tokens(config)))

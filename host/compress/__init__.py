@@ -1,1 +1,1 @@
-"""What makes a model cheaper to run after it was trained: gates, and rotations that help them."""
+"""What makes a model cheaper to run after it was trained: masks, and rotations that help them."""

@@ -1,12 +1,12 @@
 # Ref: J. Liu et al., "Training-Free Activation Sparsity in Large Language Models", 2024
 # Id: arXiv:2408.14690
 
-"""Calibration of a model's gates on a text: how many entries each list keeps, and its threshold.
+"""Calibration of a model's masks on a text: how many entries each list keeps, and its threshold.
 
 A sparsity is a share of a layer's trits. It is shared out between the lists of a layer by
 TEAL's greedy search: in steps that take the same number of trits from whichever list they take
 them, always from the list where the layer's output changes least. Layers are searched apart, each
-on its input in the model without gates.
+on its input in the model without masks.
 """
 
 import concurrent.futures
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compress.gates import Gates, ListGate, fingerprint, list_columns, list_norms, list_rows
+from host.compress.masks import ListMask, Masks, fingerprint, list_columns, list_norms, list_rows
 from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from host.text.tokenizer import AnyTokenizer
@@ -26,7 +26,7 @@ from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Value
-from sim.golden.wina import Gate, scores
+from sim.golden.wina import Mask, scores
 
 __all__ = ["ALLOCATIONS", "calibrate", "calibration_tokens"]
 
@@ -110,17 +110,17 @@ class _Layer:
             return codes
         return record
 
-    def _run(self, gates: dict[str, Callable[[NDArray], NDArray]]) -> NDArray[np.float32]:
+    def _run(self, masks: dict[str, Callable[[NDArray], NDArray]]) -> NDArray[np.float32]:
         """Residual stream behind the layer: the result of its last step."""
-        self._lm.gates = gates
+        self._lm.masks = masks
         values: dict[Value, Any] = dict(self._inputs)
         self._lm.execute(self._steps, values, np.zeros(self._text.shape, int),
                          self._lm.start(self._text.shape[0]))
         return to_float32(values[self._steps[-1]])
 
     def error(self, keep: Mapping[str, int]) -> float:
-        """Mean distance of the layer's output from that without gates."""
-        found = self._run({name: Gate(self._norms[name], count) for name, count in keep.items()
+        """Mean distance of the layer's output from that without masks."""
+        found = self._run({name: Mask(self._norms[name], count) for name, count in keep.items()
                            if count < self.columns[name]})
         return float(np.linalg.norm(found - self._expected, axis=1).mean(dtype=np.float64))
 
@@ -170,12 +170,12 @@ def _greedy(layer: _Layer, sparsities: Sequence[float]) -> Iterator[dict[str, in
 
 
 def _search(model: LanguageModel, text: _Text, method: str, allocation: str,
-            sparsities: Sequence[float]) -> list[list[ListGate]]:
-    """Gates of one layer at each sparsity."""
+            sparsities: Sequence[float]) -> list[list[ListMask]]:
+    """Masks of one layer at each sparsity."""
     layer = _Layer(model, text, method)
     found = (list(_greedy(layer, sparsities)) if allocation == "greedy"
              else [_uniform(layer, sparsity) for sparsity in sparsities])
-    return [[ListGate(label, layer.columns[label], keep[label],
+    return [[ListMask(label, layer.columns[label], keep[label],
                       layer.threshold(label, keep[label]))
              for label in layer.lists] for keep in found]
 
@@ -207,8 +207,8 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
               method: str = "wina", allocation: str = "greedy",
               provenance: dict[str, Any] | None = None,
               report: Callable[[], None] = lambda: None,
-              workers: int | None = None) -> list[Gates]:
-    """Calibrate a model's gates.
+              workers: int | None = None) -> list[Masks]:
+    """Calibrate a model's masks.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
     sparsities : sequence of float
         Shares of each layer's trits to drop, ascending. A greedy search passes through all of them.
     method : str
-        One of :data:`host.compress.gates.METHODS`.
+        One of :data:`host.compress.masks.METHODS`.
     allocation : str
         One of :data:`ALLOCATIONS`.
     provenance : dict, optional
@@ -230,7 +230,7 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
 
     Returns
     -------
-    list of Gates
+    list of Masks
         One for each sparsity.
 
     Raises
@@ -250,7 +250,7 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
         raise ValueError(f"Sparsities must ascend, not be {list(sparsities)}")
     count = min(workers or default_workers(), model.layer_count)
     jobs = ((model, text, method, allocation, sparsities) for text in _texts(model, tokens))
-    found: list[list[list[ListGate]]] = []
+    found: list[list[list[ListMask]]] = []
     if count == 1:
         for job in jobs:
             found.append(_search(*job))
@@ -264,6 +264,6 @@ def calibrate(model: LanguageModel, tokens: NDArray[np.integer], sparsities: Seq
             found = [future.result() for future in futures]
     noted = {**(provenance or {}), "documents": tokens.shape[0],
              "tokens_per_document": tokens.shape[1]}
-    return [Gates(model.name, fingerprint(model), method, allocation, float(sparsity),
-                  tuple(gate for layer in found for gate in layer[point]), noted)
+    return [Masks(model.name, fingerprint(model), method, allocation, float(sparsity),
+                  tuple(mask for layer in found for mask in layer[point]), noted)
             for point, sparsity in enumerate(sparsities)]

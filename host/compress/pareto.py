@@ -24,7 +24,7 @@ from sim.golden.bf16 import to_float32
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Kind, Value
 from sim.golden.quantizer import Codes
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 
 __all__ = ["Measured", "Tokens", "float_bytes", "logarithms", "measure", "pareto", "row_key"]
 
@@ -73,19 +73,19 @@ class TwoDigits(GoldenLM):
 
 def logarithms(model: LanguageModel, arithmetic: str, text: Text,
                lm_class: type[GoldenLM] = GoldenLM,
-               gates: GateMap | None = None) -> NDArray[np.float32]:
+               masks: MaskMap | None = None) -> NDArray[np.float32]:
     """Return natural logarithms of the probabilities of what follows each token."""
-    lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)), gates)
+    lm = lm_class(model, ARITHMETICS[arithmetic], ExactProducts(model_matrices(model)), masks)
     hidden = lm.forward(text.tokens[:, :-1], lm.start(len(text.tokens)))
     return log_softmax(lm.logits(hidden))
 
 
 def measure(model: LanguageModel, text: Text, reference: NDArray[np.float32],
             arithmetic: str = "lmul", digits: int = 1,
-            gates: GateMap | None = None) -> Measured:
+            masks: MaskMap | None = None) -> Measured:
     """Measure a model against the reference's logarithms of probabilities."""
     return _judge(logarithms(model, arithmetic, text, TwoDigits if digits == 2 else GoldenLM,
-                             gates), text, reference)
+                             masks), text, reference)
 
 
 def _judge(found: NDArray[np.float32], text: Text, reference: NDArray[np.float32]) -> Measured:

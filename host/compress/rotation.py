@@ -120,14 +120,14 @@ def _attend(query: Vector, key: Vector, value: Vector) -> Vector:
 
 
 def forward(model: Llama, tokens: NDArray[np.integer],
-            gate: Callable[[int, str, Vector], Vector] = lambda layer, name, x: x) -> Vector:
+            mask: Callable[[int, str, Vector], Vector] = lambda layer, name, x: x) -> Vector:
     """Logits behind each of ``tokens``, shape (tokens, vocabulary).
 
     Parameters
     ----------
     model : Llama
     tokens : integer array, shape (tokens,)
-    gate : callable
+    mask : callable
         What is put in place of the activations of a list, a key of :data:`MATRICES`.
     """
     x = model.embedding[tokens]
@@ -136,19 +136,19 @@ def forward(model: Llama, tokens: NDArray[np.integer],
         return array.reshape(len(tokens), heads, -1)
 
     for index, layer in enumerate(model.layers):
-        u = gate(index, "mix_in", _norm(x, layer.mix_gain, model.epsilon))
+        u = mask(index, "mix_in", _norm(x, layer.mix_gain, model.epsilon))
         mixed = _attend(_rope(split(u @ layer.query.T, model.heads), model.base),
                         _rope(split(u @ layer.key.T, model.kv_heads), model.base),
                         split(u @ layer.value.T, model.kv_heads))
         if layer.mix_rotation is not None:
             x = x @ layer.mix_rotation
-        x = x + gate(index, "mix_out", mixed) @ layer.output.T
-        u = gate(index, "ffn_in", _norm(x, layer.ffn_gain, model.epsilon))
+        x = x + mask(index, "mix_out", mixed) @ layer.output.T
+        u = mask(index, "ffn_in", _norm(x, layer.ffn_gain, model.epsilon))
         opened = u @ layer.gate.T
         hidden = opened / (1 + np.exp(-opened)) * (u @ layer.up.T)
         if layer.ffn_rotation is not None:
             x = x @ layer.ffn_rotation
-        x = x + gate(index, "ffn_hidden", hidden) @ layer.down.T
+        x = x + mask(index, "ffn_hidden", hidden) @ layer.down.T
     return _norm(x, model.gain, model.epsilon) @ model.head.T
 
 
@@ -174,8 +174,8 @@ def _singular_vectors(matrix: Vector) -> Vector:
 def rotate(model: Llama) -> Llama:
     """Turn the residual stream so that key and gate matrices have orthogonal columns.
 
-    The result computes the same, with one rotation of the residual stream for each key and gate
-    matrix but the first. A gate works best on the lists in front of those two matrices.
+    The result computes the same, with one rotation of the residual stream for each key and mask
+    matrix but the first. A mask works best on the lists in front of those two matrices.
     """
     model = fold_gains(model)
     now = _singular_vectors(model.layers[0].key)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from host.devices.base import Device
 from host.devices.errors import DeviceError
 from host.files.image import Image, check_configuration
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import Function, Opcode, disassemble
-from sim.golden.machine import Best, HazardError, Machine, MachineFault
+from sim.golden.machine import HazardError, Machine, MachineFault, TopKResult
 from sim.timing.program import passes_cycles, token_cycles
 
 __all__ = [
@@ -27,7 +27,8 @@ __all__ = [
     "machine_of",
 ]
 
-#: The memory behind a simulated core: cycles until it answers, and the share in which it pauses.
+#: The memory behind a simulated accelerator: cycles until it answers, and the share in which it
+#: pauses.
 LATENCY = 20
 REFRESH = 0.01
 Report = Callable[[float, str], None]
@@ -39,30 +40,30 @@ class TokenResult:
 
     Attributes
     ----------
-    best : list of Best
-        One for each EMIT.
+    top_k : list of TopKResult
+        One for each TOP_K.
     cycles : int
         From one token to the next.
     transfers : int
         Of the memory port, in both directions.
     """
 
-    best: list[Best]
+    top_k: list[TopKResult]
     cycles: int
     transfers: int
 
 
-class AcceleratorDevice(Device[CoreConfig]):
-    """A core with its memory.
+class AcceleratorDevice(Device[AcceleratorConfig]):
+    """An accelerator with its memory.
 
     Subclasses define :meth:`_load`, :meth:`_token` and :meth:`_reset`; the base class checks.
 
     Attributes
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     """
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         super().__init__(config)
         self._image: Image | None = None
         self._continues = False             # there is a sequence that a token can continue
@@ -137,20 +138,20 @@ class AcceleratorDevice(Device[CoreConfig]):
             raise
         self._continues = True
         self._length += 1
-        return TokenResult(results[-1].best, sum(result.cycles for result in results),
+        return TokenResult(results[-1].top_k, sum(result.cycles for result in results),
                            sum(result.transfers for result in results))
 
     @abc.abstractmethod
     def _load(self, image: Image, report: Report) -> None:
-        """Reset the core, and write program and memory."""
+        """Reset the accelerator, and write program and memory."""
 
     @abc.abstractmethod
     def _token(self, token: int, start: int) -> TokenResult:
-        """Make a pass from instruction ``start`` on; raise MachineFault if the core stops."""
+        """Make a pass from instruction ``start`` on; raise MachineFault at a fault."""
 
     @abc.abstractmethod
     def _reset(self) -> None:
-        """Start the core again, with its program and memory."""
+        """Start the accelerator again, with its program and memory."""
 
 
 def _where(image: Image, index: int) -> str:
@@ -177,7 +178,7 @@ class GoldenAccelerator(AcceleratorDevice):
         self._last = max(0, image.context - 1)
         program = image.program
         starts = {start for _, start, _ in program.ranges} | {program.body}
-        self._sparse = any(instruction.opcode is Opcode.PACK
+        self._sparse = any(instruction.opcode is Opcode.QUANTIZE
                            and instruction.function != Function.DENSE
                            for instruction in program.token())
         self._costs = {} if self._sparse else {

@@ -4,11 +4,11 @@ import abc
 import dataclasses
 from typing import Any, Generic, TypeVar
 
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 
 __all__ = ["Device"]
 
-Config = TypeVar("Config", EngineConfig, CoreConfig)
+Config = TypeVar("Config", EngineConfig, AcceleratorConfig)
 
 
 class Device(abc.ABC, Generic[Config]):
@@ -16,7 +16,7 @@ class Device(abc.ABC, Generic[Config]):
 
     Attributes
     ----------
-    config : EngineConfig or CoreConfig
+    config : EngineConfig or AcceleratorConfig
         Geometry of the hardware.
     label : str
         What it is, for people.
@@ -31,10 +31,10 @@ class Device(abc.ABC, Generic[Config]):
         self.config: Config = config
 
     def info(self) -> dict[str, Any]:
-        """Plain facts: kind of device, its configuration and the configuration's fingerprint."""
+        """Describe the device: its kind, its configuration and the configuration's hash."""
         return {"device": self.label, "evidence": self.evidence,
                 "configuration": dataclasses.asdict(self.config),
-                "fingerprint": f"{self.config.fingerprint():08x}"}
+                "configuration_hash": f"{self.config.configuration_hash():08x}"}
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -9,7 +9,7 @@ from host.devices.accelerator import AcceleratorDevice, TokenResult, machine_of
 from host.devices.engine import Products
 from host.devices.errors import MismatchError
 from host.files.image import Image
-from sim.golden.machine import Best, HazardError, MachineFault
+from sim.golden.machine import HazardError, MachineFault, TopKResult
 
 __all__ = ["CheckedProducts", "CheckedTokens"]
 
@@ -117,14 +117,14 @@ class CheckedTokens:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error
         self.seconds += time.perf_counter() - began
-        if len(result.best) != len(expected):
+        if len(result.top_k) != len(expected):
             raise MismatchError(f"In {place} the {self.device.label} must deliver the largest "
-                                f"logits {len(expected)} times, not {len(result.best)}")
-        for number, (actual, wanted) in enumerate(zip(result.best, expected, strict=True)):
-            self._compare(f"EMIT {number} of {place}", actual, wanted)
+                                f"logits {len(expected)} times, not {len(result.top_k)}")
+        for number, (actual, wanted) in enumerate(zip(result.top_k, expected, strict=True)):
+            self._compare(f"TOP_K {number} of {place}", actual, wanted)
             self.checked += len(wanted.rows)
 
-    def _compare(self, place: str, actual: Best, wanted: Best) -> None:
+    def _compare(self, place: str, actual: TopKResult, wanted: TopKResult) -> None:
         label = self.device.label
         if len(actual.rows) != len(wanted.rows):
             raise MismatchError(f"{place} must deliver {len(wanted.rows)} logits, but the {label} "

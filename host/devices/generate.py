@@ -24,7 +24,7 @@ from host.text.sampling import Sampler
 from host.text.vocabulary import Words, begin
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, State, model_matrices
-from sim.golden.machine import Best
+from sim.golden.machine import TopKResult
 
 __all__ = ["AcceleratorReader", "EngineReader", "Generator", "Phase", "Reader", "candidates"]
 
@@ -232,19 +232,19 @@ class EngineReader(Reader):
         return self._logits([token], self._state)
 
 
-def candidates(image: Image, best: Sequence[Best]) -> Candidates:
+def candidates(image: Image, best: Sequence[TopKResult]) -> Candidates:
     """Tokens with the largest logits, largest first and equal ones by token, and the logits.
 
     Parameters
     ----------
     image : Image
-    best : sequence of Best
-        Of all EMITs: each has the ``best`` largest of its rows, so that many of all are certain.
+    best : sequence of TopKResult
+        Of all TOP_Ks: each has the ``top_k`` largest of its rows, so that many of all are certain.
     """
     tokens = np.concatenate([first + emission.rows for (first, _), emission
                              in zip(image.program.heads, best, strict=True)])
     logits = np.concatenate([emission.values * emission.scale for emission in best])
-    order = np.lexsort((tokens, -logits))[:image.config.best]
+    order = np.lexsort((tokens, -logits))[:image.config.top_k]
     return tokens[order], logits[order]
 
 
@@ -284,8 +284,8 @@ class AcceleratorReader(Reader):
             report(index / len(tokens), f"{index} of {len(tokens)} tokens")
             result = self._pass(token, new=index == 0,
                                 slot=index % batch if index < together else None)
-        return candidates(self._image, result.best)
+        return candidates(self._image, result.top_k)
 
     def read(self, token: int) -> Candidates:
         """Read one token."""
-        return candidates(self._image, self._pass(token).best)
+        return candidates(self._image, self._pass(token).top_k)

@@ -31,11 +31,11 @@ class NoReplyError(DeviceError):
 
 
 class StalledError(DeviceError):
-    """Engine or core took or gave nothing for the time of the device's watchdog."""
+    """Engine or accelerator took or gave nothing for the time of the device's watchdog."""
 
 
 class BusyError(DeviceError):
-    """The core is in a pass, or a fault has stopped it."""
+    """The accelerator is in a pass, or a fault has stopped it."""
 
 
 class PortLostError(DeviceError):
@@ -125,7 +125,7 @@ class Link:
         StalledError
             If the device stalled.
         BusyError
-            If the core has something else to do.
+            If the accelerator has something else to do.
         DeviceError
             If the device refused the command.
         """
@@ -149,8 +149,8 @@ class Link:
                                f"check that its bitstream was built from this version of the "
                                f"project")
         if status == Status.BUSY:
-            raise BusyError(f"The core behind {self._name} refused {command.name}: a pass is under "
-                            f"way, or a fault has stopped it")
+            raise BusyError(f"The accelerator behind {self._name} refused {command.name}: a pass "
+                            f"is under way, or a fault has stopped it")
         if status != Status.DONE:
             problem = _PROBLEMS.get(Status(status)) if status in list(Status) else None
             raise DeviceError(f"The device on {self._name} refused {command.name}: "

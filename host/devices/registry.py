@@ -12,7 +12,7 @@ from host.devices.engine import EngineDevice, GoldenEngine
 from host.devices.errors import DeviceError
 from host.devices.serial_accelerator import SerialAccelerator
 from host.devices.serial_engine import SerialEngine
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 
 __all__ = ["NAMES", "DeviceName", "open_accelerator", "open_engine"]
 
@@ -88,7 +88,7 @@ def open_engine(name: DeviceName, report: Report | None = None) -> EngineDevice:
     return SimulatedEngine(EngineConfig(), report)
 
 
-def open_accelerator(name: DeviceName, config: CoreConfig | None = None,
+def open_accelerator(name: DeviceName, config: AcceleratorConfig | None = None,
                      report: Report | None = None) -> AcceleratorDevice:
     """Open an accelerator.
 
@@ -96,8 +96,8 @@ def open_accelerator(name: DeviceName, config: CoreConfig | None = None,
     ----------
     name : DeviceName
         With the part ``accelerator``.
-    config : CoreConfig, optional
-        That of a board's core is known by itself, and must be this one.
+    config : AcceleratorConfig, optional
+        That of a board's accelerator is known by itself, and must be this one.
     report : callable, optional
         Called with the share that is done (0 to 1) and what is under way, if opening takes long.
 
@@ -109,7 +109,7 @@ def open_accelerator(name: DeviceName, config: CoreConfig | None = None,
     if name.kind == "serial":
         return SerialAccelerator(name.port, config=config)
     if name.kind == "golden":
-        return GoldenAccelerator(config or CoreConfig())
+        return GoldenAccelerator(config or AcceleratorConfig())
     # Imported where it is asked for: a board needs neither Amaranth nor a simulator.
     from host.devices.simulated import SimulatedAccelerator
-    return SimulatedAccelerator(config or CoreConfig(), report)
+    return SimulatedAccelerator(config or AcceleratorConfig(), report)

@@ -1,4 +1,4 @@
-"""A core on a serial port: an image once, then tokens in and largest logits out."""
+"""An accelerator on a serial port: an image once, then tokens in and largest logits out."""
 
 import collections
 from typing import Any
@@ -10,22 +10,29 @@ from host.devices.errors import DeviceError
 from host.devices.link import BusyError
 from host.devices.serial_board import SerialBoard, packed
 from host.files.image import Image
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, MemoryFailure
-from hw.link.protocol import COUNT_BYTES, Answer, Command, CoreTransfers, Fields, transfer_bytes
-from sim.golden.machine import Best, MachineFault
+from hw.link.protocol import (
+    COUNT_BYTES,
+    AcceleratorTransfers,
+    Answer,
+    Command,
+    Fields,
+    transfer_bytes,
+)
+from sim.golden.machine import MachineFault, TopKResult
 from sim.timing.program import passes_cycles, token_cycles
 
-__all__ = ["SerialAccelerator", "core_config"]
+__all__ = ["SerialAccelerator", "accelerator_config"]
 
 
-def core_config(fields: dict[str, Any]) -> CoreConfig:
+def accelerator_config(fields: dict[str, Any]) -> AcceleratorConfig:
     """Return the configuration whose ``dataclasses.asdict`` is ``fields``."""
-    return CoreConfig(**fields | {"engine": EngineConfig(**fields["engine"])})
+    return AcceleratorConfig(**fields | {"engine": EngineConfig(**fields["engine"])})
 
 
 class SerialAccelerator(AcceleratorDevice):
-    """A core with its memory on a board, or anything that speaks like one.
+    """An accelerator with its memory on a board, or anything that speaks like one.
 
     Parameters
     ----------
@@ -33,10 +40,10 @@ class SerialAccelerator(AcceleratorDevice):
         Serial port, such as ``/dev/ttyUSB0``.
     board : str, optional
         Name of the board whose bitstream is expected.
-    config : CoreConfig, optional
-        The core that is expected. Without it, the device's own description is believed.
+    config : AcceleratorConfig, optional
+        The accelerator that is expected. Without it, the device's own description is believed.
     baud : int, optional
-        Bits per second. Without it, that of the board, or those of all boards with a core.
+        Bits per second. Without it, that of the board, or those of all boards with an accelerator.
     timeout : float
         Seconds until a request fails.
 
@@ -54,14 +61,15 @@ class SerialAccelerator(AcceleratorDevice):
 
     evidence = "measured"
 
-    def __init__(self, port: str, *, board: str | None = None, config: CoreConfig | None = None,
+    def __init__(self, port: str, *, board: str | None = None,
+                 config: AcceleratorConfig | None = None,
                  baud: int | None = None, timeout: float = 2.0):
-        self._board = SerialBoard(port, "core", config=config, board=board, baud=baud,
+        self._board = SerialBoard(port, "accelerator", config=config, board=board, baud=baud,
                                   timeout=timeout)
         self.link = self._board.link
-        super().__init__(core_config(self._board.facts["core"]))
-        self.label = f"core on {port}"
-        self._transfers = CoreTransfers(self.config)
+        super().__init__(accelerator_config(self._board.facts["accelerator"]))
+        self.label = f"accelerator on {port}"
+        self._transfers = AcceleratorTransfers(self.config)
 
     def info(self) -> dict[str, Any]:
         """Facts of every device, and the board's name and clock."""
@@ -148,7 +156,8 @@ class SerialAccelerator(AcceleratorDevice):
             try:
                 self._send(Command.TOKEN, packed(self._transfers.token, token=token, start=start))
             except BusyError:
-                # A fault may have stopped the core behind all that the pass before delivered.
+                # A fault may have stopped the accelerator behind all that the pass before
+                # delivered.
                 self._best()
                 raise
             best = [self._best() for _ in range(self._image.program.emissions(start))]
@@ -159,13 +168,13 @@ class SerialAccelerator(AcceleratorDevice):
         with self._board.unsettled():
             self.link.request(Command.RESET)
 
-    def _best(self) -> Best:
-        """Ask for what one EMIT delivers."""
+    def _best(self) -> TopKResult:
+        """Ask for what one TOP_K delivers."""
         fields = self._transfers.result
         most = self._board.payload_bytes // transfer_bytes(fields)
         answers: list[dict[str, int]] = []
         while not answers or not answers[-1]["last"]:
-            count = min(self.config.best + 1, most)
+            count = min(self.config.top_k + 1, most)
             data = self.link.request(Command.RESULTS, count.to_bytes(COUNT_BYTES, "little"))
             answers += _unpacked(fields, data)
         *best, end = answers
@@ -173,9 +182,9 @@ class SerialAccelerator(AcceleratorDevice):
             halves = [answer for answer in best if answer["kind"] == Answer.ERROR]
             raise MachineFault(Fault(end["value"]), end["index"],
                                _memory_failure(halves) if halves else None)
-        return Best(np.array([answer["index"] for answer in best], np.int64),
-                    np.array([answer["value"] for answer in best], np.int32),
-                    end["index"], end["value"])
+        return TopKResult(np.array([answer["index"] for answer in best], np.int64),
+                          np.array([answer["value"] for answer in best], np.int32),
+                          end["index"], end["value"])
 
     def _send(self, command: Command, data: bytes) -> list[bytes]:
         return self._board.send(command, self._transfers.exchanges[command], data)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from host.devices.errors import DeviceError
 from host.devices.link import Link, NoReplyError, port_in_use
-from hw.boards.board import BOARDS, CoreBoard, EngineBoard
+from hw.boards.board import BOARDS, AcceleratorBoard, EngineBoard
 from hw.check import one_of
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.link.protocol import (
     COUNTERS,
     PROTOCOL_VERSION,
@@ -26,10 +26,11 @@ from hw.link.protocol import (
 
 __all__ = ["SerialBoard", "different_fields", "packed"]
 
-_Config = TypeVar("_Config", CoreConfig, EngineConfig)
+_Config = TypeVar("_Config", AcceleratorConfig, EngineConfig)
 
 #: What a board holds, by its name in the description; and the class of such boards.
-_KINDS = {"engine": ("a ternary engine", EngineBoard), "core": ("a core", CoreBoard)}
+_KINDS = {"engine": ("a ternary engine", EngineBoard),
+          "accelerator": ("an accelerator", AcceleratorBoard)}
 
 
 class SerialBoard:
@@ -40,8 +41,8 @@ class SerialBoard:
     port : str
         Serial port, such as ``/dev/ttyUSB0``.
     kind : str
-        What the board must hold: ``engine`` or ``core``.
-    config : EngineConfig or CoreConfig, optional
+        What the board must hold: ``engine`` or ``accelerator``.
+    config : EngineConfig or AcceleratorConfig, optional
         Its configuration that is expected. Without it, the description is believed.
     board : str, optional
         Name of the board whose bitstream is expected.
@@ -66,7 +67,8 @@ class SerialBoard:
         If ``board`` is unknown.
     """
 
-    def __init__(self, port: str, kind: str, *, config: EngineConfig | CoreConfig | None = None,
+    def __init__(self, port: str, kind: str, *, config: EngineConfig | AcceleratorConfig
+                 | None = None,
                  board: str | None = None, baud: int | None = None, timeout: float = 2.0):
         self.name = port
         if board is not None:
@@ -114,7 +116,7 @@ class SerialBoard:
                               f"{PROTOCOL_VERSION}, not {version}; build its bitstream again")
         return facts
 
-    def _check(self, kind: str, config: EngineConfig | CoreConfig | None) -> None:
+    def _check(self, kind: str, config: EngineConfig | AcceleratorConfig | None) -> None:
         """Refuse another kind or configuration than the expected one."""
         board = self.facts["board"]
         if kind not in self.facts:
@@ -124,8 +126,8 @@ class SerialBoard:
                               f"not {actual}")
         if config is not None:
             differing = different_fields(
-                config.facts() if isinstance(config, CoreConfig) else dataclasses.asdict(config),
-                self.facts[kind])
+                config.facts() if isinstance(config, AcceleratorConfig)
+                else dataclasses.asdict(config), self.facts[kind])
             if differing:
                 listed = "; ".join(f"{name} must be {wanted!r}, not {found!r}"
                                    for name, wanted, found in differing)
@@ -133,7 +135,7 @@ class SerialBoard:
                                   f"configuration: {listed}")
 
     def settle(self) -> None:
-        """Reset engine or core, if something that it was asked for has not ended."""
+        """Reset engine or accelerator, if something that it was asked for has not ended."""
         if not self._settled:
             self.link.request(Command.RESET)
             self._settled = True

@@ -12,7 +12,7 @@ from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice, Report
 from host.devices.engine import EngineDevice
 from host.devices.errors import DeviceError
 from host.files.image import Image
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from sim.fast.engine import VerilatedEngine
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
@@ -21,7 +21,7 @@ __all__ = ["SimulatedAccelerator", "SimulatedEngine"]
 
 
 class SimulatedEngine(EngineDevice):
-    """The ternary core in simulation, with the memory behind its weight port.
+    """The ternary accelerator in simulation, with the memory behind its weight port.
 
     Parameters
     ----------
@@ -43,33 +43,33 @@ class SimulatedEngine(EngineDevice):
                  report: Callable[[float, str], None] | None = None):
         super().__init__(config)
         try:
-            self._core = VerilatedEngine(config, progress=report)
+            self._accelerator = VerilatedEngine(config, progress=report)
         except (RuntimeError, OSError) as error:
             raise DeviceError(f"The simulator cannot be built: {error}") from error
 
     def close(self) -> None:
-        """Free the simulated core and its memory."""
+        """Free the simulated accelerator and its memory."""
         super().close()
-        self._core.close()
+        self._accelerator.close()
 
     def _load(self, handle: int, name: str, rows: int, image: NDArray[np.uint8]) -> None:
-        self._core.load(rows, image)    # counts its handles as this class does
+        self._accelerator.load(rows, image)    # counts its handles as this class does
 
     def _product(self, handle: int, columns: NDArray[np.uint32],
                  values: NDArray[np.int8]) -> tuple[NDArray[np.int32], int, int]:
         try:
-            results, counters = self._core.product(handle, columns, values)
+            results, counters = self._accelerator.product(handle, columns, values)
         except SimulatorStopped as error:
             raise DeviceError(str(error)) from error
         return results, counters.cycles, counters.transfers
 
 
 class SimulatedAccelerator(AcceleratorDevice):
-    """The RTL of the core, compiled by Verilator, with a memory of :data:`LATENCY` cycles.
+    """The RTL of the accelerator, compiled by Verilator, with a memory of :data:`LATENCY` cycles.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     report : callable, optional
         Called with the share that is done (0 to 1) and what is under way, while the simulator is
         built.
@@ -80,30 +80,30 @@ class SimulatedAccelerator(AcceleratorDevice):
         If the simulator cannot be built.
     """
 
-    label = "simulated core"
+    label = "simulated accelerator"
     evidence = "simulated"
 
-    def __init__(self, config: CoreConfig, report: Report | None = None):
+    def __init__(self, config: AcceleratorConfig, report: Report | None = None):
         super().__init__(config)
         try:
-            self._core = VerilatedAccelerator(config, latency=LATENCY, refresh=REFRESH,
-                                              progress=report)
+            self._accelerator = VerilatedAccelerator(config, latency=LATENCY, refresh=REFRESH,
+                                                     progress=report)
         except (RuntimeError, ValueError, OSError) as error:
             raise DeviceError(f"The simulator cannot be built: {error}") from error
 
     def close(self) -> None:
-        """Free the simulated core and its memory."""
-        self._core.close()
+        """Free the simulated accelerator and its memory."""
+        self._accelerator.close()
 
     def _load(self, image: Image, report: Report) -> None:
-        self._core.load(image.program.encoded(), image.memory + bytes(image.room))
+        self._accelerator.load(image.program.encoded(), image.memory + bytes(image.room))
 
     def _token(self, token: int, start: int) -> TokenResult:
         try:
-            run = self._core.run([(token, start)])[0]
+            run = self._accelerator.run([(token, start)])[0]
         except SimulatorStopped as error:
             raise DeviceError(str(error)) from error
         return TokenResult(run.emissions, run.cycles, run.reads + run.writes)
 
     def _reset(self) -> None:
-        self._core.reset()
+        self._accelerator.reset()

@@ -1,10 +1,10 @@
 """A compiled model: its program, what lies in the device's memory, and the file that holds both.
 
 The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian),
-the header, the program, the memory. The header is JSON: the configuration with its fingerprint,
-facts about the model, and the table of parts with the CRC-32 of each. Where the vocabulary is
-divided into ranges, the version in the first 8 bytes is one higher: a driver that knows none would
-send what is no column.
+the header, the program, the memory. The header is JSON: the configuration with its
+configuration_hash, facts about the model, and the table of parts with the CRC-32 of each. Where the
+vocabulary is divided into ranges, the version in the first 8 bytes is one higher: a driver that
+knows none would send what is no column.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from host.checks import LONGEST_JSON, FileError, JSONError, parse_json, printable
 from host.text.tokenizer import SPLITS
 from host.text.vocabulary import Vocabulary, wrong_merges, wrong_tokens
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
 from hw.order import OrderError, check_order
 
@@ -54,7 +54,7 @@ class Program:
         Where a token begins that continues a sequence; of ranges, one of the last, which has the
         longest way. A new sequence begins at 0.
     heads : tuple of (first row, rows)
-        Rows of the head that each EMIT covers.
+        Rows of the head that each TOP_K covers.
     vectors : dict of (first element, elements)
         Vector memory by name.
     prefill : tuple of int
@@ -116,7 +116,7 @@ class Program:
 
     def emissions(self, start: int) -> int:
         """Count what a pass from ``start`` on delivers."""
-        return sum(instruction.opcode is Opcode.EMIT for instruction in self._pass(start))
+        return sum(instruction.opcode is Opcode.TOP_K for instruction in self._pass(start))
 
     def _pass(self, start: int) -> tuple[Instruction, ...]:
         stop = next((index for index in range(start, len(self.instructions))
@@ -156,7 +156,7 @@ class Image:
 
     Attributes
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     model : str
         Name of the model.
     vocab : int
@@ -174,7 +174,7 @@ class Image:
         Bytes behind ``memory`` that the program uses, and writes before it reads them.
     """
 
-    config: CoreConfig
+    config: AcceleratorConfig
     model: str
     vocab: int
     program: Program
@@ -209,7 +209,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
     program, ranges = image.program.encoded(), image.program.ranges
     header = json.dumps({
         "configuration": dataclasses.asdict(image.config),
-        "fingerprint": f"{image.config.fingerprint():08x}",
+        "configuration_hash": f"{image.config.configuration_hash():08x}",
         "model": image.model,
         "vocab": image.vocab,
         "vocabulary": image.vocabulary and dataclasses.asdict(image.vocabulary),
@@ -241,7 +241,7 @@ def is_image(path: str | os.PathLike) -> bool:
         return file.read(6) == MAGIC[:6]
 
 
-def check_configuration(what: str, made_for: CoreConfig, device: CoreConfig) -> None:
+def check_configuration(what: str, made_for: AcceleratorConfig, device: AcceleratorConfig) -> None:
     """Refuse an image that was made for another configuration.
 
     Raises
@@ -249,20 +249,20 @@ def check_configuration(what: str, made_for: CoreConfig, device: CoreConfig) -> 
     ImageError
         If the device would compute something else; it begins with ``what`` and names the fields.
     """
-    if made_for.fingerprint() != device.fingerprint():
+    if made_for.configuration_hash() != device.configuration_hash():
         theirs, ours = _flat(made_for), _flat(device)
         differences = [f"{name} {theirs[name]!r} (the device has {ours[name]!r})"
                        for name in theirs if theirs[name] != ours[name] and name != "target"]
         raise ImageError(f"{what}: made for another configuration: {', '.join(differences)}")
 
 
-def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Image:
+def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None) -> Image:
     """Read an image and check every part of it.
 
     Parameters
     ----------
     path : path
-    config : CoreConfig, optional
+    config : AcceleratorConfig, optional
         Of the device that it is for.
 
     Raises
@@ -280,7 +280,7 @@ def read_image(path: str | os.PathLike, config: CoreConfig | None = None) -> Ima
         raise ImageError(f"{path}: {error.strerror}") from None
 
 
-def _read(path: Path, file: BinaryIO, size: int, config: CoreConfig | None) -> Image:
+def _read(path: Path, file: BinaryIO, size: int, config: AcceleratorConfig | None) -> Image:
     begin = file.read(len(MAGIC) + _LENGTHS.size)
     if begin[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
         raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
@@ -411,7 +411,7 @@ def _are_integers(value: object, most: int) -> bool:
                                            for entry in value)
 
 
-def _configuration(path: Path, fields: _Fields) -> CoreConfig:
+def _configuration(path: Path, fields: _Fields) -> AcceleratorConfig:
     facts = fields.object("configuration")
     engine = facts.object("engine")
     for place in (facts, engine):
@@ -419,7 +419,7 @@ def _configuration(path: Path, fields: _Fields) -> CoreConfig:
             if type(value) is int:
                 place.integer(name, 0, _LARGEST_FIELD)
     try:
-        return CoreConfig(**facts.fields | {"engine": EngineConfig(**engine.fields)})
+        return AcceleratorConfig(**facts.fields | {"engine": EngineConfig(**engine.fields)})
     except (TypeError, ValueError) as error:
         raise ImageError(f"{path}: the header: configuration: {error}") from None
 
@@ -498,6 +498,6 @@ def _check_crc(path: Path, section: bytes | memoryview, what: str, crc: int) -> 
                          f"not {actual:08x}")
 
 
-def _flat(config: CoreConfig) -> dict[str, Any]:
+def _flat(config: AcceleratorConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config)
     return fields.pop("engine") | fields

@@ -27,7 +27,7 @@ import numpy as np
 
 from host.checks import LONGEST_MESSAGE, FileError, printable
 from host.compress.chains import Choice, compress, layers_of
-from host.compress.gates import Gates, ListGate, read_gates, write_gates
+from host.compress.masks import ListMask, Masks, read_masks, write_masks
 from host.files.image import read_image, write_image
 from host.files.tensors import TernaryMatrix
 from host.fuzz.mutate import Files, mutate
@@ -50,7 +50,7 @@ from host.models.tensor_train import Shape
 from host.text.corpus import read_corpus
 from host.text.tokenizer import TextError, byte_symbols, open_tokenizer
 from host.text.vocabulary import Vocabulary
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 __all__ = ["READERS", "Outcome", "fuzz", "mutate", "read", "write_outcomes"]
 
@@ -148,15 +148,15 @@ def _own_files() -> list[Files]:
 
 def _image_files() -> list[Files]:
     from host.compiler.compile import compile_model
-    image = compile_model(_ternary(), CoreConfig())
+    image = compile_model(_ternary(), AcceleratorConfig())
     return [_written("model.tally", lambda path: write_image(path, image))]
 
 
-def _gates_files() -> list[Files]:
-    gates = Gates("example", "0123456789abcdef", "wina", "greedy", 0.5,
-                  tuple(ListGate(f"blk.{index}.mix_in", 256, 128, 7) for index in range(3)),
+def _masks_files() -> list[Files]:
+    masks = Masks("example", "0123456789abcdef", "wina", "greedy", 0.5,
+                  tuple(ListMask(f"blk.{index}.mix_in", 256, 128, 7) for index in range(3)),
                   {"command": "none"})
-    return [_written("gates.json", lambda path: write_gates(path, gates))]
+    return [_written("masks.json", lambda path: write_masks(path, masks))]
 
 
 def _corpus_files() -> list[Files]:
@@ -173,7 +173,7 @@ def _corpus_files() -> list[Files]:
 #: Files to begin with, by the reader that is tried.
 READERS: dict[str, Callable[[], list[Files]]] = {
     "gguf": _gguf_files, "checkpoint": _checkpoint_files, "llama2c": _llama2c_files,
-    "pieces": _pieces_files, "own": _own_files, "image": _image_files, "gates": _gates_files,
+    "pieces": _pieces_files, "own": _own_files, "image": _image_files, "masks": _masks_files,
     "corpus": _corpus_files}
 
 _TEXT = "Once upon a time, there were the 3 others.\n"
@@ -189,8 +189,8 @@ def read(directory: Path, files: Files) -> str | None:
             words = read_image(directory / opened).vocabulary
             if words is not None:
                 open_tokenizer(words).encode(_TEXT)
-        elif opened == "gates.json":
-            read_gates(directory / opened)
+        elif opened == "masks.json":
+            read_masks(directory / opened)
         elif opened == "splits.tsv":
             read_corpus(directory)
         else:

@@ -10,7 +10,7 @@ from host.devices.engine import Driver, GoldenEngine
 from host.devices.serial_accelerator import SerialAccelerator
 from host.devices.serial_engine import SerialEngine
 from host.models.examples import tiny_model
-from hw.boards.board import BOARDS, CoreBoard, EngineBoard
+from hw.boards.board import BOARDS, AcceleratorBoard, EngineBoard
 from hw.build import build
 from hw.synth.netlist import checked_netlist
 from sim.fast.serial_pins import build_board, serial_port
@@ -26,8 +26,8 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
     """Build a board's netlist as ``hw.build`` does, and have the host's driver use its pins.
 
     The whole top is simulated, under Verilator: oscillator's pin, PLL (which hands the clock on),
-    reset, pins, link and device. An engine multiplies a matrix, and its L-Mul unit numbers; a core
-    loads a model and makes tokens. All of it equals the golden functions.
+    reset, pins, link and device. An engine multiplies a matrix, and its L-Mul unit numbers; an
+    accelerator loads a model and makes tokens. All of it equals the golden functions.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
                       f"    top top ({wired});\nendmodule\n"])
     program = build_board(board, folder, netlist=text)
     with serial_port(program, board.divisor) as port:
-        compared, equal = (_check_accelerator(port, board) if isinstance(board, CoreBoard)
+        compared, equal = (_check_accelerator(port, board) if isinstance(board, AcceleratorBoard)
                            else _check_engine(port, board))
     return NetlistResult(name, family, "the board's own", compared, 1, equal)
 
@@ -83,13 +83,13 @@ def _check_engine(port: str, board: EngineBoard) -> tuple[int, bool]:
     return results[1].size, np.array_equal(results[0], results[1])
 
 
-def _check_accelerator(port: str, board: CoreBoard) -> tuple[int, bool]:
+def _check_accelerator(port: str, board: AcceleratorBoard) -> tuple[int, bool]:
     """Compare the tokens of a small model; return how many logits; a wrong one raises."""
     image = compile_model(tiny_model(width=16, ffn_width=16, layers=1), board.config)
-    core = SerialAccelerator(port, config=board.config, timeout=_PATIENCE)
-    core.load(image)
-    checked = CheckedTokens(core, image)
+    accelerator = SerialAccelerator(port, config=board.config, timeout=_PATIENCE)
+    accelerator.load(image)
+    checked = CheckedTokens(accelerator, image)
     for token, new in ((5, True), (258, False)):
         checked.token(token, new=new)
-    core.close()
+    accelerator.close()
     return checked.checked, True

@@ -22,7 +22,7 @@ from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 
 __all__ = ["Measurement", "evaluate", "fit_logit_scale", "write_results"]
 
@@ -46,7 +46,7 @@ class Measurement:
         With each of the logit scales.
     live : dict of label to int array, shape (columns + 1,)
         Of each list, the number of tokens with that many entries: elements that are neither zero
-        nor gated away.
+        nor masked away.
     hidden : tuple of str
         Label of the list of each layer's FFN hidden vector.
     """
@@ -108,14 +108,14 @@ def _negative_log(logits: NDArray, targets: NDArray[np.integer]) -> float:
 
 
 def _measure(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
-             logit_scales: Sequence[float], gates: GateMap,
+             logit_scales: Sequence[float], masks: MaskMap,
              report: Callable[[int], None]) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     """Nats with each logit scale, and live counts, of documents given as tokens."""
     start_token, end = model.vocabulary.start, model.vocabulary.end_of_document
     documents = sorted(documents, key=len, reverse=True)
     lengths = np.array([len(document) + 1 for document in documents])
     products = _LiveCounter(model)
-    lm = GoldenLM(model, ARITHMETICS[arithmetic], products, gates)
+    lm = GoldenLM(model, ARITHMETICS[arithmetic], products, masks)
     state = lm.start(len(documents))
     nats = [0.0] * len(logit_scales)
     start = 0
@@ -153,9 +153,9 @@ def _start_worker(reports: "multiprocessing.Queue[int]") -> None:
 
 def _work(model: LanguageModel, documents: Sequence[Sequence[int]], arithmetic: str,
           logit_scales: Sequence[float],
-          gates: GateMap) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
+          masks: MaskMap) -> tuple[list[float], dict[str, NDArray[np.int64]]]:
     assert _reports is not None
-    return _measure(model, documents, arithmetic, logit_scales, gates, _reports.put)
+    return _measure(model, documents, arithmetic, logit_scales, masks, _reports.put)
 
 
 def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequence[int]]]:
@@ -168,7 +168,7 @@ def _shares(documents: Sequence[Sequence[int]], count: int) -> list[list[Sequenc
 
 def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_count: int,
              arithmetic: str, *, logit_scales: Sequence[float] | None = None,
-             gates: GateMap | None = None,
+             masks: MaskMap | None = None,
              report: Callable[[int], None] = lambda tokens: None,
              workers: int | None = None) -> Measurement:
     """Measure a model.
@@ -184,8 +184,8 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
         A key of :data:`sim.golden.arithmetic.ARITHMETICS`.
     logit_scales : sequence of float, optional
         Constants of the head to measure with; by default the model's own for this arithmetic.
-    gates : mapping of label to Gate, optional
-        As of :meth:`host.compress.gates.Gates.of`.
+    masks : mapping of label to Mask, optional
+        As of :meth:`host.compress.masks.Masks.of`.
     report : callable
         Called with the number of tokens done since the last call.
     workers : int, optional
@@ -194,7 +194,8 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
     Raises
     ------
     ValueError
-        If there is no document, no logit scale for this arithmetic, or nothing that could be gated.
+        If there is no document, no logit scale for this arithmetic, or nothing that could be
+        masked.
     """
     if not documents:
         raise ValueError("Documents must not be empty")
@@ -203,14 +204,14 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
             raise ValueError(f"Model {model.name} has no logit scale for arithmetic "
                              f"{arithmetic!r}; fit it with --fit")
         logit_scales = (model.logit_scales[arithmetic],)
-    if gates and ARITHMETICS[arithmetic].activations != "int8":
-        raise ValueError(f"Arithmetic {arithmetic!r} has no int8 codes to gate")
-    gates = gates or {}
+    if masks and ARITHMETICS[arithmetic].activations != "int8":
+        raise ValueError(f"Arithmetic {arithmetic!r} has no int8 codes to mask")
+    masks = masks or {}
     shares = _shares(documents, workers or default_workers())
     if len(shares) == 1:
-        parts = [_measure(model, documents, arithmetic, logit_scales, gates, report)]
+        parts = [_measure(model, documents, arithmetic, logit_scales, masks, report)]
     else:
-        parts = _in_parallel(model, shares, arithmetic, logit_scales, gates, report)
+        parts = _in_parallel(model, shares, arithmetic, logit_scales, masks, report)
     nats = np.sum([part[0] for part in parts], axis=0)
     bits = nats / math.log(2) / byte_count
     return Measurement(arithmetic, len(documents), sum(map(len, documents)) + len(documents),
@@ -221,10 +222,10 @@ def evaluate(model: LanguageModel, documents: Sequence[Sequence[int]], byte_coun
                              if matrices[0].name.endswith(_FFN_PRODUCT)))
 
 
-def _in_parallel(model, shares, arithmetic, logit_scales, gates, report):
+def _in_parallel(model, shares, arithmetic, logit_scales, masks, report):
     reports = multiprocessing.get_context("spawn").Queue()
     with worker_pool(len(shares), _start_worker, (reports,)) as pool:
-        futures = [pool.submit(_work, model, share, arithmetic, logit_scales, gates)
+        futures = [pool.submit(_work, model, share, arithmetic, logit_scales, masks)
                    for share in shares]
         while not all(future.done() for future in futures):
             try:

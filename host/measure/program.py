@@ -37,7 +37,7 @@ def planes_of(image: Image) -> dict[int, PlaneCount]:
     found: dict[int, PlaneCount] = {}
     opens = Opcode.TOKEN
     for instruction in image.program.instructions:
-        if instruction.opcode in (Opcode.TOKEN, Opcode.PACK):
+        if instruction.opcode in (Opcode.TOKEN, Opcode.QUANTIZE):
             opens = instruction.opcode
         if instruction.opcode is not Opcode.MATMUL:
             continue

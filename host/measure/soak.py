@@ -25,8 +25,8 @@ from host.devices.link import BytePort, Link
 from host.devices.serial_accelerator import SerialAccelerator
 from host.devices.serial_engine import SerialEngine
 from host.models.examples import tiny_model
-from hw.boards.board import CoreBoard, EngineBoard
-from hw.config import CoreConfig, EngineConfig
+from hw.boards.board import AcceleratorBoard, EngineBoard
+from hw.config import AcceleratorConfig, EngineConfig
 
 __all__ = ["BOARDS", "FAULTS", "NoisyPort", "Outcome", "soak", "soak_products", "soak_tokens",
            "write_outcomes"]
@@ -35,17 +35,18 @@ __all__ = ["BOARDS", "FAULTS", "NoisyPort", "Outcome", "soak", "soak_products", 
 #: twice; what was written or read at once comes a second time, or not at all.
 FAULTS = ("dropped", "flipped", "doubled", "replayed", "swallowed")
 
-_CORE = CoreConfig(
+_ACCELERATOR = AcceleratorConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,
                         max_batch=1, index_width=9, port_bytes=8, result_lanes=4),
-    vector_depth=512, program_depth=128, list_depth=64, queue_words=64, best=5, address_width=14)
+    vector_depth=512, program_depth=128, list_depth=64, queue_words=64, top_k=5, address_width=14)
 _ENGINE = EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=16, max_planes=3,
                        max_batch=4, index_width=10, port_bytes=4, result_lanes=4)
 #: The boards that are simulated, by what they hold.
-BOARDS: dict[str, EngineBoard | CoreBoard] = {
+BOARDS: dict[str, EngineBoard | AcceleratorBoard] = {
     "engine": EngineBoard(name="engine", platform="", clock_hz=5_000_000, baud=1_000_000,
                           payload_bytes=400, entry_queue=32, config=_ENGINE),
-    "core": CoreBoard(name="core", platform="", clock_hz=5_000_000, baud=1_000_000, config=_CORE),
+    "accelerator": AcceleratorBoard(name="accelerator", platform="", clock_hz=5_000_000,
+                                    baud=1_000_000, config=_ACCELERATOR),
 }
 
 #: Cycles after which a board gives a request up: no wait of these boards takes as long.
@@ -125,7 +126,7 @@ class Outcome:
     Attributes
     ----------
     device : str
-        ``engine`` or ``core``.
+        ``engine`` or ``accelerator``.
     seconds : float
     right, wrong : int
         Results that were equal to the golden model's, and that were not.
@@ -210,24 +211,24 @@ def soak_products(device: SerialEngine, seconds: float, *, seed: int, rate: floa
     return _soak("engine", device.link, seconds, seed, rate, timeout, one)
 
 
-def soak_tokens(core: SerialAccelerator, seconds: float, *, seed: int, rate: float,
+def soak_tokens(accelerator: SerialAccelerator, seconds: float, *, seed: int, rate: float,
                 timeout: float) -> Outcome:
     """Get logits of a small model through a noisy line; the model is loaded through a good one."""
-    image = compile_model(tiny_model(width=16, ffn_width=32, layers=1), core.config)
-    core.load(image)
+    image = compile_model(tiny_model(width=16, ffn_width=32, layers=1), accelerator.config)
+    accelerator.load(image)
     checked: CheckedTokens | None = None
 
     def one(choose: random.Random) -> None:
         nonlocal checked
         new = checked is None or choose.random() < 0.2
         if new:
-            checked = CheckedTokens(core, image)
+            checked = CheckedTokens(accelerator, image)
         assert checked is not None
         working, checked = checked, None        # behind an error a sequence begins
         working.token(choose.randrange(image.vocab), new=new)
         checked = working
 
-    return _soak("core", core.link, seconds, seed, rate, timeout, one)
+    return _soak("accelerator", accelerator.link, seconds, seed, rate, timeout, one)
 
 
 @contextlib.contextmanager
@@ -239,7 +240,7 @@ def _opened(name: str) -> Iterator[SerialEngine | SerialAccelerator]:
     with tempfile.TemporaryDirectory() as folder:
         program = build_board(board, Path(folder), watchdog_cycles=_WATCHDOG_CYCLES)
         with serial_port(program, board.divisor) as port:
-            device = (SerialAccelerator if isinstance(board, CoreBoard) else SerialEngine)(
+            device = (SerialAccelerator if isinstance(board, AcceleratorBoard) else SerialEngine)(
                 port, timeout=_PATIENCE)
             try:
                 yield device

@@ -1,4 +1,4 @@
-"""What a token takes on the simulated core, and how fast the simulator is."""
+"""What a token takes on the simulated accelerator, and how fast the simulator is."""
 
 import dataclasses
 import importlib.metadata
@@ -43,7 +43,7 @@ class TokenSpeed:
         Useful weight bits, 1.6 a trit, per bit that the port could carry while the memory does not
         refresh itself.
     cycles_per_second : float
-        Of the simulator, per second of one CPU core.
+        Of the simulator, per second of one CPU accelerator.
     """
 
     tokens: int
@@ -86,7 +86,7 @@ def measure_tokens(image: Image, tokens: int, building: Callable[[float, str], N
             spent = time.process_time() - began
             before = checked.machine.trits
             checked.compare(token, result, new=index == 0)
-            if index >= 2:      # the fetcher runs ahead into the next token
+            if index >= 2:      # the read engine runs ahead into the next token
                 cycles.append(result.cycles)
                 seconds += spent
                 trits += checked.machine.trits - before

@@ -1,24 +1,24 @@
-"""The packer: PACK of the instruction set. A vector becomes a list of int8 codes."""
+"""The quantizer: QUANTIZE of the instruction set. A vector becomes a list of int8 codes."""
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.arith.amax import LargestMagnitude
+from hw.arith.amax import Amax
 from hw.common.pipeline import Pipeline
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.loop_nest import entry_layout
 from hw.formats.minifloat import bf16
 from hw.vector.memory import READ_LATENCY, address_width, read_signature
 
-__all__ = ["Packer"]
+__all__ = ["Quantizer"]
 
 _BITS = bf16.mantissa_bits
 #: 2**k counts units of an int8 code: k is the exponent of the largest element, less 6.
 _EXPONENT = bf16.bias + 6
 
 
-class Packer(wiring.Component):
+class Quantizer(wiring.Component):
     """Quantizes a vector of the vector memory and makes a list of it.
 
     .. code-block:: text
@@ -32,12 +32,12 @@ class Packer(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
     i_commands : In(stream) of {sparse: 1, nonzero: 1, a, words}
-        One PACK: address of the first word, and the number of words, at least 1. ``nonzero`` is
+        One QUANTIZE: address of the first word, and the number of words, at least 1. ``nonzero`` is
         ``sparse`` too.
     o_entries : Out(stream) of :func:`hw.engine.loop_nest.entry_layout`
         An entry for each element, in ascending order; without those of code 0 if ``sparse``. The
@@ -49,7 +49,7 @@ class Packer(wiring.Component):
     read : Out(:func:`hw.vector.memory.read_signature`)
         For ``VectorMemory.reads_0`` or ``reads_1``.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
     """
 
     i_commands: stream.Interface
@@ -58,7 +58,7 @@ class Packer(wiring.Component):
     read: wiring.PureInterface
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         address = address_width(config)
         super().__init__({
@@ -75,8 +75,8 @@ class Packer(wiring.Component):
         config = self.config
         lanes = config.vector_lanes
         command = Signal(self.i_commands.payload.shape(), reset_less=True)
-        address, left = Signal.like(command.a), Signal.like(command.words)
-        m.submodules.largest = largest = LargestMagnitude(config)
+        address, remaining = Signal.like(command.a), Signal.like(command.words)
+        m.submodules.largest = largest = Amax(config)
         m.d.comb += [
             self.read.address.eq(address),
             largest.word.eq(self.read.data),
@@ -84,7 +84,7 @@ class Packer(wiring.Component):
         with m.If(self.read.enable):
             m.d.sync += [
                 address.eq(address + 1),
-                left.eq(left - 1),
+                remaining.eq(remaining - 1),
             ]
 
         looking = Signal()              # first pass, a word is read
@@ -125,7 +125,7 @@ class Packer(wiring.Component):
         pending = Signal(lanes + 1)             # elements that have not left; the end of the list
         rest = Signal(lanes + 1)                # behind the first of them
         base = Signal(config.engine.index_width, reset_less=True)   # index of its first element
-        ask, load, load_end = Signal(), Signal(), Signal()
+        read_next, load, load_end = Signal(), Signal(), Signal()
         free, ending = Signal(), Signal()
         entries = self.o_entries
         enable = Signal()
@@ -136,7 +136,7 @@ class Packer(wiring.Component):
             free.eq((rest == 0) & (enable | (pending == 0))),
             load.eq(free & (waits | coming[1])),
             load_end.eq(free & ending & ~coming.any() & ~waits),
-            ask.eq(load | ~(coming.all() | (waits & coming.any()))),
+            read_next.eq(load | ~(coming.all() | (waits & coming.any()))),
         ]
         m.d.sync += [
             coming.eq(Cat(self.read.enable & ~looking,
@@ -197,7 +197,7 @@ class Packer(wiring.Component):
                 m.d.sync += [
                     command.eq(self.i_commands.p),
                     address.eq(self.i_commands.p.a),
-                    left.eq(self.i_commands.p.words),
+                    remaining.eq(self.i_commands.p.words),
                     base.eq(-lanes),
                 ]
                 with m.If(self.i_commands.valid):
@@ -209,12 +209,12 @@ class Packer(wiring.Component):
                     looking.eq(1),
                     self.read.enable.eq(1),
                 ]
-                with m.If(left == 1):
+                with m.If(remaining == 1):
                     m.next = "LARGEST"
             with m.State("LARGEST"):
                 m.d.sync += [
                     address.eq(command.a),
-                    left.eq(command.words),
+                    remaining.eq(command.words),
                 ]
                 with m.If(~flags.any()):
                     m.next = "CODES"
@@ -226,8 +226,8 @@ class Packer(wiring.Component):
                     result.p.fault.eq(unable),
                 ]
                 m.d.comb += [
-                    self.read.enable.eq(ask & (left != 0) & ~unable),
-                    ending.eq((left == 0) & ~unable),
+                    self.read.enable.eq(read_next & (remaining != 0) & ~unable),
+                    ending.eq((remaining == 0) & ~unable),
                 ]
                 with m.If(unable):
                     m.d.sync += result.valid.eq(1)

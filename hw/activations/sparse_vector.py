@@ -1,4 +1,4 @@
-"""The list: what the packer made of a vector, and the products that it is multiplied in."""
+"""The list: what the quantizer made of a vector, and the products that it is multiplied in."""
 
 from amaranth import *
 from amaranth.hdl import Assert, Assume
@@ -6,13 +6,13 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
 
-from hw.config import TILE, CoreConfig
+from hw.config import TILE, AcceleratorConfig
 from hw.engine.loop_nest import entry_layout, job_layout
 
-__all__ = ["ListMemory"]
+__all__ = ["SparseVectorMemory"]
 
 
-class ListMemory(wiring.Component):
+class SparseVectorMemory(wiring.Component):
     """Two buffers of tiles, and a queue of products, each with the newest list of its time.
 
     A list is in TwELL form: entry k of tile t lies in slot ``t * tile + k``, as the index within
@@ -25,7 +25,7 @@ class ListMemory(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     tile : int
         Elements of a tile, a power of two; only proofs have smaller ones.
 
@@ -39,10 +39,10 @@ class ListMemory(wiring.Component):
         Products of the newest list. There must be one, and no list half accepted.
     o_jobs, o_entries : Out(stream)
         For ``i_jobs`` and ``i_entries`` of the engine: product by product, each with its list.
-    batched, more : In(1)
+    batched, batch_incomplete : In(1)
         Beside ``i_entries``: the list is one of a batch, and has an entry for each index. These
-        come in as many passes as it has vectors, if not at once; ``more`` follow this one. Only if
-        the engine takes batches.
+        come in as many passes as it has vectors, if not at once; ``batch_incomplete`` follow this
+        one. Only if the engine takes batches.
     """
 
     i_entries: stream.Interface
@@ -50,9 +50,9 @@ class ListMemory(wiring.Component):
     o_jobs: stream.Interface
     o_entries: stream.Interface
     batched: Signal
-    more: Signal
+    batch_incomplete: Signal
 
-    def __init__(self, config: CoreConfig, *, tile: int = TILE):
+    def __init__(self, config: AcceleratorConfig, *, tile: int = TILE):
         self.config = config
         self.tile = tile
         entry, job = entry_layout(config.engine), job_layout(config.engine)
@@ -61,7 +61,7 @@ class ListMemory(wiring.Component):
             "i_products": In(stream.Signature(job)),
             "o_jobs": Out(stream.Signature(job)),
             "o_entries": Out(stream.Signature(entry)),
-        } | ({"batched": In(1), "more": In(1)} if config.engine.max_batch > 1 else {}))
+        } | ({"batched": In(1), "batch_incomplete": In(1)} if config.engine.max_batch > 1 else {}))
 
     def elaborate(self, platform):
         m = Module()
@@ -75,9 +75,9 @@ class ListMemory(wiring.Component):
         # list_depth is alone.
         m.submodules.entries = entries = memory.Memory(shape=stored, depth=2 << address, init=[])
         write_port, read_port = entries.write_port(), entries.read_port()
-        place_width = ceil_log2(tiles)
+        record_bits = ceil_log2(tiles)
         record = data.StructLayout({"tile": len(self.i_entries.p.index[within:]), "last": within})
-        m.submodules.directory = directory = memory.Memory(shape=record, depth=2 << place_width,
+        m.submodules.directory = directory = memory.Memory(shape=record, depth=2 << record_bits,
                                                            init=[])
         record_write, record_read = directory.write_port(), directory.read_port(domain="comb")
 
@@ -90,22 +90,23 @@ class ListMemory(wiring.Component):
         newest = Signal()
         newest_tile = Signal(record)                    # of the list that is written
         begun = Signal(range(tiles + 1))                # tiles of it
-        place = Signal.like(begun)
+        record_index = Signal.like(begun)
         goes_on = Signal()
         accepted = Signal()
         given = self.i_entries.p
-        batched, more = ((self.batched, self.more) if config.engine.max_batch > 1
-                         else (C(0), C(0)))
+        batched, batch_incomplete = ((self.batched, self.batch_incomplete)
+                                     if config.engine.max_batch > 1
+                                     else (C(0), C(0)))
         m.d.comb += [
             self.i_entries.ready.eq(Mux(newest, uses[0], uses[1]) == 0),
             accepted.eq(self.i_entries.valid & self.i_entries.ready),
             goes_on.eq((begun != 0) & (given.index[within:] == newest_tile.tile)),
-            place.eq(begun - goes_on),
+            record_index.eq(begun - goes_on),
             record_write.data.tile.eq(given.index[within:]),
             # Of a batch, the last vector's entries are the last ones of their tiles.
             record_write.data.last.eq(Mux(batched, given.index[:within],
                                           Mux(goes_on, newest_tile.last + 1, 0))),
-            record_write.addr.eq(Cat(place[:place_width], ~newest)),
+            record_write.addr.eq(Cat(record_index[:record_bits], ~newest)),
             record_write.en.eq(accepted & ~given.end),
             write_port.en.eq(record_write.en),
             write_port.addr.eq(Cat(slot(given.index[within:], record_write.data.last), ~newest)),
@@ -113,14 +114,14 @@ class ListMemory(wiring.Component):
             write_port.data.value.eq(given.value),
         ]
         with m.If(accepted):
-            m.d.sync += [newest_tile.eq(record_write.data), begun.eq(place + 1)]
+            m.d.sync += [newest_tile.eq(record_write.data), begun.eq(record_index + 1)]
             with m.If(given.end):
                 m.d.sync += begun.eq(0)
-                with m.If(~more):
+                with m.If(~batch_incomplete):
                     m.d.sync += [counts[~newest].eq(begun), newest.eq(~newest)]
 
         if platform == "formal":
-            self._contract(m, begun, newest_tile, place, write_port, record_write)
+            self._contract(m, begun, newest_tile, record_index, write_port, record_write)
 
         queued = data.StructLayout({"job": self.i_products.p.shape(), "buffer": 1})
         m.submodules.queue = queue = fifo.SyncFIFO(width=queued.size, depth=config.product_depth)
@@ -142,8 +143,8 @@ class ListMemory(wiring.Component):
         # up a tile ahead.
         tile = Signal(record)                   # that is walked
         position = Signal(within)               # in it
-        left = Signal(range(tiles + 1))         # tiles, with that one
-        following = Signal(place_width)         # place of the next one
+        remaining = Signal(range(tiles + 1))         # tiles, with that one
+        following = Signal(record_bits)         # record_index of the next one
         looked_up, end = Signal(), Signal()
         looked_up_tile = Signal.like(tile.tile)
         look, walking, at_end = Signal(), Signal(), Signal()
@@ -151,7 +152,7 @@ class ListMemory(wiring.Component):
         m.d.comb += [
             leaves.eq(~self.o_entries.valid | self.o_entries.ready),
             look.eq(~looked_up | leaves),
-            at_end.eq(left == 0),
+            at_end.eq(remaining == 0),
             walked.eq(walking & look & at_end),
             record_read.addr.eq(Cat(following, Mux(walking, buffer, product.buffer))),
             read_port.en.eq(look),
@@ -171,7 +172,7 @@ class ListMemory(wiring.Component):
                 m.d.comb += self.o_jobs.valid.eq(queue.r_rdy)
                 m.d.sync += [
                     buffer.eq(product.buffer),
-                    left.eq(counts[product.buffer]),
+                    remaining.eq(counts[product.buffer]),
                     tile.eq(record_read.data),
                     position.eq(0),
                 ]
@@ -185,7 +186,7 @@ class ListMemory(wiring.Component):
                     with m.If(position == tile.last):
                         m.d.sync += [
                             position.eq(0),
-                            left.eq(left - 1),
+                            remaining.eq(remaining - 1),
                             tile.eq(record_read.data),
                             following.eq(following + 1),
                         ]
@@ -194,13 +195,13 @@ class ListMemory(wiring.Component):
                     m.next = "IDLE"
         return m
 
-    def _contract(self, m, begun, newest_tile, place, write_port, record_write):
+    def _contract(self, m, begun, newest_tile, record_index, write_port, record_write):
         """Say for proofs what lists may come, and what is never written.
 
         Lists of a batch are left out: their entries lie where their indices say.
         """
         if self.config.engine.max_batch > 1:
-            m.d.comb += Assume(~self.batched & ~self.more, "lists are of one vector")
+            m.d.comb += Assume(~self.batched & ~self.batch_incomplete, "lists are of one vector")
         depth = self.config.list_depth
         index = self.i_entries.p.index
         before = Signal.like(index)
@@ -220,7 +221,7 @@ class ListMemory(wiring.Component):
         ]
         k = record_write.data.last
         m.d.comb += [
-            Assert(~write_port.en | (place < -(-depth // self.tile)), "there is a record"),
+            Assert(~write_port.en | (record_index < -(-depth // self.tile)), "there is a record"),
             Assert(~write_port.en | (k <= index[:within]), "the tile does not overflow"),
             Assert(~write_port.en | (index >= depth) | (
                 write_port.addr[:-1] == (index & ~(self.tile - 1)) + k),

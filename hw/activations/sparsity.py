@@ -2,7 +2,7 @@
 #      Model Inference", 2025
 # Id: arXiv:2505.19427
 
-"""The gate between packer and list: keeps the entries with the largest scores."""
+"""The mask between quantizer and list: keeps the entries with the largest scores."""
 
 from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
@@ -10,12 +10,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from hw.common.pipeline import Pipeline
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.loop_nest import entry_layout
 from hw.isa import FIELDS
 from hw.vector.memory import address_width, read_signature
 
-__all__ = ["Selector", "command_layout"]
+__all__ = ["SparsityPolicy", "command_layout"]
 
 NORM_BITS = 16
 MAGNITUDE_BITS = 7      # of a code, which is at most 127
@@ -26,7 +26,7 @@ DIGITS = -(-SCORE_BITS // DIGIT_BITS)
 BINS = 1 << DIGIT_BITS
 
 
-def command_layout(config: CoreConfig) -> data.StructLayout:
+def command_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a command.
 
     ``largest``: the ``keep`` largest are kept, 1 or more; else those above ``threshold``. ``norms``
@@ -36,7 +36,7 @@ def command_layout(config: CoreConfig) -> data.StructLayout:
                               "keep": FIELDS["constant"], "threshold": SCORE_BITS})
 
 
-class Selector(wiring.Component):
+class SparsityPolicy(wiring.Component):
     """Keeps the entries of a list whose scores are the largest, or above a threshold.
 
     .. code-block:: text
@@ -55,7 +55,7 @@ class Selector(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     lanes : int
         Scores that a pass looks at in a cycle, a power of two and at least 2.
 
@@ -70,7 +70,7 @@ class Selector(wiring.Component):
     read : Out(:func:`hw.vector.memory.read_signature`)
         For a port of the vector memory that nothing else reads meanwhile.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
 
     Raises
     ------
@@ -84,9 +84,9 @@ class Selector(wiring.Component):
     read: wiring.PureInterface
     active: Signal
 
-    def __init__(self, config: CoreConfig, *, lanes: int = 8):
+    def __init__(self, config: AcceleratorConfig, *, lanes: int = 8):
         if config.vector_lanes & (config.vector_lanes - 1):
-            raise ValueError(f"Vector lane count of a selector must be a power of two, not "
+            raise ValueError(f"Vector lane count of a sparsity policy must be a power of two, not "
                              f"{config.vector_lanes}")
         self.config = config
         self.lanes = lanes
@@ -103,10 +103,10 @@ class Selector(wiring.Component):
         depth, lanes = self.config.list_depth, self.lanes
         below = exact_log2(lanes)
         rows = -(-depth // lanes)
-        given, left = self.i_entries, self.o_entries
+        given, leaving = self.i_entries, self.o_entries
         command = Signal(self.i_commands.payload.shape(), reset_less=True)
         enable = Signal()                       # the output takes an entry
-        m.d.comb += enable.eq(left.ready | ~left.valid)
+        m.d.comb += enable.eq(leaving.ready | ~leaving.valid)
 
         coming = Signal()                       # entries of a list with a command
         at = self._scores(m, command, enable, given.valid & given.ready & coming)
@@ -278,14 +278,14 @@ class Selector(wiring.Component):
         passing, thresholding = Signal(), Signal()
         with m.If(enable):
             m.d.sync += [
-                left.valid.eq(Mux(passing, given.valid, Mux(
+                leaving.valid.eq(Mux(passing, given.valid, Mux(
                     thresholding, at.valid & (at.end | (at.score > command.threshold)),
                     looked_up))),
-                left.p.index.eq(Mux(passing, given.p.index, Mux(
+                leaving.p.index.eq(Mux(passing, given.p.index, Mux(
                     thresholding, at.index, entry_read.data.index))),
-                left.p.value.eq(Mux(passing, given.p.value, Mux(
+                leaving.p.value.eq(Mux(passing, given.p.value, Mux(
                     thresholding, at.value, entry_read.data.value))),
-                left.p.end.eq(Mux(passing, given.p.end, Mux(thresholding, at.end, end))),
+                leaving.p.end.eq(Mux(passing, given.p.end, Mux(thresholding, at.end, end))),
             ]
 
         m.d.comb += given.ready.eq(enable & (passing | coming))
@@ -295,7 +295,7 @@ class Selector(wiring.Component):
 
         with m.FSM() as fsm:
             m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_commands.valid
-                                       | given.valid | left.valid)
+                                       | given.valid | leaving.valid)
             # Histograms may hold anything after a reset.
             with m.State("CLEAR"):
                 m.d.comb += [clearing.eq(1), scanning.eq(1)]
@@ -335,25 +335,25 @@ class Selector(wiring.Component):
             with m.State("SUM"):
                 m.d.sync += [row.eq(0), compared.eq(0)]
                 with m.If(~summed.any()):
-                    place = Mux(lengths, last_bin[:len(digit)], digit)
+                    bin_index = Mux(lengths, last_bin[:len(digit)], digit)
                     for k in range(DIGITS):
-                        with m.If(found & (place == k)):
+                        with m.If(found & (bin_index == k)):
                             m.d.sync += bound.word_select(k, DIGIT_BITS).eq(
                                 Mux(lengths, exact, last_bin))
                     m.d.sync += [
-                        digit.eq(place - ~lengths),
+                        digit.eq(bin_index - ~lengths),
                         lengths.eq(0),
                         found.eq(0),
                         bin_.eq(BINS - 1),
                     ]
-                    m.next = "EMIT"
+                    m.next = "TOP_K"
                     with m.If(found & ~exact & (lengths | (digit != 0))):
                         m.next = "PASS"
             with m.State("PASS"):
                 m.d.comb += walking.eq(1)
                 with m.If(row_at_end & ~steps.any()):
                     m.next = "SCAN"
-            with m.State("EMIT"):
+            with m.State("TOP_K"):
                 m.d.comb += [walking.eq(1), emitting.eq(1)]
                 with m.If(at_end):
                     m.next = "END"

@@ -6,20 +6,20 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from hw.common.word import word_layout
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 
-__all__ = ["LargestMagnitude"]
+__all__ = ["Amax"]
 
 
-class LargestMagnitude(wiring.Component):
+class Amax(wiring.Component):
     """Largest magnitude of all elements since ``clear``; infinity and NaN are the largest of all.
 
     A word's elements are in ``largest`` ``latency`` cycles later.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -35,7 +35,7 @@ class LargestMagnitude(wiring.Component):
     word: Signal
     largest: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.latency = ceil_log2(config.vector_lanes) + 1
         super().__init__({"clear": In(1), "valid": In(1), "word": In(word_layout(config)),
                           "largest": Out(bf16.magnitude_width)})

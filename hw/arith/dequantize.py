@@ -9,7 +9,7 @@ from hw.arith.bf16_add import leading_one
 from hw.arith.product import finish
 from hw.common.pipeline import Pipeline
 from hw.common.word import word_layout
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.result_queue import result_layout
 from hw.formats.minifloat import bf16
 
@@ -34,7 +34,7 @@ class ScaleUnit(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -54,7 +54,7 @@ class ScaleUnit(wiring.Component):
     o: stream.Interface
     under_way: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
             "i": In(stream.Signature(result_layout(config.engine))),

@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.arith.e4m3 import expanded
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.memory.port import transfer_layout
 
@@ -20,7 +20,7 @@ class RowSource(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -39,7 +39,7 @@ class RowSource(wiring.Component):
     valid: Signal
     take: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
             "i": In(stream.Signature(transfer_layout(config.port_bytes))),

@@ -24,7 +24,7 @@ from hw.attention.tables import (
     weight_words,
 )
 from hw.common.pipeline import Pipeline
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.result_queue import result_layout
 from hw.formats.minifloat import bf16
 from hw.memory.port import transfer_layout
@@ -38,8 +38,8 @@ _AMOUNT_WIDTH = 9               # ... and its first
 _QUEUE_DEPTH = 16               # weights of tokens that wait for their values
 
 
-def attention_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a command: scores of keys, or with ``mix`` a mixture of values.
+def attention_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """Layout of a command: scores of keys, or with ``pv`` a mixture of values.
 
     ``tokens`` vectors follow, of e4m3 or bf16 numbers. With scores come the ``heads`` that share
     the keys, the ``words`` of a vector of each, and the address of the first: vectors follow one
@@ -49,7 +49,7 @@ def attention_layout(config: CoreConfig) -> data.StructLayout:
     """
     address = address_width(config)
     return data.StructLayout({
-        "mix": 1, "e4m3": 1, "tokens": bits_for(config.context), "bound": bf16.exponent_bits,
+        "pv": 1, "e4m3": 1, "tokens": bits_for(config.context), "bound": bf16.exponent_bits,
         "heads": bits_for(config.group), "split": 1, "a": address, "b": address,
         "words": bits_for(config.head_elements // config.vector_lanes)})
 
@@ -72,12 +72,12 @@ class AttentionUnit(wiring.Component):
     is stored; for a mixture each lane adds to a sum of its own. The vectors of the cache are read
     once each, a row of ``attention_elements`` at a time, which is multiplied with
     ``attention_heads`` heads in a cycle. So a vector takes as many cycles as it has transfers, or
-    rows times turns of the heads, whichever are more. Cycles:
-    :func:`sim.timing.units.score_cycles` and :func:`sim.timing.units.mix_cycles`.
+    rows times blocks of heads, whichever are more. Cycles:
+    :func:`sim.timing.units.qk_cycles` and :func:`sim.timing.units.pv_cycles`.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
         With a ``context``.
 
     Members
@@ -107,7 +107,7 @@ class AttentionUnit(wiring.Component):
     o_results: stream.Interface
     read: wiring.PureInterface
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         if not config.context:
             raise ValueError("Attention needs a configuration with a context")
         if config.vector_lanes & (config.vector_lanes - 1):
@@ -115,7 +115,7 @@ class AttentionUnit(wiring.Component):
                              f"not {config.vector_lanes}")
         self.config = config
         #: Turns that the largest group takes, and rows of the widest head.
-        self.turns = -(-config.group // config.attention_heads)
+        self.head_blocks = -(-config.group // config.attention_heads)
         self.rows = config.head_elements // config.attention_elements
         super().__init__({
             "i_commands": In(stream.Signature(attention_layout(config))),
@@ -132,7 +132,7 @@ class AttentionUnit(wiring.Component):
         # The heads that were scored last.
         shape = SimpleNamespace(
             heads=Signal.like(command.heads), words=Signal.like(command.words),
-            last_turn=Signal(range(max(2, self.turns)), reset_less=True))
+            last_head_block=Signal(range(max(2, self.head_blocks)), reset_less=True))
         heads = []
         for head in range(config.group):
             table = memory.Memory(shape=signed(SCORE_WIDTH), depth=config.context, init=[],
@@ -148,55 +148,57 @@ class AttentionUnit(wiring.Component):
         lanes = self._lanes(m, command, walk, source, queries, weights)
         scored = self._scores(m, command, shape, lanes, heads)
         out = SimpleNamespace(
-            turn=Signal(range(max(2, self.turns))), row=Signal(range(max(2, self.rows))),
+            head_block=Signal(range(max(2, self.head_blocks))),
+            row=Signal(range(max(2, self.rows))),
             slot=Signal(range(max(2, config.attention_heads))), valid=Signal(),
             octaves=Signal(range(exact_log2(config.context) + 1)))
         self._deliver(m, command, shape, out, self._sums(m, command, walk, lanes, out))
-        mixed = lanes.at.valid & lanes.at.final & command.mix
+        mixed = lanes.at.valid & lanes.at.final & command.pv
         self._control(m, command, shape, walk, queries, weights, out, scored, mixed)
         return m
 
-    def _place(self, row: Value, turn: Value) -> Value:
-        """Join row and turn to an address."""
-        return Cat(row, turn) if self.turns > 1 else Value.cast(row)
+    def _table_address(self, row: Value, head_block: Value) -> Value:
+        """Join row and block of heads to an address."""
+        return Cat(row, head_block) if self.head_blocks > 1 else Value.cast(row)
 
     def _walk(self, m, command, shape, source):
-        """Step through tokens, their rows, and turns of the heads for each row."""
+        """Step through tokens, their rows, and blocks of heads for each row."""
         ratio = exact_log2(self.config.vector_lanes // self.config.attention_elements)
         walk = SimpleNamespace(
-            begin=Signal(), on=Signal(), left=Signal.like(command.tokens),
+            begin=Signal(), on=Signal(), remaining=Signal.like(command.tokens),
             ready=Signal(), step=Signal(),
-            turn=Signal(range(max(2, self.turns))), row=Signal(range(max(2, self.rows))),
+            head_block=Signal(range(max(2, self.head_blocks))),
+            row=Signal(range(max(2, self.rows))),
             first_row=Signal(), last_row=Signal(), first_token=Signal(), token_ends=Signal(),
             final=Signal())
-        last_turn, last_token, more, wanted = Signal(), Signal(), Signal(), Signal()
+        last_head_block, last_token, unfinished, wanted = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            last_turn.eq(walk.turn == shape.last_turn),
-            last_token.eq(walk.left == 1),
+            last_head_block.eq(walk.head_block == shape.last_head_block),
+            last_token.eq(walk.remaining == 1),
             walk.first_row.eq(walk.row == 0),
             walk.last_row.eq(walk.row + 1 == shape.words << ratio),
             walk.step.eq(walk.on & source.valid & walk.ready),
             walk.token_ends.eq(source.take & walk.last_row),
             walk.final.eq(walk.token_ends & last_token),
             # What comes behind the last row belongs to the next command.
-            more.eq((walk.left != 0) & ~(source.valid & walk.last_row & last_token)),
-            wanted.eq(walk.on & more),
+            unfinished.eq((walk.remaining != 0) & ~(source.valid & walk.last_row & last_token)),
+            wanted.eq(walk.on & unfinished),
             source.e4m3.eq(command.e4m3),
-            source.take.eq(walk.step & last_turn),
+            source.take.eq(walk.step & last_head_block),
             source.i.p.eq(self.i_vectors.p),
             source.i.valid.eq(self.i_vectors.valid & wanted),
             self.i_vectors.ready.eq(source.i.ready & wanted),
         ]
         with m.If(walk.step):
-            m.d.sync += walk.turn.eq(Mux(last_turn, 0, walk.turn + 1))
+            m.d.sync += walk.head_block.eq(Mux(last_head_block, 0, walk.head_block + 1))
         with m.If(source.take):
             m.d.sync += walk.row.eq(Mux(walk.last_row, 0, walk.row + 1))
         with m.If(walk.token_ends):
-            m.d.sync += [walk.left.eq(walk.left - 1), walk.first_token.eq(0)]
+            m.d.sync += [walk.remaining.eq(walk.remaining - 1), walk.first_token.eq(0)]
         return walk
 
     def _queries(self, m, command, shape, walk):
-        """Load the heads' vectors, each into the memory of its place in a turn."""
+        """Load the heads' vectors, each into the memory of its slot in a block of heads."""
         config = self.config
         lanes, slots = config.vector_lanes, config.attention_heads
         words = config.head_elements // lanes
@@ -204,7 +206,7 @@ class AttentionUnit(wiring.Component):
         word = Signal(range(max(2, words)))     # that is asked for, of a head
         head = Signal.like(shape.heads)
         slot = Signal(range(max(2, slots)))
-        turn = Signal.like(walk.turn)
+        head_block = Signal.like(walk.head_block)
         second, asking = Signal(), Signal()
         m.d.comb += [
             second.eq(command.split & (word >= command.words >> 1)),
@@ -212,11 +214,11 @@ class AttentionUnit(wiring.Component):
             self.read.address.eq(Mux(second, command.b, command.a)),
         ]
         with m.If(~queries.loading):
-            m.d.sync += [word.eq(0), head.eq(1), slot.eq(0), turn.eq(0), asking.eq(1)]
+            m.d.sync += [word.eq(0), head.eq(1), slot.eq(0), head_block.eq(0), asking.eq(1)]
         with m.Elif(asking):
             m.d.sync += [
                 word.eq(word + 1),
-                shape.last_turn.eq(turn),
+                shape.last_head_block.eq(head_block),
                 shape.heads.eq(command.heads),
                 shape.words.eq(command.words),
             ]
@@ -228,13 +230,13 @@ class AttentionUnit(wiring.Component):
                 m.d.sync += [word.eq(0), head.eq(head + 1), slot.eq(slot + 1),
                              asking.eq(head != command.heads)]
                 with m.If(slot == slots - 1):
-                    m.d.sync += [slot.eq(0), turn.eq(turn + 1)]
+                    m.d.sync += [slot.eq(0), head_block.eq(head_block + 1)]
 
         reads = Pipeline(m, enable=C(1), valid=self.read.enable)
-        at = reads.step(place=self._place(word, turn), slot=slot)
+        at = reads.step(table_address=self._table_address(word, head_block), slot=slot)
         coming = at.valid
         for _ in range(READ_LATENCY - 1):
-            at = reads.step(place=at.place, slot=at.slot)
+            at = reads.step(table_address=at.table_address, slot=at.slot)
             coming |= at.valid
         m.d.comb += queries.loaded.eq(queries.loading & ~asking & ~coming)
         with m.If(walk.begin):
@@ -247,15 +249,15 @@ class AttentionUnit(wiring.Component):
         m.d.comb += row_word.eq(walk.row >> below)
         for k in range(slots):
             # LUT RAM: a row is looked up in the cycle in which it is needed.
-            table = memory.Memory(shape=bf16.width * lanes, depth=2 ** len(at.place), init=[],
-                                  attrs={"ram_style": "distributed"})
+            table = memory.Memory(shape=bf16.width * lanes, depth=2 ** len(at.table_address),
+                                  init=[], attrs={"ram_style": "distributed"})
             m.submodules[f"queries_{k}"] = table
             write, read = table.write_port(), table.read_port(domain="comb")
             m.d.comb += [
                 write.en.eq(at.valid & (at.slot == k)),
-                write.addr.eq(at.place),
+                write.addr.eq(at.table_address),
                 write.data.eq(self.read.data),
-                read.addr.eq(self._place(row_word, walk.turn)),
+                read.addr.eq(self._table_address(row_word, walk.head_block)),
             ]
             queries.rows.append(read.data.word_select(
                 walk.row[:below], bf16.width * config.attention_elements))
@@ -266,22 +268,22 @@ class AttentionUnit(wiring.Component):
         config = self.config
         octaves_width = exact_log2(config.context)
         weights = SimpleNamespace(totals=[], now=[])
-        left = Signal.like(command.tokens)      # tokens whose scores are not yet asked for
+        remaining = Signal.like(command.tokens)      # tokens whose scores are not yet asked for
         m.submodules.weights = queue = fifo.SyncFIFO(
             width=len(heads) * bf16.magnitude_width, depth=_QUEUE_DEPTH)
         token = Signal(range(config.context))
         room = Signal(range(_QUEUE_DEPTH + 1), init=_QUEUE_DEPTH)
-        asks = Signal()
+        requests = Signal()
         m.d.comb += [
-            asks.eq(walk.on & command.mix & (left != 0) & (room != 0)),
-            walk.ready.eq(~command.mix | queue.r_rdy),
-            queue.r_en.eq(walk.token_ends & command.mix),
+            requests.eq(walk.on & command.pv & (remaining != 0) & (room != 0)),
+            walk.ready.eq(~command.pv | queue.r_rdy),
+            queue.r_en.eq(walk.token_ends & command.pv),
         ]
-        m.d.sync += room.eq(room - asks + queue.r_en)
+        m.d.sync += room.eq(room - requests + queue.r_en)
         with m.If(walk.begin):
-            m.d.sync += [token.eq(0), left.eq(self.i_commands.p.tokens)]
-        with m.Elif(asks):
-            m.d.sync += [token.eq(token + 1), left.eq(left - 1)]
+            m.d.sync += [token.eq(0), remaining.eq(self.i_commands.p.tokens)]
+        with m.Elif(requests):
+            m.d.sync += [token.eq(token + 1), remaining.eq(remaining - 1)]
 
         words = weight_words()
         factors = []
@@ -292,7 +294,7 @@ class AttentionUnit(wiring.Component):
                 attrs={"rom_style": "logic"})
             m.submodules[f"powers_{head}"] = table
             read, powers = its.scores.read_port(), table.read_port(domain="comb")
-            pipeline = Pipeline(m, enable=C(1), valid=asks)
+            pipeline = Pipeline(m, enable=C(1), valid=requests)
             m.d.comb += [read.addr.eq(token), read.en.eq(1)]
             at = pipeline.step(first=token == 0)
             at = pipeline.step(first=at.first, found=read.data)
@@ -322,16 +324,16 @@ class AttentionUnit(wiring.Component):
         slots = config.attention_heads
         given = [queue.r_data.word_select(head, bf16.magnitude_width)
                  for head in range(len(heads))]
-        given += [C(0, bf16.magnitude_width)] * (slots * self.turns - len(heads))
+        given += [C(0, bf16.magnitude_width)] * (slots * self.head_blocks - len(heads))
         for slot in range(slots):
-            weights.now.append(Array(given[slot::slots])[walk.turn] if self.turns > 1
+            weights.now.append(Array(given[slot::slots])[walk.head_block] if self.head_blocks > 1
                                else given[slot])
         return weights
 
     def _lanes(self, m, command, walk, source, queries, weights):
         """Multiply, and shift products into the sums' fixed point: six steps."""
         count, slots = self.config.attention_elements, self.config.attention_heads
-        bound = Mux(command.mix, command.bound, C(SCORE_BOUND, bf16.exponent_bits))
+        bound = Mux(command.pv, command.bound, C(SCORE_BOUND, bf16.exponent_bits))
         along = Pipeline(m, enable=C(1), valid=walk.step)
         at = walk
         for _ in range(6):
@@ -341,7 +343,7 @@ class AttentionUnit(wiring.Component):
             for k in range(count):
                 of_query = queries.rows[slot].word_select(k, bf16.width)
                 pipeline = Pipeline(m, enable=C(1), valid=walk.step)
-                at = pipeline.step(x=Mux(command.mix, Cat(weights.now[slot], C(0, 1)), of_query),
+                at = pipeline.step(x=Mux(command.pv, Cat(weights.now[slot], C(0, 1)), of_query),
                                    y=source.row[k])
                 at = wide_product(pipeline, bf16, at.x, at.y, constant=bf16.constant(),
                                   specials=False)
@@ -367,9 +369,9 @@ class AttentionUnit(wiring.Component):
         count, slots = config.attention_elements, config.attention_heads
         width = WINDOW + ceil_log2(config.head_elements) + 1
         levels = exact_log2(count)
-        along = Pipeline(m, enable=C(1), valid=lanes.at.valid & ~command.mix)
+        along = Pipeline(m, enable=C(1), valid=lanes.at.valid & ~command.pv)
         at = lanes.at
-        adds = at.valid & ~command.mix
+        adds = at.valid & ~command.pv
         for _ in range(levels):
             at = along.step(**_along(at))
             adds = at.valid
@@ -389,20 +391,21 @@ class AttentionUnit(wiring.Component):
                     sums.append(total)
                 later = []
                 for k, sign in enumerate(signs[len(sums):]):
-                    left = Signal(name=f"sign_{slot}_{level}_{k}", reset_less=True)
-                    m.d.sync += left.eq(sign)
-                    later.append(left)
+                    delayed = Signal(name=f"sign_{slot}_{level}_{k}", reset_less=True)
+                    m.d.sync += delayed.eq(sign)
+                    later.append(delayed)
                 values, signs = sums, later
-            kept = [Signal(signed(width), name=f"total_{slot}_{turn}", reset_less=True)
-                    for turn in range(self.turns)]
-            base = Mux(at.first_row, 0, Array(kept)[at.turn] if self.turns > 1 else kept[0])
+            kept = [Signal(signed(width), name=f"total_{slot}_{head_block}", reset_less=True)
+                    for head_block in range(self.head_blocks)]
+            base = Mux(at.first_row, 0, Array(kept)[at.head_block] if self.head_blocks > 1
+                       else kept[0])
             total = Signal(signed(width), name=f"total_{slot}")
             newest = Signal(signed(width), name=f"newest_{slot}", reset_less=True)
             m.d.comb += total.eq(_plus(base, values[0], signs[0]))
             m.d.sync += newest.eq(total)
-            for turn in range(self.turns):
-                with m.If(adds & (at.turn == turn)):
-                    m.d.sync += kept[turn].eq(total)
+            for head_block in range(self.head_blocks):
+                with m.If(adds & (at.head_block == head_block)):
+                    m.d.sync += kept[head_block].eq(total)
             whole = (newest + (1 << (SCORE_GUARD - 1)))[SCORE_GUARD:]
             beyond = whole[SCORE_WIDTH - 1:]        # all like the sign, if the score fits
             fits = beyond.all() | ~beyond.any()
@@ -416,13 +419,13 @@ class AttentionUnit(wiring.Component):
         stores, last = Signal(), Signal()
         m.d.comb += [
             stores.eq(rounded.valid & rounded.last_row),
-            last.eq(stores & (rounded.turn == shape.last_turn)),
+            last.eq(stores & (rounded.head_block == shape.last_head_block)),
         ]
         with m.If(last):
             m.d.sync += token.eq(Mux(rounded.final, 0, token + 1))
         for head, its in enumerate(heads):
-            turn, slot = divmod(head, slots)
-            own = stores & (rounded.turn == turn)
+            head_block, slot = divmod(head, slots)
+            own = stores & (rounded.head_block == head_block)
             write = its.scores.write_port()
             m.d.comb += [write.en.eq(own), write.addr.eq(token), write.data.eq(scores[slot])]
             with m.If(own & (rounded.first_token | (scores[slot] > its.largest))):
@@ -430,22 +433,23 @@ class AttentionUnit(wiring.Component):
         return last & rounded.final
 
     def _sums(self, m, command, walk, lanes, out):
-        """Add weighted values, each lane to a sum of its own for each row and turn."""
+        """Add weighted values, each lane to a sum of its own for each row and block of heads."""
         width = WINDOW + exact_log2(self.config.context) + 1
         at = lanes.at
         sums = []
         for k, (term, sign) in enumerate(zip(lanes.terms, lanes.signs, strict=True)):
             # LUT RAM: a sum is read, added to and written in a cycle.
-            place = self._place(at.row, at.turn)
-            table = memory.Memory(shape=signed(width), depth=2 ** len(place), init=[],
+            table_address = self._table_address(at.row, at.head_block)
+            table = memory.Memory(shape=signed(width), depth=2 ** len(table_address), init=[],
                                   attrs={"ram_style": "distributed"})
             m.submodules[f"sums_{k}"] = table
             write, read = table.write_port(), table.read_port(domain="comb")
             m.d.comb += [
-                read.addr.eq(Mux(walk.on, place, self._place(out.row, out.turn))),
-                write.addr.eq(place),
+                read.addr.eq(Mux(walk.on, table_address,
+                                 self._table_address(out.row, out.head_block))),
+                write.addr.eq(table_address),
                 write.data.eq(_plus(Mux(at.first_token, 0, read.data), term, sign)),
-                write.en.eq(at.valid & command.mix),
+                write.en.eq(at.valid & command.pv),
             ]
             sums.append(read.data)
         return sums
@@ -484,7 +488,7 @@ class AttentionUnit(wiring.Component):
             m.d.sync += [results.valid.eq(at.valid & whole), results.p.last.eq(at.last)]
             with m.If(at.valid):
                 kept = [results.p.values[k] for k in range(count, config.vector_lanes)]
-                m.d.sync += [place.eq(value) for place, value in zip(
+                m.d.sync += [register.eq(value) for register, value in zip(
                     results.p.values, [*kept, *values], strict=True)]
 
     def _control(self, m, command, shape, walk, queries, weights, out, scored, mixed):
@@ -492,7 +496,7 @@ class AttentionUnit(wiring.Component):
         turned = exact_log2(config.context)
         total = Signal(len(weights.totals[0]), reset_less=True)
         head = Signal.like(shape.heads)
-        left = Signal(range(max(2, turned)))    # shifts
+        remaining = Signal(range(max(2, turned)))    # shifts
         rounded = Signal(_BITS + 1, reset_less=True)
         rest = len(total) - 1 - _BITS
         up = total[rest - 1] & (total[:rest - 1].any() | total[rest])
@@ -508,31 +512,32 @@ class AttentionUnit(wiring.Component):
             reciprocal.addr.eq(mantissa),
             answer.number.eq(Cat(reciprocal.data, field[:bf16.exponent_bits], C(0, 1))),
             answer.exponent.eq(out.octaves + command.bound + (cut + 1 - bf16.bias - WINDOW)),
-            answer.fault.eq(queries.fault & ~command.mix),
+            answer.fault.eq(queries.fault & ~command.pv),
         ]
         with m.FSM():
             with m.State("IDLE"):
                 given = self.i_commands.p
                 m.d.comb += [self.i_commands.ready.eq(1), walk.begin.eq(1)]
-                m.d.sync += [command.eq(given), walk.left.eq(given.tokens), walk.first_token.eq(1)]
+                m.d.sync += [command.eq(given), walk.remaining.eq(given.tokens),
+                             walk.first_token.eq(1)]
                 with m.If(self.i_commands.valid):
                     m.next = "LOAD"
-                    with m.If(given.mix):
+                    with m.If(given.pv):
                         m.next = "WALK"
             with m.State("LOAD"):
                 m.d.comb += queries.loading.eq(1)
                 with m.If(queries.loaded):
                     m.next = "WALK"
                     with m.If(queries.fault):
-                        m.next = "SCORED"
+                        m.next = "QK_DONE"
             with m.State("WALK"):
                 m.d.comb += walk.on.eq(1)
-                m.d.sync += [head.eq(0), out.slot.eq(0), out.turn.eq(0)]
+                m.d.sync += [head.eq(0), out.slot.eq(0), out.head_block.eq(0)]
                 with m.If(scored):
-                    m.next = "SCORED"
+                    m.next = "QK_DONE"
                 with m.If(mixed):
                     m.next = "TOTAL"
-            with m.State("SCORED"):
+            with m.State("QK_DONE"):
                 m.d.comb += self.o_answers.valid.eq(1)
                 with m.If(self.o_answers.ready):
                     m.next = "IDLE"
@@ -540,20 +545,20 @@ class AttentionUnit(wiring.Component):
             # Of each head: the leading one of the sum of its weights goes up, bit by bit.
             with m.State("TOTAL"):
                 m.d.sync += [total.eq(Array(weights.totals)[head]), out.octaves.eq(turned),
-                             left.eq(turned - 1)]
+                             remaining.eq(turned - 1)]
                 m.next = "SHIFT"
             with m.State("SHIFT"):
-                m.d.sync += left.eq(left - 1)
+                m.d.sync += remaining.eq(remaining - 1)
                 with m.If(~total[-1]):
                     m.d.sync += [total.eq(total << 1), out.octaves.eq(out.octaves - 1)]
-                with m.If(left == 0):
+                with m.If(remaining == 0):
                     m.next = "ROUND"
             with m.State("ROUND"):
                 m.d.sync += rounded.eq(total[rest:-1] + up)
                 m.next = "LOOK_UP"
             with m.State("LOOK_UP"):
-                m.next = "MIXED"
-            with m.State("MIXED"):
+                m.next = "PV_DONE"
+            with m.State("PV_DONE"):
                 m.d.comb += self.o_answers.valid.eq(1)
                 with m.If(self.o_answers.ready):
                     m.d.sync += out.valid.eq(1)
@@ -562,7 +567,7 @@ class AttentionUnit(wiring.Component):
                 with m.If(self.o_results.valid & self.o_results.ready & self.o_results.p.last):
                     m.d.sync += [head.eq(head + 1), out.slot.eq(out.slot + 1)]
                     with m.If(out.slot == config.attention_heads - 1):
-                        m.d.sync += [out.slot.eq(0), out.turn.eq(out.turn + 1)]
+                        m.d.sync += [out.slot.eq(0), out.head_block.eq(out.head_block + 1)]
                     m.next = "TOTAL"
                     with m.If(head + 1 == shape.heads):
                         m.next = "IDLE"
@@ -571,7 +576,7 @@ class AttentionUnit(wiring.Component):
 def _along(at: SimpleNamespace) -> dict[str, Value]:
     """Return what a step of the walk takes along."""
     return {name: getattr(at, name)
-            for name in ("turn", "row", "first_row", "last_row", "first_token", "final")}
+            for name in ("head_block", "row", "first_row", "last_row", "first_token", "final")}
 
 
 def _plus(a: Value, b: Value, carry: Value) -> Value:

@@ -7,15 +7,15 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.accelerator import Core
+from hw.accelerator import Accelerator
 from hw.arith.lmul import LMul
-from hw.boards.board import Board, CoreBoard, EngineBoard
+from hw.boards.board import AcceleratorBoard, Board, EngineBoard
 from hw.common.stream import StreamBuffer, StreamQueue, connect_stream
 from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import bf16
 from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, CoreTransfers, EngineTransfers
+from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, AcceleratorTransfers, EngineTransfers
 from hw.link.target import LinkTarget
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from hw.memory.arbiter import SharedPort
@@ -32,11 +32,11 @@ def description(board: Board) -> bytes:
         "clock_hz": board.clock_hz,
         "payload_bytes": board.payload_bytes,
     }
-    if isinstance(board, CoreBoard):
+    if isinstance(board, AcceleratorBoard):
         facts |= {
-            "fingerprint": f"{board.config.fingerprint():08x}",
+            "configuration_hash": f"{board.config.configuration_hash():08x}",
             "memory_bytes": board.config.memory_bytes,
-            "core": board.config.facts(),
+            "accelerator": board.config.facts(),
         }
     elif isinstance(board, EngineBoard):
         facts |= {
@@ -48,15 +48,15 @@ def description(board: Board) -> bytes:
 
 
 class LinkedDevice(wiring.Component):
-    """Frames, and behind the link either ternary engine and bf16 L-Mul unit, or a core.
+    """Frames, and behind the link either ternary engine and bf16 L-Mul unit, or an accelerator.
 
     Parameters
     ----------
-    board : EngineBoard or CoreBoard
+    board : EngineBoard or AcceleratorBoard
     watchdog_cycles : int, optional
         Cycles after which a request that waits for the device ends with an error. The longest wait
         in a correct sequence is for the engine to clear its accumulators, or to end a product; for
-        a core to end a pass.
+        an accelerator to end a pass.
 
     Members
     -------
@@ -70,22 +70,23 @@ class LinkedDevice(wiring.Component):
     o: stream.Interface
     framing_error: Signal
 
-    def __init__(self, board: EngineBoard | CoreBoard, *, watchdog_cycles: int | None = None):
+    def __init__(self, board: EngineBoard | AcceleratorBoard, *,
+                 watchdog_cycles: int | None = None):
         self.board = board
         self.watchdog_cycles = watchdog_cycles or (
-            1 << (24 if isinstance(board, CoreBoard) else 16))
+            1 << (24 if isinstance(board, AcceleratorBoard) else 16))
         super().__init__({"i": In(ByteSignature), "o": Out(ByteSignature), "framing_error": In(1)})
 
     def elaborate(self, platform):
         m = Module()
         board = self.board
-        target = (self._core(m, board) if isinstance(board, CoreBoard)
+        target = (self._accelerator(m, board) if isinstance(board, AcceleratorBoard)
                   else self._engine(m, board))
         content_bytes = board.payload_bytes + HEADER_BYTES
         m.submodules.receiver = receiver = FrameReceiver(content_bytes=content_bytes)
         m.submodules.transmitter = transmitter = FrameTransmitter(content_bytes=content_bytes)
         requests = receiver.o
-        if isinstance(board, CoreBoard):
+        if isinstance(board, AcceleratorBoard):
             # The target is drawn to the device, which fills the chip.
             m.submodules.requests = buffer = StreamBuffer(receiver.o.payload.shape())
             connect_stream(m, receiver.o, buffer.i)
@@ -116,30 +117,30 @@ class LinkedDevice(wiring.Component):
         return target
 
     def _engine(self, m, board: EngineBoard):
-        core = EngineSlice(board.config)
+        slice_ = EngineSlice(board.config)
         lmul = LMul(bf16)
         # The host sends entries ahead of their weights.
-        entries = StreamQueue(core.i_entries.payload.shape(), depth=board.entry_queue)
+        entries = StreamQueue(slice_.i_entries.payload.shape(), depth=board.entry_queue)
         target = self._target(m, EngineTransfers(board.config, bf16.width), {
-            "jobs": core.i_jobs, "entries": entries.i, "port": core.i_port, "pairs": lmul.i,
-            "results": core.o_results, "products": lmul.o})
-        connect_stream(m, entries.o, core.i_entries)
+            "jobs": slice_.i_jobs, "entries": entries.i, "port": slice_.i_port,
+            "pairs": lmul.i, "results": slice_.o_results, "products": lmul.o})
+        connect_stream(m, entries.o, slice_.i_entries)
         reset = ResetInserter(target.reset_device)
-        m.submodules.core = reset(core)
+        m.submodules.slice = reset(slice_)
         m.submodules.lmul = reset(lmul)
         m.submodules.entries = reset(entries)
         m.d.comb += [
-            target.begins.eq(core.i_entries.valid & core.i_entries.ready),
-            target.works.eq(core.o_results.valid & core.o_results.ready),
+            target.begins.eq(slice_.i_entries.valid & slice_.i_entries.ready),
+            target.works.eq(slice_.o_results.valid & slice_.o_results.ready),
             # The host knows the order of the columns: it made the list.
-            core.o_columns.ready.eq(1),
+            slice_.o_columns.ready.eq(1),
         ]
         return target
 
-    def _core(self, m, board: CoreBoard):
+    def _accelerator(self, m, board: AcceleratorBoard):
         config = board.config
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
-        core = Core(config)
+        accelerator = Accelerator(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)
         memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
                                 target=config.engine.target)
@@ -147,35 +148,37 @@ class LinkedDevice(wiring.Component):
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
         # The link may lie at the other end of the chip, and block RAM delivers late in its cycle.
-        program = StreamBuffer(core.i_program.payload.shape())
-        tokens = StreamBuffer(core.i_tokens.payload.shape())
+        program = StreamBuffer(accelerator.i_program.payload.shape())
+        tokens = StreamBuffer(accelerator.i_tokens.payload.shape())
         writes = StreamBuffer(shared.i_writes.payload.shape())
         reads = StreamBuffer(shared.i_reads.payload.shape())
         results = StreamBuffer(queue.o.payload.shape())
-        target = self._target(m, CoreTransfers(config), {
+        target = self._target(m, AcceleratorTransfers(config), {
             "program": program.i, "tokens": tokens.i, "writes": writes.i,
             "reads": reads.i, "data": shared.o_data, "results": results.o})
-        for producer, consumer in ((program.o, core.i_program), (tokens.o, core.i_tokens),
+        for producer, consumer in ((program.o, accelerator.i_program),
+                                   (tokens.o, accelerator.i_tokens),
                                    (writes.o, shared.i_writes), (reads.o, shared.i_reads),
-                                   (core.o_best, answers.i_best), (core.o_scale, answers.i_scale),
-                                   (core.o_faults, answers.i_faults), (answers.o, queue.i),
+                                   (accelerator.o_top_k, answers.i_top_k),
+                                   (accelerator.o_scale, answers.i_scale),
+                                   (accelerator.o_faults, answers.i_faults), (answers.o, queue.i),
                                    (queue.o, results.i)):
             connect_stream(m, producer, consumer)
-        wiring.connect(m, core.memory, shared.core)
+        wiring.connect(m, accelerator.memory, shared.accelerator)
         wiring.connect(m, shared.memory, memory.port)
         # Reads that a reset cuts off must not be answered behind it.
         reset = ResetInserter(target.reset_device)
-        for name, unit in (("core", core), ("shared", shared), ("memory", memory),
+        for name, unit in (("accelerator", accelerator), ("shared", shared), ("memory", memory),
                            ("program", program), ("tokens", tokens), ("writes", writes),
                            ("reads", reads), ("answers", answers), ("queue", queue),
                            ("results", results)):
             m.submodules[name] = reset(unit)
         working = Signal()
-        m.d.sync += working.eq(tokens.o.valid | ~core.i_tokens.ready)
+        m.d.sync += working.eq(tokens.o.valid | ~accelerator.i_tokens.ready)
         m.d.comb += [
             target.busy.eq(tokens.o.valid | working),
-            target.begins.eq(tokens.o.valid & core.i_tokens.ready),
-            target.works.eq(~core.i_tokens.ready),
+            target.begins.eq(tokens.o.valid & accelerator.i_tokens.ready),
+            target.works.eq(~accelerator.i_tokens.ready),
         ]
         return target
 
@@ -199,7 +202,8 @@ class BoardSystem(wiring.Component):
     rx: Signal
     tx: Signal
 
-    def __init__(self, board: EngineBoard | CoreBoard, *, watchdog_cycles: int | None = None):
+    def __init__(self, board: EngineBoard | AcceleratorBoard, *,
+                 watchdog_cycles: int | None = None):
         self.divisor = board.divisor
         self.device = LinkedDevice(board, watchdog_cycles=watchdog_cycles)
         super().__init__({"rx": In(1), "tx": Out(1)})

@@ -6,7 +6,7 @@ from typing import Any
 from amaranth import *
 from amaranth.lib import io
 
-from hw.boards.board import Board, CoreBoard, EngineBoard
+from hw.boards.board import AcceleratorBoard, Board, EngineBoard
 from hw.boards.system import BoardSystem
 
 __all__ = ["BoardTop", "load_platform"]
@@ -23,10 +23,10 @@ class BoardTop(Elaboratable):
 
     Parameters
     ----------
-    board : EngineBoard or CoreBoard
+    board : EngineBoard or AcceleratorBoard
     """
 
-    def __init__(self, board: EngineBoard | CoreBoard):
+    def __init__(self, board: EngineBoard | AcceleratorBoard):
         self.board = board
         self.system = BoardSystem(board)
 

@@ -1,12 +1,12 @@
 """Joining streams: Amaranth 0.5 compares widths only, so a payload's layout is compared here."""
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Value
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.check import positive_int
 
-__all__ = ["StreamBuffer", "StreamQueue", "connect_stream"]
+__all__ = ["StreamBuffer", "StreamQueue", "accepted", "connect_stream"]
 
 
 def connect_stream(m, producer, consumer):
@@ -21,6 +21,11 @@ def connect_stream(m, producer, consumer):
     if given != wanted:
         raise TypeError(f"Stream payload shape must be {wanted!r}, not {given!r}")
     wiring.connect(m, producer, consumer)
+
+
+def accepted(port: stream.Interface) -> Value:
+    """Return whether a transfer of ``port`` is accepted in this cycle."""
+    return port.valid & port.ready
 
 
 class StreamQueue(wiring.Component):

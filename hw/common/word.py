@@ -3,12 +3,12 @@
 from amaranth import *
 from amaranth.lib import data
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 
 __all__ = ["word_layout"]
 
 
-def word_layout(config: CoreConfig) -> data.ArrayLayout:
+def word_layout(config: AcceleratorConfig) -> data.ArrayLayout:
     """Layout of a word."""
     return data.ArrayLayout(bf16.width, config.vector_lanes)

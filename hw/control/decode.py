@@ -5,15 +5,15 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import (
     ADDRESSED,
     ATTENTION,
     BATCH_FIELDS,
     FIELDS,
     FUNCTIONS,
-    GATED,
     INSTRUCTION_BYTES,
+    MASKED,
     REGISTERS,
     Fault,
     Function,
@@ -26,19 +26,19 @@ __all__ = ["Decoder", "decoded_layout", "position_members"]
 _VECTORS = {
     Opcode.LOAD: ("target",),
     Opcode.STORE: ("a",),
-    Opcode.PACK: ("a", "b"),
-    Opcode.DRAIN: ("target",),
+    Opcode.QUANTIZE: ("a", "b"),
+    Opcode.WRITE_BACK: ("target",),
     Opcode.VECTOR: ("target", "a", "b"),
     Opcode.NORM: ("a",),
     Opcode.LOAD_AT: ("target",),
-    Opcode.APPEND: ("a", "b"),
-    Opcode.SCORE: ("a", "b"),
-    Opcode.MIX: ("target",),
+    Opcode.KV_APPEND: ("a", "b"),
+    Opcode.QK: ("a", "b"),
+    Opcode.PV: ("target",),
 }
-_OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *GATED)
+_OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *MASKED)
 
 
-def decoded_layout(config: CoreConfig) -> data.StructLayout:
+def decoded_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a decoded instruction: :data:`hw.isa.FIELDS`, ``fault``, and ``column_bytes``.
 
     The latter are the bytes of a column, or row, of MATMUL's matrix, of a vector of a cache, and of
@@ -54,7 +54,7 @@ def decoded_layout(config: CoreConfig) -> data.StructLayout:
         "fault": bits_for(max(Fault)), "column_bytes": bits_for(largest)})
 
 
-def position_members(config: CoreConfig) -> dict:
+def position_members(config: AcceleratorConfig) -> dict:
     """Members of whoever needs the position in the sequence: none without a context."""
     return {"position": In(bits_for(config.context)), "known": In(1)} if config.context else {}
 
@@ -69,7 +69,7 @@ class Decoder(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -92,12 +92,12 @@ class Decoder(wiring.Component):
     position: Signal
     known: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         for what, value in (("Lane count", config.engine.lanes),
                             ("Port width in bytes", config.port_bytes)):
             if value & (value - 1):
-                raise ValueError(f"{what} of a core must be a power of two, not {value}")
+                raise ValueError(f"{what} of an accelerator must be a power of two, not {value}")
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"instruction": 8 * INSTRUCTION_BYTES}))),
             "o": Out(stream.Signature(decoded_layout(config))),
@@ -129,9 +129,9 @@ class Decoder(wiring.Component):
                 for opcode, functions in FUNCTIONS.items() if opcode in opcodes).any()),
             seen.REGISTER.eq(
                 (((at.opcode == Opcode.NORM)
-                  | ((at.opcode == Opcode.PACK) & (at.function != Function.NONZERO)))
+                  | ((at.opcode == Opcode.QUANTIZE) & (at.function != Function.NONZERO)))
                  & ((at.target == 0) | (at.target >= REGISTERS)))
-                | (opcode_in((Opcode.DRAIN, Opcode.EMIT))
+                | (opcode_in((Opcode.WRITE_BACK, Opcode.TOP_K))
                    & ((at.a >= REGISTERS) | (at.b >= REGISTERS)))),
             seen.MATRIX.eq((at.opcode == Opcode.MATMUL) & Cat(
                 (value == 0) | (value > limit)
@@ -153,7 +153,7 @@ class Decoder(wiring.Component):
                                                          > config.vector_depth)))
         m.d.comb += seen.VECTOR_ADDRESS.eq(
             (opcode_in(vectors) & Cat(bad).any())
-            | ((at.opcode == Opcode.PACK) & (at.count > config.list_depth)))
+            | ((at.opcode == Opcode.QUANTIZE) & (at.count > config.list_depth)))
         if config.context:
             self._see_attention(m, at, seen, opcode_in)
 
@@ -178,7 +178,7 @@ class Decoder(wiring.Component):
                 & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes)
                    | beyond)),
         ]
-        places = opcode_in((Opcode.LOAD_AT, Opcode.APPEND))     # ... depends on the position
+        places = opcode_in((Opcode.LOAD_AT, Opcode.KV_APPEND))     # ... depends on the position
         m.d.sync += found.eq(seen)
         with m.FSM():
             with m.State("IDLE"):
@@ -207,7 +207,7 @@ class Decoder(wiring.Component):
                             term.eq(size),
                             at.column_bytes.eq(size),
                             passes.eq(0),
-                            factor.eq(self.position + opcode_in((Opcode.SCORE, Opcode.MIX))),
+                            factor.eq(self.position + opcode_in((Opcode.QK, Opcode.PV))),
                         ]
                         m.next = "MULTIPLY"
                         with m.If(~self.known):
@@ -258,7 +258,7 @@ class Decoder(wiring.Component):
         return m
 
     def _see_batch(self, m, at, seen, by_row, groups):
-        """Look at the batch of a DENSE PACK or of a MATMUL: a power of two."""
+        """Look at the batch of a DENSE QUANTIZE or of a MATMUL: a power of two."""
         config, engine = self.config, self.config.engine
         part = data.StructLayout(BATCH_FIELDS)(at.constant[:sum(BATCH_FIELDS.values())])
         above = at.constant[sum(BATCH_FIELDS.values()):].any()
@@ -271,7 +271,7 @@ class Decoder(wiring.Component):
             multiplied.append((at.target == 1 << log2) & ~by_row & filled
                               & (groups <= engine.accumulator_depth >> log2))
         m.d.comb += seen.BATCH.eq(
-            ((at.opcode == Opcode.PACK) & (at.function == Function.DENSE) & at.constant.any()
+            ((at.opcode == Opcode.QUANTIZE) & (at.function == Function.DENSE) & at.constant.any()
              & ~(Cat(packed).any() & ~above))
             | ((at.opcode == Opcode.MATMUL) & ~Cat(multiplied).any()))
 
@@ -281,12 +281,12 @@ class Decoder(wiring.Component):
         """Tell whether a vector lies in two halves."""
         if not self.config.context:
             return C(0)
-        return opcode_in((Opcode.APPEND, Opcode.SCORE)) & self.o.p.b.any()
+        return opcode_in((Opcode.KV_APPEND, Opcode.QK)) & self.o.p.b.any()
 
     @staticmethod
     def _cache_bytes(at) -> Value:
         """Return the bytes of a vector at each position."""
-        elements = Mux((at.opcode == Opcode.SCORE) | (at.opcode == Opcode.MIX), at.constant,
+        elements = Mux((at.opcode == Opcode.QK) | (at.opcode == Opcode.PV), at.constant,
                        at.count)
         return Mux((at.opcode != Opcode.LOAD_AT) & (at.function == Function.E4M3), elements,
                    elements << 1)
@@ -295,14 +295,14 @@ class Decoder(wiring.Component):
         """Look at heads, caches and the position."""
         config = self.config
         lanes, port = config.vector_lanes, config.port_bytes
-        appends, scores = at.opcode == Opcode.APPEND, at.opcode == Opcode.SCORE
+        appends, scores = at.opcode == Opcode.KV_APPEND, at.opcode == Opcode.QK
         elements = Mux(appends, at.count, at.constant)
         cache = Mux(appends, at.constant, Mux(scores, 0, at.a))
         halves = scores & at.b.any()
         bytes_ = Mux(at.function == Function.E4M3, elements, elements << 1)
         m.d.comb += [
             seen.CONTEXT.eq(opcode_in(ATTENTION) & (self.position >= config.context)),
-            seen.HEADS.eq(opcode_in((Opcode.APPEND, Opcode.SCORE, Opcode.MIX)) & Cat(
+            seen.HEADS.eq(opcode_in((Opcode.KV_APPEND, Opcode.QK, Opcode.PV)) & Cat(
                 elements == 0, elements > config.head_elements, cache >= config.caches,
                 (elements & (lanes - 1)).any(), halves & (elements & (2 * lanes - 1)).any(),
                 (bytes_ & (port - 1)).any(),

@@ -1,4 +1,4 @@
-"""The sequencer: one pass over the program for each token, an instruction at a time."""
+"""The dispatch: one pass over the program for each token, an instruction at a time."""
 
 from amaranth import *
 from amaranth.lib import data, fifo, memory, stream, wiring
@@ -8,31 +8,31 @@ from amaranth.utils import bits_for, exact_log2
 from hw.activations.sparsity import command_layout as selection_layout
 from hw.arith.exact import ExactMultiplier
 from hw.attention.unit import answer_layout, attention_layout
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.control.decode import decoded_layout
 from hw.control.program import ProgramReader, program_layout
 from hw.engine.loop_nest import entry_layout, job_layout
 from hw.formats.minifloat import bf16
-from hw.isa import BATCH_FIELDS, FIELDS, GATED, REGISTERS, Fault, Function, Opcode
+from hw.isa import BATCH_FIELDS, FIELDS, MASKED, REGISTERS, Fault, Function, Opcode
 from hw.memory.load_store import move_layout
 from hw.memory.port import error_layout
-from hw.output.writeback import drain_layout, scalar_layout
+from hw.output.writeback import scalar_layout, write_back_layout
 from hw.vector.memory import address_width
 from hw.vector.unit import command_layout
 
-__all__ = ["Sequencer", "fault_layout", "token_layout"]
+__all__ = ["Dispatch", "fault_layout", "token_layout"]
 
-#: A scalar register: exponents of PACK, -133 to 121.
+#: A scalar register: exponents of QUANTIZE, -133 to 121.
 _EXPONENT_WIDTH = 10
 
 
-def token_layout(config: CoreConfig) -> data.StructLayout:
+def token_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of what begins a pass: the token, and the instruction to start at."""
     return data.StructLayout({"token": config.engine.index_width,
                               "start": exact_log2(config.program_depth)})
 
 
-def fault_layout(config: CoreConfig) -> data.StructLayout:
+def fault_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a fault: its code, and the index of its instruction.
 
     With MEMORY, ``write``, ``response`` and ``address`` are those of
@@ -43,15 +43,15 @@ def fault_layout(config: CoreConfig) -> data.StructLayout:
                               "write": 1, "response": 2, "address": config.address_width})
 
 
-class Sequencer(wiring.Component):
-    """Executes the program: commands to the units of the core, in the order of docs/machine.md.
+class Dispatch(wiring.Component):
+    """Executes the program: commands to the units, in the order of docs/machine.md.
 
     Each command waits for its unit's answer, but for MATMUL, which is only queued. The next
     instruction is decoded meanwhile.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     reader_domain : str
         Clock domain of the program's reader.
 
@@ -63,42 +63,43 @@ class Sequencer(wiring.Component):
         Begins a pass; accepted when the one before has ended.
     o_vectors, i_numbers : Out(stream), In(stream)
         ``i_commands`` and ``o_results`` of :class:`hw.vector.unit.VectorUnit`.
-    o_packs, i_packed : Out(stream), In(stream)
-        ``i_commands`` and ``o_results`` of :class:`hw.activations.quantizer.Packer`.
+    o_quantizes, i_quantized : Out(stream), In(stream)
+        ``i_commands`` and ``o_results`` of :class:`hw.activations.quantizer.Quantizer`.
     o_selections : Out(stream)
-        ``i_commands`` of :class:`hw.activations.sparsity.Selector`, accepted before that of the
-        packer.
-    listed : In(1)
-        For a cycle when the end of a PACK's list was accepted by the list memory.
+        ``i_commands`` of :class:`hw.activations.sparsity.SparsityPolicy`, accepted before that of
+        the quantizer.
+    list_complete : In(1)
+        For a cycle when the end of a QUANTIZE's list was accepted by the list memory.
     o_entries, o_products : Out(stream)
-        For ``i_entries`` and ``i_products`` of :class:`hw.activations.sparse_vector.ListMemory`.
-    o_drains : Out(stream) of :func:`drain_layout`
+        For ``i_entries`` and ``i_products`` of
+        :class:`hw.activations.sparse_vector.SparseVectorMemory`.
+    o_write_backs : Out(stream) of :func:`write_back_layout`
         Rows of the oldest product are scaled and written.
-    drained : In(1)
+    written_back : In(1)
         For a cycle when its last word was written.
     o_choices : Out(stream) of {rows: 16}
         For ``i_commands`` of :class:`hw.output.top_k.TopK`.
     chosen : In(1)
         For a cycle when its last integer was delivered.
     o_scale : Out(stream) of :func:`scalar_layout`
-        The scalar of an EMIT, after its last integer.
+        The scalar of a TOP_K, after its last integer.
     o_moves : Out(stream) of :func:`move_layout`
     moved : In(1)
         For a cycle when the move is done.
     loading : Out(1)
-        A LOAD is under way. A gated PACK behind it may have been begun; none of its entries may
-        reach the selector, which needs what is loaded.
-    late : In(1)
+        A LOAD is under way. A masked QUANTIZE behind it may have been begun; none of its entries
+        may reach the sparsity policy, which needs what is loaded.
+    prefetch_behind : In(1)
         No pass may begin yet.
     batch : Out of :data:`hw.isa.BATCH_FIELDS`
-        Of the list that a PACK makes; ``log2`` is 0 if it is not one of a batch.
-    more : Out(1)
+        Of the list that a QUANTIZE makes; ``log2`` is 0 if it is not one of a batch.
+    batch_incomplete : Out(1)
         More vectors of it are to come.
     o_attends, i_attended : Out(stream), In(stream)
         ``i_commands`` and ``o_answers`` of :class:`hw.attention.unit.AttentionUnit`. These and the
         following are there only with a context.
-    mixing : Out(1)
-        The product of a DRAIN is the mixture of attention.
+    pv_results : Out(1)
+        The product of a WRITE_BACK is the mixture of attention.
     position : Out
         Of the token in its sequence, at most the context.
     cache, bound : Out, In(8)
@@ -106,14 +107,15 @@ class Sequencer(wiring.Component):
     not_finite : In(1)
         Beside ``moved``: a vector that was appended is not finite.
     error : In of :func:`hw.memory.port.error_layout`
-        That of the memory port. No instruction begins after it, and no EMIT ends: the core stops
-        with MEMORY, whatever else an instruction found in data that are not those of the memory.
+        That of the memory port. No instruction begins after it, and no TOP_K ends: the accelerator
+        stops with MEMORY, whatever else an instruction found in data that are not those of the
+        memory.
     o_faults : Out(stream) of :func:`fault_layout`
-        What stopped the core; only a reset starts it again.
+        What stopped the accelerator; only a reset starts it again.
     executing : Out
         Index of the instruction that is executed, or the next one to be.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
 
     Raises
     ------
@@ -125,14 +127,14 @@ class Sequencer(wiring.Component):
     i_tokens: stream.Interface
     o_vectors: stream.Interface
     i_numbers: stream.Interface
-    o_packs: stream.Interface
-    i_packed: stream.Interface
+    o_quantizes: stream.Interface
+    i_quantized: stream.Interface
     o_selections: stream.Interface
-    listed: Signal
+    list_complete: Signal
     o_entries: stream.Interface
     o_products: stream.Interface
-    o_drains: stream.Interface
-    drained: Signal
+    o_write_backs: stream.Interface
+    written_back: Signal
     o_choices: stream.Interface
     chosen: Signal
     o_scale: stream.Interface
@@ -144,7 +146,7 @@ class Sequencer(wiring.Component):
     executing: Signal
     active: Signal
 
-    def __init__(self, config: CoreConfig, *, reader_domain: str = "sync"):
+    def __init__(self, config: AcceleratorConfig, *, reader_domain: str = "sync"):
         self.config = config
         self.reader = ProgramReader(config)
         self._reader_domain = reader_domain
@@ -154,13 +156,13 @@ class Sequencer(wiring.Component):
             "i_tokens": token_layout(config),
             "o_vectors": command_layout(config),
             "i_numbers": data.StructLayout({"number": bf16.width}),
-            "o_packs": data.StructLayout({"sparse": 1, "nonzero": 1, "a": address,
-                                          "words": address + 1}),
+            "o_quantizes": data.StructLayout({"sparse": 1, "nonzero": 1, "a": address,
+                                              "words": address + 1}),
             "o_selections": selection_layout(config),
-            "i_packed": data.StructLayout({"exponent": signed(_EXPONENT_WIDTH), "fault": 1}),
+            "i_quantized": data.StructLayout({"exponent": signed(_EXPONENT_WIDTH), "fault": 1}),
             "o_entries": entry_layout(config.engine),
             "o_products": job_layout(config.engine),
-            "o_drains": drain_layout(config),
+            "o_write_backs": write_back_layout(config),
             "o_choices": data.StructLayout({"rows": FIELDS["count"]}),
             "o_scale": scalar_layout(),
             "o_moves": move_layout(config),
@@ -169,14 +171,15 @@ class Sequencer(wiring.Component):
         super().__init__({
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
-            "listed": In(1), "drained": In(1), "chosen": In(1), "moved": In(1),
-            "loading": Out(1), "late": In(1), "error": In(error_layout(config.address_width)),
-            "batch": Out(data.StructLayout(BATCH_FIELDS)), "more": Out(1),
+            "list_complete": In(1), "written_back": In(1), "chosen": In(1), "moved": In(1),
+            "loading": Out(1), "prefetch_behind": In(1),
+            "error": In(error_layout(config.address_width)),
+            "batch": Out(data.StructLayout(BATCH_FIELDS)), "batch_incomplete": Out(1),
             "executing": Out(bits_for(config.program_depth)), "active": Out(1),
         } | ({
             "o_attends": Out(stream.Signature(attention_layout(config))),
             "i_attended": In(stream.Signature(answer_layout())),
-            "mixing": Out(1), "position": Out(bits_for(config.context)),
+            "pv_results": Out(1), "position": Out(bits_for(config.context)),
             "cache": Out(bits_for(config.caches - 1)), "bound": In(bf16.exponent_bits),
             "not_finite": In(1),
         } if config.context else {}))
@@ -214,14 +217,14 @@ class Sequencer(wiring.Component):
             products.w_data.eq(Cat(rows, by_row)),
         ]
         # Rows that are left of the oldest of them: known two cycles after it is the oldest one.
-        left = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
+        oldest = Signal(data.StructLayout({"rows": len(now.a), "by_row": 1}), reset_less=True)
         known, takes = Signal(), Signal()
         whole = Signal()                        # no row is left behind
-        m.d.comb += whole.eq(left.rows == now.count)
+        m.d.comb += whole.eq(oldest.rows == now.count)
         with m.If(takes):
-            m.d.sync += [left.rows.eq(left.rows - now.count), known.eq(~whole)]
+            m.d.sync += [oldest.rows.eq(oldest.rows - now.count), known.eq(~whole)]
         with m.Elif(~known):
-            m.d.sync += [left.eq(products.r_data), known.eq(products.r_rdy)]
+            m.d.sync += [oldest.eq(products.r_data), known.eq(products.r_rdy)]
 
         register = data.StructLayout({"number": bf16.width, "exponent": signed(_EXPONENT_WIDTH)})
         m.submodules.registers = registers = memory.Memory(
@@ -248,11 +251,11 @@ class Sequencer(wiring.Component):
             self.o_vectors.p.a.eq(now.a >> below),
             self.o_vectors.p.b.eq(now.b >> below),
             self.o_vectors.p.words.eq(words),
-            self.o_packs.p.sparse.eq(now.function != Function.DENSE),
-            self.o_packs.p.nonzero.eq(now.function == Function.NONZERO),
-            self.o_packs.p.a.eq(now.a >> below),
-            self.o_packs.p.words.eq(words),
-            self.o_selections.p.largest.eq(now.function == Function.TOP_K),
+            self.o_quantizes.p.sparse.eq(now.function != Function.DENSE),
+            self.o_quantizes.p.nonzero.eq(now.function == Function.NONZERO),
+            self.o_quantizes.p.a.eq(now.a >> below),
+            self.o_quantizes.p.words.eq(words),
+            self.o_selections.p.largest.eq(now.function == Function.KEEP_TOP_K),
             self.o_selections.p.norms.eq(now.b >> below),
             self.o_selections.p.keep.eq(now.constant),
             self.o_selections.p.threshold.eq(now.address),
@@ -260,10 +263,10 @@ class Sequencer(wiring.Component):
             self.o_products.p.tail.eq(((below_last & (engine.lanes - 1)) >> below) + 1),
             self.o_products.p.planes.eq(now.b),
             self.o_products.p.batch.eq(Mux(batched, now.target, 1)),
-            self.o_drains.p.scalar.eq(scalar),
-            self.o_drains.p.target.eq(now.target >> below),
-            self.o_drains.p.words.eq(words),
-            self.o_drains.p.relu.eq(now.function == Function.RELU),
+            self.o_write_backs.p.scalar.eq(scalar),
+            self.o_write_backs.p.target.eq(now.target >> below),
+            self.o_write_backs.p.words.eq(words),
+            self.o_write_backs.p.relu.eq(now.function == Function.RELU),
             self.o_choices.p.rows.eq(now.count),
             self.o_scale.p.eq(scalar),
             self.o_moves.p.store.eq(now.opcode == Opcode.STORE),
@@ -281,10 +284,10 @@ class Sequencer(wiring.Component):
             m.d.comb += self.o_products.p.by_row.eq(by_row)
         if engine.max_batch > 1:
             part = self.batch
-            with m.If((now.opcode == Opcode.PACK) & (now.function == Function.DENSE)):
+            with m.If((now.opcode == Opcode.QUANTIZE) & (now.function == Function.DENSE)):
                 m.d.comb += [
                     part.eq(now.constant[:part.shape().size]),
-                    self.more.eq(~part.across & (part.slot != (1 << part.log2) - 1)),
+                    self.batch_incomplete.eq(~part.across & (part.slot != (1 << part.log2) - 1)),
                 ]
         if config.context:
             self._position(m, now, reader)
@@ -294,15 +297,16 @@ class Sequencer(wiring.Component):
         with m.Elif(self.moved):
             m.d.sync += self.loading.eq(0)
 
-        listed = Signal()                       # ... the list of this PACK
-        with m.If(self.o_packs.valid):
-            m.d.sync += listed.eq(0)
-        with m.Elif(self.listed):
-            m.d.sync += listed.eq(1)
+        list_seen = Signal()                       # ... the list of this QUANTIZE
+        with m.If(self.o_quantizes.valid):
+            m.d.sync += list_seen.eq(0)
+        with m.Elif(self.list_complete):
+            m.d.sync += list_seen.eq(1)
 
         states = _STATES | (_ATTENTION_STATES if config.context else {})
         waits = Signal()                        # for another unit, and nothing changes
-        m.d.comb += self.active.eq(~waits | self.listed | self.moved | (~known & products.r_rdy))
+        m.d.comb += self.active.eq(~waits | self.list_complete | self.moved
+                                   | (~known & products.r_rdy))
 
         def command(state, port, following):
             with m.State(state):
@@ -318,10 +322,10 @@ class Sequencer(wiring.Component):
 
         with m.FSM() as fsm:
             with m.State("IDLE"):
-                begins = self.i_tokens.valid & ~self.late
+                begins = self.i_tokens.valid & ~self.prefetch_behind
                 m.d.comb += [
                     self.i_program.ready.eq(1),
-                    self.i_tokens.ready.eq(~self.late),
+                    self.i_tokens.ready.eq(~self.prefetch_behind),
                     reader.restart.eq(begins),
                 ]
                 m.d.sync += [token.eq(self.i_tokens.p.token), index.eq(self.i_tokens.p.start)]
@@ -362,27 +366,27 @@ class Sequencer(wiring.Component):
                 with m.If(self.i_numbers.valid):
                     m.next = "DONE"
 
-            with m.State("GATE"):
+            with m.State("SPARSITY"):
                 m.d.comb += self.o_selections.valid.eq(
-                    Cat(now.function == function for function in GATED).any())
+                    Cat(now.function == function for function in MASKED).any())
                 with m.If(~self.o_selections.valid | self.o_selections.ready):
-                    m.next = "PACK"
-            command("PACK", self.o_packs, "PACKED")
+                    m.next = "QUANTIZE"
+            command("QUANTIZE", self.o_quantizes, "PACKED")
             with m.State("PACKED"):
                 m.d.comb += [
-                    self.i_packed.ready.eq(1),
+                    self.i_quantized.ready.eq(1),
                     write.data.number.eq(bf16.one),
-                    write.data.exponent.eq(self.i_packed.p.exponent),
-                    write.en.eq(self.i_packed.valid & ~self.i_packed.p.fault
-                                & ~self.o_packs.p.nonzero),
-                    waits.eq(~self.i_packed.valid),
+                    write.data.exponent.eq(self.i_quantized.p.exponent),
+                    write.en.eq(self.i_quantized.valid & ~self.i_quantized.p.fault
+                                & ~self.o_quantizes.p.nonzero),
+                    waits.eq(~self.i_quantized.valid),
                 ]
                 m.d.sync += fault.eq(Fault.NOT_FINITE)
-                with m.If(self.i_packed.valid):
-                    m.next = "LISTED"
-                    with m.If(self.i_packed.p.fault):
+                with m.If(self.i_quantized.valid):
+                    m.next = "LIST"
+                    with m.If(self.i_quantized.p.fault):
                         m.next = "FAULT"
-            answer("LISTED", listed, "DONE")
+            answer("LIST", list_seen, "DONE")
 
             with m.State("TOKEN"):
                 m.d.comb += [
@@ -411,10 +415,10 @@ class Sequencer(wiring.Component):
             with m.State("TAKE"):
                 m.d.sync += fault.eq(Fault.NO_PRODUCT)
                 m.next = "FAULT"
-                m.d.sync += self.o_drains.p.by_row.eq(left.by_row)
-                emits = now.opcode == Opcode.EMIT
-                with m.If(known & ~(left.by_row & emits)
-                          & (whole | ((left.rows > now.count) & ~(left.by_row | emits)))):
+                m.d.sync += self.o_write_backs.p.by_row.eq(oldest.by_row)
+                emits = now.opcode == Opcode.TOP_K
+                with m.If(known & ~(oldest.by_row & emits)
+                          & (whole | ((oldest.rows > now.count) & ~(oldest.by_row | emits)))):
                     m.d.comb += [takes.eq(1), products.r_en.eq(whole)]
                     m.next = "MULTIPLY"
             with m.State("MULTIPLY"):
@@ -429,10 +433,10 @@ class Sequencer(wiring.Component):
                     m.next = "MULTIPLY"
                     with m.If(second):
                         m.next = "CHOOSE"
-                        with m.If(now.opcode == Opcode.DRAIN):
-                            m.next = "DRAIN"
-            command("DRAIN", self.o_drains, "DRAINED")
-            answer("DRAINED", self.drained, "DONE")
+                        with m.If(now.opcode == Opcode.WRITE_BACK):
+                            m.next = "WRITE_BACK"
+            command("WRITE_BACK", self.o_write_backs, "WRITTEN_BACK")
+            answer("WRITTEN_BACK", self.written_back, "DONE")
             command("CHOOSE", self.o_choices, "CHOSEN")
             with m.State("CHOSEN"):
                 m.d.comb += waits.eq(~self.chosen)
@@ -446,8 +450,8 @@ class Sequencer(wiring.Component):
             with m.State("MOVED"):
                 given = reader.o.p
                 packs = (reader.o.valid & (given.fault == Fault.NONE)
-                         & (given.opcode == Opcode.PACK)
-                         & Cat(given.function == function for function in GATED).any())
+                         & (given.opcode == Opcode.QUANTIZE)
+                         & Cat(given.function == function for function in MASKED).any())
                 done = self.moved | (self.loading & packs)
                 m.d.comb += waits.eq(~done)
                 with m.If(done):
@@ -472,12 +476,12 @@ class Sequencer(wiring.Component):
             with m.Elif(self.position != config.context):
                 m.d.sync += self.position.eq(self.position + 1)
         attends, moves = self.o_attends.p, self.o_moves.p
-        appends = now.opcode == Opcode.APPEND
+        appends = now.opcode == Opcode.KV_APPEND
         m.d.comb += [
             reader.position.eq(self.position),
             reader.known.eq(1),
             self.cache.eq(now.a),
-            attends.mix.eq(now.opcode == Opcode.MIX),
+            attends.pv.eq(now.opcode == Opcode.PV),
             attends.e4m3.eq(now.function == Function.E4M3),
             attends.tokens.eq(self.position + 1),
             attends.bound.eq(self.bound),
@@ -494,16 +498,16 @@ class Sequencer(wiring.Component):
         ]
         with m.If(appends):
             m.d.comb += [moves.store.eq(1), moves.vector.eq(now.a >> below)]
-        with m.If(attends.mix):
-            m.d.comb += self.o_drains.p.words.eq(attends.words)
+        with m.If(attends.pv):
+            m.d.comb += self.o_write_backs.p.words.eq(attends.words)
 
     def _attention(self, m, now, scalar, fault, waits, command):
-        """Execute APPEND, SCORE and MIX: the heads of a mixture are drained one by one."""
+        """Execute KV_APPEND, QK and PV: the heads of a mixture are drained one by one."""
         heads = Signal.like(self.o_attends.p.heads)     # that were scored last
-        left = Signal.like(heads)
+        heads_remaining = Signal.like(heads)
         attended = self.i_attended
-        command("APPEND", self.o_moves, "APPENDED")
-        with m.State("APPENDED"):
+        command("KV_APPEND", self.o_moves, "KV_APPENDED")
+        with m.State("KV_APPENDED"):
             m.d.comb += waits.eq(~self.moved)
             m.d.sync += fault.eq(Fault.NOT_FINITE)
             with m.If(self.moved):
@@ -512,40 +516,41 @@ class Sequencer(wiring.Component):
                     m.next = "FAULT"
         with m.State("ATTEND"):
             m.d.comb += [self.o_attends.valid.eq(1), waits.eq(~self.o_attends.ready)]
-            m.d.sync += [self.o_drains.p.by_row.eq(0), left.eq(heads)]
+            m.d.sync += [self.o_write_backs.p.by_row.eq(0), heads_remaining.eq(heads)]
             with m.If(self.o_attends.ready):
-                m.next = "MIXED"
-                with m.If(now.opcode == Opcode.SCORE):
+                m.next = "PV_DONE"
+                with m.If(now.opcode == Opcode.QK):
                     m.d.sync += heads.eq(now.target)
-                    m.next = "SCORED"
-        with m.State("SCORED"):
+                    m.next = "QK_DONE"
+        with m.State("QK_DONE"):
             m.d.comb += [attended.ready.eq(1), waits.eq(~attended.valid)]
             m.d.sync += fault.eq(Fault.NOT_FINITE)
             with m.If(attended.valid):
                 m.next = "DONE"
                 with m.If(attended.p.fault):
                     m.next = "FAULT"
-        with m.State("MIXED"):
+        with m.State("PV_DONE"):
             m.d.comb += [attended.ready.eq(1), waits.eq(~attended.valid)]
             m.d.sync += [scalar.number.eq(attended.p.number),
                          scalar.exponent.eq(attended.p.exponent)]
             with m.If(attended.valid):
-                m.next = "MIX"
-        command("MIX", self.o_drains, "MIXING")
-        with m.State("MIXING"):
-            m.d.comb += [self.mixing.eq(1), waits.eq(~self.drained)]
-            with m.If(self.drained):
-                m.d.sync += [now.target.eq(now.target + now.constant), left.eq(left - 1)]
-                m.next = "MIXED"
-                with m.If(left == 1):
+                m.next = "PV"
+        command("PV", self.o_write_backs, "PV_RESULTS")
+        with m.State("PV_RESULTS"):
+            m.d.comb += [self.pv_results.eq(1), waits.eq(~self.written_back)]
+            with m.If(self.written_back):
+                m.d.sync += [now.target.eq(now.target + now.constant),
+                             heads_remaining.eq(heads_remaining - 1)]
+                m.next = "PV_DONE"
+                with m.If(heads_remaining == 1):
                     m.next = "DONE"
 
 
 #: Where the execution of each instruction begins.
 _STATES = {
     Opcode.STOP: "IDLE", Opcode.LOAD: "MOVE", Opcode.STORE: "MOVE", Opcode.TOKEN: "TOKEN",
-    Opcode.PACK: "GATE", Opcode.MATMUL: "MATMUL", Opcode.DRAIN: "TAKE", Opcode.EMIT: "TAKE",
-    Opcode.VECTOR: "VECTOR", Opcode.NORM: "VECTOR",
+    Opcode.QUANTIZE: "SPARSITY", Opcode.MATMUL: "MATMUL", Opcode.WRITE_BACK: "TAKE",
+    Opcode.TOP_K: "TAKE", Opcode.VECTOR: "VECTOR", Opcode.NORM: "VECTOR",
 }
-_ATTENTION_STATES = {Opcode.LOAD_AT: "MOVE", Opcode.APPEND: "APPEND", Opcode.SCORE: "ATTEND",
-                     Opcode.MIX: "ATTEND"}
+_ATTENTION_STATES = {Opcode.LOAD_AT: "MOVE", Opcode.KV_APPEND: "KV_APPEND", Opcode.QK: "ATTEND",
+                     Opcode.PV: "ATTEND"}

@@ -5,14 +5,14 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.control.decode import Decoder, decoded_layout, position_members
 from hw.isa import INSTRUCTION_BYTES
 
 __all__ = ["ProgramReader", "program_layout"]
 
 
-def program_layout(config: CoreConfig) -> data.StructLayout:
+def program_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of an instruction on its way into the program."""
     return data.StructLayout({"index": exact_log2(config.program_depth),
                               "instruction": 8 * INSTRUCTION_BYTES})
@@ -25,7 +25,7 @@ class ProgramReader(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -39,7 +39,7 @@ class ProgramReader(wiring.Component):
     position, known : In
         As :class:`hw.control.decode.Decoder` has them.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class ProgramReader(wiring.Component):
     o: stream.Interface
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         self.decoder = Decoder(config)
         super().__init__({

@@ -10,7 +10,7 @@ from hw.common.register_copy import RegisterCopy
 from hw.common.stream import connect_stream
 from hw.config import EngineConfig
 from hw.engine.lane import LaneAdder
-from hw.engine.loop_nest import Walker, column_layout, entry_layout, job_layout, operation_layout
+from hw.engine.loop_nest import LoopNest, column_layout, entry_layout, job_layout, operation_layout
 from hw.engine.result_queue import ResultQueue, result_layout
 from hw.engine.row_sums import RowSums, activation_layout
 from hw.engine.trit_decoder import TritDecoder
@@ -64,7 +64,7 @@ class TernaryEngine(wiring.Component):
         from power-up on; ``all`` columns of the word ``index // lanes`` get the same one. They are
         written before the job is sent, and not while one by row is under way. Always taken.
     rows_active : Out(1)
-        A clock matters to the walk by row: see :attr:`hw.accelerator.Core.active`.
+        A clock matters to the walk by row: see :attr:`hw.accelerator.Accelerator.active`.
     """
 
     i_jobs: stream.Interface
@@ -93,22 +93,22 @@ class TernaryEngine(wiring.Component):
         m = Module()
         config = self.config
 
-        m.submodules.walker = walker = Walker(config)
+        m.submodules.loop_nest = loop_nest = LoopNest(config)
         m.submodules.results = results = ResultQueue(config)
-        connect_stream(m, wiring.flipped(self.i_jobs), walker.i_jobs)
-        connect_stream(m, wiring.flipped(self.i_entries), walker.i_entries)
-        connect_stream(m, walker.o_columns, wiring.flipped(self.o_columns))
+        connect_stream(m, wiring.flipped(self.i_jobs), loop_nest.i_jobs)
+        connect_stream(m, wiring.flipped(self.i_entries), loop_nest.i_entries)
+        connect_stream(m, loop_nest.o_columns, wiring.flipped(self.o_columns))
         connect_stream(m, results.o_results, wiring.flipped(self.o_results))
         m.d.comb += [
-            walker.word_valid.eq(self.i_words.valid),
-            self.i_words.ready.eq(walker.word_ready),
-            walker.room.eq(results.room),
+            loop_nest.word_valid.eq(self.i_words.valid),
+            self.i_words.ready.eq(loop_nest.word_ready),
+            loop_nest.room.eq(results.room),
         ]
 
         # An operation never waits once it is issued. `stages[k]` was issued k + 1 cycles ago.
         # The block RAM takes its address after stage 1, the lanes add after stage 3; the sum is
         # written one cycle later, so it can be read three cycles after the sum before it was.
-        issued = walker.operation
+        issued = loop_nest.operation
         stages = [Signal(operation_layout(config), name=f"stage_{k}") for k in range(5)]
         m.d.sync += [after.eq(before) for before, after
                      in zip([issued, *stages], stages, strict=False)]
@@ -210,8 +210,8 @@ class TernaryEngine(wiring.Component):
                     Cat(stage.row.word, stage.row.result, stage.row.last)
                     for stage in stages[2:4]).any()),
                 results.row.eq(rows.o),
-                walker.rows_under_way.eq(Cat(rows.under_way,
-                                             [stage.row.last for stage in stages[:3]]).any()),
+                loop_nest.rows_under_way.eq(Cat(rows.under_way,
+                                                [stage.row.last for stage in stages[:3]]).any()),
                 # Late, which the spare places of the queue allow; never both at once.
                 results.reserve.eq(issued.read | stages[0].row.result),
             ]

@@ -8,7 +8,7 @@ from amaranth.utils import bits_for, ceil_log2
 from hw.config import EngineConfig
 from hw.engine.gated_adder import GatedAdder
 
-__all__ = ["Walker", "column_layout", "entry_layout", "job_layout", "operation_layout",
+__all__ = ["LoopNest", "column_layout", "entry_layout", "job_layout", "operation_layout",
            "row_operation_layout"]
 
 #: Entries that wait inside the engine, so that columns are asked for ahead of their use.
@@ -81,7 +81,7 @@ def row_operation_layout(config: EngineConfig) -> data.StructLayout:
     })
 
 
-class Walker(wiring.Component):
+class LoopNest(wiring.Component):
     """Turns jobs and their activation lists into operations, at most one a cycle.
 
     .. code-block:: text
@@ -155,16 +155,18 @@ class Walker(wiring.Component):
         listing = Signal()
         position = Signal.like(next_job.batch, init=1)
         column_begins = Signal(init=1)
-        asks = Signal()
+        requests_column = Signal()
         entry = self.i_entries.p
         m.submodules.entries = entries = fifo.SyncFIFO(width=config.activation_width + 1,
                                                        depth=ENTRY_DEPTH)
         m.d.comb += [
             self.i_jobs.ready.eq(~pending & ~listing),
-            asks.eq(column_begins & ~entry.end),
-            self.o_columns.valid.eq(self.i_entries.valid & listing & entries.w_rdy & asks),
+            requests_column.eq(column_begins & ~entry.end),
+            self.o_columns.valid.eq(self.i_entries.valid & listing & entries.w_rdy
+                                    & requests_column),
             self.o_columns.p.index.eq(entry.index),
-            self.i_entries.ready.eq(listing & entries.w_rdy & (~asks | self.o_columns.ready)),
+            self.i_entries.ready.eq(listing & entries.w_rdy
+                                    & (~requests_column | self.o_columns.ready)),
             entries.w_en.eq(self.i_entries.valid & self.i_entries.ready),
             entries.w_data.eq(Cat(entry.value, entry.end)),
         ]

@@ -1,4 +1,4 @@
-"""The ternary core: the engine behind a weight port of any width."""
+"""The engine slice: the engine behind a weight port of any width."""
 
 import math
 
@@ -21,7 +21,7 @@ class EngineSlice(wiring.Component):
     """Engine and gearbox: jobs and lists in, columns or rows of weights asked for, results out.
 
     A product takes as long as the slower of the two, weight port and engine, and a few cycles;
-    :func:`sim.timing.units.core_cycles` has the exact formula.
+    :func:`sim.timing.units.slice_cycles` has the exact formula.
 
     Parameters
     ----------

@@ -15,17 +15,17 @@ session.
 
 A payload is a sequence of *transfers* of one stream; a transfer is its fields in order, each in
 whole bytes, little endian, results sign-extended. :class:`EngineTransfers` and
-:class:`CoreTransfers` list the fields, and what each command does with them.
+:class:`AcceleratorTransfers` list the fields, and what each command does with them.
 """
 
 import dataclasses
 import enum
 
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import FIELDS, INSTRUCTION_BYTES
 
 __all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION",
-           "Answer", "Command", "CoreTransfers", "EngineTransfers", "Exchange",
+           "Answer", "Command", "AcceleratorTransfers", "EngineTransfers", "Exchange",
            "Fields", "Status", "encoded_bytes", "transfer_bytes"]
 
 #: First entry of the device's self-description; a driver refuses another one.
@@ -47,8 +47,8 @@ class Command(enum.IntEnum):
 
     #: No payload; the data is the device's self-description, JSON in ASCII.
     HELLO = 1
-    #: No payload; engine or core, queues and cycle counter start anew. Memories keep what they
-    #: hold.
+    #: No payload; engine or accelerator, queues and cycle counter start anew. Memories keep what
+    #: they hold.
     RESET = 2
     #: Jobs for the engine.
     JOB = 3
@@ -60,7 +60,7 @@ class Command(enum.IntEnum):
     #: the device pads it if the payload ends inside it.
     WEIGHTS_LAST = 6
     #: The payload is a number of transfers; the data is that many results, fewer after ``last``.
-    #: Those of a core are the largest integers of an EMIT and its scalar, or a fault.
+    #: Those of an accelerator are the largest integers of a TOP_K and its scalar, or a fault.
     RESULTS = 7
     #: Pairs of operands; the data is their L-Mul products.
     LMUL = 8
@@ -77,13 +77,13 @@ class Command(enum.IntEnum):
 
 
 class Answer(enum.IntEnum):
-    """What a core's result is."""
+    """What an accelerator's result is."""
 
     #: ``index`` is the row of one of the largest integers, ``value`` the integer.
-    BEST = 0
-    #: ``index`` is the bf16 number of an EMIT's scalar, ``value`` its exponent of two.
+    TOP_K = 0
+    #: ``index`` is the bf16 number of a TOP_K's scalar, ``value`` its exponent of two.
     SCALE = 1
-    #: ``index`` is that of the instruction that stopped the core, ``value`` a
+    #: ``index`` is that of the instruction that stopped the accelerator, ``value`` a
     #: :class:`hw.isa.Fault`. Before a MEMORY come two of ERROR.
     FAULT = 2
     #: ``index`` is half of the address at which the memory failed, the lower 16 bits first;
@@ -99,9 +99,10 @@ class Status(enum.IntEnum):
     UNKNOWN_COMMAND = 1
     #: The payload ends inside a transfer, or a command without payload has one.
     WRONG_LENGTH = 2
-    #: Engine or core took or gave nothing for the watchdog's time; only ``RESET`` helps.
+    #: Engine or accelerator took or gave nothing for the watchdog's time; only ``RESET`` helps.
     STALLED = 3
-    #: A pass is under way, or a fault has stopped the core; after a fault only ``RESET`` helps.
+    #: A pass is under way, or a fault has stopped the accelerator; after a fault only ``RESET``
+    #: helps.
     BUSY = 4
 
 
@@ -216,15 +217,15 @@ class EngineTransfers:
 
 
 @dataclasses.dataclass(frozen=True)
-class CoreTransfers:
-    """Transfers of the streams of a core and its memory.
+class AcceleratorTransfers:
+    """Transfers of the streams of an accelerator and its memory.
 
     Attributes
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     """
 
-    config: CoreConfig
+    config: AcceleratorConfig
 
     @property
     def instruction(self) -> Fields:

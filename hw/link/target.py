@@ -221,7 +221,7 @@ class LinkTarget(wiring.Component):
         limits = {code: self.payload_bytes // transfer_bytes(exchange.data)
                   for code, exchange in pulling.items()}
         room = Signal(range(max(limits.values()) + 1))
-        left = Signal.like(room)
+        remaining = Signal.like(room)
         m.d.comb += room.eq(chosen({code: C(limit) for code, limit in limits.items()}))
         count = collected[8 * (longest - COUNT_BYTES):]
 
@@ -244,11 +244,11 @@ class LinkTarget(wiring.Component):
                                             for code, source in sources.items()}))
             m.d.comb += [source.ready.eq(is_[code]) for code, source in sources.items()]
             with m.If(progress):
-                m.d.sync += left.eq(left - 1)
+                m.d.sync += remaining.eq(remaining - 1)
                 with m.If(chosen({code: source.p.last for code, source in sources.items()
                                   if code in counted})):
-                    m.d.sync += left.eq(0)
-                m.next = "EMIT"
+                    m.d.sync += remaining.eq(0)
+                m.next = "TOP_K"
             with m.Elif(expired):
                 finish(Status.STALLED)
 
@@ -287,7 +287,7 @@ class LinkTarget(wiring.Component):
                     m.next = "SEQUENCE"
             with m.State("BEGIN"):
                 m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(sequence)]
-                m.d.sync += left.eq(room)
+                m.d.sync += remaining.eq(room)
                 with m.If(self.o.ready):
                     m.d.sync += [answered.eq(1), executed.eq(executed + 1)]
                     with m.If(is_one_of(_PLAIN)):
@@ -297,7 +297,7 @@ class LinkTarget(wiring.Component):
                             m.next = "DESCRIBE"
                         with m.Elif(is_[Command.STATUS]):
                             m.d.sync += load
-                            m.next = "EMIT"
+                            m.next = "TOP_K"
                         with m.Else():
                             m.d.sync += [self.reset_device.eq(1), timing.eq(0), cycles.eq(0)]
                             finish(Status.DONE)
@@ -320,7 +320,7 @@ class LinkTarget(wiring.Component):
                         m.next = "PUSH"
                         with m.If(is_one_of(counted)):
                             m.next = "COUNT"
-                        with m.Elif(is_one_of(asking) & (left == 0)):
+                        with m.Elif(is_one_of(asking) & (remaining == 0)):
                             finish(Status.WRONG_LENGTH)
                     with m.Elif(self.i.p.last):
                         finish(Status.WRONG_LENGTH)
@@ -352,16 +352,16 @@ class LinkTarget(wiring.Component):
             with m.State("ANSWER"):
                 pull(asking)
             with m.State("COUNT"):
-                m.d.sync += left.eq(Mux(count > room, room, count))
+                m.d.sync += remaining.eq(Mux(count > room, room, count))
                 m.next = "RESULT"
                 with m.If(~ended):
                     finish(Status.WRONG_LENGTH)
             with m.State("RESULT"):
-                with m.If(left == 0):
+                with m.If(remaining == 0):
                     finish(Status.DONE)
                 with m.Else():
                     pull(counted)
-            with m.State("EMIT"):
+            with m.State("TOP_K"):
                 m.d.comb += [self.o.valid.eq(1), self.o.p.data.eq(emitted[:8])]
                 with m.If(self.o.ready):
                     m.d.sync += [emitted.eq(emitted >> 8), emitted_bytes.eq(emitted_bytes - 1)]
@@ -378,7 +378,7 @@ class LinkTarget(wiring.Component):
             with m.State("DESCRIBE"):
                 m.d.sync += [emitted[:8].eq(description_read.data), emitted_bytes.eq(1),
                              position.eq(position + 1)]
-                m.next = "EMIT"
+                m.next = "TOP_K"
             with m.State("FINISH"):
                 m.d.comb += [self.o.valid.eq(ended), self.o.p.data.eq(status), self.o.p.last.eq(1)]
                 with m.If(ended & self.o.ready):

@@ -1,4 +1,4 @@
-"""A memory that the core uses and the host fills."""
+"""A memory that the accelerator uses and the host fills."""
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
@@ -21,11 +21,11 @@ def placed_layout(address_width: int, port_bytes: int) -> data.StructLayout:
 
 
 class SharedPort(wiring.Component):
-    """The memory port of a core, and between its bursts single transfers of the host.
+    """The memory port of an accelerator, and between its bursts single transfers of the host.
 
-    The core goes first. A transfer that the host reads is looked up when no read of the core is
-    under way, and the core waits until it has come. The core's transfers pass without a delay. The
-    core is told of an error whoever has asked.
+    The accelerator goes first. A transfer that the host reads is looked up when no read of the
+    accelerator is under way, and the accelerator waits until it has come. The accelerator's
+    transfers pass without a delay. The accelerator is told of an error whoever has asked.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ class SharedPort(wiring.Component):
     port_bytes : int
         Bytes of a transfer.
     reads_ahead : int
-        Transfers that the core asks for before the first of them has come, at most.
+        Transfers that the accelerator asks for before the first of them has come, at most.
 
     Members
     -------
-    core : In of :func:`hw.memory.port.port_signature`
+    accelerator : In of :func:`hw.memory.port.port_signature`
     memory : Out of :func:`hw.memory.port.port_signature`
     i_writes : In(stream) of :func:`placed_layout`
     i_reads : In(stream) of :func:`address_layout`
@@ -50,7 +50,7 @@ class SharedPort(wiring.Component):
         If a parameter is not a positive integer.
     """
 
-    core: wiring.PureInterface
+    accelerator: wiring.PureInterface
     memory: wiring.PureInterface
     i_writes: stream.Interface
     i_reads: stream.Interface
@@ -60,7 +60,7 @@ class SharedPort(wiring.Component):
         self.reads_ahead = positive_int("Count of transfers read ahead", reads_ahead)
         port = port_signature(address_width=address_width, port_bytes=port_bytes)
         super().__init__({
-            "core": In(port), "memory": Out(port),
+            "accelerator": In(port), "memory": Out(port),
             "i_writes": In(stream.Signature(placed_layout(address_width, port_bytes))),
             "i_reads": In(stream.Signature(address_layout(address_width))),
             "o_data": Out(stream.Signature(transfer_layout(port_bytes))),
@@ -68,16 +68,16 @@ class SharedPort(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        core, memory = self.core, self.memory
+        accelerator, memory = self.accelerator, self.memory
 
-        # A burst that has begun goes on: the host's transfer waits for its end. So does the core
-        # for a transfer that is being offered.
+        # A burst that has begun goes on: the host's transfer waits for its end. So does the
+        # accelerator for a transfer that is being offered.
         inside, held, grant = Signal(), Signal(), Signal()
         m.d.comb += [
-            grant.eq(held | ~(core.writes.valid | inside)),
-            memory.writes.valid.eq(Mux(grant, self.i_writes.valid, core.writes.valid)),
-            memory.writes.p.eq(core.writes.p),
-            core.writes.ready.eq(memory.writes.ready & ~grant),
+            grant.eq(held | ~(accelerator.writes.valid | inside)),
+            memory.writes.valid.eq(Mux(grant, self.i_writes.valid, accelerator.writes.valid)),
+            memory.writes.p.eq(accelerator.writes.p),
+            accelerator.writes.ready.eq(memory.writes.ready & ~grant),
             self.i_writes.ready.eq(memory.writes.ready & grant),
         ]
         with m.If(grant):
@@ -87,29 +87,29 @@ class SharedPort(wiring.Component):
                 memory.writes.p.last.eq(1),
             ]
         m.d.sync += held.eq(grant & self.i_writes.valid & ~self.i_writes.ready)
-        with m.If(core.writes.valid & core.writes.ready):
-            m.d.sync += inside.eq(~core.writes.p.last)
+        with m.If(accelerator.writes.valid & accelerator.writes.ready):
+            m.d.sync += inside.eq(~accelerator.writes.p.last)
 
-        # Transfers that the core has asked for and not got.
+        # Transfers that the accelerator has asked for and not got.
         awaited = Signal(range(self.reads_ahead + BURST_TRANSFERS + 1))
-        sent = core.reads.valid & core.reads.ready
-        come = core.data.valid & core.data.ready
-        m.d.sync += awaited.eq(awaited + Mux(sent, core.reads.p.transfers, 0) - come)
+        sent = accelerator.reads.valid & accelerator.reads.ready
+        come = accelerator.data.valid & accelerator.data.ready
+        m.d.sync += awaited.eq(awaited + Mux(sent, accelerator.reads.p.transfers, 0) - come)
         m.d.comb += [
-            memory.reads.p.eq(core.reads.p),
-            core.data.p.eq(memory.data.p),
-            core.error.eq(memory.error),
+            memory.reads.p.eq(accelerator.reads.p),
+            accelerator.data.p.eq(memory.data.p),
+            accelerator.error.eq(memory.error),
         ]
         with m.If(self.o_data.ready):
             m.d.sync += self.o_data.valid.eq(0)
         with m.FSM() as fsm:
-            with m.State("CORE"):
+            with m.State("ACCELERATOR"):
                 m.d.comb += [
-                    core.data.valid.eq(memory.data.valid),
-                    memory.reads.valid.eq(core.reads.valid),
-                    core.reads.ready.eq(memory.reads.ready),
+                    accelerator.data.valid.eq(memory.data.valid),
+                    memory.reads.valid.eq(accelerator.reads.valid),
+                    accelerator.reads.ready.eq(memory.reads.ready),
                 ]
-                with m.If(self.i_reads.valid & ~self.o_data.valid & ~core.reads.valid
+                with m.If(self.i_reads.valid & ~self.o_data.valid & ~accelerator.reads.valid
                           & (awaited == 0)):
                     m.next = "READ"
             with m.State("READ"):
@@ -125,7 +125,7 @@ class SharedPort(wiring.Component):
                 m.d.sync += self.o_data.p.eq(memory.data.p)
                 with m.If(memory.data.valid):
                     m.d.sync += self.o_data.valid.eq(1)
-                    m.next = "CORE"
-        # Never waits for the host, and not at all if the core does not let it wait.
-        m.d.comb += memory.data.ready.eq(core.data.ready | ~fsm.ongoing("CORE"))
+                    m.next = "ACCELERATOR"
+        # Never waits for the host, and not at all if the accelerator does not let it wait.
+        m.d.comb += memory.data.ready.eq(accelerator.data.ready | ~fsm.ongoing("ACCELERATOR"))
         return m

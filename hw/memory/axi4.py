@@ -18,8 +18,8 @@ PAGE_BYTES = 4096
 #: Transfers of the longest burst that is written: it waits here until its length is known.
 WRITE_TRANSFERS = 16
 
-#: Bursts of either direction that are asked for and not answered; as many reads as the fetcher of a
-#: core has under way. LUT RAM of ECP5 holds 16 words in a block.
+#: Bursts of either direction that are asked for and not answered; as many reads as the read engine
+#: of a accelerator has under way. LUT RAM of ECP5 holds 16 words in a block.
 _READS_OWED = 32
 _WRITES_OWED = 16
 
@@ -160,16 +160,16 @@ class Axi4Master(wiring.Component):
         below = exact_log2(self.port_bytes)
         page = exact_log2(PAGE_BYTES // self.port_bytes)
         row = Signal(len(reads.p.address) - below)
-        left = Signal.like(reads.p.transfers)
+        remaining = Signal.like(reads.p.transfers)
         room = Signal(page + 1)                 # transfers up to the end of the page
         rest = Signal()                         # some of them lie in the next page
         move = Signal()
         m.submodules.owed_reads = owed = fifo.SyncFIFO(width=len(row), depth=_READS_OWED)
         m.d.comb += [
             room.eq(2 ** page - row[:page]),
-            rest.eq(left > room),
-            move.eq((left != 0) & ~writing & (~bus.arvalid | bus.arready) & owed.w_rdy),
-            reads.ready.eq(((left == 0) | (move & ~rest)) & ~draining),
+            rest.eq(remaining > room),
+            move.eq((remaining != 0) & ~writing & (~bus.arvalid | bus.arready) & owed.w_rdy),
+            reads.ready.eq(((remaining == 0) | (move & ~rest)) & ~draining),
             owed.w_data.eq(row),
             owed.w_en.eq(move),
         ]
@@ -179,14 +179,14 @@ class Axi4Master(wiring.Component):
             m.d.sync += [
                 bus.arvalid.eq(1),
                 bus.araddr.eq(Cat(C(0, below), row)),
-                bus.arlen.eq(Mux(rest, room, left) - 1),
+                bus.arlen.eq(Mux(rest, room, remaining) - 1),
                 row.eq(row + room),
-                left.eq(Mux(rest, left - room, 0)),
+                remaining.eq(Mux(rest, remaining - room, 0)),
             ]
         with m.If(reads.valid & reads.ready):
-            m.d.sync += [row.eq(reads.p.address[below:]), left.eq(reads.p.transfers)]
+            m.d.sync += [row.eq(reads.p.address[below:]), remaining.eq(reads.p.transfers)]
         with m.If(self.restart):
-            m.d.sync += left.eq(0)
+            m.d.sync += remaining.eq(0)
 
         # Two places, so that rready depends on none of the bus's inputs.
         m.submodules.answers = answers = fifo.SyncFIFO(width=8 * self.port_bytes, depth=2)

@@ -69,13 +69,13 @@ class BlockRamMemory(wiring.Component):
         m.d.sync += [written.eq(writes.p), write.eq(writes.valid)]
 
         row = Signal(width)
-        left = Signal.like(reads.p.transfers)   # transfers of the burst that are not looked up
+        remaining = Signal.like(reads.p.transfers)   # transfers of the burst that are not looked up
         found = Signal()                        # the RAM delivers a row
         output, lookup = Signal(), Signal()     # the two stages of a read move
         m.d.comb += [
             output.eq(~answers.valid | answers.ready),
             lookup.eq(~found | output),
-            reads.ready.eq((left == 0) | (lookup & (left == 1))),
+            reads.ready.eq((remaining == 0) | (lookup & (remaining == 1))),
         ]
         # ECP5: slices that fill a block. Whole rows would go into fewer blocks, with their parity
         # bits, and a multiplexer behind them.
@@ -98,9 +98,10 @@ class BlockRamMemory(wiring.Component):
         with m.If(output):
             m.d.sync += [answers.valid.eq(found), answers.p.data.eq(found_row)]
         with m.If(lookup):
-            m.d.sync += found.eq(left != 0)
-            with m.If(left != 0):
-                m.d.sync += [row.eq(row + 1), left.eq(left - 1)]
+            m.d.sync += found.eq(remaining != 0)
+            with m.If(remaining != 0):
+                m.d.sync += [row.eq(row + 1), remaining.eq(remaining - 1)]
         with m.If(reads.valid & reads.ready):
-            m.d.sync += [row.eq(reads.p.address[below:below + width]), left.eq(reads.p.transfers)]
+            m.d.sync += [row.eq(reads.p.address[below:below + width]),
+                         remaining.eq(reads.p.transfers)]
         return m

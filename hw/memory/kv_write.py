@@ -5,10 +5,10 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from hw.arith.amax import LargestMagnitude
+from hw.arith.amax import Amax
 from hw.arith.e4m3 import expanded, rounded
 from hw.common.word import word_layout
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 
 __all__ = ["CacheWriter"]
@@ -21,7 +21,7 @@ class CacheWriter(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -38,8 +38,8 @@ class CacheWriter(wiring.Component):
     finish, first, cache : In
         ``latency`` cycles after the last word: the largest element becomes that of ``cache``, if it
         is larger or the ``first`` of its sequence.
-    asked, bound : In, Out(8)
-        Exponent field of the largest element of cache ``asked``, at once.
+    bound_cache, bound : In, Out(8)
+        Exponent field of the largest element of cache ``bound_cache``, at once.
     """
 
     clear: Signal
@@ -51,19 +51,19 @@ class CacheWriter(wiring.Component):
     finish: Signal
     first: Signal
     cache: Signal
-    asked: Signal
+    bound_cache: Signal
     bound: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
-        self._largest = LargestMagnitude(config)
+        self._largest = Amax(config)
         #: Cycles from the last word to the largest element.
         self.latency = self._largest.latency
         index = bits_for(config.caches - 1)
         super().__init__({
             "clear": In(1), "word": In(word_layout(config)), "valid": In(1), "e4m3": In(1),
             "stored": Out(bf16.width * config.vector_lanes), "not_finite": Out(1),
-            "finish": In(1), "first": In(1), "cache": In(index), "asked": In(index),
+            "finish": In(1), "first": In(1), "cache": In(index), "bound_cache": In(index),
             "bound": Out(bf16.exponent_bits),
         })
 
@@ -91,15 +91,15 @@ class CacheWriter(wiring.Component):
 
         m.submodules.bounds = bounds = memory.Memory(
             shape=bf16.exponent_bits, depth=self.config.caches, init=[])
-        write, own, asked = bounds.write_port(), *(bounds.read_port(domain="comb")
-                                                   for _ in range(2))
+        write, own, bound_cache = bounds.write_port(), *(bounds.read_port(domain="comb")
+                                                         for _ in range(2))
         field = largest.largest[_BITS:]
         m.d.comb += [
             write.addr.eq(self.cache),
             write.data.eq(field),
             write.en.eq(self.finish & (self.first | (field > own.data))),
             own.addr.eq(self.cache),
-            asked.addr.eq(self.asked),
-            self.bound.eq(asked.data),
+            bound_cache.addr.eq(self.bound_cache),
+            self.bound.eq(bound_cache.data),
         ]
         return m

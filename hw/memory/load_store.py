@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.memory.kv_write import CacheWriter
 from hw.memory.port import write_layout
@@ -17,10 +17,10 @@ from hw.vector.memory import (
     write_signature,
 )
 
-__all__ = ["Mover", "move_layout"]
+__all__ = ["LoadStore", "move_layout"]
 
 
-def move_layout(config: CoreConfig) -> data.StructLayout:
+def move_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a LOAD, or STORE: ``vector`` is the address of a word, ``words`` their number.
 
     A STORE may ``append`` to a cache: as ``e4m3`` or bf16, in two halves if ``split``, the second
@@ -34,15 +34,15 @@ def move_layout(config: CoreConfig) -> data.StructLayout:
                              | (append if config.context else {}))
 
 
-class Mover(wiring.Component):
-    """LOAD and STORE of the instruction set, and APPEND.
+class LoadStore(wiring.Component):
+    """LOAD and STORE of the instruction set, and KV_APPEND.
 
     A transfer of the memory port a cycle. Cycles: :func:`sim.timing.units.load_cycles`,
     :func:`sim.timing.units.store_cycles` and :func:`sim.timing.units.append_cycles`.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -60,10 +60,10 @@ class Mover(wiring.Component):
         Beside ``stored``: what was appended holds an infinity or a NaN; only with a context.
     first : In(1)
         What is appended is the first vector of a sequence; only with a context.
-    asked, bound : In, Out(8)
+    bound_cache, bound : In, Out(8)
         As :class:`hw.memory.kv_write.CacheWriter` has them; only with a context.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
 
     Raises
     ------
@@ -80,13 +80,13 @@ class Mover(wiring.Component):
     stored: Signal
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         word_bytes = 2 * config.vector_lanes
         if config.port_bytes > word_bytes:
             raise ValueError(f"Memory port ({config.port_bytes} bytes) must not be wider than a "
-                             f"word of the vector memory ({word_bytes} bytes): a core has two "
-                             f"bytes for each result lane")
+                             f"word of the vector memory ({word_bytes} bytes): an accelerator has "
+                             f"two bytes for each result lane")
         #: Transfers of a word.
         self.parts = word_bytes // config.port_bytes
         super().__init__({
@@ -96,7 +96,7 @@ class Mover(wiring.Component):
                                                           config.port_bytes))),
             "read": Out(read_signature(config)), "write": Out(write_signature(config)),
             "loaded": Out(1), "stored": Out(1), "active": Out(1),
-        } | ({"not_finite": Out(1), "first": In(1), "asked": In(bits_for(config.caches - 1)),
+        } | ({"not_finite": Out(1), "first": In(1), "bound_cache": In(bits_for(config.caches - 1)),
               "bound": Out(bf16.exponent_bits)} if config.context else {}))
 
     def elaborate(self, platform):
@@ -198,14 +198,14 @@ class Mover(wiring.Component):
                         if config.context:
                             with m.If(append):
                                 m.d.sync += self.stored.eq(0)
-                                m.next = "APPEND"
+                                m.next = "KV_APPEND"
             if config.context:
-                left = Signal(range(cache.latency))
-                with m.State("APPEND"):
-                    m.d.sync += left.eq(left + 1)
-                    with m.If(left == cache.latency - 1):
+                elapsed = Signal(range(cache.latency))
+                with m.State("KV_APPEND"):
+                    m.d.sync += elapsed.eq(elapsed + 1)
+                    with m.If(elapsed == cache.latency - 1):
                         m.d.comb += cache.finish.eq(1)
-                        m.d.sync += [left.eq(0), self.stored.eq(1)]
+                        m.d.sync += [elapsed.eq(0), self.stored.eq(1)]
                         m.next = "IDLE"
         return m
 
@@ -217,7 +217,7 @@ class Mover(wiring.Component):
             cache.first.eq(self.first),
             cache.cache.eq(move.cache),
             cache.clear.eq(self.i_moves.ready),
-            cache.asked.eq(self.asked),
+            cache.bound_cache.eq(self.bound_cache),
             self.bound.eq(cache.bound),
             self.not_finite.eq(cache.not_finite),
         ]

@@ -1,4 +1,4 @@
-"""Fetching: what the program will need is read ahead, in its order, and queued."""
+"""Prefetch: what the program will need is read ahead, in its order, and queued."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2, exact_log2
 
 from hw.common.block_ram import BlockRam
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.gearbox import port_layout
 from hw.memory.port import (
     BURST_TRANSFERS,
@@ -18,7 +18,7 @@ from hw.memory.port import (
     transfer_layout,
 )
 
-__all__ = ["Fetcher", "Kind", "burst_transfers", "fetch_layout", "list_column_layout",
+__all__ = ["ReadEngine", "Kind", "burst_transfers", "fetch_layout", "list_column_layout",
            "vector_layout"]
 
 #: Reads that are sent and have not left the queue.
@@ -37,13 +37,13 @@ class Kind(enum.Enum, shape=unsigned(2)):
     CACHE = 0b11            #: vectors of a cache, for attention; without a context as VECTOR
 
 
-def _count_width(config: CoreConfig) -> int:
+def _count_width(config: AcceleratorConfig) -> int:
     # The instruction's ``count`` has 16 bits; a vector counts its words.
     columns = min(config.engine.max_columns, 2 ** 16 - 1)
     return bits_for(max(columns, config.vector_depth // config.vector_lanes, config.context))
 
 
-def fetch_layout(config: CoreConfig) -> data.StructLayout:
+def fetch_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a fetch: ``count`` columns, words or vectors of ``size`` bytes each.
 
     ``address`` is a multiple of ``port_bytes``. COLUMNS ignores ``count``.
@@ -60,32 +60,32 @@ def fetch_layout(config: CoreConfig) -> data.StructLayout:
     })
 
 
-def list_column_layout(config: CoreConfig) -> data.StructLayout:
+def list_column_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a listed column; the one behind the last has ``end``, and no index."""
     return data.StructLayout({"index": config.engine.index_width, "end": 1})
 
 
-def vector_layout(config: CoreConfig) -> data.StructLayout:
+def vector_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a transfer of a vector."""
     return data.StructLayout({"data": 8 * config.port_bytes, "last": 1})
 
 
-def burst_transfers(config: CoreConfig) -> int:
+def burst_transfers(config: AcceleratorConfig) -> int:
     """Transfers of the longest read: four of them fit the queue."""
     return min(BURST_TRANSFERS, max(1, config.queue_words // 4))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Spans:
-    """Spans of bytes on their way: ``end`` is that of a list, ``flow`` lets the next one come."""
+class _Extents:
+    """Extents of bytes on their way: ``end`` is that of a list, ``flow`` lets the next one come."""
 
     valid: Signal
     end: Signal
-    span: Signal
+    extent: Signal
     flow: Signal
 
 
-class Fetcher(wiring.Component):
+class ReadEngine(wiring.Component):
     """Reads matrices, listed columns and vectors, in the order of the fetches.
 
     A read is sent when the queue has room for all of it; so the memory never waits for the queue.
@@ -101,7 +101,7 @@ class Fetcher(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -133,7 +133,7 @@ class Fetcher(wiring.Component):
     o_vector: stream.Interface
     o_cache: stream.Interface
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         check_port_bytes(config.port_bytes)
         super().__init__({
@@ -160,13 +160,13 @@ class Fetcher(wiring.Component):
         } | ({"cache": 1} if self.config.context else {}))
         m.submodules.pieces = pieces = fifo.SyncFIFO(width=piece.size, depth=PIECE_DEPTH)
         freed = Signal()                        # a transfer has left the queue's RAM
-        span = self._spans(m)
-        self._send(m, span, pieces, piece, freed)
+        extent = self._extents(m)
+        self._send(m, extent, pieces, piece, freed)
         self._deliver(m, pieces, piece, freed)
         return m
 
-    def _spans(self, m):
-        """Turn fetches and columns into spans of bytes: a small pipeline behind the table."""
+    def _extents(self, m):
+        """Turn fetches and columns into extents of bytes: a small pipeline behind the table."""
         fetch = Signal(fetch_layout(self.config))
         digits = -(-_count_width(self.config) // _DIGIT)
         m.submodules.table = table = memory.Memory(
@@ -176,7 +176,7 @@ class Fetcher(wiring.Component):
         multiple = Signal(table.shape)
         walking = Signal()                      # else the table is written, or nothing is under way
         filling = Signal()
-        asks = Signal()
+        by_column = Signal()
         number = Signal(_DIGIT * digits)
         end, given, flow = Signal(), Signal(), Signal()
         stages = [Signal(name=f"stage_{k}") for k in range(3)]
@@ -186,11 +186,11 @@ class Fetcher(wiring.Component):
             write_port.en.eq(filling),
             write_port.addr.eq(entry),
             write_port.data.eq(multiple),
-            asks.eq(fetch.kind == Kind.COLUMNS),
-            number.eq(Mux(asks, self.i_columns.p.index, fetch.count)),
-            end.eq(asks & self.i_columns.p.end),
-            given.eq(walking & (~asks | self.i_columns.valid)),
-            self.i_columns.ready.eq(walking & asks & flow),
+            by_column.eq(fetch.kind == Kind.COLUMNS),
+            number.eq(Mux(by_column, self.i_columns.p.index, fetch.count)),
+            end.eq(by_column & self.i_columns.p.end),
+            given.eq(walking & (~by_column | self.i_columns.valid)),
+            self.i_columns.ready.eq(walking & by_column & flow),
         ]
         with m.If(self.i_fetches.valid & self.i_fetches.ready):
             m.d.sync += [fetch.eq(self.i_fetches.p), filling.eq(1), entry.eq(0), multiple.eq(0)]
@@ -198,10 +198,10 @@ class Fetcher(wiring.Component):
             m.d.sync += [entry.eq(entry + 1), multiple.eq(multiple + fetch.size)]
             with m.If(entry.all()):
                 m.d.sync += [filling.eq(0), walking.eq(1)]
-        with m.If(given & flow & (end | ~asks)):
+        with m.If(given & flow & (end | ~by_column)):
             m.d.sync += walking.eq(0)
 
-        # Products, added in pairs; then where the span begins and how long it is.
+        # Products, added in pairs; then where the extent begins and how long it is.
         terms: list[Value] = []
         for k in range(digits):
             read_port = table.read_port(domain="comb")
@@ -218,67 +218,67 @@ class Fetcher(wiring.Component):
         total: Value = pairs[0]
         for k, pair in enumerate(pairs[1:], start=1):
             total = total + (pair << (2 * _DIGIT * k))
-        span = Signal(data.StructLayout({
-            "begin": self.config.address_width, "size": len(product), "asked": 1, "vector": 1}
+        extent = Signal(data.StructLayout({
+            "begin": self.config.address_width, "size": len(product), "by_column": 1, "vector": 1}
             | ({"cache": 1} if self.config.context else {})), reset_less=True)
         with m.If(flow):
             m.d.sync += [
                 Cat(stages).eq(Cat(given, stages)),
                 Cat(ends).eq(Cat(end, ends)),
                 product.eq(total),
-                span.begin.eq(fetch.address + Mux(asks, product, 0)),
-                span.size.eq(Mux(asks, fetch.size, product)),
-                span.asked.eq(asks),
-                span.vector.eq(fetch.kind.as_value()[1]),
+                extent.begin.eq(fetch.address + Mux(by_column, product, 0)),
+                extent.size.eq(Mux(by_column, fetch.size, product)),
+                extent.by_column.eq(by_column),
+                extent.vector.eq(fetch.kind.as_value()[1]),
             ]
             if self.config.context:
-                m.d.sync += span.cache.eq(fetch.kind == Kind.CACHE)
-        return _Spans(valid=stages[-1], end=ends[-1], span=span, flow=flow)
+                m.d.sync += extent.cache.eq(fetch.kind == Kind.CACHE)
+        return _Extents(valid=stages[-1], end=ends[-1], extent=extent, flow=flow)
 
-    def _send(self, m, spans, pieces, piece, freed):
-        """Cut spans into reads of up to a burst, and send each when the queue has room for it."""
+    def _send(self, m, extents, pieces, piece, freed):
+        """Cut extents into reads of up to a burst, and send each when the queue has room for it."""
         below = exact_log2(self.config.port_bytes)
         unit = exact_log2(self._granule)
         burst = burst_transfers(self.config)
-        span = spans.span
+        extent = extents.extent
 
-        held = Signal()                         # a span that is being cut
+        held = Signal()                         # an extent that is being cut
         row = Signal(self.config.address_width - below)
-        touched = Signal(len(span.size) + 1)
-        left = Signal(len(span.size) + 1 - below)
-        longer = Signal()                       # what is left is more than a burst
-        first, more, cut = Signal(), Signal(), Signal()
-        transfers = Signal.like(left)           # of the span that comes next
+        touched = Signal(len(extent.size) + 1)
+        remaining = Signal(len(extent.size) + 1 - below)
+        longer = Signal()                       # more remains than a burst
+        first, unfinished, cut = Signal(), Signal(), Signal()
+        transfers = Signal.like(remaining)           # of the extent that comes next
         rest = Signal(piece)                    # what all its pieces have in common
         taken = Signal()
         request = Signal(piece)                 # the piece that is to be sent
         ready, sent = Signal(), Signal()
         m.d.comb += [
-            spans.flow.eq(~spans.valid | taken),
-            touched.eq(span.begin[:below] + span.size),
+            extents.flow.eq(~extents.valid | taken),
+            touched.eq(extent.begin[:below] + extent.size),
             transfers.eq((touched + self.config.port_bytes - 1) >> below),
-            more.eq(longer & ~rest.end),
+            unfinished.eq(longer & ~rest.end),
             cut.eq(held & (~ready | sent)),
-            taken.eq(spans.valid & (~held | (cut & ~more))),
+            taken.eq(extents.valid & (~held | (cut & ~unfinished))),
         ]
         with m.If(taken):
             m.d.sync += [
                 held.eq(1),
                 first.eq(1),
-                row.eq(span.begin[below:]),
-                left.eq(transfers),
+                row.eq(extent.begin[below:]),
+                remaining.eq(transfers),
                 longer.eq(transfers > burst),
-                rest.low.eq(span.begin[unit:below]),
+                rest.low.eq(extent.begin[unit:below]),
                 rest.high.eq(touched[unit:below]),
-                rest.last.eq(~span.asked),
-                rest.vector.eq(span.vector),
-                rest.end.eq(spans.end),
+                rest.last.eq(~extent.by_column),
+                rest.vector.eq(extent.vector),
+                rest.end.eq(extents.end),
             ]
             if self.config.context:
-                m.d.sync += rest.cache.eq(span.cache)
+                m.d.sync += rest.cache.eq(extent.cache)
         with m.Elif(cut):
-            m.d.sync += [held.eq(more), first.eq(0), left.eq(left - burst), row.eq(row + burst),
-                         longer.eq(left > 2 * burst)]
+            m.d.sync += [held.eq(unfinished), first.eq(0), remaining.eq(remaining - burst),
+                         row.eq(row + burst), longer.eq(remaining > 2 * burst)]
 
         # A place in the queue is taken when the read is sent, and free when its transfer leaves.
         free = Signal(range(self.config.queue_words + 1), init=self.config.queue_words)
@@ -288,10 +288,10 @@ class Fetcher(wiring.Component):
             m.d.sync += [
                 ready.eq(1),
                 reads.p.address.eq(Cat(C(0, below), row)),
-                request.transfers.eq(Mux(rest.end, 0, Mux(more, burst, left))),
+                request.transfers.eq(Mux(rest.end, 0, Mux(unfinished, burst, remaining))),
                 request.low.eq(Mux(first, rest.low, 0)),
-                request.high.eq(Mux(more, 0, rest.high)),
-                request.last.eq(rest.last & ~more),
+                request.high.eq(Mux(unfinished, 0, rest.high)),
+                request.last.eq(rest.last & ~unfinished),
                 request.end.eq(rest.end),
                 request.vector.eq(rest.vector),
             ]

@@ -1,18 +1,18 @@
-"""EMIT of the instruction set: the largest integers of a product, with their rows."""
+"""TOP_K of the instruction set: the largest integers of a product, with their rows."""
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.result_queue import result_layout
 from hw.isa import FIELDS
 
-__all__ = ["TopK", "best_layout"]
+__all__ = ["TopK", "top_k_layout"]
 
 
-def best_layout(config: CoreConfig) -> data.StructLayout:
+def top_k_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of one of the largest integers."""
     return data.StructLayout({
         "index": FIELDS["count"],
@@ -22,18 +22,18 @@ def best_layout(config: CoreConfig) -> data.StructLayout:
 
 
 class TopK(wiring.Component):
-    """The ``best`` largest integers of a product, largest first, equal ones by row.
+    """The ``top_k`` largest integers of a product, largest first, equal ones by row.
 
     .. code-block:: text
 
-        o_best = integers[rows], rows = sim.golden.top_k.largest_rows(integers, best)
+        o_top_k = integers[rows], rows = sim.golden.top_k.largest_rows(integers, count)
 
     A transfer takes a cycle, and two more for each of its integers that is among the largest so
     far. :func:`sim.timing.units.top_k_cycles` has the exact formula.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -42,38 +42,38 @@ class TopK(wiring.Component):
         delivered.
     i_results : In(stream) of :func:`hw.engine.result_queue.result_layout`
         The product; lanes beyond its rows do not count.
-    o_best : Out(stream) of {index: 16, value: signed(accumulator_width), last: 1}
-        ``best`` integers with their rows, or all of them if there are fewer.
+    o_top_k : Out(stream) of {index: 16, value: signed(accumulator_width), last: 1}
+        ``top_k`` integers with their rows, or all of them if there are fewer.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
     """
 
     i_commands: stream.Interface
     i_results: stream.Interface
-    o_best: stream.Interface
+    o_top_k: stream.Interface
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
             "i_commands": In(stream.Signature(data.StructLayout({"rows": FIELDS["count"]}))),
             "i_results": In(stream.Signature(result_layout(config.engine))),
-            "o_best": Out(stream.Signature(best_layout(config))),
+            "o_top_k": Out(stream.Signature(top_k_layout(config))),
             "active": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        best, lanes = self.config.best, self.config.vector_lanes
+        count, lanes = self.config.top_k, self.config.vector_lanes
         below = exact_log2(lanes)
         width = self.config.engine.accumulator_width
 
         # Largest first, as unsigned numbers with a one on top, so that 0 is a free place below all
         # integers. They are kept inverted: a comparison is the carry of an addition, and in carry
         # cells an inverter would cost a LUT for each bit.
-        inverted = [Signal(width + 1, name=f"inverted_{k}", init=-1) for k in range(best)]
-        rows = [Signal(FIELDS["count"], name=f"row_{k}", reset_less=True) for k in range(best)]
-        filled = Signal(range(best + 1))
+        inverted = [Signal(width + 1, name=f"inverted_{k}", init=-1) for k in range(count)]
+        rows = [Signal(FIELDS["count"], name=f"row_{k}", reset_less=True) for k in range(count)]
+        filled = Signal(range(count + 1))
 
         def unsigned_(value: Value) -> Value:
             return Cat(value[:-1], ~value[-1], C(1))
@@ -97,7 +97,7 @@ class TopK(wiring.Component):
         still = Signal(lanes)
         held = [unsigned_(value) for value in transfer.values]
         for lane, value in enumerate(held):
-            last_but_one = exceeds(value, inverted[-2]) if best > 1 else C(0)
+            last_but_one = exceeds(value, inverted[-2]) if count > 1 else C(0)
             m.d.comb += still[lane].eq(exceeds(value, found_inverted) | last_but_one)
         first = candidates & (~candidates + 1)[:lanes]
         chosen = Signal(width + 1)
@@ -123,26 +123,26 @@ class TopK(wiring.Component):
                 with m.If(candidates[lane]):
                     m.d.sync += found_row.eq(Cat(C(lane, below), number))
 
-        above = Signal(best)
-        m.d.comb += [above[k].eq(found & exceeds(found_value, inverted[k])) for k in range(best)]
+        above = Signal(count)
+        m.d.comb += [above[k].eq(found & exceeds(found_value, inverted[k])) for k in range(count)]
         clear = Signal()
-        for k in range(best):
+        for k in range(count):
             with m.If(clear):
                 m.d.sync += inverted[k].eq(~0)
             with m.Elif(above[k]):
                 moved = above[k - 1] if k else C(0)
                 m.d.sync += [inverted[k].eq(Mux(moved, inverted[k - 1], found_inverted)),
                              rows[k].eq(Mux(moved, rows[k - 1], found_row))]
-        with m.If(found & (filled != best)):
+        with m.If(found & (filled != count)):
             m.d.sync += filled.eq(filled + 1)
 
-        position = Signal(range(best))
+        position = Signal(range(count))
         largest = Signal(width + 1)
         m.d.comb += [
             largest.eq(Array(inverted)[position]),
-            self.o_best.p.index.eq(Array(rows)[position]),
-            self.o_best.p.value.eq(Cat(~largest[:-2], largest[-2])),
-            self.o_best.p.last.eq(position == filled - 1),
+            self.o_top_k.p.index.eq(Array(rows)[position]),
+            self.o_top_k.p.value.eq(Cat(~largest[:-2], largest[-2])),
+            self.o_top_k.p.last.eq(position == filled - 1),
         ]
         with m.FSM() as fsm:
             m.d.comb += self.active.eq(~fsm.ongoing("IDLE") | self.i_commands.valid)
@@ -170,10 +170,10 @@ class TopK(wiring.Component):
                 with m.If(transfer.last & settled):
                     m.next = "DELIVER"
             with m.State("DELIVER"):
-                m.d.comb += self.o_best.valid.eq(1)
-                with m.If(self.o_best.ready):
+                m.d.comb += self.o_top_k.valid.eq(1)
+                with m.If(self.o_top_k.ready):
                     m.d.sync += position.eq(position + 1)
-                    with m.If(self.o_best.p.last):
+                    with m.If(self.o_top_k.p.last):
                         m.d.sync += [position.eq(0), filled.eq(0)]
                         m.d.comb += clear.eq(1)
                         m.next = "IDLE"

@@ -6,13 +6,13 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from hw.arith.dequantize import LATENCY, ScaleUnit
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.engine.loop_nest import column_layout
 from hw.engine.result_queue import result_layout
 from hw.formats.minifloat import bf16
 from hw.vector.memory import address_width, write_signature
 
-__all__ = ["Drain", "drain_layout", "scalar_layout"]
+__all__ = ["WriteBack", "write_back_layout", "scalar_layout"]
 
 
 def scalar_layout() -> data.StructLayout:
@@ -20,8 +20,8 @@ def scalar_layout() -> data.StructLayout:
     return data.StructLayout({"number": bf16.width, "exponent": signed(11)})
 
 
-def drain_layout(config: CoreConfig) -> data.StructLayout:
-    """Layout of a DRAIN: ``target`` is the address of a word, ``words`` is how many are taken.
+def write_back_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """Layout of a WRITE_BACK: ``target`` is the address of a word, ``words`` is how many are taken.
 
     ``relu`` makes zeros of negative numbers. ``by_row`` is for listed rows of the product, which is
     taken whole.
@@ -30,18 +30,18 @@ def drain_layout(config: CoreConfig) -> data.StructLayout:
                               "words": address_width(config) + 1, "relu": 1, "by_row": 1})
 
 
-class Drain(wiring.Component):
-    """DRAIN of the instruction set: rows are scaled and written to the vector memory.
+class WriteBack(wiring.Component):
+    """WRITE_BACK of the instruction set: rows are scaled and written to the vector memory.
 
-    A result transfer a cycle. Cycles: :func:`sim.timing.units.drain_cycles`.
+    A result transfer a cycle. Cycles: :func:`sim.timing.units.write_back_cycles`.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
-    i_commands : In(stream) of :func:`drain_layout`
+    i_commands : In(stream) of :func:`write_back_layout`
     i_results : In(stream) of :func:`hw.engine.result_queue.result_layout`
         The products; transfers are accepted from the cycle after the command, as many as it says.
     i_rows : In(stream) of :func:`hw.engine.loop_nest.column_layout`
@@ -50,7 +50,7 @@ class Drain(wiring.Component):
     done : Out(1)
         For a cycle when the last word was written.
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
     """
 
     i_commands: stream.Interface
@@ -60,10 +60,10 @@ class Drain(wiring.Component):
     done: Signal
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
-            "i_commands": In(stream.Signature(drain_layout(config))),
+            "i_commands": In(stream.Signature(write_back_layout(config))),
             "i_results": In(stream.Signature(result_layout(config.engine))),
             "i_rows": In(stream.Signature(column_layout(config.engine))),
             "write": Out(write_signature(config)),
@@ -74,13 +74,13 @@ class Drain(wiring.Component):
         m = Module()
         lanes = self.config.vector_lanes
         below = exact_log2(lanes)
-        command = Signal(drain_layout(self.config), reset_less=True)
+        command = Signal(write_back_layout(self.config), reset_less=True)
         taking = Signal()
-        draining = Signal()                     # the command is valid
+        busy = Signal()                     # the command is valid
         accepted, final = Signal(), Signal()    # ... a transfer, the last one of the command
         # Registers of the scale unit only move while there is work.
         scale = ScaleUnit(self.config)
-        m.submodules.scale = EnableInserter(draining)(scale)
+        m.submodules.scale = EnableInserter(busy)(scale)
         scaled = scale.o
         m.d.comb += [
             scale.factor.eq(command.scalar.number),
@@ -96,18 +96,18 @@ class Drain(wiring.Component):
         # By row, a result goes to one lane of the word that its row lies in; the last transfer is
         # only the end.
         row = Signal(below, reset_less=True)
-        place = Signal.like(command.target)
-        known = Signal()                        # ... where the next result goes
+        row_address = Signal.like(command.target)
+        row_known = Signal()                        # ... where the next result goes
         # Results that were taken, and their rows were not: those in the scale unit at most.
-        unplaced = Signal(range(LATENCY + 2))
+        rows_pending = Signal(range(LATENCY + 2))
         by_row, relu = command.by_row, command.relu
         end = by_row & scaled.p.last
         m.d.comb += [
-            scaled.ready.eq(~by_row | scaled.p.last | known),
+            scaled.ready.eq(~by_row | scaled.p.last | row_known),
             self.write.enable.eq(scaled.valid & scaled.ready & ~end),
-            self.write.address.eq(Mux(by_row, place, command.target)),
+            self.write.address.eq(Mux(by_row, row_address, command.target)),
             # Not yet for the next product, which may have another target.
-            self.i_rows.ready.eq((unplaced != 0) & (~known | self.write.enable)),
+            self.i_rows.ready.eq((rows_pending != 0) & (~row_known | self.write.enable)),
         ]
         for lane in range(lanes):
             number = Mux(by_row, scaled.p.word[0], scaled.p.word[lane])
@@ -115,16 +115,16 @@ class Drain(wiring.Component):
                 self.write.data[lane].eq(Mux(relu & number[-1], 0, number)),
                 self.write.mask[lane].eq(~by_row | (row == lane)),
             ]
-        m.d.sync += unplaced.eq(unplaced + (accepted & by_row & ~self.i_results.p.last)
-                                - (self.i_rows.valid & self.i_rows.ready))
+        m.d.sync += rows_pending.eq(rows_pending + (accepted & by_row & ~self.i_results.p.last)
+                                    - (self.i_rows.valid & self.i_rows.ready))
         with m.If(self.write.enable):
-            m.d.sync += known.eq(0)
+            m.d.sync += row_known.eq(0)
         with m.If(self.i_rows.ready):
             index = self.i_rows.p.index
             m.d.sync += [
                 row.eq(index[:below]),
-                place.eq(command.target + (index >> below)),
-                known.eq(self.i_rows.valid),
+                row_address.eq(command.target + (index >> below)),
+                row_known.eq(self.i_rows.valid),
             ]
         m.d.sync += self.done.eq(scaled.valid & scaled.ready & scaled.p.last)
         with m.If(self.write.enable):
@@ -140,12 +140,12 @@ class Drain(wiring.Component):
                     m.d.sync += command.eq(self.i_commands.p)
                     m.next = "TAKE"
             with m.State("TAKE"):
-                m.d.comb += [taking.eq(1), draining.eq(1)]
+                m.d.comb += [taking.eq(1), busy.eq(1)]
                 m.d.sync += command.words.eq(command.words - accepted)
                 with m.If(accepted & final):
                     m.next = "WRITE"
             with m.State("WRITE"):
-                m.d.comb += draining.eq(1)
+                m.d.comb += busy.eq(1)
                 with m.If(self.done):
                     m.next = "IDLE"
         return m

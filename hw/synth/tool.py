@@ -4,20 +4,31 @@ import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
-__all__ = ["ToolFailed", "run_tool"]
+__all__ = ["ToolFailed", "find_program", "run_tool", "search_path"]
 
 
 class ToolFailed(RuntimeError):
     """A synthesis tool is missing or stopped; the message is one sentence."""
 
 
+def search_path() -> str:
+    """Return ``PATH``, and behind it the folder of the Python that runs: its own programs."""
+    return f"{os.environ.get('PATH', '')}{os.pathsep}{pathlib.Path(sys.executable).parent}"
+
+
+def find_program(name: str) -> str | None:
+    """Return where a program is, on ``PATH`` or beside the Python that runs."""
+    return shutil.which(name, path=search_path())
+
+
 def run_tool(command: list[str], folder: pathlib.Path) -> str:
     """Run a tool in ``folder`` and return what it printed.
 
     The program is the one that a variable named after it gives (``YOSYS``, ``NEXTPNR_ECP5``),
-    else its YoWASP wheel, else the one on ``PATH``. YoWASP tools see only the current folder: all
-    paths in ``command`` are relative to it.
+    else its YoWASP wheel, else the one that :func:`find_program` finds. YoWASP tools see only the
+    current folder: all paths in ``command`` are relative to it.
 
     Raises
     ------
@@ -27,7 +38,7 @@ def run_tool(command: list[str], folder: pathlib.Path) -> str:
     tool = command[0]
     variable = tool.upper().replace("-", "_")
     candidates = [os.environ.get(variable), f"yowasp-{tool}", tool]
-    program = next((name for name in candidates if name and shutil.which(name)), None)
+    program = next(filter(None, (find_program(name) for name in candidates if name)), None)
     if program is None:
         raise ToolFailed(f"{tool} is not installed; pip install -e '.[build]', or name a program "
                          f"in the variable {variable}")

@@ -2,17 +2,17 @@
 
 from functools import partial
 
-from hw.activations.quantizer import Packer
-from hw.activations.sparse_vector import ListMemory
-from hw.activations.sparsity import Selector
+from hw.activations.quantizer import Quantizer
+from hw.activations.sparse_vector import SparseVectorMemory
+from hw.activations.sparsity import SparsityPolicy
 from hw.arith.bf16_add import Bf16Adder
 from hw.arith.dequantize import ScaleUnit
 from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
 from hw.attention.unit import AttentionUnit
-from hw.config import CoreConfig, EngineConfig
-from hw.control.dispatch import Sequencer
+from hw.config import AcceleratorConfig, EngineConfig
+from hw.control.dispatch import Dispatch
 from hw.engine.engine import TernaryEngine
 from hw.engine.gearbox import Gearbox
 from hw.engine.trit_decoder import TritDecoder
@@ -20,7 +20,7 @@ from hw.formats.minifloat import FORMATS, bf16, e4m3, e5m2
 from hw.formats.trits import PACKINGS
 from hw.memory.axi4 import Axi4Master
 from hw.memory.block_ram_memory import BlockRamMemory
-from hw.memory.read_engine import Fetcher
+from hw.memory.read_engine import ReadEngine
 from hw.output.top_k import TopK
 from hw.synth.floorplan import block_ram_site
 from hw.synth.measure import Unit
@@ -31,10 +31,10 @@ __all__ = ["UNITS"]
 _ENGINE = EngineConfig(target="ecp5")
 _BOTH_WALKS = EngineConfig(target="ecp5", row_columns=1024)
 #: All lanes leave at once, so there is no multiplexer: what the engine costs without its drain.
-_NO_DRAIN = EngineConfig(target="ecp5", result_lanes=64)
-_CORE = CoreConfig(engine=_ENGINE)
-_ATTENTION = CoreConfig(engine=_ENGINE, context=2048)
-_PORT = {"address_width": _CORE.address_width, "port_bytes": _CORE.port_bytes}
+_NO_WRITE_BACK = EngineConfig(target="ecp5", result_lanes=64)
+_ACCELERATOR = AcceleratorConfig(engine=_ENGINE)
+_ATTENTION = AcceleratorConfig(engine=_ENGINE, context=2048)
+_PORT = {"address_width": _ACCELERATOR.address_width, "port_bytes": _ACCELERATOR.port_bytes}
 
 # Wide multiplexers of LUTs are faster, but take twice the LUTs where tables are not that wide.
 _SMALL = "-nowidelut"
@@ -53,7 +53,7 @@ def _engine_units() -> dict[str, Unit]:
                                     build=partial(TernaryEngine, _BOTH_WALKS),
                                     bar="<= 65 LUT4-eq per lane, 0 DSP"),
         "engine-no-drain": placed(unit="ternary engine, no drain multiplexer",
-                                  build=partial(TernaryEngine, _NO_DRAIN),
+                                  build=partial(TernaryEngine, _NO_WRITE_BACK),
                                   bar="<= 36 LUT4-eq per lane"),
         "engine-generic": Unit(unit="ternary engine, inferred", format="5in8", lanes=64,
                                build=partial(TernaryEngine, EngineConfig()), clock_mhz=150),
@@ -70,9 +70,9 @@ def _engine_units() -> dict[str, Unit]:
 
 
 def _lmul_units() -> dict[str, Unit]:
-    """L-Mul beside the exact multiplier, each as specified and ``finite``.
+    """L-Mul beside the exact multiplier, each as specified and without special values.
 
-    A finite unit saturates, and does not recognize operands that are infinity or NaN.
+    Such a unit saturates, and does not recognize operands that are infinity or NaN.
     """
     bars = {"e4m3": "<= 36 LUT4-eq at >= 260 MHz", "bf16": "<= 72 LUT4-eq at >= 235 MHz"}
     units = {}
@@ -82,8 +82,8 @@ def _lmul_units() -> dict[str, Unit]:
             bar = bars.get(name, "") if component is LMul else ""
             units[key] = Unit(unit=unit, format=name, build=partial(component, fmt),
                               clock_mhz=300, bar=bar)
-            units[f"{key}-finite"] = Unit(
-                unit=f"{unit}, finite", format=name, clock_mhz=300, bar=bar,
+            units[f"{key}-no-specials"] = Unit(
+                unit=f"{unit}, without special values", format=name, clock_mhz=300, bar=bar,
                 build=partial(component, fmt, saturate=True, specials=False))
     for fmt in (e4m3, e5m2, bf16):
         units[f"lmul-dot-{fmt.name}"] = Unit(unit="lmul dot product", format=fmt.name,
@@ -96,27 +96,29 @@ UNITS: dict[str, Unit] = {
     **_engine_units(),
     **_lmul_units(),
     "bf16-adder": Unit(unit="bf16 adder", format="bf16", build=Bf16Adder, clock_mhz=150),
-    "vector-unit": Unit(unit="vector unit", format="bf16", lanes=_CORE.vector_lanes,
-                        clock_mhz=150, bar=">= 100 MHz", build=partial(VectorUnit, _CORE)),
-    "packer": Unit(unit="packer", format="bf16 to int8", lanes=_CORE.vector_lanes, clock_mhz=150,
-                   bar=">= 100 MHz", build=partial(Packer, _CORE)),
-    "scale": Unit(unit="scale", format="int24 to bf16", lanes=_CORE.vector_lanes, clock_mhz=150,
-                  bar=">= 100 MHz", build=partial(ScaleUnit, _CORE)),
-    "fetcher": Unit(unit="fetcher", format="8 bytes", build=partial(Fetcher, _CORE),
-                    clock_mhz=150, bar=">= 95 MHz"),
+    "vector-unit": Unit(unit="vector unit", format="bf16", lanes=_ACCELERATOR.vector_lanes,
+                        clock_mhz=150, bar=">= 100 MHz", build=partial(VectorUnit, _ACCELERATOR)),
+    "quantizer": Unit(unit="quantizer", format="bf16 to int8", lanes=_ACCELERATOR.vector_lanes,
+                      clock_mhz=150, bar=">= 100 MHz", build=partial(Quantizer, _ACCELERATOR)),
+    "scale": Unit(unit="scale", format="int24 to bf16", lanes=_ACCELERATOR.vector_lanes,
+                  clock_mhz=150, bar=">= 100 MHz", build=partial(ScaleUnit, _ACCELERATOR)),
+    "read-engine": Unit(unit="read engine", format="8 bytes",
+                        build=partial(ReadEngine, _ACCELERATOR), clock_mhz=150, bar=">= 95 MHz"),
     "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 16 bytes", clock_mhz=150,
                              build=partial(BlockRamMemory, address_width=18, port_bytes=16,
                                            depth=2 ** 14, target="ecp5"), bar=">= 95 MHz"),
     "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
                  clock_mhz=150, bar=">= 95 MHz"),
-    "sequencer": Unit(unit="sequencer and decoder", format="", build=partial(Sequencer, _CORE),
-                      clock_mhz=150, bar=">= 95 MHz"),
-    "top-k": Unit(unit="top k", format="int24", build=partial(TopK, _CORE),
-                  lanes=_CORE.vector_lanes, clock_mhz=150, bar=">= 95 MHz", synthesis=_SMALL),
-    "list-memory": Unit(unit="list memory", format="TwELL tiles", clock_mhz=120, bar=">= 85 MHz",
-                        build=partial(ListMemory, _CORE)),
-    "selector": Unit(unit="selector", format="int8 and norms", clock_mhz=120, bar=">= 85 MHz",
-                     build=partial(Selector, _CORE)),
+    "dispatch": Unit(unit="dispatch and decoder", format="", build=partial(Dispatch, _ACCELERATOR),
+                     clock_mhz=150, bar=">= 95 MHz"),
+    "top-k": Unit(unit="top-k", format="int24", build=partial(TopK, _ACCELERATOR),
+                  lanes=_ACCELERATOR.vector_lanes, clock_mhz=150, bar=">= 95 MHz",
+                  synthesis=_SMALL),
+    "sparse-vector-memory": Unit(unit="sparse vector memory", format="TwELL tiles", clock_mhz=120,
+                                 bar=">= 85 MHz",
+                        build=partial(SparseVectorMemory, _ACCELERATOR)),
+    "sparsity-policy": Unit(unit="sparsity policy", format="int8 and norms", clock_mhz=120,
+                            bar=">= 85 MHz", build=partial(SparsityPolicy, _ACCELERATOR)),
     "attention": Unit(unit="attention", format="bf16 and e4m3", clock_mhz=120, bar=">= 80 MHz",
                       lanes=_ATTENTION.attention_heads * _ATTENTION.attention_elements,
                       build=partial(AttentionUnit, _ATTENTION), synthesis=_SMALL),

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from hw.check import positive_int
 from hw.common.word import word_layout
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 __all__ = ["READ_LATENCY", "VectorMemory", "address_width", "read_signature", "write_signature"]
 
@@ -15,18 +15,18 @@ __all__ = ["READ_LATENCY", "VectorMemory", "address_width", "read_signature", "w
 READ_LATENCY = 2
 
 
-def address_width(config: CoreConfig) -> int:
+def address_width(config: AcceleratorConfig) -> int:
     """Bits of a word's address; an element's address has those of the lane below."""
     return ceil_log2(config.vector_depth // config.vector_lanes)
 
 
-def read_signature(config: CoreConfig) -> wiring.Signature:
+def read_signature(config: AcceleratorConfig) -> wiring.Signature:
     """Build the side of a reader: ``data`` comes in the second cycle after ``enable``."""
     return wiring.Signature({
         "enable": Out(1), "address": Out(address_width(config)), "data": In(word_layout(config))})
 
 
-def write_signature(config: CoreConfig) -> wiring.Signature:
+def write_signature(config: AcceleratorConfig) -> wiring.Signature:
     """Build the side of a writer: with ``enable``, the lanes of ``mask`` are stored."""
     return wiring.Signature({
         "enable": Out(1), "address": Out(address_width(config)), "data": Out(word_layout(config)),
@@ -43,7 +43,7 @@ class VectorMemory(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     readers : tuple of int
         Users of the first and of the second read port.
     writers : int
@@ -60,7 +60,7 @@ class VectorMemory(wiring.Component):
     reads_1: list
     writes: list
 
-    def __init__(self, config: CoreConfig, *, readers: tuple[int, int], writers: int):
+    def __init__(self, config: AcceleratorConfig, *, readers: tuple[int, int], writers: int):
         self.config = config
         self.depth = config.vector_depth // config.vector_lanes
         members = {f"reads_{port}": In(read_signature(config)).array(

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from hw.arith.function_table import rsqrt_words
 from hw.common.pipeline import Pipeline
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import DEFAULT_WINDOW, bf16
 from hw.vector.lane import WIDE_LATENCY
 
@@ -29,7 +29,7 @@ class SquareSum(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -57,7 +57,7 @@ class SquareSum(wiring.Component):
     done: Signal
     root: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         lanes = config.vector_lanes
         # Squares are not negative: |sum| <= elements * (2**window - 1).
         self.growth = ceil_log2(config.vector_depth)
@@ -113,7 +113,7 @@ class SquareSum(wiring.Component):
         exponent = Signal(signed(11), reset_less=True)
         zeros = Signal(coarse, reset_less=True)
         below = Signal(reset_less=True)
-        left = Signal(range(max(coarse, fine)))
+        remaining = Signal(range(max(coarse, fine)))
         rest = width - _BITS - 1
         up = shifted[rest - 1] & (below | shifted[rest])
         rounded = Signal(signed(_BITS + 12), reset_less=True)
@@ -132,29 +132,29 @@ class SquareSum(wiring.Component):
                     zeros.eq(Cat(~total[width - 8 * k - 8:width - 8 * k].any()
                                  for k in range(coarse))),
                     exponent.eq(self.bound + self.growth),
-                    left.eq(coarse - 1),
+                    remaining.eq(coarse - 1),
                 ]
                 with m.If(self.start):
                     m.next = "EIGHTS"
             with m.State("EIGHTS"):
-                m.d.sync += left.eq(left - 1)
+                m.d.sync += remaining.eq(remaining - 1)
                 with m.If(zeros[0]):
                     m.d.sync += [
                         shifted.eq(shifted << 8),
                         zeros.eq(zeros >> 1),
                         exponent.eq(exponent - 8),
                     ]
-                with m.If(left == 0):
-                    m.d.sync += left.eq(fine - 1)
+                with m.If(remaining == 0):
+                    m.d.sync += remaining.eq(fine - 1)
                     m.next = "ONES"
             with m.State("ONES"):
                 m.d.sync += [
-                    left.eq(left - 1),
+                    remaining.eq(remaining - 1),
                     below.eq(shifted[:rest - 2].any() | (shifted[rest - 2] & shifted[-1])),
                 ]
                 with m.If(~shifted[-1]):
                     m.d.sync += [shifted.eq(shifted << 1), exponent.eq(exponent - 1)]
-                with m.If(left == 0):
+                with m.If(remaining == 0):
                     m.next = "ROUND"
             with m.State("ROUND"):
                 m.d.sync += rounded.eq(Cat(shifted[rest:-1], exponent).as_signed() + up)

@@ -4,10 +4,10 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.arith.amax import LargestMagnitude
+from hw.arith.amax import Amax
 from hw.arith.bf16_add import LATENCY as ADDER_LATENCY
 from hw.arith.bf16_add import Bf16Adder
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Function
 from hw.vector.lane import (
@@ -30,7 +30,7 @@ __all__ = ["VectorUnit", "command_layout"]
 _BITS = bf16.mantissa_bits
 
 
-def command_layout(config: CoreConfig) -> data.StructLayout:
+def command_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a command; ``target``, ``a``, ``b`` and ``words`` count words, not elements."""
     address = address_width(config)
     return data.StructLayout({"norm": 1, "function": 8, "target": address, "a": address,
@@ -51,7 +51,7 @@ class VectorUnit(wiring.Component):
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
 
     Members
     -------
@@ -65,7 +65,7 @@ class VectorUnit(wiring.Component):
         For ``VectorMemory.reads_0`` and ``reads_1``.
     write : Out(:func:`hw.vector.memory.write_signature`)
     active : Out(1)
-        A clock matters: see :attr:`hw.accelerator.Core.active`.
+        A clock matters: see :attr:`hw.accelerator.Accelerator.active`.
     """
 
     i_commands: stream.Interface
@@ -75,7 +75,7 @@ class VectorUnit(wiring.Component):
     write: wiring.PureInterface
     active: Signal
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
             "i_commands": In(stream.Signature(command_layout(config))),
@@ -89,15 +89,15 @@ class VectorUnit(wiring.Component):
         config = self.config
         command = Signal(command_layout(config), reset_less=True)
         read, second = Signal(), Signal()
-        address, left = Signal.like(command.a), Signal.like(command.words)
+        address, remaining = Signal.like(command.a), Signal.like(command.words)
 
         # valid[k] and last[k] are flags of the word whose address was given k cycles ago. The first
         # pass of NORM has no last one.
         m.submodules.squares = squares = SquareSum(config)
-        m.submodules.largest = largest = LargestMagnitude(config)
+        m.submodules.largest = largest = Amax(config)
         stages = READ_LATENCY + max(ADDER_LATENCY, squares.latency)
         valid: list[Value] = [read]
-        last: list[Value] = [read & (left == 1) & (second | ~command.norm)]
+        last: list[Value] = [read & (remaining == 1) & (second | ~command.norm)]
         for k in range(stages):
             flags = Signal(2, name=f"flags_{k + 1}")
             m.d.sync += flags.eq(Cat(valid[-1], last[-1]))
@@ -116,7 +116,7 @@ class VectorUnit(wiring.Component):
             m.d.sync += [
                 address.eq(address + 1),
                 command.b.eq(command.b + 1),
-                left.eq(left - 1),
+                remaining.eq(remaining - 1),
             ]
         with m.If(self.write.enable):
             m.d.sync += command.target.eq(command.target + 1)
@@ -150,14 +150,14 @@ class VectorUnit(wiring.Component):
                 m.d.sync += [
                     command.eq(self.i_commands.p),
                     address.eq(self.i_commands.p.a),
-                    left.eq(self.i_commands.p.words),
+                    remaining.eq(self.i_commands.p.words),
                     second.eq(0),
                 ]
                 with m.If(self.i_commands.valid):
                     m.next = "READ"
             with m.State("READ"):
                 m.d.comb += read.eq(1)
-                with m.If(left == 1):
+                with m.If(remaining == 1):
                     with m.If(~command.norm):
                         m.next = "VECTOR"
                     with m.Elif(second):
@@ -170,11 +170,11 @@ class VectorUnit(wiring.Component):
                     m.d.sync += result.valid.eq(1)
                     m.next = "RESULT"
             with m.State("LARGEST"):
-                # The vector again, once the first pass has left the lanes. The bound is ready a
-                # cycle after the largest magnitude, long before the first square needs it.
+                # The vector again, once the first pass has left the lanes. The bound is ready
+                # a cycle after the largest magnitude, long before the first square needs it.
                 m.d.sync += [
                     address.eq(command.a),
-                    left.eq(command.words),
+                    remaining.eq(command.words),
                 ]
                 stage = READ_LATENCY + max(WIDE_LATENCY, largest.latency - 1)
                 with m.If(~Cat(valid[1:stage]).any()):

@@ -9,32 +9,33 @@ from cocotb.triggers import RisingEdge
 
 from hw.attention.tables import FRACTION, SCORE_WIDTH, WEIGHT_BITS
 from hw.attention.unit import AttentionUnit
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.attention import Attended, from_cache, mix, scores, to_cache, value_bounds
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
-from sim.timing.units import mix_cycles, score_cycles, score_fault_cycles
+from sim.timing.units import pv_cycles, qk_cycles, qk_fault_cycles
 
 CONFIGURATIONS = {
     # A transfer of bf16 a cycle with all heads of a group.
-    "group": CoreConfig(vector_depth=512, context=32, head_elements=64, group=3),
+    "group": AcceleratorConfig(vector_depth=512, context=32, head_elements=64, group=3),
     # e4m3 as well, so that rows of bf16 are two transfers; a vector may be a single row.
-    "wide": CoreConfig(engine=EngineConfig(accumulator_width=32), vector_depth=512, context=16,
-                       head_elements=16, group=2, attention_heads=2, attention_elements=8),
+    "wide": AcceleratorConfig(engine=EngineConfig(accumulator_width=32), vector_depth=512,
+                              context=16,
+                              head_elements=16, group=2, attention_heads=2, attention_elements=8),
     # Heads take turns, on a port of a byte.
-    "narrow": CoreConfig(engine=EngineConfig(lanes=16, result_lanes=2, port_bytes=1),
-                         vector_depth=256, context=64, head_elements=8, group=3,
-                         attention_heads=2, attention_elements=1),
+    "narrow": AcceleratorConfig(engine=EngineConfig(lanes=16, result_lanes=2, port_bytes=1),
+                                vector_depth=256, context=64, head_elements=8, group=3,
+                                attention_heads=2, attention_elements=1),
 }
 
 
 class Bench(wiring.Component):
     """The unit and the memory that it reads; ``poke`` writes queries."""
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
         self.unit = AttentionUnit(config)
         members = {name: member for name, member in self.unit.signature.members.items()
@@ -133,11 +134,11 @@ class Machine:
             self.dut.i_vectors__valid.value = 0
             assert self.vectors.first_cycle == -1, "a vector was taken behind a fault"
             if self.stall == 0:
-                assert self.answers.last_cycle - first + 1 == score_fault_cycles(
+                assert self.answers.last_cycle - first + 1 == qk_fault_cycles(
                     self.config, elements=elements, heads=heads), (heads, elements)
             return True
         if self.stall == 0:
-            assert self.answers.last_cycle - first + 1 == score_cycles(
+            assert self.answers.last_cycle - first + 1 == qk_cycles(
                 self.config, elements=elements, heads=heads, tokens=len(keys),
                 cache=_format(keys)), (heads, elements, len(keys), _format(keys))
         return False
@@ -146,7 +147,7 @@ class Machine:
         """Mix values as the cache holds them; return what was delivered."""
         tokens, elements = values.shape
         lanes = self.config.vector_lanes
-        await self.commands.send([{"mix": 1, "e4m3": values.dtype == np.uint8, "tokens": tokens,
+        await self.commands.send([{"pv": 1, "e4m3": values.dtype == np.uint8, "tokens": tokens,
                                    "bound": bound}])
         first = self.commands.last_cycle
         answers, integers = [], []
@@ -157,7 +158,7 @@ class Machine:
             integers.append([transfer.values[lane] for transfer in received
                              for lane in range(lanes)])
         if self.stall == 0:
-            assert self.results.last_cycle - first + 1 == mix_cycles(
+            assert self.results.last_cycle - first + 1 == pv_cycles(
                 self.config, elements=elements, heads=heads, tokens=tokens,
                 cache=_format(values)), (heads, elements, tokens, _format(values))
         assert not any(answer.fault for answer in answers)

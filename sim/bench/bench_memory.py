@@ -1,4 +1,4 @@
-"""Block RAM, the shared port and fetching, each with exact cycles or against random stalls."""
+"""Block RAM, the shared port and prefetch, each with exact cycles or against random stalls."""
 
 import dataclasses
 import random
@@ -11,12 +11,12 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge
 
 from hw.common.stream import connect_stream
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.arbiter import SharedPort
 from hw.memory.axi4 import Axi4Master, axi4_signature
 from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.port import error_layout, port_signature, read_layout
-from hw.memory.read_engine import Fetcher, Kind, burst_transfers
+from hw.memory.read_engine import Kind, ReadEngine, burst_transfers
 from sim.axi4 import AXI4_IDENTIFIERS, DECERR, LATENCY, Subordinate
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.resets import hold_inputs, resets_in_mid_work
@@ -32,18 +32,18 @@ SHARED_BYTES = 16
 READS_AHEAD = 4096
 
 
-def _core(*, queue_words: int, context: int = 0, **engine) -> CoreConfig:
-    return CoreConfig(
+def _accelerator(*, queue_words: int, context: int = 0, **engine) -> AcceleratorConfig:
+    return AcceleratorConfig(
         context=context,
         engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=10, **engine),
         queue_words=queue_words, vector_depth=1024, address_width=ADDRESS_WIDTH)
 
 
 #: Transfer smaller than a word, larger, and equal, where nothing is to be shifted.
-FETCHERS = {
-    "smaller": _core(queue_words=128, context=32),
-    "larger": _core(port_bytes=32, lanes=8, packing="3in5", queue_words=64),
-    "equal": _core(lanes=40, queue_words=64),
+READ_ENGINES = {
+    "smaller": _accelerator(queue_words=128, context=32),
+    "larger": _accelerator(port_bytes=32, lanes=8, packing="3in5", queue_words=64),
+    "equal": _accelerator(lanes=40, queue_words=64),
 }
 
 
@@ -63,10 +63,10 @@ class Bench(wiring.Component):
             **{f"{name}_shared": self._shared.signature.members[name]
                for name in ("i_writes", "i_reads", "o_data")},
         }
-        self._fetchers = {name: Fetcher(config) for name, config in FETCHERS.items()}
-        for name, fetcher in self._fetchers.items():
+        self._read_engines = {name: ReadEngine(config) for name, config in READ_ENGINES.items()}
+        for name, read_engine in self._read_engines.items():
             members |= {f"{port}_{name}": member
-                        for port, member in fetcher.signature.members.items()}
+                        for port, member in read_engine.signature.members.items()}
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -79,16 +79,16 @@ class Bench(wiring.Component):
         m.submodules.shared = shared = self._shared
         m.submodules.behind = behind = Axi4Master(address_width=ADDRESS_WIDTH,
                                                   port_bytes=SHARED_BYTES)
-        wiring.connect(m, wiring.flipped(self.port_shared), shared.core)
+        wiring.connect(m, wiring.flipped(self.port_shared), shared.accelerator)
         wiring.connect(m, shared.memory, behind.port)
         wiring.connect(m, behind.bus, wiring.flipped(self.bus))
         connect_stream(m, wiring.flipped(self.i_writes_shared), shared.i_writes)
         connect_stream(m, wiring.flipped(self.i_reads_shared), shared.i_reads)
         connect_stream(m, shared.o_data, wiring.flipped(self.o_data_shared))
-        for name, fetcher in self._fetchers.items():
-            m.submodules[f"fetcher_{name}"] = fetcher
-            for port in fetcher.signature.members:
-                outer, inner = wiring.flipped(getattr(self, f"{port}_{name}")), getattr(fetcher,
+        for name, read_engine in self._read_engines.items():
+            m.submodules[f"read_engine_{name}"] = read_engine
+            for port in read_engine.signature.members:
+                outer, inner = wiring.flipped(getattr(self, f"{port}_{name}")), getattr(read_engine,
                                                                                        port)
                 if port.startswith("i_"):
                     connect_stream(m, outer, inner)
@@ -188,12 +188,12 @@ async def block_ram_keeps_what_is_written(dut):
         await port.read([(address, 64)])
 
 
-# A port that core and host share.
+# A port that accelerator and host share.
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.4])
-async def shared_port_serves_core_and_host(dut, stall):
-    """Bursts of the core, and between them transfers of the host in another half of the memory."""
+async def shared_port_serves_accelerator_and_host(dut, stall):
+    """Bursts of the accelerator, and between them transfers of the host in another half."""
     memory = Subordinate(dut, "bus_", MEMORY_BYTES, stall=stall, seed=5)
     await begin(dut)
     half = MEMORY_BYTES // 2
@@ -225,7 +225,7 @@ async def shared_port_serves_core_and_host(dut, stall):
     assert served > 8
     await ClockCycles(dut.clk, 200)
     assert bytes(memory.ram.read(0, MEMORY_BYTES)) == port.memory + expected
-    # The core is told of an error whoever has asked.
+    # The accelerator is told of an error whoever has asked.
     assert dut.port_shared__error.value == 0
     memory.read_failures[memory.sent["r"]] = DECERR
     await reads.send([{"address": half}])
@@ -235,8 +235,8 @@ async def shared_port_serves_core_and_host(dut, stall):
 
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
-async def shared_port_delays_no_transfer_of_the_core(dut):
-    """Read through the shared port in the cycles of the memory behind it; the core goes first."""
+async def shared_port_delays_no_transfer_of_the_accelerator(dut):
+    """Read through the shared port in the cycles of the memory; the accelerator goes first."""
     memory = Subordinate(dut, "bus_", MEMORY_BYTES)
     await begin(dut)
     port = Port(dut, "port_shared", SHARED_BYTES, MEMORY_BYTES)
@@ -253,7 +253,7 @@ async def shared_port_delays_no_transfer_of_the_core(dut):
     await ClockCycles(dut.clk, 30)
 
 
-# Fetching.
+# Prefetch.
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
@@ -277,13 +277,13 @@ _DELIVERED = {"o_weights": (Kind.WHOLE, Kind.COLUMNS), "o_vector": (Kind.VECTOR,
 
 
 class Machine:
-    """A fetcher's streams, and a memory behind its port that answers in order."""
+    """A read engine's streams, and a memory behind its port that answers in order."""
 
     def __init__(self, dut, name, *, latency=20, stall=0.0, seed=0):
-        self.dut, self.name, self.config = dut, name, FETCHERS[name]
+        self.dut, self.name, self.config = dut, name, READ_ENGINES[name]
         self._stall, self._latency, self._rng = stall, latency, random.Random(seed)
         self.memory = random.Random(1).randbytes(MEMORY_BYTES)
-        spec = Fetcher(self.config)
+        spec = ReadEngine(self.config)
         self.sources = {port: StreamSource(dut, f"{port}_{name}",
                                            getattr(spec, port).payload.shape(), stall=stall,
                                            seed=seed) for port in ("i_fetches", "i_columns")}
@@ -367,7 +367,7 @@ class Machine:
 async def fetch_cycles_equal_formula(dut):
     """Each kind for itself; matrices that follow one another without a gap."""
     await begin(dut)
-    for name, config in FETCHERS.items():
+    for name, config in READ_ENGINES.items():
         word, port = config.engine.word_bytes, config.port_bytes
         for latency in (1, 20):
             machine = Machine(dut, name, latency=latency)
@@ -397,7 +397,7 @@ async def fetch_cycles_equal_formula(dut):
 async def fetches_in_any_order(dut):
     """Random fetches of all kinds, with and without stalls; empty lists among them."""
     await begin(dut)
-    for name, config in FETCHERS.items():
+    for name, config in READ_ENGINES.items():
         word, port = config.engine.word_bytes, config.port_bytes
         for stall in (0.0, 0.3):
             machine = Machine(dut, name, stall=stall, seed=7)
@@ -421,7 +421,7 @@ async def fetches_in_any_order(dut):
 async def full_queue_stops_reading(dut):
     """Nothing takes what was read: no more is read than the queue holds, and all is there later."""
     await begin(dut)
-    for name, config in FETCHERS.items():
+    for name, config in READ_ENGINES.items():
         machine = Machine(dut, name)
         size = 16 * config.engine.word_bytes
         columns = 3 * config.queue_words * config.port_bytes // size
@@ -457,7 +457,7 @@ async def resets(dut):
 
     async def run(stall, seed):
         tasks = [cocotb.start_soon(task) for task in (
-            use_ram(stall, seed), *(fetch(name, stall, seed) for name in FETCHERS))]
+            use_ram(stall, seed), *(fetch(name, stall, seed) for name in READ_ENGINES))]
         for task in tasks:
             await task
 

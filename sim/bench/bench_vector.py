@@ -1,4 +1,4 @@
-"""The vector unit, packer and scale unit on one vector memory, against their golden functions."""
+"""Vector unit, quantizer and scale unit on one vector memory, against golden functions."""
 
 import cocotb
 import numpy as np
@@ -7,10 +7,10 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import RisingEdge
 
-from hw.activations.quantizer import Packer
+from hw.activations.quantizer import Quantizer
 from hw.arith.bf16_add import Bf16Adder
 from hw.arith.dequantize import ScaleUnit
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Function
 from hw.vector.memory import VectorMemory, read_signature, write_signature
@@ -23,16 +23,16 @@ from sim.golden.quantizer import quantize
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
-from sim.timing.units import norm_cycles, pack_cycles, product_cycles, vector_cycles
+from sim.timing.units import norm_cycles, product_cycles, quantize_cycles, vector_cycles
 
 CONFIGURATIONS = {
-    "eight": CoreConfig(),
+    "eight": AcceleratorConfig(),
     # An odd number of lanes, so that a table serves one of them; the widest accumulator.
-    "three": CoreConfig(engine=EngineConfig(lanes=9, result_lanes=3, accumulator_width=32,
-                                            target="ecp5"), vector_depth=3 * 96),
+    "three": AcceleratorConfig(engine=EngineConfig(lanes=9, result_lanes=3, accumulator_width=32,
+                                                   target="ecp5"), vector_depth=3 * 96),
     # The trees over the lanes are shorter than the lanes.
-    "two": CoreConfig(engine=EngineConfig(lanes=8, result_lanes=2, port_bytes=4),
-                      vector_depth=512),
+    "two": AcceleratorConfig(engine=EngineConfig(lanes=8, result_lanes=2, port_bytes=4),
+                             vector_depth=512),
 }
 
 ADDER_LATENCY = 10
@@ -42,9 +42,9 @@ SCALE_LATENCY = 10
 class Bench(wiring.Component):
     """The units, their streams named ``STREAM_UNIT``; ``poke`` and ``peek`` reach the memory."""
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
-        self.units = {"vector": VectorUnit(config), "packer": Packer(config),
+        self.units = {"vector": VectorUnit(config), "quantizer": Quantizer(config),
                       "scale": ScaleUnit(config), "adder": Bf16Adder()}
         members = {"poke": In(write_signature(config)), "peek": In(read_signature(config))}
         for name, unit in self.units.items():
@@ -69,9 +69,9 @@ class Bench(wiring.Component):
                 else:
                     wiring.connect(m, wiring.flipped(outer), inner)
         m.submodules.memory = memory = VectorMemory(self.config, readers=(3, 1), writers=2)
-        vector, packer = self.units["vector"], self.units["packer"]
+        vector, quantizer = self.units["vector"], self.units["quantizer"]
         wiring.connect(m, vector.read_0, memory.reads_0[0])
-        wiring.connect(m, packer.read, memory.reads_0[1])
+        wiring.connect(m, quantizer.read, memory.reads_0[1])
         wiring.connect(m, wiring.flipped(self.peek), memory.reads_0[2])
         wiring.connect(m, vector.read_1, memory.reads_1[0])
         wiring.connect(m, vector.write, memory.writes[0])
@@ -321,7 +321,7 @@ async def roots_of_sums_near_ties(dut):
 
 
 def packable(rng: np.random.Generator, shape: tuple, number: int) -> np.ndarray:
-    """Make vectors for the packer: all kinds, ties, and largest elements at every edge."""
+    """Make vectors for the quantizer: all kinds, ties, and largest elements at every edge."""
     kind = number % (KINDS + 2)
     if kind < KINDS:
         x = numbers(rng, shape, kind)
@@ -344,7 +344,7 @@ async def packs(dut, stall):
     await machine.start()
     rng = machine.rng
     depth = len(machine.words)
-    entries = machine.sinks["entries_packer"]
+    entries = machine.sinks["entries_quantizer"]
     received = []
 
     async def receive():
@@ -365,7 +365,7 @@ async def packs(dut, stall):
             x.reshape(-1)[rng.integers(x.size)] = rng.choice([0x7F80, 0xFF80, 0x7F81, 0xFFFF])
         await machine.poke(a, x)
         received.clear()
-        result, cycles = await machine.command("packer", sparse=sparse, nonzero=nonzero,
+        result, cycles = await machine.command("quantizer", sparse=sparse, nonzero=nonzero,
                                                words=words, a=a)
         if nonzero:
             live = (x.reshape(-1) & 0x7F80) != 0
@@ -374,7 +374,7 @@ async def packs(dut, stall):
             assert result.fault == 0
             if stall == 0:
                 leaving = live.reshape(words, -1).sum(axis=1).tolist()
-                assert cycles == pack_cycles(machine.config, leaving, nonzero=True)
+                assert cycles == quantize_cycles(machine.config, leaving, nonzero=True)
             continue
         if broken:
             assert (result.fault, received) == (1, [])
@@ -388,7 +388,7 @@ async def packs(dut, stall):
         if stall == 0:
             leaving = (codes.values[0] != 0).reshape(words, -1).sum(axis=1) if sparse else (
                 np.full(words, machine.lanes))
-            assert cycles == pack_cycles(machine.config, leaving.tolist())
+            assert cycles == quantize_cycles(machine.config, leaving.tolist())
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")
@@ -467,7 +467,7 @@ async def resets(dut):
     kept = 4                                # words at the end of the memory, never written again
 
     async def compute(machine, functions):
-        """Run VECTOR, NORM and PACK one after the other: they share a port of the memory."""
+        """Run VECTOR, NORM and QUANTIZE one after the other: they share a port of the memory."""
         sums, words = slice(9, 18), 9
         for function in functions:
             await machine.vector(function, words=words, target=9, a=0, b=9)
@@ -476,13 +476,13 @@ async def resets(dut):
             assert result.number == rsqrt_table()[lmul_dot(bf16, x, x)]
             if machine.stall == 0:
                 assert cycles == norm_cycles(machine.config, words)
-            entries = cocotb.start_soon(machine.sinks["entries_packer"].receive(x.size + 1))
-            result, cycles = await machine.command("packer", words=words, a=9)
+            entries = cocotb.start_soon(machine.sinks["entries_quantizer"].receive(x.size + 1))
+            result, cycles = await machine.command("quantizer", words=words, a=9)
             codes = quantize(x.reshape(1, -1))
             assert [entry.value for entry in await entries] == [*codes.values[0].tolist(), 0]
             assert (result.fault, result.exponent) == (0, codes.exponents[0])
             if machine.stall == 0:
-                assert cycles == pack_cycles(machine.config, [machine.lanes] * words)
+                assert cycles == quantize_cycles(machine.config, [machine.lanes] * words)
 
     async def scale_all(machine, count):
         factor, exponent = 0x3FC0, -7

@@ -22,16 +22,16 @@ DESIGN = Design(
     harness="sim/fast/engine_harness.cpp",
     component=EngineSlice,
     streams={
-        "JOB": lambda core: core.i_jobs,
-        "ENTRY": lambda core: core.i_entries,
-        "COLUMN": lambda core: core.o_columns,
-        "PORT": lambda core: core.i_port,
-        "RESULT": lambda core: core.o_results,
+        "JOB": lambda unit: unit.i_jobs,
+        "ENTRY": lambda unit: unit.i_entries,
+        "COLUMN": lambda unit: unit.o_columns,
+        "PORT": lambda unit: unit.i_port,
+        "RESULT": lambda unit: unit.o_results,
     },
     constants=lambda config: {"PORT_BYTES": config.port_bytes, "RESULT_LANES": config.result_lanes},
 )
 
-#: Cycles without any transfer after which the core counts as stuck.
+#: Cycles without any transfer after which the slice counts as stuck.
 PATIENCE = 1_000_000
 
 
@@ -94,7 +94,7 @@ class ProductCounters:
 
 
 class VerilatedEngine:
-    """A simulated ternary core with the memory behind its weight port.
+    """A simulated engine slice with the memory behind its weight port.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ class VerilatedEngine:
                                       ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
                                       ctypes.c_void_p)
         self._library = library
-        self._core = library.tally_create()
+        self._handle = library.tally_create()
 
     def load(self, rows: int, image: NDArray[np.uint8]) -> int:
         """Copy a packed matrix into the simulated memory and return its handle.
@@ -164,7 +164,7 @@ class VerilatedEngine:
         columns, planes = image.shape[:2]
         packed = np.ascontiguousarray(image)
         self._images.append((rows, planes, columns))
-        return self._library.tally_load(self._core, packed.ctypes.data, packed.nbytes,
+        return self._library.tally_load(self._handle, packed.ctypes.data, packed.nbytes,
                                         self.config.column_bytes(rows, planes))
 
     def product(self, handle: int, columns: NDArray[np.integer], values: NDArray[np.int8],
@@ -206,13 +206,13 @@ class VerilatedEngine:
             results.append(result)
             kept += [columns, values]       # until the library has read them
         cycles = ctypes.c_uint64()
-        status = self._library.tally_run(self._core, ctypes.byref(records), len(products),
+        status = self._library.tally_run(self._handle, ctypes.byref(records), len(products),
                                          self._latency, self._stall, PATIENCE,
                                          ctypes.byref(cycles))
         self.cycles += cycles.value
         if status:
-            raise SimulatorStopped(f"The simulated core moved nothing for {PATIENCE} cycles, "
-                                   f"{cycles.value} cycles after the start of a run")
+            raise SimulatorStopped(f"The simulated engine slice moved nothing for {PATIENCE} "
+                                   f"cycles, {cycles.value} cycles after the start of a run")
         counters = []
         for record in records:
             words = record.entries * record.planes * record.groups
@@ -223,10 +223,10 @@ class VerilatedEngine:
         return results, counters
 
     def close(self) -> None:
-        """Free the simulated core and its memory; it cannot be used afterwards."""
-        if self._core is not None:
-            self._library.tally_destroy(self._core)
-            self._core = None
+        """Free the simulated slice and its memory; it cannot be used afterwards."""
+        if self._handle is not None:
+            self._library.tally_destroy(self._handle)
+            self._handle = None
 
     def __enter__(self) -> "VerilatedEngine":
         return self

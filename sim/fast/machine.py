@@ -1,4 +1,4 @@
-"""The fast simulator of the whole core: token in, largest logits out, without cocotb.
+"""The fast simulator of the whole accelerator: token in, largest logits out, without cocotb.
 
 ``sim/fast/machine_harness.cpp`` is the memory behind the port, and the ends of all streams; its
 comment says what the memory does in which cycle.
@@ -13,38 +13,38 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.accelerator import UNITS, Core
-from hw.config import CoreConfig
+from hw.accelerator import UNITS, Accelerator
+from hw.config import AcceleratorConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, Opcode
 from sim.fast.library import Design, Progress, SimulatorStopped, build_library
-from sim.golden.machine import Best, MachineFault
+from sim.golden.machine import MachineFault, TopKResult
 
 __all__ = ["REFRESH_PERIOD", "TokenRun", "VerilatedAccelerator"]
 
 DESIGN = Design(
-    name="core",
+    name="accelerator",
     sources=("hw/config.py", "hw/isa.py", "hw/accelerator.py", "hw/activations", "hw/arith",
              "hw/attention", "hw/common", "hw/control", "hw/engine", "hw/formats", "hw/memory",
              "hw/output", "hw/vector", "sim/fast/machine.py"),
     harness="sim/fast/machine_harness.cpp",
-    component=functools.partial(Core, unit_clocks=True),
+    component=functools.partial(Accelerator, unit_clocks=True),
     streams={
-        "PROGRAM": lambda core: core.i_program,
-        "TOKEN": lambda core: core.i_tokens,
-        "BEST": lambda core: core.o_best,
-        "SCALE": lambda core: core.o_scale,
-        "FAULT": lambda core: core.o_faults,
-        "READ": lambda core: core.memory.reads,
-        "WRITE": lambda core: core.memory.writes,
+        "PROGRAM": lambda unit: unit.i_program,
+        "TOKEN": lambda unit: unit.i_tokens,
+        "TOP_K": lambda unit: unit.o_top_k,
+        "SCALE": lambda unit: unit.o_scale,
+        "FAULT": lambda unit: unit.o_faults,
+        "READ": lambda unit: unit.memory.reads,
+        "WRITE": lambda unit: unit.memory.writes,
     },
-    constants=lambda config: {"PORT_BYTES": config.port_bytes, "BEST": config.best},
+    constants=lambda config: {"PORT_BYTES": config.port_bytes, "TOP_K": config.top_k},
     clocks=UNITS,
 )
 
 #: Cycles from one refresh of the memory to the next.
 REFRESH_PERIOD = 1000
 
-#: Cycles without any transfer after which the core counts as stuck.
+#: Cycles without any transfer after which the accelerator counts as stuck.
 PATIENCE = 1_000_000
 #: Cycles of a call of :meth:`VerilatedAccelerator.run` that nobody limits: more than any has.
 _NO_LIMIT = 2 ** 62
@@ -94,16 +94,16 @@ class TokenRun:
 
     Attributes
     ----------
-    emissions : list of Best
-        One for each EMIT.
+    emissions : list of TopKResult
+        One for each TOP_K.
     cycles : int
-        From the cycle in which the core accepts the token to that in which it would accept, or
-        does accept, the next one.
+        From the cycle in which the accelerator accepts the token to that in which it would accept,
+        or does accept, the next one.
     reads, writes : int
         Transfers of the memory port in these cycles.
     """
 
-    emissions: list[Best]
+    emissions: list[TopKResult]
     cycles: int
     reads: int
     writes: int
@@ -125,11 +125,11 @@ def _timing(latency: int, refresh: float, stall: float, seed: int) -> tuple[int,
 
 
 class VerilatedAccelerator:
-    """A simulated core with the memory behind its port.
+    """A simulated accelerator with the memory behind its port.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
         At most 32 bits of accumulator.
     latency : int
         Cycles from a read that is accepted to its first transfer; at least 1.
@@ -154,7 +154,7 @@ class VerilatedAccelerator:
         As :func:`sim.fast.library.build_library` does.
     """
 
-    def __init__(self, config: CoreConfig, *, latency: int = 20, refresh: float = 0.01,
+    def __init__(self, config: AcceleratorConfig, *, latency: int = 20, refresh: float = 0.01,
                  stall: float = 0.0, progress: Progress | None = None):
         if config.engine.accumulator_width > 32:
             raise ValueError(f"Accumulator width must be at most 32 in the simulator, "
@@ -164,7 +164,7 @@ class VerilatedAccelerator:
         self.cycles = 0
         self._program = b""
         self._memory_bytes = 0
-        self._emission = _emission(config.best)
+        self._emission = _emission(config.top_k)
         # The target changes no bit and no cycle.
         generic = dataclasses.replace(
             config, engine=dataclasses.replace(config.engine, target="generic"))
@@ -181,8 +181,8 @@ class VerilatedAccelerator:
         library.tally_run.argtypes = (pointer, pointer, word, pointer, word, long_word, long_word,
                                       pointer)
         self._library = library
-        self._core = library.tally_create()
-        library.tally_timing(self._core, *timing)
+        self._accelerator = library.tally_create()
+        library.tally_timing(self._accelerator, *timing)
 
     def set_timing(self, *, latency: int, refresh: float, stall: float, seed: int) -> None:
         """Set when the memory and the ends of the streams move, from the next cycle on.
@@ -199,15 +199,15 @@ class VerilatedAccelerator:
         ValueError
             If one of them is none of the constructor's.
         """
-        self._library.tally_timing(self._core, *_timing(latency, refresh, stall, seed))
+        self._library.tally_timing(self._accelerator, *_timing(latency, refresh, stall, seed))
 
     def load(self, program: bytes, memory: bytes) -> None:
-        """Reset the core, write its program, and fill the memory from address 0.
+        """Reset the accelerator, write its program, and fill the memory from address 0.
 
         Raises
         ------
         ValueError
-            If the core has no room for the program, or its addresses for the memory.
+            If the accelerator has no room for the program, or its addresses for the memory.
         """
         config, count = self.config, len(program) // INSTRUCTION_BYTES
         if count > config.program_depth:
@@ -220,22 +220,22 @@ class VerilatedAccelerator:
         self._program = program + bytes(INSTRUCTION_BYTES * (config.program_depth - count))
         padded = memory + bytes(-len(memory) % config.port_bytes)
         self._memory_bytes = len(padded)
-        self._library.tally_write(self._core, padded, len(padded))
+        self._library.tally_write(self._accelerator, padded, len(padded))
         self.reset()
 
     def reset(self) -> None:
-        """Start the core again, with its program; the memory stays as it is."""
-        self._library.tally_reset(self._core)
+        """Start the accelerator again, with its program; the memory stays as it is."""
+        self._library.tally_reset(self._accelerator)
         count = len(self._program) // INSTRUCTION_BYTES
-        if not self._library.tally_program(self._core, self._program, count, PATIENCE):
-            raise SimulatorStopped(f"The simulated core did not take its program within {PATIENCE} "
-                                   f"cycles")
+        if not self._library.tally_program(self._accelerator, self._program, count, PATIENCE):
+            raise SimulatorStopped(f"The simulated accelerator did not take its program within "
+                                   f"{PATIENCE} cycles")
 
     @property
     def memory(self) -> NDArray[np.uint8]:
         """A copy of the memory."""
         memory = np.empty(self._memory_bytes, np.uint8)
-        self._library.tally_read(self._core, memory.ctypes.data)
+        self._library.tally_read(self._accelerator, memory.ctypes.data)
         return memory
 
     def profile(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -246,12 +246,13 @@ class VerilatedAccelerator:
         """
         count = len(self._program) // INSTRUCTION_BYTES
         cycles, transfers = np.empty(count, np.uint64), np.empty(count, np.uint64)
-        self._library.tally_profile(self._core, cycles.ctypes.data, transfers.ctypes.data, count)
+        self._library.tally_profile(self._accelerator, cycles.ctypes.data, transfers.ctypes.data,
+                                    count)
         return cycles, transfers
 
     def run(self, tokens: Sequence[tuple[int, int]], *, patience: int | None = None,
             limit: int = _NO_LIMIT) -> list[TokenRun]:
-        """Make a pass for each of ``tokens``, each {token, start} as soon as the core accepts it.
+        """Make a pass for each of ``tokens``, each {token, start} as soon as it is accepted.
 
         Between calls no cycle passes.
 
@@ -259,26 +260,26 @@ class VerilatedAccelerator:
         ----------
         tokens : sequence of (int, int)
         patience : int, optional
-            Cycles without any transfer after which the core counts as stuck; :data:`PATIENCE` by
-            default.
+            Cycles without any transfer after which the accelerator counts as stuck;
+            :data:`PATIENCE` by default.
         limit : int
             Cycles that all passes may take together.
 
         Raises
         ------
         MachineFault
-            If the core stops; it only does something again after :meth:`reset`.
+            If the accelerator stops; it only does something again after :meth:`reset`.
         SimulatorStopped
             If nothing moves for ``patience`` cycles, the passes take more than ``limit``, or the
-            core does what none may.
+            accelerator does what none may.
         """
         patience = PATIENCE if patience is None else patience
         records = (_Token * len(tokens))(*(_Token(token=token, start=start)
                                            for token, start in tokens))
-        emits = self._program[::INSTRUCTION_BYTES].count(Opcode.EMIT)
+        emits = self._program[::INSTRUCTION_BYTES].count(Opcode.TOP_K)
         emissions = (self._emission * (len(tokens) * emits))()
         outcome = _Outcome()
-        self._library.tally_run(self._core, ctypes.byref(records), len(records),
+        self._library.tally_run(self._accelerator, ctypes.byref(records), len(records),
                                 ctypes.byref(emissions), emits, patience, limit,
                                 ctypes.byref(outcome))
         self.cycles = outcome.cycle
@@ -289,7 +290,7 @@ class VerilatedAccelerator:
                 for index, record in enumerate(records)]
 
     def _check(self, outcome: _Outcome, patience: int, limit: int) -> None:
-        what = f"The simulated core, in cycle {outcome.cycle},"
+        what = f"The simulated accelerator, in cycle {outcome.cycle},"
         match _Status(outcome.status):
             case _Status.FAULT:
                 raise MachineFault(Fault(outcome.fault), outcome.instruction)
@@ -309,16 +310,16 @@ class VerilatedAccelerator:
                 raise SimulatorStopped(f"{what} delivers more integers than its program asks for")
 
     @staticmethod
-    def _best(emission) -> Best:
-        return Best(np.array(emission.rows[:emission.count], np.int64),
-                    np.array(emission.values[:emission.count], np.int32),
-                    emission.number, emission.exponent)
+    def _best(emission) -> TopKResult:
+        return TopKResult(np.array(emission.rows[:emission.count], np.int64),
+                          np.array(emission.values[:emission.count], np.int32),
+                          emission.number, emission.exponent)
 
     def close(self) -> None:
-        """Free the simulated core and its memory; it cannot be used afterwards."""
-        if self._core is not None:
-            self._library.tally_destroy(self._core)
-            self._core = None
+        """Free the simulated accelerator and its memory; it cannot be used afterwards."""
+        if self._accelerator is not None:
+            self._library.tally_destroy(self._accelerator)
+            self._accelerator = None
 
     def __enter__(self) -> "VerilatedAccelerator":
         return self

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 
 from amaranth.back import verilog
 
-from hw.boards.board import CoreBoard, EngineBoard
+from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.boards.system import BoardSystem
 from sim.tools import ToolMissing, missing_tools, simulation_environment
 
 __all__ = ["build_board", "serial_port"]
 
 
-def build_board(board: EngineBoard | CoreBoard, work_dir: pathlib.Path, *,
+def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *,
                 watchdog_cycles: int | None = None,
                 netlist: str | None = None) -> pathlib.Path:
     """Compile what is between the pins of ``board`` and return the program for :func:`serial_port`.
 
     Parameters
     ----------
-    board : EngineBoard or CoreBoard
+    board : EngineBoard or AcceleratorBoard
     work_dir : path
         Where the program and all that it is made of go.
     watchdog_cycles : int, optional

@@ -1,26 +1,26 @@
-"""What is proved of the list: no entry is lost, of the list memory and of the packer before it."""
+"""What is proved of lists: neither quantizer nor sparse vector memory loses an entry."""
 
 from amaranth import *
 from amaranth.asserts import AnyConst, AnySeq
 from amaranth.hdl import Assert, Assume
 
-from hw.activations.quantizer import Packer
-from hw.activations.sparse_vector import ListMemory
-from hw.config import CoreConfig, EngineConfig
+from hw.activations.quantizer import Quantizer
+from hw.activations.sparse_vector import SparseVectorMemory
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from sim.formal.monitors import accept, assert_stable, offer
 
-__all__ = ["list_order", "list_slots", "packer_codes"]
+__all__ = ["list_order", "list_slots", "quantizer_codes"]
 
-_CONFIG = CoreConfig(
+_CONFIG = AcceleratorConfig(
     engine=EngineConfig(lanes=2, result_lanes=2, index_width=4, port_bytes=1, max_planes=1,
                         accumulator_depth=2, max_batch=1),
     vector_depth=8, list_depth=4, product_depth=1)
 
 
-def _list(m: Module) -> ListMemory:
+def _list(m: Module) -> SparseVectorMemory:
     """Build the list memory; what it may be given is said in it."""
-    m.submodules.list = unit = ListMemory(_CONFIG, tile=2)
+    m.submodules.list = unit = SparseVectorMemory(_CONFIG, tile=2)
     for stream in (unit.i_entries, unit.i_products):
         offer(m, stream)
     for stream in (unit.o_jobs, unit.o_entries):
@@ -75,13 +75,13 @@ def list_order(m: Module, *, never: bool = False) -> None:
             m.d.comb += Assert((left.p.index == entry.index) & (left.p.value == entry.value))
 
 
-def packer_codes(m: Module, *, never: bool = False) -> None:
+def quantizer_codes(m: Module, *, never: bool = False) -> None:
     """Three words of anything become a sparse list: no code is lost, and none is zero.
 
     With ``never`` it says that no list ends.
     """
     m.d.comb += Assume(~ResetSignal())
-    m.submodules.packer = packer = Packer(_CONFIG)
+    m.submodules.quantizer = quantizer = Quantizer(_CONFIG)
     lanes, words = _CONFIG.vector_lanes, 3
     # The largest magnitude, half a unit of it, the next one above that, and zero.
     kinds = Array([0x3F80, 0x3C00, 0x3C01, 0])
@@ -89,14 +89,14 @@ def packer_codes(m: Module, *, never: bool = False) -> None:
     m.d.comb += [magnitude.eq(kinds[AnyConst(2)]) for magnitude in magnitudes]
     elements = Signal(words * lanes * bf16.width)
     m.d.comb += elements.eq(Cat(Cat(magnitude, C(0)) for magnitude in magnitudes))
-    read, delivered = Signal.like(packer.read.data), Signal.like(packer.read.data)
-    with m.If(packer.read.enable):
-        m.d.sync += read.eq(elements.word_select(packer.read.address, lanes * bf16.width))
-        m.d.comb += Assert(packer.read.address < words)
+    read, delivered = Signal.like(quantizer.read.data), Signal.like(quantizer.read.data)
+    with m.If(quantizer.read.enable):
+        m.d.sync += read.eq(elements.word_select(quantizer.read.address, lanes * bf16.width))
+        m.d.comb += Assert(quantizer.read.address < words)
     m.d.sync += delivered.eq(read)
-    m.d.comb += packer.read.data.eq(delivered)
+    m.d.comb += quantizer.read.data.eq(delivered)
 
-    given, left = packer.i_commands, packer.o_entries
+    given, left = quantizer.i_commands, quantizer.o_entries
     begun = Signal()
     m.d.comb += [
         given.valid.eq(~begun),

@@ -93,17 +93,18 @@ PROOFS: tuple[Proof, ...] = (
         _within("an output leaves", 4))),
     Proof("SharedPort", streams.shared_port, (
         _STABLE, _ORDER, "each transfer goes to who asked for it",
-        "no burst of writes is broken by another's", _within("a write of the core is taken", 5),
-        _within("a write of the host is taken, between the core's,", 3),
-        _within("a read of the core is taken", 8),
-        _within("a read of the host is taken, while the core asks for none,", 24))),
+        "no burst of writes is broken by another's",
+        _within("a write of the accelerator is taken", 5),
+        _within("a write of the host is taken, between the accelerator's,", 3),
+        _within("a read of the accelerator is taken", 8),
+        _within("a read of the host is taken, while the accelerator asks for none,", 24))),
     Proof("TopK", streams.top_k, (
         _STABLE, "as many integers come as there are, the last one marked",
         _within("a command is taken", 40))),
-    Proof("Fetcher", streams.fetcher, (
+    Proof("ReadEngine", streams.read_engine, (
         _STABLE, "each transfer of a vector that is read leaves once and in order",
         "no more is read than the queue takes"), mode="bounded", depth=36),
-    Proof("Fetcher", streams.fetcher_progress, (
+    Proof("ReadEngine", streams.read_engine_progress, (
         _within("a fetch of a vector is taken", 40),), mode="bounded", depth=56, slow=True),
     Proof("TernaryEngine", streams.engine, (_STABLE,)),
     Proof("ResultQueue", streams.result_queue, (
@@ -142,9 +143,10 @@ PROOFS: tuple[Proof, ...] = (
         "no read is asked for while a write before it is unanswered",), mode="bounded", depth=16),
     Proof("Axi4Master", axi4.write_progress, (
         _within("a write is taken", 12),), mode="bounded", depth=20),
-    Proof("ListMemory", lists.list_slots, ("no tile overflows",), mode="induction", depth=2),
-    Proof("ListMemory", lists.list_order, (
+    Proof("SparseVectorMemory", lists.list_slots, ("no tile overflows",), mode="induction",
+          depth=2),
+    Proof("SparseVectorMemory", lists.list_order, (
         _STABLE, "no entry of a list is lost"), mode="bounded", depth=16),
-    Proof("Packer", lists.packer_codes, (
+    Proof("Quantizer", lists.quantizer_codes, (
         _STABLE, "no code of a list is lost"), mode="bounded", depth=28),
 )

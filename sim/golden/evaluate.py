@@ -117,7 +117,7 @@ class State:
     Attributes
     ----------
     vectors : dict of RECURRENCE to array, shape (documents, elements)
-    caches : dict of APPEND to Cache
+    caches : dict of KV_APPEND to Cache
     position : int
         Tokens so far.
     """
@@ -142,17 +142,17 @@ class GoldenLM:
     arithmetic : Arithmetic
     products : callable
         Matrix products by name, as :class:`ExactProducts`; a device fits as well.
-    gates : mapping of label to callable, optional
-        What sets some of the codes of a list to zero: :class:`sim.golden.wina.Gate`. A list whose
-        :attr:`sim.golden.graph.Value.label` is missing is not gated.
+    masks : mapping of label to callable, optional
+        What sets some of the codes of a list to zero: :class:`sim.golden.wina.Mask`. A list whose
+        :attr:`sim.golden.graph.Value.label` is missing is not masked.
     """
 
     def __init__(self, model: Model, arithmetic: Arithmetic,
                  products: Callable[[str, NDArray], NDArray],
-                 gates: Mapping[str, Callable[[NDArray], NDArray]] | None = None):
+                 masks: Mapping[str, Callable[[NDArray], NDArray]] | None = None):
         self.arithmetic = arithmetic
         self.products = products
-        self.gates = {} if gates is None else gates
+        self.masks = {} if masks is None else masks
         *self._steps, self._head = model.network()
         if self._head.kind is not Kind.HEAD:
             raise ValueError(f"The last step of a network must be HEAD, "
@@ -161,7 +161,7 @@ class GoldenLM:
                            if step.kind in (Kind.EMBEDDING, Kind.CONSTANT, Kind.POSITION,
                                             Kind.LINEAR)}
         #: Largest number of tokens of a document, None if there is no limit.
-        self.context = min((step.context for step in self._steps if step.kind is Kind.APPEND),
+        self.context = min((step.context for step in self._steps if step.kind is Kind.KV_APPEND),
                            default=None)
         self._logit_scale = model.logit_scales.get(arithmetic.name)
         # Vectors are dropped behind the step that reads them last.
@@ -186,7 +186,7 @@ class GoldenLM:
         return State({step: np.zeros((documents, step.elements), dtype) for step in self._steps
                       if step.kind is Kind.RECURRENCE},
                      {step: Cache(documents, step.elements, dtype) for step in self._steps
-                      if step.kind is Kind.APPEND})
+                      if step.kind is Kind.KV_APPEND})
 
     def forward(self, tokens: NDArray[np.integer], state: State) -> Hidden:
         """Read tokens.
@@ -250,7 +250,7 @@ class GoldenLM:
                 case Kind.POSITION:
                     rows = self._constants[step][state.position:state.position + shape[1]]
                     values[step] = np.tile(rows, (shape[0], 1))
-                case Kind.APPEND:
+                case Kind.KV_APPEND:
                     vectors = self.arithmetic.cached(operands[0], step.cache)
                     values[step] = state.caches[step].append(vectors.reshape(*shape, -1))
                 case Kind.ATTEND:
@@ -298,9 +298,9 @@ class GoldenLM:
                 return self._constants[step]
             case Kind.CODES:
                 codes = ar.codes(*operands)
-                if step.label not in self.gates:
+                if step.label not in self.masks:
                     return codes
-                return Codes(self.gates[step.label](codes.values), codes.exponents)
+                return Codes(self.masks[step.label](codes.values), codes.exponents)
             case Kind.NORM:
                 return ar.inverse_norm(operands[0], step.epsilon)
             case Kind.ROTATE:

@@ -1,8 +1,8 @@
-"""What the fetcher delivers: the bytes of a product or a vector, cut into transfers."""
+"""What the read engine delivers: the bytes of a product or a vector, cut into transfers."""
 
 from collections.abc import Sequence
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 
 __all__ = ["fetched_bytes", "fetched_transfers"]
 
@@ -13,12 +13,12 @@ def fetched_bytes(memory: bytes, address: int, size: int, indices: Sequence[int]
                     for index in indices)
 
 
-def fetched_transfers(config: CoreConfig, text: bytes, *,
+def fetched_transfers(config: AcceleratorConfig, text: bytes, *,
                       listed: bool = False) -> list[tuple[bytes, bool, int]]:
     """Cut ``text`` into transfers: bytes without padding, ``last``, bytes of padding.
 
     ``last`` of listed columns is set only where padding follows. The golden counterpart of
-    :class:`hw.memory.read_engine.Fetcher`.
+    :class:`hw.memory.read_engine.ReadEngine`.
     """
     size = config.port_bytes
     chunks = [text[k:k + size] for k in range(0, len(text), size)]

@@ -37,7 +37,7 @@ class Kind(enum.Enum):
     #: Pairs of a vector turned by angles whose cosines and sines are vectors: a vector.
     ROTATE = enum.auto()
     #: The vector of every token so far, the last one appended.
-    APPEND = enum.auto()
+    KV_APPEND = enum.auto()
     #: Heads of a vector of queries attend to two APPENDs, keys and values: a vector.
     ATTEND = enum.auto()
     #: ``Q`` of a vector: codes and their exponent.
@@ -51,9 +51,9 @@ class Kind(enum.Enum):
 
 
 #: Steps that make a vector.
-VECTORS = frozenset(Kind) - {Kind.CODES, Kind.NORM, Kind.HEAD, Kind.APPEND}
+VECTORS = frozenset(Kind) - {Kind.CODES, Kind.NORM, Kind.HEAD, Kind.KV_APPEND}
 
-#: Formats in which an APPEND keeps its elements: bf16 as they are, or rounded to e4m3.
+#: Formats in which a KV_APPEND keeps its elements: bf16 as they are, or rounded to e4m3.
 CACHES = ("bf16", "e4m3")
 
 
@@ -103,11 +103,11 @@ class Value:
     epsilon : float
         Of NORM: what is added to the mean square. Only floating point does so.
     heads : int
-        Of ROTATE, APPEND and ATTEND: equal parts of the vector, one behind the other.
+        Of ROTATE, KV_APPEND and ATTEND: equal parts of the vector, one behind the other.
     context : int
-        Of APPEND: the largest number of tokens.
+        Of KV_APPEND: the largest number of tokens.
     cache : str
-        Of APPEND: one of :data:`CACHES`.
+        Of KV_APPEND: one of :data:`CACHES`.
     """
 
     kind: Kind
@@ -268,7 +268,7 @@ class Network:
         if x.elements % heads:
             raise ValueError(f"{x.name} must be {heads} heads of one size, "
                              f"not {x.elements} elements")
-        return self._append(Kind.APPEND, (_vector(x),), x.elements, name or f"{x.name}s",
+        return self._append(Kind.KV_APPEND, (_vector(x),), x.elements, name or f"{x.name}s",
                             f"{x.name} of all tokens", heads=heads, context=context, cache=cache)
 
     def attend(self, queries: Value, keys: Value, values: Value, heads: int,
@@ -279,8 +279,8 @@ class Network:
         Each head of keys and values serves as many query heads as there are more of them.
         """
         for part in (keys, values):
-            if part.kind is not Kind.APPEND:
-                raise ValueError(f"{part.name} must be APPEND, not {part.kind.name}")
+            if part.kind is not Kind.KV_APPEND:
+                raise ValueError(f"{part.name} must be KV_APPEND, not {part.kind.name}")
             if heads % part.heads or part.elements * heads != queries.elements * part.heads:
                 raise ValueError(f"{part.name} must have heads of the size of a query's, "
                                  f"{queries.elements / heads:g}, and so many that {heads} is a "

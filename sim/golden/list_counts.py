@@ -12,7 +12,7 @@ class ListCounts:
     Attributes
     ----------
     found : float
-        Before a gate: those without zeros, or all of a DENSE list.
+        Before a mask: those without zeros, or all of a DENSE list.
     kept : float
         Behind it.
     """

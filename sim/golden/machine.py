@@ -17,14 +17,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.isa import (
     ADDRESSED,
     ATTENTION,
     FUNCTIONS,
-    GATED,
     INSTRUCTION_BYTES,
+    MASKED,
     REGISTERS,
     Batch,
     Fault,
@@ -46,9 +46,9 @@ from sim.golden.quantizer import quantize
 from sim.golden.top_k import largest_rows
 from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import keep_above, keep_largest
-from sim.golden.wina import scores as gate_scores
+from sim.golden.wina import scores as mask_scores
 
-__all__ = ["Best", "Emission", "HazardError", "Machine", "MachineFault"]
+__all__ = ["TopKResult", "Emission", "HazardError", "Machine", "MachineFault"]
 
 _LMUL = ARITHMETICS["lmul"]
 assert isinstance(_LMUL, Bf16Arithmetic)
@@ -68,7 +68,7 @@ _CACHE_BYTES = {Function.BF16: 2, Function.E4M3: 1}
 
 
 class MachineFault(Exception):
-    """The core stopped.
+    """The accelerator stopped.
 
     Attributes
     ----------
@@ -91,8 +91,8 @@ class HazardError(Exception):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Best:
-    """What one EMIT delivers. Logits are ``values * scale``.
+class TopKResult:
+    """What one TOP_K delivers. Logits are ``values * scale``.
 
     Attributes
     ----------
@@ -119,8 +119,8 @@ class Best:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Emission(Best):
-    """What one EMIT delivers, and what the hardware does not: all integers of the product.
+class Emission(TopKResult):
+    """What one TOP_K delivers, and what the hardware does not: all integers of the product.
 
     Attributes
     ----------
@@ -138,10 +138,10 @@ class _Register:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _List:
-    """The list as a dense vector; ``columns`` are a PACK's elements, 0 after a TOKEN.
+    """The list as a dense vector; ``columns`` are a QUANTIZE's elements, 0 after a TOKEN.
 
     ``listed`` are the indices of the hardware's entries: a DENSE one lists zeros too. ``found``
-    are their number before a gate. A list of a batch has more than one of ``vectors``.
+    are their number before a mask. A list of a batch has more than one of ``vectors``.
     """
 
     activations: NDArray[np.int8]
@@ -163,11 +163,11 @@ _ONE = _Register(bf16.one, 0)
 
 
 class Machine:
-    """A core: program, vector memory, registers, list, product queue and memory.
+    """An accelerator: program, vector memory, registers, list, product queue and memory.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     program : bytes
         Encoded instructions.
     memory : bytes
@@ -182,7 +182,7 @@ class Machine:
     position : int
         Position of the token in its sequence; at most the context.
     fault : MachineFault or None
-        What stopped the core, until :meth:`reset`.
+        What stopped the accelerator, until :meth:`reset`.
     executed : int
         Instructions executed so far.
     trits : int
@@ -192,11 +192,11 @@ class Machine:
     rows : list of two int
         Rows that were listed of all products by row, and rows that these have.
     lists : dict of int to list of three int
-        By the index of a PACK: lists that it made so far, their entries before a gate, and those
-        behind it.
+        By the index of a QUANTIZE: lists that it made so far, their entries before a mask, and
+        those behind it.
     """
 
-    def __init__(self, config: CoreConfig, program: bytes, memory: bytes):
+    def __init__(self, config: AcceleratorConfig, program: bytes, memory: bytes):
         if len(program) > config.program_depth * INSTRUCTION_BYTES:
             raise ValueError(f"Program must have at most {config.program_depth} instructions, "
                              f"not {len(program) // INSTRUCTION_BYTES}")
@@ -221,10 +221,10 @@ class Machine:
         self.reset()
 
     def reset(self) -> None:
-        """Start the core again: vector memory and memory stay as they are."""
+        """Start the accelerator again: vector memory and memory stay as they are."""
         self.registers: list[_Register | None] = [_ONE] + [None] * (REGISTERS - 1)
         self._list: _List | None = None
-        self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or gated list
+        self._by_row: NDArray[np.int8] | None = None        # of the newest DENSE or masked list
         self._slots: list[NDArray[np.int8]] = []            # of a batch that is not complete
         self._order = Order(self.config)
         self._products: deque[_Product] = deque()
@@ -273,14 +273,14 @@ class Machine:
                 return emissions
             if emission is not None:
                 emissions.append(emission)
-            if instruction.opcode is Opcode.PACK and self._list is not None:
+            if instruction.opcode is Opcode.QUANTIZE and self._list is not None:
                 counts = 1, self._list.found, len(self._list.listed)
                 self.lists[index] = [sum(pair) for pair in zip(
                     counts, self.lists.get(index, (0, 0, 0)), strict=True)]
             index += 1
 
     def list_counts(self) -> dict[int, ListCounts]:
-        """Return the mean entries of the lists so far, by the index of their PACK."""
+        """Return the mean entries of the lists so far, by the index of their QUANTIZE."""
         return {index: ListCounts(found / made, kept / made)
                 for index, (made, found, kept) in self.lists.items()}
 
@@ -296,7 +296,7 @@ class Machine:
                 or _CACHE_FORMATS.get(Function(instruction.function),
                                       "bf16") not in config.cache_formats):
             return Fault.FUNCTION
-        if opcode in (Opcode.APPEND, Opcode.SCORE) and instruction.b:
+        if opcode in (Opcode.KV_APPEND, Opcode.QK) and instruction.b:
             if count % 2:
                 return Fault.VECTOR_ADDRESS
             count //= 2
@@ -304,13 +304,14 @@ class Machine:
             if (count == 0 or first % config.vector_lanes or count % config.vector_lanes
                     or first + count > config.vector_depth):
                 return Fault.VECTOR_ADDRESS
-        if opcode is Opcode.PACK and count > config.list_depth:
+        if opcode is Opcode.QUANTIZE and count > config.list_depth:
             return Fault.VECTOR_ADDRESS
-        if (opcode is Opcode.NORM or (opcode is Opcode.PACK
+        if (opcode is Opcode.NORM or (opcode is Opcode.QUANTIZE
                                       and instruction.function != Function.NONZERO)):
             if not 0 < instruction.target < REGISTERS:
                 return Fault.REGISTER
-        if opcode in (Opcode.DRAIN, Opcode.EMIT) and max(instruction.a, instruction.b) >= REGISTERS:
+        if opcode in (Opcode.WRITE_BACK, Opcode.TOP_K) and max(instruction.a,
+                                                               instruction.b) >= REGISTERS:
             return Fault.REGISTER
         if opcode in ADDRESSED and (instruction.address % config.port_bytes
                                           or self._end(instruction) > config.memory_bytes):
@@ -329,12 +330,12 @@ class Machine:
             return Fault.HEADS
         if not self._batch_fits(instruction):
             return Fault.BATCH
-        if opcode in (Opcode.DRAIN, Opcode.EMIT) and not self._order.takes(instruction):
+        if opcode in (Opcode.WRITE_BACK, Opcode.TOP_K) and not self._order.takes(instruction):
             return Fault.NO_PRODUCT
         # What breaks the order has no result, whatever the vectors hold.
         self._order.step(instruction)
-        if (opcode in (Opcode.APPEND, Opcode.SCORE)
-                or (opcode is Opcode.PACK and instruction.function != Function.NONZERO)):
+        if (opcode in (Opcode.KV_APPEND, Opcode.QK)
+                or (opcode is Opcode.QUANTIZE and instruction.function != Function.NONZERO)):
             vector = self._two_parts(instruction)
             if ((vector & bf16.infinity) == bf16.infinity).any():
                 return Fault.NOT_FINITE
@@ -345,12 +346,12 @@ class Machine:
         config, opcode = self.config, instruction.opcode
         if opcode is Opcode.LOAD_AT:
             return True
-        elements = instruction.count if opcode is Opcode.APPEND else instruction.constant
-        if opcode is Opcode.SCORE and not 0 < instruction.target <= config.group:
+        elements = instruction.count if opcode is Opcode.KV_APPEND else instruction.constant
+        if opcode is Opcode.QK and not 0 < instruction.target <= config.group:
             return False
-        cache = {Opcode.APPEND: instruction.constant, Opcode.MIX: instruction.a}.get(opcode, 0)
+        cache = {Opcode.KV_APPEND: instruction.constant, Opcode.PV: instruction.a}.get(opcode, 0)
         # Of each vector that is read or written on its own.
-        halves = 2 if opcode is Opcode.SCORE and instruction.b else 1
+        halves = 2 if opcode is Opcode.QK and instruction.b else 1
         return (0 < elements <= config.head_elements and cache < config.caches
                 and elements % (halves * config.vector_lanes) == 0
                 and elements * _CACHE_BYTES[Function(instruction.function)]
@@ -365,7 +366,7 @@ class Machine:
                     and instruction.function == Function.BY_COLUMN
                     and instruction.a % self.config.vector_lanes == 0
                     and engine.groups(instruction.a) * batch <= engine.accumulator_depth)
-        if (instruction.opcode is Opcode.PACK and instruction.function == Function.DENSE
+        if (instruction.opcode is Opcode.QUANTIZE and instruction.function == Function.DENSE
                 and instruction.constant):
             part = Batch.of(instruction.constant)
             fits = part.constant == instruction.constant and 1 < part.vectors <= engine.max_batch
@@ -378,7 +379,7 @@ class Machine:
     def _two_parts(self, instruction: Instruction) -> NDArray[np.uint16]:
         """Return ``v[a]``, or its halves in ``v[a]`` and ``v[b]``."""
         a, b, count = instruction.a, instruction.b, instruction.count
-        if not b or instruction.opcode is Opcode.PACK:
+        if not b or instruction.opcode is Opcode.QUANTIZE:
             return self._view(a, count)
         return np.concatenate([self._view(first, count // 2) for first in (a, b)])
 
@@ -386,13 +387,13 @@ class Machine:
         """Return where each vector begins that the instruction reads or writes."""
         target, a, b = instruction.target, instruction.a, instruction.b
         match instruction.opcode:
-            case Opcode.LOAD | Opcode.LOAD_AT | Opcode.DRAIN | Opcode.MIX:
+            case Opcode.LOAD | Opcode.LOAD_AT | Opcode.WRITE_BACK | Opcode.PV:
                 return [target]
             case Opcode.STORE | Opcode.NORM:
                 return [a]
-            case Opcode.PACK:
-                return [a, b] if instruction.function in GATED else [a]
-            case Opcode.APPEND | Opcode.SCORE:
+            case Opcode.QUANTIZE:
+                return [a, b] if instruction.function in MASKED else [a]
+            case Opcode.KV_APPEND | Opcode.QK:
                 return [a, b] if b else [a]
             case Opcode.VECTOR:
                 return [target, a, b] if instruction.function in _BINARY else [target, a]
@@ -415,7 +416,7 @@ class Machine:
         """Return the bytes of a vector at each position."""
         if instruction.opcode is Opcode.LOAD_AT:
             return 2 * instruction.count
-        appends = instruction.opcode is Opcode.APPEND
+        appends = instruction.opcode is Opcode.KV_APPEND
         return (_CACHE_BYTES[Function(instruction.function)]
                 * (instruction.count if appends else instruction.constant))
 
@@ -431,23 +432,23 @@ class Machine:
                 self._store(instruction.address, self._read(a, count))
             case Opcode.LOAD_AT:
                 self._write(target, self._bytes(instruction)[-2 * count:].view("<u2"))
-            case Opcode.APPEND:
+            case Opcode.KV_APPEND:
                 self._append(instruction)
-            case Opcode.SCORE:
+            case Opcode.QK:
                 self._score(instruction)
-            case Opcode.MIX:
+            case Opcode.PV:
                 self._mix(instruction)
             case Opcode.TOKEN:
                 activations = np.zeros(token + 1, np.int8)
                 activations[token] = 1
                 self._list = _List(activations, 0, np.array([token]), 1)
-            case Opcode.PACK:
+            case Opcode.QUANTIZE:
                 self._pack(instruction)
             case Opcode.MATMUL:
                 self._queue(instruction)
-            case Opcode.DRAIN:
+            case Opcode.WRITE_BACK:
                 self._drain(instruction)
-            case Opcode.EMIT:
+            case Opcode.TOP_K:
                 return self._best(self._scalar(instruction), self._products.popleft().integers)
             case Opcode.VECTOR:
                 self._vector(instruction)
@@ -538,12 +539,12 @@ class Machine:
         codes = quantize(vector)
         values = codes.values
         found = len(values) if function == Function.DENSE else np.count_nonzero(values)
-        if function in GATED:
+        if function in MASKED:
             norms = np.ones(len(values), np.uint16)
             if instruction.b:
                 norms = self._read(instruction.b, len(values))
-            weights = gate_scores(values, norms)
-            if function == Function.THRESHOLD:
+            weights = mask_scores(values, norms)
+            if function == Function.KEEP_ABOVE:
                 kept = keep_above(weights, instruction.address)
             else:
                 kept = keep_largest(weights, min(instruction.constant, len(values)))
@@ -642,7 +643,7 @@ class Machine:
         return _Register(number, exponent)
 
     def _best(self, factor: _Register, product: NDArray[np.int32]) -> Emission:
-        rows = largest_rows(product, self.config.best)
+        rows = largest_rows(product, self.config.top_k)
         return Emission(rows, product[rows], factor.number, factor.exponent, product)
 
     # Vector memory and memory.

@@ -1,4 +1,4 @@
-"""How the selector finds the smallest score that it keeps: its passes depend on the scores."""
+"""How the sparsity policy finds the smallest score that it keeps, in passes."""
 
 import numpy as np
 from numpy.typing import NDArray

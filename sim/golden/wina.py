@@ -2,7 +2,7 @@
 #      Model Inference", 2025
 # Id: arXiv:2505.19427
 
-"""The gate: which activations of a vector are worth reading their columns for.
+"""The mask: which activations of a vector are worth reading their columns for.
 
 docs/numerics.md, section 9. WINA scores an activation by its magnitude times the norm of its
 column, TEAL by its magnitude alone. Scores are squares here, which order the same and are integers.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["DIGIT_BITS", "LARGEST_NORM", "SCORE_BITS", "Gate", "GateMap", "column_norms",
+__all__ = ["DIGIT_BITS", "LARGEST_NORM", "SCORE_BITS", "Mask", "MaskMap", "column_norms",
            "keep_above", "keep_largest", "radix_select", "scores"]
 
 LARGEST_NORM = (1 << 16) - 1
@@ -135,8 +135,8 @@ def radix_select(scores: NDArray[np.int64], keep: int) -> tuple[NDArray[np.bool_
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Gate:
-    """The gate of one list: sets codes to zero, so that they leave the list.
+class Mask:
+    """The mask of one list: sets codes to zero, so that they leave the list.
 
     Attributes
     ----------
@@ -152,12 +152,12 @@ class Gate:
     threshold: int | None = None
 
     def __call__(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
-        """Gate codes, shape (..., columns)."""
+        """Mask codes, shape (..., columns)."""
         found = scores(codes, self.norms)
         mask = (keep_largest(found, self.keep) if self.threshold is None
                 else keep_above(found, self.threshold))
         return np.where(mask, codes, np.int8(0))
 
 
-#: The gate of each list that has one, by its label.
-GateMap = Mapping[str, Gate]
+#: The mask of each list that has one, by its label.
+MaskMap = Mapping[str, Mask]

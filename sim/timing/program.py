@@ -1,4 +1,4 @@
-"""Cycles of a program: execution, engine and fetching, each as early as the others let it.
+"""Cycles of a program: execution, engine and prefetch, each as early as the others let it.
 
 docs/machine.md, section Order, says who waits for whom. All that an instruction waits for comes
 before it in the program, so one walk over the program finds every time as a maximum of earlier
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.config import CoreConfig
-from hw.isa import GATED, Function, Instruction, Opcode
+from hw.config import AcceleratorConfig
+from hw.isa import MASKED, Function, Instruction, Opcode
 from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
 from sim.golden.list_counts import ListCounts
@@ -25,7 +25,6 @@ from sim.timing.units import (
     SCALAR_CYCLES,
     cache_walk,
     decode_cycles,
-    drain_cycles,
     engine_cycles,
     engine_period,
     engine_row_cycles,
@@ -33,6 +32,7 @@ from sim.timing.units import (
     instruction_cycles,
     load_cycles,
     threshold_cycles,
+    write_back_cycles,
 )
 
 __all__ = ["TokenCycles", "passes_cycles", "token_cycles"]
@@ -59,9 +59,9 @@ FENCE_LATENCY = 15
 #: Entries of the next product's list that the engine accepts before it begins it.
 ENTRIES_AHEAD = 16
 
-#: Passes that the selector takes in the mean, without norms and with those of ternary columns
-#: (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
-PASSES, PASSES_WITH_NORMS, SELECTOR_LANES = 2.0, 2.8, 8
+#: Passes that the sparsity policy takes in the mean, without norms and with those of ternary
+#: columns (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
+PASSES, PASSES_WITH_NORMS, SPARSITY_LANES = 2.0, 2.8, 8
 
 #: The memory port carries 1.6 bits for a trit at best: 5 trits in 8 bits.
 BITS_PER_TRIT = 1.6
@@ -103,7 +103,7 @@ class TokenCycles:
         times = {"memory port": self.port, "engine": self.engine, "execution": self.execution}
         return max(times, key=lambda name: times[name])
 
-    def port_utilization(self, config: CoreConfig) -> float:
+    def port_utilization(self, config: AcceleratorConfig) -> float:
         """Share of the port that carries useful bits, the refresh not counted."""
         return self.useful_bits / (8 * config.port_bytes * self.cycles * (1 - self.refresh))
 
@@ -151,7 +151,7 @@ def _in_order(earliest: NDArray[np.float64], after: float, step: float) -> NDArr
     return np.maximum(np.maximum.accumulate(earliest - ramp), after + step) + ramp
 
 
-def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: int = 0, *,
+def token_cycles(config: AcceleratorConfig, instructions: Sequence[Instruction], body: int = 0, *,
                  latency: int = 20, refresh: float = 0.0, density: float = 1.0,
                  lists: Mapping[int, ListCounts] | None = None,
                  turnaround: int = 0, position: int = 0) -> TokenCycles:
@@ -159,7 +159,7 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     instructions : sequence of Instruction
         With a STOP.
     body : int
@@ -171,7 +171,7 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
     density : float
         Share of a list's elements that are not zero, where zeros are left out.
     lists : mapping of int to ListCounts, optional
-        What lists really held, by the index of their PACK; ``density`` is for all others.
+        What lists really held, by the index of their QUANTIZE; ``density`` is for all others.
     turnaround : int
         Cycles from STOP to the next token.
     position : int
@@ -185,11 +185,12 @@ def token_cycles(config: CoreConfig, instructions: Sequence[Instruction], body: 
     return walk.last_token(body)
 
 
-def passes_cycles(config: CoreConfig, instructions: Sequence[Instruction], starts: Sequence[int],
+def passes_cycles(config: AcceleratorConfig, instructions: Sequence[Instruction],
+                  starts: Sequence[int],
                   *, latency: int = 20, refresh: float = 0.0) -> tuple[float, int]:
     """Cycles and transfers of passes that follow one another again and again.
 
-    Each begins at one of ``starts``, and fetching waits for it; their lists name all columns. The
+    Each begins at one of ``starts``, and prefetch waits for it; their lists name all columns. The
     other parameters are those of :func:`token_cycles`.
     """
     walk = _Walk(config, instructions, latency, refresh, 1.0, {}, 0)
@@ -218,7 +219,7 @@ class _Walk:
         self.now = 0.0                          # execution
         self._idle_at = 0.0                     # the engine begins the next product
         self._listed_at = 0.0                   # ... and takes its list
-        self._fence = 0.0                       # fetching decodes nothing before
+        self._fence = 0.0                       # prefetch decodes nothing before
         self._dispatched: list[float] = []
         # Times of all transfers and weight words so far, in blocks: read sent, has left the weight
         # queue; taken by the engine.
@@ -244,7 +245,7 @@ class _Walk:
         return self._stored
 
     def begin(self, start: int) -> None:
-        """Begin the next pass at an instruction, which fetching has waited for."""
+        """Begin the next pass at an instruction, which prefetch has waited for."""
         self._instructions = self._program[start:]
         self._fence = self.now
 
@@ -273,7 +274,7 @@ class _Walk:
                                         following=following, position=self._position)
             self._execution += cycles
             match instruction.opcode:
-                case Opcode.SCORE | Opcode.MIX:
+                case Opcode.QK | Opcode.PV:
                     self._multiply(len(self._queue))
                     walk, transfers = cache_walk(config, instruction, self._position)
                     self._read_vector(transfers, walk / transfers)
@@ -288,16 +289,16 @@ class _Walk:
                     whole = load_cycles(config, words) + INSTRUCTION_CYCLES[Opcode.LOAD]
                     loaded = max(self.now + whole, self._left.last + 1 + whole - transfers)
                     self.now = self.now + cycles if cycles < whole else loaded
-                case Opcode.STORE | Opcode.APPEND:
+                case Opcode.STORE | Opcode.KV_APPEND:
                     self._multiply(len(self._queue))
                     self.now = self._port_is_free() + cycles
                     size = 1 if instruction.function == Function.E4M3 else 2
                     written = size * instruction.count // config.port_bytes
                     self._stored += written
-                    if instruction.opcode is Opcode.APPEND:
+                    if instruction.opcode is Opcode.KV_APPEND:
                         self._cached += written
                     self._fence = self.now
-                case Opcode.TOKEN | Opcode.PACK:
+                case Opcode.TOKEN | Opcode.QUANTIZE:
                     opens = instruction.opcode
                     kept = None if instruction.function == Function.DENSE else round(counts.kept)
                     self.now += cycles
@@ -310,7 +311,7 @@ class _Walk:
                     self._queue.append(_Product(
                         instruction, queued, columns=columns if listed is None else listed,
                         asked=by_row or listed is not None))
-                case Opcode.DRAIN | Opcode.EMIT:
+                case Opcode.WRITE_BACK | Opcode.TOP_K:
                     product = self._queue[0]
                     if product.first_result == math.inf:
                         self._multiply(1)
@@ -324,7 +325,8 @@ class _Walk:
                         self._queue.popleft()
                     if product.instruction.function == Function.BY_ROW:
                         # Rows come slower than they are drained, and the last one is not there yet.
-                        self.now = max(self.now + SCALAR_CYCLES, self._idle_at) + drain_cycles(2)
+                        self.now = max(self.now + SCALAR_CYCLES,
+                                       self._idle_at) + write_back_cycles(2)
                         continue
                     self.now = max(self.now, product.first_result + before - SCALAR_CYCLES)
                     # The engine cannot deliver what its queue has no room for.
@@ -336,7 +338,7 @@ class _Walk:
             if instruction.opcode is Opcode.STOP:
                 break
 
-    # The engine, and fetching.
+    # The engine, and prefetch.
 
     def _multiply(self, count: int) -> None:
         """Find the times of the ``count`` oldest products, as far as they are not known."""
@@ -466,9 +468,9 @@ class _Walk:
 
     def _kept(self, instruction: Instruction) -> int:
         """Expect so many integers to be kept on the way, if they come in a random order."""
-        if instruction.opcode is not Opcode.EMIT:
+        if instruction.opcode is not Opcode.TOP_K:
             return 0
-        best, count = self._config.best, instruction.count
+        best, count = self._config.top_k, instruction.count
         return round(best * (1 + math.log(count / best))) if count > best else count
 
     def _list_counts(self, index: int, instruction: Instruction) -> ListCounts:
@@ -476,13 +478,13 @@ class _Walk:
         if index in self._counts:
             return self._counts[index]
         found = kept = float(round(self._density * instruction.count))
-        if instruction.function == Function.TOP_K:
+        if instruction.function == Function.KEEP_TOP_K:
             kept = min(found, instruction.constant)
         return ListCounts(found, kept)
 
     def _entries(self, instruction: Instruction, counts: ListCounts) -> list[float] | None:
         """Expect so many cycles for each word of a list without zeros, if these are anywhere."""
-        if instruction.opcode is not Opcode.PACK or instruction.function == Function.DENSE:
+        if instruction.opcode is not Opcode.QUANTIZE or instruction.function == Function.DENSE:
             return None
         lanes = self._config.vector_lanes
         density = counts.found / instruction.count
@@ -490,18 +492,18 @@ class _Walk:
         return instruction.count // lanes * [each]
 
     def _selected(self, instruction: Instruction, counts: ListCounts) -> int:
-        """Expect so many cycles of the selector: :func:`select_cycles` with these passes."""
-        if instruction.opcode is not Opcode.PACK or instruction.function not in GATED:
+        """Expect so many cycles of the sparsity policy: :func:`select_cycles` with these passes."""
+        if instruction.opcode is not Opcode.QUANTIZE or instruction.function not in MASKED:
             return 0
-        if instruction.function == Function.THRESHOLD:
+        if instruction.function == Function.KEEP_ABOVE:
             return threshold_cycles(0)
         passes = 0.0
         if counts.found > instruction.constant:
             passes = PASSES_WITH_NORMS if instruction.b else PASSES
-        rows = math.ceil(counts.found / SELECTOR_LANES)
+        rows = math.ceil(counts.found / SPARSITY_LANES)
         # A row of which nothing is kept takes a cycle too.
         share = counts.kept / max(1, counts.found)
-        leaving = counts.kept + rows * (1 - share) ** SELECTOR_LANES
+        leaving = counts.kept + rows * (1 - share) ** SPARSITY_LANES
         return round(28 + passes * (rows + 23) + leaving)
 
     def last_token(self, body: int) -> TokenCycles:

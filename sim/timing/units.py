@@ -7,20 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.config import CoreConfig, EngineConfig
-from hw.isa import ATTENTION, GATED, Function, Instruction, Opcode
+from hw.config import AcceleratorConfig, EngineConfig
+from hw.isa import ATTENTION, MASKED, Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
 from sim.golden.frames import encode_frame
 from sim.golden.gearbox import port_transfers
 from sim.golden.select import select_bound
 
 __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cycles",
-           "block_ram_memory_cycles", "cache_walk", "core_cycles", "decode_cycles",
-           "dispatch_cycles", "drain_cycles", "engine_cycles", "engine_lane_words", "engine_period",
+           "block_ram_memory_cycles", "cache_walk", "slice_cycles", "decode_cycles",
+           "dispatch_cycles", "write_back_cycles", "engine_cycles", "engine_lane_words",
+           "engine_period",
            "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
            "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
-           "list_cycles", "load_cycles", "mix_cycles", "norm_cycles", "pack_cycles",
-           "port_transfers", "product_cycles", "score_cycles", "score_fault_cycles",
+           "list_cycles", "load_cycles", "pv_cycles", "norm_cycles", "quantize_cycles",
+           "port_transfers", "product_cycles", "qk_cycles", "qk_fault_cycles",
            "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles", "touched_transfers",
            "uart_cycles", "vector_cycles"]
 
@@ -163,7 +164,7 @@ def vector_cycles(words: int) -> int:
     return words + 14
 
 
-def norm_cycles(config: CoreConfig, words: int) -> int:
+def norm_cycles(config: AcceleratorConfig, words: int) -> int:
     """Cycles of the vector unit from a NORM accepted to its number delivered, both included.
 
     Two passes over ``words``, the trees over the lanes behind each, and the normalization of a sum
@@ -175,12 +176,13 @@ def norm_cycles(config: CoreConfig, words: int) -> int:
     return 2 * words + levels + max(levels, 2) + (width - 1) // 8 + 23
 
 
-def pack_cycles(config: CoreConfig, entries: Sequence[float], *, nonzero: bool = False) -> int:
-    """Cycles of the packer from a PACK accepted to its end delivered, both included.
+def quantize_cycles(config: AcceleratorConfig, entries: Sequence[float], *,
+                    nonzero: bool = False) -> int:
+    """Cycles of the quantizer from a QUANTIZE accepted to its end delivered, both included.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     entries : sequence of numbers
         Entries that leave of each word of the vector; all of a DENSE one. A word without one takes
         a cycle too.
@@ -195,7 +197,7 @@ def pack_cycles(config: CoreConfig, entries: Sequence[float], *, nonzero: bool =
 
 
 def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
-    """Cycles of the selector from the end of a list accepted to that of what is kept delivered.
+    """Cycles of the sparsity policy from a list's end accepted to that of what is kept.
 
     Both are included. Each pass is a row of scores a cycle, 16 bins, and what is on its way.
 
@@ -206,7 +208,7 @@ def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
         are not stored.
     keep : int
     lanes : int
-        As in :class:`hw.activations.sparsity.Selector`.
+        As in :class:`hw.activations.sparsity.SparsityPolicy`.
     """
     keys = keys[keys > 0]
     if not len(keys):
@@ -220,28 +222,28 @@ def select_cycles(keys: NDArray[np.int64], keep: int, *, lanes: int = 8) -> int:
 
 
 def threshold_cycles(entries: int) -> int:
-    """Cycles of the selector from the first of ``entries`` accepted to the end delivered.
+    """Cycles of the sparsity policy from the first of ``entries`` accepted to the end delivered.
 
     Both are included; the end is one more entry.
     """
     return entries + 11
 
 
-def top_k_cycles(config: CoreConfig, rows: int, kept: int) -> int:
-    """Cycles of EMIT's unit from its command accepted to its last integer delivered, both included.
+def top_k_cycles(config: AcceleratorConfig, rows: int, kept: int) -> int:
+    """Cycles of a TOP_K from its command accepted to its last integer, both included.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     rows : int
         Rows of the product, which is there.
     kept : int
         As :func:`sim.golden.top_k.kept_count` counts.
     """
-    return config.engine.result_transfers(rows) + 2 * kept + min(config.best, rows) + 2
+    return config.engine.result_transfers(rows) + 2 * kept + min(config.top_k, rows) + 2
 
 
-def _cache_walk(config: CoreConfig, elements: int, heads: int, tokens: int,
+def _cache_walk(config: AcceleratorConfig, elements: int, heads: int, tokens: int,
                 cache: str) -> tuple[int, int]:
     """Cycles from the first transfer of a cache to the last step of its rows, and its steps."""
     turns = -(-heads // config.attention_heads)
@@ -251,7 +253,8 @@ def _cache_walk(config: CoreConfig, elements: int, heads: int, tokens: int,
     return rows * turns, rows * turns
 
 
-def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:
+def qk_cycles(config: AcceleratorConfig, *, elements: int, heads: int, tokens: int,
+              cache: str) -> int:
     """Cycles of attention from scores asked for to their answer delivered, both included.
 
     The queries are read, a word each cycle. A row of the keys takes a cycle for each turn of the
@@ -259,7 +262,7 @@ def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, 
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     elements : int
         Of a head.
     heads : int
@@ -274,21 +277,22 @@ def score_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, 
     return heads * elements // config.vector_lanes + walk + levels + 14
 
 
-def score_fault_cycles(config: CoreConfig, *, elements: int, heads: int) -> int:
+def qk_fault_cycles(config: AcceleratorConfig, *, elements: int, heads: int) -> int:
     """Cycles of attention from scores asked for to the fault of a query, both included.
 
-    All queries are read, and nothing else. The parameters are those of :func:`score_cycles`.
+    All queries are read, and nothing else. The parameters are those of :func:`qk_cycles`.
     """
     return heads * elements // config.vector_lanes + 5
 
 
-def mix_cycles(config: CoreConfig, *, elements: int, heads: int, tokens: int, cache: str) -> int:
+def pv_cycles(config: AcceleratorConfig, *, elements: int, heads: int, tokens: int,
+              cache: str) -> int:
     """Cycles of attention from a mixture asked for to its last integers delivered, both included.
 
     The first weights come two cycles after the first row. Behind the last row each head's weights
     are normalized, a cycle for each bit of a position, and its sums leave, a row each cycle.
 
-    The parameters are those of :func:`score_cycles`.
+    The parameters are those of :func:`qk_cycles`.
     """
     walk, steps = _cache_walk(config, elements, heads, tokens, cache)
     delivery = elements // config.attention_elements + config.context.bit_length() + 7
@@ -303,11 +307,11 @@ def list_cycles(entries: int) -> int:
     return entries + 5
 
 
-def decode_cycles(config: CoreConfig, instruction: Instruction, *, position: int = 0) -> int:
+def decode_cycles(config: AcceleratorConfig, instruction: Instruction, *, position: int = 0) -> int:
     """Cycles of the decoder from an instruction accepted to its fields delivered, both included."""
     if config.context and instruction.opcode in ATTENTION:
         # The bytes of a vector times the position, or the number of vectors.
-        placed = instruction.opcode in (Opcode.LOAD_AT, Opcode.APPEND)
+        placed = instruction.opcode in (Opcode.LOAD_AT, Opcode.KV_APPEND)
         return 6 + (position + (not placed)).bit_length() + placed
     if instruction.opcode is not Opcode.MATMUL:
         return 5
@@ -318,8 +322,8 @@ def decode_cycles(config: CoreConfig, instruction: Instruction, *, position: int
     return 5 + sum(factor.bit_length() + 1 for factor in factors)
 
 
-def dispatch_cycles(config: CoreConfig, program: list[Instruction]) -> int:
-    """Cycles of the sequencer from a pass accepted to when it can accept the next one.
+def dispatch_cycles(config: AcceleratorConfig, program: list[Instruction]) -> int:
+    """Cycles of the dispatch from a pass accepted to when it can accept the next one.
 
     The program ends with STOP and has only TOKEN and MATMUL beside it, and nothing waits. The next
     instruction is decoded while one is executed.
@@ -329,15 +333,15 @@ def dispatch_cycles(config: CoreConfig, program: list[Instruction]) -> int:
         for instruction, following in itertools.pairwise(program))
 
 
-def core_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
-                batch: int = 1) -> int:
-    """Cycles of the core from the first list entry accepted to the last result delivered.
+def slice_cycles(config: EngineConfig, *, rows: int, columns: int, planes: int = 1,
+                 batch: int = 1) -> int:
+    """Cycles of the accelerator from the first list entry accepted to the last result delivered.
 
     The longer of two: the weight port's time and what the engine does after the last word, or the
     engine's time and its wait for the first word. Exact if the memory answers in the next cycle
     and ``port_bytes <= word_bytes``, but for two slots, whose pauses may add a cycle.
 
-    The parameters are those of :func:`engine_period`; the core is idle before.
+    The parameters are those of :func:`engine_period`; the accelerator is idle before.
     """
     slots = config.groups(rows) * batch
     pause = 1 if slots == 2 else 0
@@ -388,7 +392,7 @@ def uart_cycles(divisor: int, count: int) -> int:
     return 10 * divisor * (count - 1) + 9 * divisor + divisor // 2 + 6
 
 
-def drain_cycles(words: int) -> int:
+def write_back_cycles(words: int) -> int:
     """Cycles of a drain from its command accepted to its end told, both included.
 
     The product is there: a word is taken each cycle, ten later it is written.
@@ -396,16 +400,16 @@ def drain_cycles(words: int) -> int:
     return words + 12
 
 
-def load_cycles(config: CoreConfig, words: int) -> int:
-    """Cycles of the mover from a LOAD accepted to its end told, both included.
+def load_cycles(config: AcceleratorConfig, words: int) -> int:
+    """Cycles of the load_store from a LOAD accepted to its end told, both included.
 
     The vector is there: a transfer of the port is taken each cycle.
     """
     return 2 * words * config.vector_lanes // config.port_bytes + 2
 
 
-def store_cycles(config: CoreConfig, words: int) -> int:
-    """Cycles of the mover from a STORE accepted to its end told, both included.
+def store_cycles(config: AcceleratorConfig, words: int) -> int:
+    """Cycles of the load_store from a STORE accepted to its end told, both included.
 
     The port takes a transfer each cycle, but a word needs two to be read.
     """
@@ -413,8 +417,8 @@ def store_cycles(config: CoreConfig, words: int) -> int:
     return (words - 1) * max(2, parts) + parts + 5
 
 
-def append_cycles(config: CoreConfig, words: int, *, cache: str) -> int:
-    """Cycles of the mover from an APPEND accepted to its end told, both included.
+def append_cycles(config: AcceleratorConfig, words: int, *, cache: str) -> int:
+    """Cycles of the load_store from a KV_APPEND accepted to its end told, both included.
 
     As :func:`store_cycles`, with half the transfers of e4m3; then the largest element is found.
     """
@@ -423,44 +427,44 @@ def append_cycles(config: CoreConfig, words: int, *, cache: str) -> int:
     return (words - 1) * max(2, parts) + parts + levels + 6
 
 
-#: Cycles from the dispatch of a DRAIN or EMIT to its unit's command: two products of scalars. They
-#: pass while the product is waited for.
+#: Cycles from the dispatch of a WRITE_BACK or TOP_K to its unit's command: two products of scalars.
+#: They pass while the product is waited for.
 SCALAR_CYCLES = 21
 
-#: Cycles from the dispatch of a LOAD to that of a gated PACK behind it, which it does not hold up,
-#: beside those in which the PACK is decoded.
+#: Cycles from the dispatch of a LOAD to that of a masked QUANTIZE behind it, which it does not hold
+#: up, beside those in which the QUANTIZE is decoded.
 LOADING_CYCLES = 2
 
-#: Cycles of each instruction of the core beside those of its unit: what the sequencer takes until
-#: the unit has its command, and from its end to the next instruction. Behind STOP the next pass is
-#: begun and its first instruction decoded.
+#: Cycles of each instruction of the accelerator beside those of its unit: what the dispatch takes
+#: until the unit has its command, and from its end to the next instruction. Behind STOP the next
+#: pass is begun and its first instruction decoded.
 INSTRUCTION_CYCLES = {Opcode.STOP: 7, Opcode.LOAD: 2, Opcode.STORE: 2, Opcode.TOKEN: 4,
-                      Opcode.PACK: 4, Opcode.MATMUL: 3, Opcode.DRAIN: SCALAR_CYCLES + 2,
-                      Opcode.EMIT: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2,
-                      Opcode.LOAD_AT: 2, Opcode.APPEND: 2, Opcode.SCORE: 2, Opcode.MIX: 13}
+                      Opcode.QUANTIZE: 4, Opcode.MATMUL: 3, Opcode.WRITE_BACK: SCALAR_CYCLES + 2,
+                      Opcode.TOP_K: SCALAR_CYCLES + 3, Opcode.VECTOR: 2, Opcode.NORM: 2,
+                      Opcode.LOAD_AT: 2, Opcode.KV_APPEND: 2, Opcode.QK: 2, Opcode.PV: 13}
 
 
-def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: int = 0,
+def instruction_cycles(config: AcceleratorConfig, instruction: Instruction, *, kept: int = 0,
                        entries: Sequence[float] | None = None, selected: int = 0, loading: int = 0,
                        following: Instruction | None = None, position: int = 0) -> int:
-    """Cycles of the core from dispatch to dispatch of the next instruction.
+    """Cycles of the accelerator from dispatch to dispatch of the next instruction.
 
     Nothing is waited for: products are there, vectors of a LOAD were read, and memory takes a
     transfer each cycle.
 
     Parameters
     ----------
-    config : CoreConfig
+    config : AcceleratorConfig
     instruction : Instruction
     kept : int
-        Of EMIT: how many integers were among the largest so far when they came.
+        Of TOP_K: how many integers were among the largest so far when they came.
     entries : sequence of numbers, optional
-        Of PACK: entries that leave of each word; by default all.
+        Of QUANTIZE: entries that leave of each word; by default all.
     selected : int
-        Of a gated PACK: :func:`select_cycles`, or :func:`threshold_cycles` of no entry.
+        Of a masked QUANTIZE: :func:`select_cycles`, or :func:`threshold_cycles` of no entry.
     loading : int
-        Of a gated PACK: cycles from its dispatch to the end of the LOAD before it, whose last one
-        is the first in which an entry leaves. Exact if each word has an entry.
+        Of a masked QUANTIZE: cycles from its dispatch to the end of the LOAD before it, whose last
+        one is the first in which an entry leaves. Exact if each word has an entry.
     following : Instruction, optional
         The next one, which is decoded meanwhile; by default one that needs the least time.
     position : int
@@ -472,39 +476,41 @@ def instruction_cycles(config: CoreConfig, instruction: Instruction, *, kept: in
     match instruction.opcode:
         case Opcode.LOAD | Opcode.LOAD_AT:
             cycles += load_cycles(config, words)
-            if following is not None and following.function in GATED:
+            if following is not None and following.function in MASKED:
                 cycles = min(cycles, decode_cycles(config, following) + LOADING_CYCLES)
-        case Opcode.APPEND:
+        case Opcode.KV_APPEND:
             cycles += append_cycles(config, words, cache=_cache(instruction))
-        case Opcode.SCORE | Opcode.MIX:
-            unit = score_cycles if instruction.opcode is Opcode.SCORE else mix_cycles
+        case Opcode.QK | Opcode.PV:
+            unit = qk_cycles if instruction.opcode is Opcode.QK else pv_cycles
             elements = instruction.constant
             cycles += unit(config, elements=elements, heads=count // elements,
                            tokens=position + 1, cache=_cache(instruction))
-            if instruction.opcode is Opcode.MIX:
+            if instruction.opcode is Opcode.PV:
                 # A head is drained while the weights of the next one are normalized.
                 cycles += (count // elements - 1) * max(0, 9 - config.context.bit_length())
         case Opcode.STORE:
             cycles += store_cycles(config, words)
-        case Opcode.PACK:
+        case Opcode.QUANTIZE:
             entries = entries or words * [config.vector_lanes]
-            packing = pack_cycles(config, entries, nonzero=instruction.function == Function.NONZERO)
+            packing = quantize_cycles(config, entries,
+                                      nonzero=instruction.function == Function.NONZERO)
             leaving = math.ceil(sum(max(1, count) for count in entries))
-            # A list without a gate passes the selector in two cycles.
+            # A list without a mask passes the sparsity policy in two cycles.
             cycles += max(packing, loading + leaving) + max(0, selected - 2)
-        case Opcode.DRAIN:
-            cycles += drain_cycles(words)
+        case Opcode.WRITE_BACK:
+            cycles += write_back_cycles(words)
         case Opcode.VECTOR:
             cycles += vector_cycles(words)
-        case Opcode.EMIT:
+        case Opcode.TOP_K:
             cycles += top_k_cycles(config, count, kept)
         case Opcode.NORM:
             cycles += norm_cycles(config, words)
     return max(cycles, decode_cycles(config, following or _STOP, position=position))
 
 
-def cache_walk(config: CoreConfig, instruction: Instruction, position: int) -> tuple[int, int]:
-    """Cycles of the walk of a SCORE or MIX over its cache, and the transfers that it takes."""
+def cache_walk(config: AcceleratorConfig, instruction: Instruction, position: int) -> tuple[int,
+                                                                                            int]:
+    """Cycles of the walk of a QK or PV over its cache, and the transfers that it takes."""
     elements, cache = instruction.constant, _cache(instruction)
     walk, _ = _cache_walk(config, elements, instruction.count // elements, position + 1, cache)
     size = elements * (1 if cache == "e4m3" else 2)
@@ -536,7 +542,7 @@ def axi4_read_cycles(bursts: list[int], *, latency: int) -> int:
     return sum(bursts) + latency + 3
 
 
-def touched_transfers(config: CoreConfig, size: int, indices: Sequence[int]) -> int:
+def touched_transfers(config: AcceleratorConfig, size: int, indices: Sequence[int]) -> int:
     """Count the transfers that are read for listed columns of ``size`` bytes."""
     port = config.port_bytes
     return sum(-(-(index * size % port + size) // port) for index in indices)
@@ -544,9 +550,9 @@ def touched_transfers(config: CoreConfig, size: int, indices: Sequence[int]) -> 
 
 def fetch_cycles(transfers: list[int], *, latency: int, aligned: bool = True,
                  padded_list: bool = False) -> int:
-    """Cycles of the fetcher from the first fetch accepted to the last transfer delivered.
+    """Cycles of the read engine from the first fetch accepted to the last transfer delivered.
 
-    Both are included; the fetcher is idle before. The memory takes a read in each cycle, and
+    Both are included; the read engine is idle before. The memory takes a read in each cycle, and
     delivers a transfer in each, the first ``latency`` cycles after its read. The queue holds a
     quarter more than comes in that time, and each fetch but the last has 22 transfers or more: so
     long it takes to begin the next one.

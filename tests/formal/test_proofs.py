@@ -56,17 +56,17 @@ FAULTS = {
         LMul, "constant = self.fmt.one - self.offset if self.runtime_offset else self.constant",
         "constant = self.constant + 1", streams.lmul_e4m3, "what comes out is what went in"),
     "row is read twice": (
-        BlockRamMemory, "m.d.sync += [row.eq(row + 1), left.eq(left - 1)]",
-        "m.d.sync += [row.eq(row | 1), left.eq(left - 1)]",
+        BlockRamMemory, "m.d.sync += [row.eq(row + 1), remaining.eq(remaining - 1)]",
+        "m.d.sync += [row.eq(row | 1), remaining.eq(remaining - 1)]",
         streams.block_ram_memory, "what comes out is what went in"),
-    "host's transfer goes to the core": (
+    "host's transfer goes to the accelerator": (
         SharedPort, "& (awaited == 0)", "", streams.shared_port,
         "one asks at a time|each gets its own"),
     "burst crosses a page": (
-        Axi4Master, "rest.eq(left > room)", "rest.eq(0)", axi4.axi4_rules,
+        Axi4Master, "rest.eq(remaining > room)", "rest.eq(0)", axi4.axi4_rules,
         "a burst stays in its page"),
     "read does not wait for writes": (
-        Axi4Master, "(left != 0) & ~writing", "(left != 0)", axi4.read_after_write,
+        Axi4Master, "(remaining != 0) & ~writing", "(remaining != 0)", axi4.read_after_write,
         "a read waits for the writes"),
     "last transfer of a burst is not marked": (
         Axi4Master, "Cat(writes.p.data, closes)", "Cat(writes.p.data, writes.p.last)",
@@ -94,7 +94,7 @@ def test_it_fails_on_a_broken_unit(monkeypatch, fault):
         next(proof for proof in PROOFS if proof.build is build).run()
 
 
-@pytest.mark.parametrize("build", [lists.list_order, lists.packer_codes])
+@pytest.mark.parametrize("build", [lists.list_order, lists.quantizer_codes])
 def test_the_steps_reach_the_end_of_a_list(build):
     depth = next(proof.depth for proof in PROOFS if proof.build is build)
     with pytest.raises(ProofFailed, match=r"Assert failed"):

@@ -13,7 +13,7 @@ from host.models.examples import tiny_model
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import Tokenizer
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, encode
 from sim.golden.arithmetic import ARITHMETICS
@@ -30,10 +30,10 @@ from sim.golden.trits import pack_words, planes
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "models" / "tally-stories.gguf"
 CORPUS = ROOT.parent / "shared" / "data" / "corpus"
-CONFIG = CoreConfig(engine=EngineConfig(lanes=8, accumulator_depth=8, max_planes=3,
-                                        accumulator_width=16, result_lanes=4, index_width=8),
-                    vector_depth=256, program_depth=64, list_depth=64, product_depth=3, best=5,
-                    address_width=16)
+CONFIG = AcceleratorConfig(engine=EngineConfig(lanes=8, accumulator_depth=8, max_planes=3,
+                                               accumulator_width=16, result_lanes=4, index_width=8),
+                           vector_depth=256, program_depth=64, list_depth=64, product_depth=3,
+                           top_k=5, address_width=16)
 STOP = Instruction(opcode=Opcode.STOP)
 
 
@@ -51,7 +51,7 @@ def vector(function, target, a, b=0, *, count):
 
 
 def pack(a, count, target=1, function=Function.DENSE):
-    return Instruction(opcode=Opcode.PACK, function=function, target=target, a=a, count=count)
+    return Instruction(opcode=Opcode.QUANTIZE, function=function, target=target, a=a, count=count)
 
 
 def matmul(rows, columns, address, count=1):
@@ -60,12 +60,12 @@ def matmul(rows, columns, address, count=1):
 
 
 def drain(target, count, a=0, b=0, constant=bf16.one):
-    return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=target, a=a, b=b,
+    return Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, target=target, a=a, b=b,
                        count=count, constant=constant)
 
 
 def emit(count, a=0, b=0, constant=bf16.one):
-    return Instruction(opcode=Opcode.EMIT, a=a, b=b, count=count, constant=constant)
+    return Instruction(opcode=Opcode.TOP_K, a=a, b=b, count=count, constant=constant)
 
 
 def norm(a, count, target=2):
@@ -174,7 +174,7 @@ class TestInstructions:
         assert emission.integers.tolist() == [-25408] * 8
 
     def test_products_keep_their_list(self):
-        """A product that was queued before the next PACK takes the list of its time."""
+        """A product that was queued before the next QUANTIZE takes the list of its time."""
         weights = np.eye(8, dtype=np.int8)
         x, y = from_float(np.arange(1.0, 9)), from_float(np.arange(-8.0, 0))
         data, (first, second, matrix) = memory_of(x, y, pack_words(weights, CONFIG.engine))
@@ -220,8 +220,8 @@ class TestInstructions:
                 machine.run(0)
             assert (error.value.fault, error.value.instruction) == (Fault.NO_PRODUCT, 4)
 
-    def test_gated_list_by_row(self):
-        """By row, what a gated list leaves out is zero."""
+    def test_masked_list_by_row(self):
+        """By row, what a masked list leaves out is zero."""
         config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine,
                                                                         row_columns=16))
         x = random_vector(13, 16)
@@ -230,11 +230,12 @@ class TestInstructions:
         ones = from_float(np.ones(12))
         data += bytes(-len(data) % 8) + ones.tobytes()
         codes = quantize(x)
-        for function, gate in ((Function.TOP_K, {"constant": 5}),
-                               (Function.THRESHOLD, {"address": 900})):
+        for function, mask in ((Function.KEEP_TOP_K, {"constant": 5}),
+                               (Function.KEEP_ABOVE, {"address": 900})):
             machine = Machine(config, program(
                 load(4, 16, where), load(32, 12, len(data) - ones.nbytes),
-                Instruction(opcode=Opcode.PACK, function=function, target=1, a=4, count=16, **gate),
+                Instruction(opcode=Opcode.QUANTIZE, function=function, target=1, a=4, count=16,
+                            **mask),
                 pack(32, 12, function=Function.NONZERO),
                 Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=12, b=1, count=16,
                             address=matrix), drain(64, 12, 1), STOP), data)
@@ -243,7 +244,8 @@ class TestInstructions:
             assert machine.lists[3] == [1, 12, 12]
             squares = codes.values.astype(int) ** 2
             order = np.argsort(-squares, kind="stable")[:kept]
-            assert kept == (5 if function == Function.TOP_K else np.count_nonzero(squares > 900))
+            assert kept == (5 if function == Function.KEEP_TOP_K
+                            else np.count_nonzero(squares > 900))
             assert kept < found == np.count_nonzero(squares)
             values = np.zeros(16, int)
             values[order] = codes.values[order]
@@ -393,8 +395,8 @@ class TestHazards:
          "4: More than 3 products are not taken: the instruction would wait for one behind it"),
         ([TOKEN, matmul(8, 16, 0), drain(4, 8, a=2)],
          "2: Register 2 is read, but was never written"),
-        ([load(8, 8, 0), load(12, 8, 0), pack(8, 8, function=Function.THRESHOLD)],
-         "2: A vector is packed by a gated PACK while the LOAD before it has yet to write it"),
+        ([load(8, 8, 0), load(12, 8, 0), pack(8, 8, function=Function.KEEP_ABOVE)],
+         "2: A vector is packed by a masked QUANTIZE while the LOAD before it has yet to write it"),
         ([load(8, 16, 1008)], "0: Memory up to byte 1040 is used, but only 1024 are defined"),
         ([TOKEN, matmul(8, 16, 0), STOP], "2: the program stops, but 1 products were not taken"),
     ])
@@ -409,9 +411,9 @@ def test_activations_by_row_are_in_use():
     config = dataclasses.replace(CONFIG, engine=dataclasses.replace(CONFIG.engine, row_columns=16))
     by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=8, b=1, count=16)
     before = [load(4, 16, 0), pack(4, 16), pack(4, 8, function=Function.NONZERO), by_row]
-    gated = Instruction(opcode=Opcode.PACK, function=Function.TOP_K, target=1, a=4, count=16,
-                        constant=2)
-    for again in (pack(4, 16), gated):
+    masked = Instruction(opcode=Opcode.QUANTIZE, function=Function.KEEP_TOP_K, target=1, a=4,
+                         count=16, constant=2)
+    for again in (pack(4, 16), masked):
         machine = Machine(config, program(*before, again, drain(64, 8), STOP), bytes(1024))
         with pytest.raises(HazardError, match=r"^Instruction 4: A list of activations by row is "
                                               r"made while a product by row was not taken$"):
@@ -440,16 +442,17 @@ def machine_logits(image, machine, tokens):
     return np.array(logits), best
 
 
-SMALL = CoreConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=4, port_bytes=4,
-                                       packing="3in5"), vector_depth=8192, best=7)
-TWO_GROUPS = CoreConfig(engine=EngineConfig(lanes=128, port_bytes=32))
+SMALL = AcceleratorConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=4,
+                                              port_bytes=4,
+                                              packing="3in5"), vector_depth=8192, top_k=7)
+TWO_GROUPS = AcceleratorConfig(engine=EngineConfig(lanes=128, port_bytes=32))
 
 
 class TestModels:
     """Bit for bit: the logits of the program are those of the whole sequence."""
 
     @pytest.mark.parametrize("sparse", [False, True])
-    @pytest.mark.parametrize("config", [CoreConfig(), SMALL, TWO_GROUPS],
+    @pytest.mark.parametrize("config", [AcceleratorConfig(), SMALL, TWO_GROUPS],
                              ids=["default", "rows split in blocks", "two groups split"])
     def test_random_model(self, config, sparse):
         model = tiny_model()
@@ -460,7 +463,7 @@ class TestModels:
         logits, best = machine_logits(image, machine, tokens)
         np.testing.assert_array_equal(logits, expected)
         for position, largest in enumerate(best):
-            order = np.argsort(-expected[position], kind="stable")[:config.best].tolist()
+            order = np.argsort(-expected[position], kind="stable")[:config.top_k].tolist()
             assert set(order) <= set(largest)
             assert all(expected[position, token] == logit for token, logit in largest.items())
 
@@ -471,7 +474,7 @@ class TestModels:
     def test_shipped_model(self):
         """64 tokens from a prompt, the likeliest each time, then all of them at once."""
         model = read_model(SHIPPED)
-        config = CoreConfig()
+        config = AcceleratorConfig()
         image = compile_model(model, config)
         machine = Machine(config, image.program.encoded(), image.memory)
         tokens = [model.vocabulary.end_of_document,
@@ -493,8 +496,8 @@ class TestModels:
         texts = [text[:240] for text in read_corpus(CORPUS)["heldout"][:2]]
         texts[1] = texts[1][:100]
         documents = [tokenizer.encode(text) for text in texts]
-        image = compile_model(model, CoreConfig())
-        machine = Machine(CoreConfig(), image.program.encoded(), image.memory)
+        image = compile_model(model, AcceleratorConfig())
+        machine = Machine(AcceleratorConfig(), image.program.encoded(), image.memory)
         bits = 0.0
         for document in documents:
             logits, _ = machine_logits(image, machine, [end, *document])

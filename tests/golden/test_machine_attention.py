@@ -5,15 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Fault, Function, Instruction, Opcode, encode
 from sim.golden.attention import attend_sequence, from_cache, to_cache
 from sim.golden.bf16 import from_float
 from sim.golden.machine import HazardError, Machine, MachineFault
 
-CONFIG = CoreConfig(engine=EngineConfig(lanes=8, result_lanes=4, port_bytes=4), vector_depth=256,
-                    address_width=14, context=16, head_elements=16, group=3, caches=4)
+CONFIG = AcceleratorConfig(engine=EngineConfig(lanes=8, result_lanes=4, port_bytes=4),
+                           vector_depth=256,
+                           address_width=14, context=16, head_elements=16, group=3, caches=4)
 HEADS, ELEMENTS = 3, 16
 # Vector memory: queries, key, value, mixture. Memory: tables of them, caches, and what is mixed.
 Q, KEY, VALUE, OUT = 4, 60, 80, 100
@@ -33,14 +34,14 @@ def body(cache, *, split=False):
                                                                  ELEMENTS), TABLES, strict=True)]
     return [
         *loads,
-        Instruction(opcode=Opcode.APPEND, function=function, a=KEY, b=half and KEY + half,
+        Instruction(opcode=Opcode.KV_APPEND, function=function, a=KEY, b=half and KEY + half,
                     count=ELEMENTS, constant=3, address=KEYS),
-        Instruction(opcode=Opcode.APPEND, function=function, a=VALUE, count=ELEMENTS, constant=1,
+        Instruction(opcode=Opcode.KV_APPEND, function=function, a=VALUE, count=ELEMENTS, constant=1,
                     address=VALUES),
-        Instruction(opcode=Opcode.SCORE, target=HEADS, a=Q, b=half and Q + HEADS * half,
+        Instruction(opcode=Opcode.QK, target=HEADS, a=Q, b=half and Q + HEADS * half,
                     address=KEYS, **both),
-        Instruction(opcode=Opcode.MIX, target=OUT, a=1, address=VALUES, **both),
-        *(Instruction(opcode=Opcode.APPEND, function=Function.BF16, a=OUT + head * ELEMENTS,
+        Instruction(opcode=Opcode.PV, target=OUT, a=1, address=VALUES, **both),
+        *(Instruction(opcode=Opcode.KV_APPEND, function=Function.BF16, a=OUT + head * ELEMENTS,
                       count=ELEMENTS, constant=3,
                       address=MIXED + head * 2 * ELEMENTS * CONFIG.context)
           for head in range(HEADS)),
@@ -102,24 +103,24 @@ def changed(opcode, index=0, **fields):
 
 
 @pytest.mark.parametrize(("opcode", "fields", "fault"), [
-    (Opcode.APPEND, {"function": Function.COPY}, Fault.FUNCTION),
-    (Opcode.APPEND, {"a": 6}, Fault.VECTOR_ADDRESS),
-    (Opcode.APPEND, {"b": 252}, Fault.VECTOR_ADDRESS),
+    (Opcode.KV_APPEND, {"function": Function.COPY}, Fault.FUNCTION),
+    (Opcode.KV_APPEND, {"a": 6}, Fault.VECTOR_ADDRESS),
+    (Opcode.KV_APPEND, {"b": 252}, Fault.VECTOR_ADDRESS),
     (Opcode.LOAD_AT, {"count": 0}, Fault.VECTOR_ADDRESS),
-    (Opcode.SCORE, {"b": 236}, Fault.VECTOR_ADDRESS),
-    (Opcode.MIX, {"target": 212}, Fault.VECTOR_ADDRESS),
+    (Opcode.QK, {"b": 236}, Fault.VECTOR_ADDRESS),
+    (Opcode.PV, {"target": 212}, Fault.VECTOR_ADDRESS),
     (Opcode.LOAD_AT, {"address": 2 ** 14 - 8}, Fault.MEMORY_ADDRESS),
-    (Opcode.SCORE, {"address": 2}, Fault.MEMORY_ADDRESS),
-    (Opcode.MIX, {"address": 2 ** 14 - 12}, Fault.MEMORY_ADDRESS),
-    (Opcode.APPEND, {"constant": 4}, Fault.HEADS),
-    (Opcode.APPEND, {"count": 32}, Fault.HEADS),
-    (Opcode.SCORE, {"target": 0}, Fault.HEADS),
-    (Opcode.SCORE, {"target": 4}, Fault.HEADS),
-    (Opcode.SCORE, {"constant": 0}, Fault.HEADS),
-    (Opcode.SCORE, {"constant": 20}, Fault.HEADS),
-    (Opcode.SCORE, {"constant": 4, "b": 60}, Fault.HEADS),
-    (Opcode.MIX, {"a": 4}, Fault.HEADS),
-    (Opcode.MIX, {"constant": 6}, Fault.HEADS),
+    (Opcode.QK, {"address": 2}, Fault.MEMORY_ADDRESS),
+    (Opcode.PV, {"address": 2 ** 14 - 12}, Fault.MEMORY_ADDRESS),
+    (Opcode.KV_APPEND, {"constant": 4}, Fault.HEADS),
+    (Opcode.KV_APPEND, {"count": 32}, Fault.HEADS),
+    (Opcode.QK, {"target": 0}, Fault.HEADS),
+    (Opcode.QK, {"target": 4}, Fault.HEADS),
+    (Opcode.QK, {"constant": 0}, Fault.HEADS),
+    (Opcode.QK, {"constant": 20}, Fault.HEADS),
+    (Opcode.QK, {"constant": 4, "b": 60}, Fault.HEADS),
+    (Opcode.PV, {"a": 4}, Fault.HEADS),
+    (Opcode.PV, {"constant": 6}, Fault.HEADS),
 ])
 def test_fault(opcode, fields, fault):
     program, place = changed(opcode, **fields)
@@ -140,8 +141,8 @@ def test_not_finite(table, bits):
 
 def test_without_a_context_there_is_no_attention():
     config = dataclasses.replace(CONFIG, context=0)
-    for opcode, at in ((Opcode.LOAD_AT, 0), (Opcode.APPEND, 3), (Opcode.SCORE, 5),
-                       (Opcode.MIX, 6)):
+    for opcode, at in ((Opcode.LOAD_AT, 0), (Opcode.KV_APPEND, 3), (Opcode.QK, 5),
+                       (Opcode.PV, 6)):
         instruction = body("bf16")[at]
         assert instruction.opcode is opcode
         with pytest.raises(MachineFault) as found:
@@ -158,13 +159,13 @@ def test_a_narrow_word_holds_no_e4m3():
 
 
 @pytest.mark.parametrize(("opcode", "fields", "message"), [
-    (Opcode.SCORE, {"count": 32}, "6: 3 heads of 16 elements have 48, not 32"),
-    (Opcode.MIX, {"count": 32}, "7: 3 heads of 16 elements have 48, not 32"),
-    (Opcode.MIX, {"constant": 8, "count": 24},
+    (Opcode.QK, {"count": 32}, "6: 3 heads of 16 elements have 48, not 32"),
+    (Opcode.PV, {"count": 32}, "7: 3 heads of 16 elements have 48, not 32"),
+    (Opcode.PV, {"constant": 8, "count": 24},
      "7: Values of 8 elements are mixed, but no heads of so many were scored"),
-    (Opcode.MIX, {"a": 2}, "7: Cache 2 is mixed, but nothing was appended to it at position 0"),
-    (Opcode.MIX, {"target": 0}, "7: The first word is written, but must stay zero"),
-    (Opcode.SCORE, {"a": 120}, "6: Element 120 is read, but was never written"),
+    (Opcode.PV, {"a": 2}, "7: Cache 2 is mixed, but nothing was appended to it at position 0"),
+    (Opcode.PV, {"target": 0}, "7: The first word is written, but must stay zero"),
+    (Opcode.QK, {"a": 120}, "6: Element 120 is read, but was never written"),
 ])
 def test_hazard(opcode, fields, message):
     program, _ = changed(opcode, **fields)
@@ -174,7 +175,7 @@ def test_hazard(opcode, fields, message):
 
 def test_hazards_of_a_cache():
     program = [instruction for instruction in body("bf16")
-               if instruction.opcode is not Opcode.SCORE]
+               if instruction.opcode is not Opcode.QK]
     with pytest.raises(HazardError, match="no heads of so many were scored"):
         machine_of(program, tables_of(1)).run(0)
     # Appended at position 0 and 2, not at 1.

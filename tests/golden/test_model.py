@@ -19,7 +19,7 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
 from sim.golden.lmul import lmul, lmul_dot
 from sim.golden.quantizer import quantize
-from sim.golden.wina import Gate
+from sim.golden.wina import Mask
 
 SMALLEST = Fraction(1, 2 ** 126)
 INFINITY = 0x7F80
@@ -361,13 +361,13 @@ class TestGoldenLM:
             np.testing.assert_array_equal(to_float32(vectors(state)[:, 0]),
                                           to_float32(np.array(reference.state, np.uint16)))
 
-    def test_gates_against_rationals(self):
-        """Each list has its own gate; the scales and norms are those of the ungated vectors."""
+    def test_masks_against_rationals(self):
+        """Each list has its own mask; the scales and norms are those of the unmasked vectors."""
         model = random_model()
         lists = model.network().lists()
         keep = {label: 3 + place % 8 for place, label in enumerate(lists)}
 
-        class GatedReference(Reference):
+        class MaskedReference(Reference):
             calls = 0
 
             def quantize(self, x):
@@ -382,9 +382,9 @@ class TestGoldenLM:
                         for column, value in enumerate(values)], exponent
 
         lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), {
-            label: Gate(np.ones(lists[label][0].weights.shape[1], np.uint16), count)
+            label: Mask(np.ones(lists[label][0].weights.shape[1], np.uint16), count)
             for label, count in keep.items()})
-        reference, state = GatedReference(model), lm.start()
+        reference, state = MaskedReference(model), lm.start()
         dense = golden(model)
         for token in np.random.default_rng(7).integers(0, 30, 6).tolist():
             logits = lm.logits(lm.forward(np.array([[token]]), state))

@@ -9,7 +9,7 @@ import pytest
 
 from host.compiler.compile import compile_model
 from host.models.examples import tiny_model
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
 from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
@@ -19,19 +19,19 @@ from sim.timing.units import (
     INSTRUCTION_CYCLES,
     SCALAR_CYCLES,
     decode_cycles,
-    drain_cycles,
     engine_cycles,
     engine_period,
     instruction_cycles,
     load_cycles,
     norm_cycles,
-    pack_cycles,
+    quantize_cycles,
     store_cycles,
     top_k_cycles,
     vector_cycles,
+    write_back_cycles,
 )
 
-CONFIG = CoreConfig()
+CONFIG = AcceleratorConfig()
 STOP = Instruction(opcode=Opcode.STOP)
 TOKEN = Instruction(opcode=Opcode.TOKEN)
 
@@ -41,7 +41,7 @@ def vector(count):
 
 
 def pack(count, function=Function.DENSE):
-    return Instruction(opcode=Opcode.PACK, function=function, target=1, count=count)
+    return Instruction(opcode=Opcode.QUANTIZE, function=function, target=1, count=count)
 
 
 def matmul(rows, columns, planes=1):
@@ -50,7 +50,7 @@ def matmul(rows, columns, planes=1):
 
 
 def drain(rows):
-    return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=rows)
+    return Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, count=rows)
 
 
 def load(count):
@@ -59,10 +59,10 @@ def load(count):
 
 class TestInstructionCycles:
     @pytest.mark.parametrize(("instruction", "elements"), [
-        (STOP, 0), (vector(256), vector_cycles(32)), (drain(256), drain_cycles(32)),
-        (drain(257), drain_cycles(33)), (load(256), load_cycles(CONFIG, 32)),
+        (STOP, 0), (vector(256), vector_cycles(32)), (drain(256), write_back_cycles(32)),
+        (drain(257), write_back_cycles(33)), (load(256), load_cycles(CONFIG, 32)),
         (Instruction(opcode=Opcode.STORE, count=8), store_cycles(CONFIG, 1)),
-        (pack(256), pack_cycles(CONFIG, 32 * [8])),
+        (pack(256), quantize_cycles(CONFIG, 32 * [8])),
         (Instruction(opcode=Opcode.NORM, count=256), norm_cycles(CONFIG, 32))])
     def test_one(self, instruction, elements):
         assert instruction_cycles(CONFIG, instruction) == (
@@ -76,9 +76,9 @@ class TestInstructionCycles:
                 decode_cycles(CONFIG, matmul(256, 256))) == 21
 
     def test_kept(self):
-        instruction = Instruction(opcode=Opcode.EMIT, count=4096)
+        instruction = Instruction(opcode=Opcode.TOP_K, count=4096)
         assert instruction_cycles(CONFIG, instruction, kept=9) == (
-            INSTRUCTION_CYCLES[Opcode.EMIT] + top_k_cycles(CONFIG, 4096, 9))
+            INSTRUCTION_CYCLES[Opcode.TOP_K] + top_k_cycles(CONFIG, 4096, 9))
 
 
 class TestSimplePrograms:
@@ -121,7 +121,7 @@ class TestSimplePrograms:
         assert cost.port_utilization(CONFIG) == pytest.approx(12.8 / 13, rel=1e-3)
 
     def test_parts(self):
-        """Rows of one product, taken by several DRAINs: nothing else is waited for."""
+        """Rows of one product, taken by several WRITE_BACKs: nothing else is waited for."""
         listed = pack(256, Function.SPARSE), matmul(768, 256)
         program, whole = [*listed, drain(256), drain(512), STOP], [*listed, drain(768), STOP]
         parts, once = (token_cycles(CONFIG, item) for item in (program, whole))
@@ -130,19 +130,19 @@ class TestSimplePrograms:
 
     def test_engine_bound(self):
         """A port that is wide enough: products follow one another as fast as the engine can."""
-        config = CoreConfig(engine=EngineConfig(port_bytes=32))
+        config = AcceleratorConfig(engine=EngineConfig(port_bytes=32))
         program = [pack(256), *3 * [matmul(256, 256)], *3 * [drain(256)], STOP]
         cost = token_cycles(config, program)
         period = engine_period(config.engine, rows=256, columns=256)
         assert cost.engine == 3 * period
         assert cost.limit == "engine"
         # Draining begins while the engine still delivers.
-        rest = drain_cycles(0) + sum(
+        rest = write_back_cycles(0) + sum(
             instruction_cycles(config, item) for item in (pack(256), STOP))
         assert 3 * period + rest <= cost.cycles <= 3 * period + rest + LIST_LATENCY + 16
 
     def test_two_groups_pause(self):
-        config = CoreConfig(engine=EngineConfig(port_bytes=32))
+        config = AcceleratorConfig(engine=EngineConfig(port_bytes=32))
         program = [pack(256), matmul(128, 256), drain(128), STOP]
         other = [pack(256), matmul(192, 256), drain(192), STOP]
         two, three = (token_cycles(config, item).cycles for item in (program, other))
@@ -162,7 +162,7 @@ class TestSimplePrograms:
         def cycles(count, words=1024):
             program = [*count // 1024 * [vector(1024)], pack(64), matmul(256, 1024), drain(256),
                        STOP]
-            return token_cycles(CoreConfig(queue_words=words), program).cycles
+            return token_cycles(AcceleratorConfig(queue_words=words), program).cycles
 
         matrix = port_transfers(CONFIG.engine, 4096)
         one = instruction_cycles(CONFIG, vector(1024))
@@ -200,15 +200,15 @@ class TestSimplePrograms:
         assert dense.cycles - half.cycles == pytest.approx(384 * 7 + 768 - 385, abs=8)
         assert none.cycles < half.cycles - 384 * 7 + 32
 
-    def test_gated(self):
-        """What the selector takes comes on top; of the norms only what outlasts the first pass."""
+    def test_masked(self):
+        """The sparsity policy comes on top; of the norms only what outlasts the first pass."""
         listed = matmul(256, 256), drain(256), STOP
-        gate = {"function": Function.TOP_K, "target": 1, "count": 256, "constant": 128}
-        plain, gated = (Instruction(opcode=Opcode.PACK, **gate, b=b) for b in (0, 512))
+        mask = {"function": Function.KEEP_TOP_K, "target": 1, "count": 256, "constant": 128}
+        plain, masked = (Instruction(opcode=Opcode.QUANTIZE, **mask, b=b) for b in (0, 512))
         counts = schedule.ListCounts(found=256, kept=128)
         sparse, without, with_norms = (
             token_cycles(CONFIG, [*program, *listed], lists={len(program) - 1: counts})
-            for program in ([pack(256, Function.SPARSE)], [plain], [load(256), gated]))
+            for program in ([pack(256, Function.SPARSE)], [plain], [load(256), masked]))
         assert sparse.transfers == without.transfers == with_norms.transfers - 64 == 128 * 7
         selected = 28 + schedule.PASSES * (256 // 8 + 23) + 128
         assert without.cycles - sparse.cycles == pytest.approx(selected - 2, abs=1)
@@ -252,10 +252,10 @@ class Stepper:
         return self.stops[-1] - self.stops[-2]
 
     def plan(self):
-        """Items of one token; fetching knows the program."""
+        """Items of one token; prefetch knows the program."""
         engine, listed = self.config.engine, None
         for instruction in self.program:
-            if instruction.opcode in (Opcode.TOKEN, Opcode.PACK):
+            if instruction.opcode in (Opcode.TOKEN, Opcode.QUANTIZE):
                 listed = instruction.opcode
             elif instruction.opcode is Opcode.LOAD:
                 self.items.append({"transfers": 2 * instruction.count // engine.port_bytes,
@@ -360,11 +360,12 @@ class Stepper:
             following = None if instruction.opcode is Opcode.STOP else following
             opcode, count = instruction.opcode, instruction.count
             kept = 0
-            if opcode is Opcode.EMIT:
-                kept = min(count, round(config.best * (1 + math.log(max(count / config.best, 1)))))
+            if opcode is Opcode.TOP_K:
+                kept = min(count,
+                           round(config.top_k * (1 + math.log(max(count / config.top_k, 1)))))
             ends = self.now + instruction_cycles(config, instruction, kept=kept,
                                                  following=following)
-            if opcode in (Opcode.TOKEN, Opcode.PACK):
+            if opcode in (Opcode.TOKEN, Opcode.QUANTIZE):
                 asked = opcode is Opcode.TOKEN
             elif opcode is Opcode.MATMUL:
                 job = {"rows": instruction.a, "planes": instruction.b,
@@ -373,7 +374,7 @@ class Stepper:
                 self.jobs.append(job)
                 self.lists.append(job)
                 self.products.append(job)
-            elif opcode in (Opcode.DRAIN, Opcode.EMIT):
+            elif opcode in (Opcode.WRITE_BACK, Opcode.TOP_K):
                 job = self.products.popleft()
                 for _ in range(SCALAR_CYCLES):
                     yield
@@ -400,9 +401,9 @@ class Stepper:
 
 
 @pytest.mark.parametrize(("config", "latency"), [
-    (CONFIG, 20), (CoreConfig(queue_words=64), 300),
-    (CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4)), 3),
-    (CoreConfig(engine=EngineConfig(port_bytes=32)), 20)])
+    (CONFIG, 20), (AcceleratorConfig(queue_words=64), 300),
+    (AcceleratorConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4)), 3),
+    (AcceleratorConfig(engine=EngineConfig(port_bytes=32)), 20)])
 def test_stepper(config, latency):
     """The recurrence against a walk cycle by cycle, on a model of every instruction in use."""
     image = compile_model(tiny_model(layers=1), config)
@@ -413,8 +414,8 @@ def test_stepper(config, latency):
 
 
 @pytest.mark.parametrize("config", [
-    CONFIG, CoreConfig(queue_words=64),
-    CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4))])
+    CONFIG, AcceleratorConfig(queue_words=64),
+    AcceleratorConfig(engine=EngineConfig(lanes=32, accumulator_depth=4, port_bytes=4))])
 def test_bounds(config):
     """No resource does more than there are cycles, and some do almost as much."""
     image = compile_model(tiny_model(), config)

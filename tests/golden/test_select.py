@@ -1,4 +1,4 @@
-"""The bound of the selector against sorting."""
+"""The bound of the sparsity policy against sorting."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The gate against sorting in Python, with scores as rational numbers."""
+"""The mask against sorting in Python, with scores as rational numbers."""
 
 import re
 from fractions import Fraction
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sim.golden.wina import (
     LARGEST_NORM,
     SCORE_BITS,
-    Gate,
+    Mask,
     column_norms,
     keep_above,
     keep_largest,
@@ -46,9 +46,9 @@ class TestSelection:
     def test_equals_sorting(self, vector):
         codes, norms, keep = vector
         expected = kept_by_hand(codes, norms, keep)
-        gated = Gate(norms, keep)(codes)
-        assert np.flatnonzero(gated).tolist() == expected
-        np.testing.assert_array_equal(gated[expected], codes[expected])
+        masked = Mask(norms, keep)(codes)
+        assert np.flatnonzero(masked).tolist() == expected
+        np.testing.assert_array_equal(masked[expected], codes[expected])
 
     @given(vectors())
     @settings(max_examples=150, deadline=None)
@@ -64,28 +64,28 @@ class TestSelection:
     def test_equal_scores_are_kept_by_column(self, keep):
         codes = np.tile(np.array([7, -7], np.int8), 50)
         norms = np.full(100, 300, np.uint16)
-        assert np.flatnonzero(Gate(norms, keep)(codes)).tolist() == list(range(keep))
+        assert np.flatnonzero(Mask(norms, keep)(codes)).tolist() == list(range(keep))
         assert np.flatnonzero(radix_select(scores(codes, norms), keep)[0]).tolist() == list(
             range(keep))
 
     def test_all_are_kept(self):
-        """Also those whose column is empty: the gate that keeps all changes nothing."""
+        """Also those whose column is empty: the mask that keeps all changes nothing."""
         codes = np.random.default_rng(1).integers(-128, 128, (5, 64)).astype(np.int8)
         norms = np.arange(64).astype(np.uint16) % 3
-        np.testing.assert_array_equal(Gate(norms, 64)(codes), codes)
+        np.testing.assert_array_equal(Mask(norms, 64)(codes), codes)
 
     def test_zeros_take_a_place_but_leave_the_list(self):
         codes, norms = np.array([0, 3, 0, 9], np.int8), np.array([1, 0, 1, 1], np.uint16)
-        assert Gate(norms, 2)(codes).tolist() == [0, 0, 0, 9]
-        assert Gate(norms, 3)(codes).tolist() == [0, 3, 0, 9]
+        assert Mask(norms, 2)(codes).tolist() == [0, 0, 0, 9]
+        assert Mask(norms, 3)(codes).tolist() == [0, 3, 0, 9]
 
     def test_vectors_of_a_batch_are_apart(self):
         rng = np.random.default_rng(3)
         codes = rng.integers(-128, 128, (4, 3, 50)).astype(np.int8)
         norms = rng.integers(0, 9, 50).astype(np.uint16)
-        gated = Gate(norms, 11)(codes)
+        masked = Mask(norms, 11)(codes)
         for index in np.ndindex(4, 3):
-            np.testing.assert_array_equal(gated[index], Gate(norms, 11)(codes[index]))
+            np.testing.assert_array_equal(masked[index], Mask(norms, 11)(codes[index]))
 
     @given(vectors())
     @settings(max_examples=50, deadline=None)
@@ -95,7 +95,7 @@ class TestSelection:
         threshold = sorted(found)[rank - 1]
         expected = [value if score > threshold else 0
                     for value, score in zip(codes.tolist(), found, strict=True)]
-        assert Gate(norms, 1, threshold)(codes).tolist() == expected
+        assert Mask(norms, 1, threshold)(codes).tolist() == expected
         assert keep_above(scores(codes, norms), threshold).tolist() == [
             score > threshold for score in found]
 

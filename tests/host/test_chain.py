@@ -15,11 +15,11 @@ from host.models.examples import llama_gguf, llama_tensors
 from host.models.mpo_llama import ARCHITECTURE, MATRICES, write_model
 from host.models.registry import read_model
 from host.models.tensor_train import Shape, bond_for, bonds_up_to, full_bonds, shapes, tensorize
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import Batch, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.test_transformer_program import TOKENS, equal, simulated
 
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
@@ -203,16 +203,16 @@ class TestModel:
 
 class TestMachine:
     def test_equals_the_model(self, model):
-        image = compile_fitted(model, CoreConfig())
+        image = compile_fitted(model, AcceleratorConfig())
         equal(image, model)
         batches = {(Batch.of(instruction.constant).vectors, Batch.of(instruction.constant).across)
                    for instruction in image.program.instructions
-                   if instruction.opcode is Opcode.PACK and instruction.constant}
+                   if instruction.opcode is Opcode.QUANTIZE and instruction.constant}
         assert batches == {(2, True), (4, True)}
         assert isa.disassemble(image.program.instructions[-1]) == "STOP"
 
     def test_refused(self, model, llama):
-        config = compile_fitted(model, CoreConfig()).config
+        config = compile_fitted(model, AcceleratorConfig()).config
         engine = dataclasses.replace(config.engine, max_batch=2)
         with pytest.raises(CompileError, match=r"^Matrix blk.0.attn_q.0 must be multiplied by a "
                                                r"power of two of vectors up to 2 \(engine field "
@@ -225,7 +225,7 @@ class TestMachine:
                                                    *model.layers[1:]))
         with pytest.raises(CompileError, match=r"^Vector blk.0.attn_q must lie in order to be a "
                                                r"matrix of 2 columns, but its heads are turned"):
-            compile_fitted(wrong, CoreConfig())
+            compile_fitted(wrong, AcceleratorConfig())
 
     @needs_simulator
     @pytest.mark.slow       # the simulator of a core with attention is built in minutes

@@ -29,7 +29,7 @@ from host.text.tokenizer import Tokenizer
 from hw.config import EngineConfig
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
 SIMULATED = pytest.param(
@@ -171,10 +171,10 @@ class TestRun:
                        f"not b'hell'\n")
 
 
-class TestRunOnCore:
+class TestRunOnAccelerator:
     @pytest.mark.parametrize("device", ["golden", SIMULATED])
     def test_image(self, capsys, image_path, device):
-        """The text of both devices is that of TokenGenerator; the simulated core is checked."""
+        """The text of both devices is that of TokenGenerator; the simulated one is checked."""
         status, out, err = run(capsys, "run", image_path, "the the", "--device", device,
                                "--tokens", 3, "--seed", 3, "--top-k", 4, "--clock", 100)
         assert (status, err) == (0, "")
@@ -183,10 +183,10 @@ class TestRunOnCore:
         assert speed == pytest.approx(1e8 / cycles, rel=1e-4)
         assert max(map(len, out.partition("\n\n")[2].splitlines())) <= 80
         image = read_image(image_path)
-        core = GoldenAccelerator(SMALL)
-        core.load(image)
+        accelerator = GoldenAccelerator(SMALL)
+        accelerator.load(image)
         tokenizer = Tokenizer(image.vocabulary)
-        tokens = list(Generator(AcceleratorReader(core, image, image.vocabulary)).generate(
+        tokens = list(Generator(AcceleratorReader(accelerator, image, image.vocabulary)).generate(
             tokenizer.encode("the the"), 3, Sampler(top_k=4, seed=3)))
         assert "".join(out[7:].split("\n\n")[0].split()) == "".join(
             tokenizer.decode(tokens).split())
@@ -195,7 +195,7 @@ class TestRunOnCore:
                 ("Tokens a second", rf"[\d.,]+ +{evidence}, at a clock of 100 MHz"),
                 ("First token after", r"[\d.]+ s +measured")]
         if device == "simulated":
-            rows += [("Logits delivered", rf"{6 * SMALL.best} +all equal to the golden machine"),
+            rows += [("Logits delivered", rf"{6 * SMALL.top_k} +all equal to the golden machine"),
                      ("Cycles per token", r"[\d,]+ +simulated"),
                      (r"\.\.\. by the formula", r"[\d,]+ +derived; [+-]0\.\d\d%"),
                      ("Trits added per cycle", r"\d+\.\d +simulated, by 16 lanes"),
@@ -216,15 +216,15 @@ class TestRunOnCore:
         def wrong(self, *arguments):
             result = token(self, *arguments)
             if next(passes) == 2:
-                result.best[0].values[1] ^= 1
+                result.top_k[0].values[1] ^= 1
             return result
 
         monkeypatch.setattr(SimulatedAccelerator, "_token", wrong)
         status, out, err = run(capsys, "run", image_path, "the", "--tokens", 2)
         assert status == 1
-        assert re.fullmatch(r"tally run: EMIT 0 of pass 2 \(token \d+\) must deliver row "
-                            r"(\d+) with -?\d+ in place 1, but the simulated core gave row \1 with "
-                            r"-?\d+\n", err)
+        assert re.fullmatch(r"tally run: TOP_K 0 of pass 2 \(token \d+\) must deliver row "
+                            r"(\d+) with -?\d+ in place 1, but the simulated accelerator gave row "
+                            r"\1 with -?\d+\n", err)
         assert "Cycles" not in out
 
     @pytest.mark.parametrize(("arguments", "message"), [

@@ -15,7 +15,7 @@ from host.measure.program import losses
 from host.models.examples import tiny_model
 from host.models.mmfreelm import TernaryLM, write_model
 from host.models.registry import read_model
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import REGISTERS, Function, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
@@ -23,11 +23,11 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Matrix, Network
 from sim.golden.machine import Machine
 from sim.golden.trits import combine_planes, unpack_words
-from sim.golden.wina import Gate, column_norms
+from sim.golden.wina import Mask, column_norms
 from sim.timing.program import token_cycles
 
 SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
-BLOCKS = CoreConfig(engine=EngineConfig(lanes=32, accumulator_depth=4))
+BLOCKS = AcceleratorConfig(engine=EngineConfig(lanes=32, accumulator_depth=4))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def image(model):
-    return compile_model(model, CoreConfig())
+    return compile_model(model, AcceleratorConfig())
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ class TestImage:
 
     @pytest.mark.parametrize("port_bytes", [1, 8, 64])
     def test_places(self, model, port_bytes):
-        image = compile_model(model, CoreConfig(engine=EngineConfig(port_bytes=port_bytes)))
+        image = compile_model(model, AcceleratorConfig(engine=EngineConfig(port_bytes=port_bytes)))
         end = 0
         for part in image.parts:
             assert part.address == -(-end // port_bytes) * port_bytes
@@ -105,36 +105,37 @@ class TestImage:
 
 
 class TestProgram:
-    @pytest.mark.parametrize("config", [CoreConfig(), BLOCKS, CoreConfig(product_depth=1)])
+    @pytest.mark.parametrize("config",
+                             [AcceleratorConfig(), BLOCKS, AcceleratorConfig(product_depth=1)])
     @pytest.mark.parametrize("sparse", [False, True])
     def test_queue(self, model, config, sparse):
-        """No more products wait than the queue has room for, and all are taken before a PACK."""
+        """No more products wait than there is room for; a QUANTIZE comes behind all of them."""
         program = compile_model(model, config, sparse=sparse).program
         waiting = most = 0
         for instruction in program.instructions:
             match instruction.opcode:
                 case Opcode.MATMUL:
                     waiting += 1
-                case Opcode.DRAIN | Opcode.EMIT:
+                case Opcode.WRITE_BACK | Opcode.TOP_K:
                     waiting -= 1
-                case Opcode.PACK | Opcode.TOKEN | Opcode.STOP:
+                case Opcode.QUANTIZE | Opcode.TOKEN | Opcode.STOP:
                     assert waiting == 0
             assert 0 <= waiting <= config.product_depth
             most = max(most, waiting)
         assert most == min(3, config.product_depth) or config is BLOCKS
         packs = [instruction.function for instruction in program.instructions
-                 if instruction.opcode is Opcode.PACK]
+                 if instruction.opcode is Opcode.QUANTIZE]
         layers = len(model.layers) if sparse else 0
         assert packs.count(Function.SPARSE) == 2 * layers
         assert packs.count(Function.NONZERO) == (layers if config.engine.row_columns else 0)
         drains = [instruction.function for instruction in program.instructions
-                  if instruction.opcode is Opcode.DRAIN]
+                  if instruction.opcode is Opcode.WRITE_BACK]
         assert drains.count(Function.RELU) >= len(model.layers)
 
     @pytest.mark.parametrize("rows", [0, 1024])
     def test_sparse_is_exact(self, model, rows):
         """What is left out is zero: every integer of the head is the same."""
-        config = CoreConfig(engine=EngineConfig(row_columns=rows))
+        config = AcceleratorConfig(engine=EngineConfig(row_columns=rows))
         images = [compile_model(model, config, sparse=sparse) for sparse in (False, True)]
         machines = [Machine(config, image.program.encoded(), image.memory) for image in images]
         for index, token in enumerate([3, 1, 4, 1, 5, 9, 2, 6]):
@@ -149,24 +150,24 @@ class TestProgram:
         assert 0 < listed < of if rows else of == 0
 
     @pytest.mark.parametrize(("mode", "config", "sparse"), [
-        ("norms", CoreConfig(), True), ("norms", CoreConfig(), False), ("magnitudes", BLOCKS, True),
-        ("threshold", CoreConfig(), True)])
-    def test_gates(self, model, mode, config, sparse):
-        """A gated program computes what the golden model computes with the same gates.
+        ("norms", AcceleratorConfig(), True), ("norms", AcceleratorConfig(), False),
+        ("magnitudes", BLOCKS, True), ("threshold", AcceleratorConfig(), True)])
+    def test_masks(self, model, mode, config, sparse):
+        """A masked program computes what the golden model computes with the same masks.
 
         The walk by row changes nothing.
         """
-        gates = {}
+        masks = {}
         for label, matrices in model.network().lists().items():
             columns = matrices[0].weights.shape[1]
             norms = np.ones(columns, np.uint16)
             if mode == "norms":
                 norms = column_norms([matrix.weights for matrix in matrices])
-            gates[label] = Gate(norms, columns // 2, 900 if mode == "threshold" else None)
-        image = compile_model(model, config, sparse=sparse, gates=gates)
+            masks[label] = Mask(norms, columns // 2, 900 if mode == "threshold" else None)
+        image = compile_model(model, config, sparse=sparse, masks=masks)
         machine = Machine(config, image.program.encoded(), image.memory)
         golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)),
-                          gates=gates)
+                          masks=masks)
         state = golden.start()
         for index, token in enumerate([3, 1, 4, 1, 5, 9, 2, 6]):
             emissions = machine.run(token, image.program.body if index else 0)
@@ -176,20 +177,20 @@ class TestProgram:
         assert machine.skipped > 0.4 * (machine.skipped + machine.trits)
         assert (machine.rows[1] > 0) == (sparse and config.engine.row_columns > 0)
 
-    def test_gated_products(self, model):
+    def test_masked_products(self, model):
         """Rows of one list are divided so that columns are whole transfers, but for the last."""
-        config = CoreConfig()
-        gates = {"blk.0.mix_in": Gate(np.ones(256, np.uint16), 128),
-                 "blk.1.ffn_in": Gate(np.ones(256, np.uint16), 128)}
-        image = compile_model(model, config, gates=gates)
+        config = AcceleratorConfig()
+        masks = {"blk.0.mix_in": Mask(np.ones(256, np.uint16), 128),
+                 "blk.1.ffn_in": Mask(np.ones(256, np.uint16), 128)}
+        image = compile_model(model, config, masks=masks)
         names = [part.name for part in image.parts]
         assert {"blk.0.forget + blk.0.candidate", "blk.0.gate"} <= {*names}
         assert {"blk.1.forget", "blk.1.candidate", "blk.1.ffn_gate", "blk.1.ffn_up"} <= {*names}
         # 96 rows are a word and a half: the next matrix begins within a word.
         engine = EngineConfig(lanes=64, port_bytes=4)
         narrow = tiny_model(width=96)
-        image = compile_model(narrow, CoreConfig(engine=engine), gates={
-            "blk.0.mix_in": Gate(np.ones(96, np.uint16), 48)})
+        image = compile_model(narrow, AcceleratorConfig(engine=engine), masks={
+            "blk.0.mix_in": Mask(np.ones(96, np.uint16), 48)})
         names = [part.name for part in image.parts]
         assert ["blk.0.forget + blk.0.candidate + blk.0.gate[0:64]", "blk.0.gate[64:96]"] == [
             name for name in names if name.startswith("blk.0") and "gate" in name
@@ -219,7 +220,7 @@ class TestProgram:
 class TestShippedModel:
     def test_port_utilization(self):
         """Issue 3: at least 95 % of the port for useful weights, with 1 % refresh."""
-        image = compile_model(read_model(SHIPPED), CoreConfig())
+        image = compile_model(read_model(SHIPPED), AcceleratorConfig())
         cost = token_cycles(image.config, image.program.instructions, image.program.body,
                             latency=20, refresh=0.01)
         assert cost.limit == "memory port"
@@ -233,7 +234,7 @@ class TestShippedModel:
 class TestErrors:
     def refused(self, model, message, **fields):
         with pytest.raises(CompileError, match=f"^{re.escape(message)}$"):
-            compile_model(model, CoreConfig(**fields))
+            compile_model(model, AcceleratorConfig(**fields))
 
     def test_vector_memory(self, model):
         self.refused(model, "Vectors must fit 1024 elements of vector memory, but the model needs "
@@ -270,7 +271,7 @@ class TestErrors:
         with pytest.raises(CompileError, match=r"^Matrix head row \d+ could reach \d+, which "
                            r"must be below 2\*\*16 for accumulators of 17 "
                            r"bits$"):
-            compile_model(model, CoreConfig(engine=EngineConfig(accumulator_width=17)))
+            compile_model(model, AcceleratorConfig(engine=EngineConfig(accumulator_width=17)))
 
     def other_network(self, describe):
         """Make the tiny model with a network that ``describe`` appends to its embedding."""
@@ -318,7 +319,7 @@ class TestErrors:
         with pytest.raises(CompileError, match=r"^Model tiny must have a logit scale for "
                                                r"arithmetic 'lmul'; find it with 'python -m host "
                                                r"evaluate --fit'$"):
-            compile_model(other, CoreConfig())
+            compile_model(other, AcceleratorConfig())
 
 
 class TestCommandLine:
@@ -336,7 +337,7 @@ class TestCommandLine:
         output = tmp_path / "tiny.tally"
         status, out, err = self.run(capsys, "compile", model_path, "--output", output)
         assert (status, err) == (0, "")
-        assert read_image(output, CoreConfig()).memory == image.memory
+        assert read_image(output, AcceleratorConfig()).memory == image.memory
         cost = token_cycles(image.config, image.program.instructions, image.program.body,
                             refresh=0.01)
         for label, value in (
@@ -359,7 +360,8 @@ class TestCommandLine:
         status, out, err = self.run(capsys, "compile", model_path, "--listing", "--sparse",
                                     "--set", "product_depth=2", "--set", "packing=3in5")
         assert (status, err) == (0, "")
-        config = CoreConfig(engine=EngineConfig(packing="3in5", row_columns=1024), product_depth=2)
+        config = AcceleratorConfig(engine=EngineConfig(packing="3in5", row_columns=1024),
+                                   product_depth=2)
         assert out.startswith(listing(compile_model(model, config, sparse=True).program))
 
     @pytest.mark.parametrize(("arguments", "message"), [

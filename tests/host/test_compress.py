@@ -1,4 +1,4 @@
-"""Gates: the file, the calibration, and what the command lines say."""
+"""Masks: the file, the calibration, and what the command lines say."""
 
 import dataclasses
 import json
@@ -11,12 +11,12 @@ from host.cli import experiment
 from host.cli import main as cli
 from host.cli.experiment import common, rotation
 from host.compress.calibrate import calibrate, calibration_tokens
-from host.compress.gates import (
-    GateFileError,
+from host.compress.masks import (
+    MaskFileError,
     fingerprint,
     list_norms,
-    read_gates,
-    write_gates,
+    read_masks,
+    write_masks,
 )
 from host.measure.evaluate import evaluate
 from host.models.base import LanguageModel
@@ -30,7 +30,7 @@ from sim.golden.bf16 import to_float32
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Matrix, Network
 from sim.golden.quantizer import quantize
-from sim.golden.wina import Gate
+from sim.golden.wina import Mask
 from tests.host.corpus_examples import write_corpus
 from tests.host.test_rotation import random_llama, write_llama2c
 
@@ -97,12 +97,12 @@ def corpus(tmp_path_factory):
 
 class TestCalibrate:
     def test_uniform(self, model):
-        gates, = calibrate(model, TOKENS, [0.25], allocation="uniform", workers=1)
-        assert [gate.list for gate in gates.lists] == [
+        masks, = calibrate(model, TOKENS, [0.25], allocation="uniform", workers=1)
+        assert [mask.list for mask in masks.lists] == [
             f"blk.{layer}.{name}" for layer in range(2) for name in NAMES]
-        assert {gate.columns: gate.keep for gate in gates.lists} == {256: 192, 512: 384}
-        assert gates.dropped(model) == 0.25
-        assert gates.fingerprint == fingerprint(model)
+        assert {mask.columns: mask.keep for mask in masks.lists} == {256: 192, 512: 384}
+        assert masks.dropped(model) == 0.25
+        assert masks.fingerprint == fingerprint(model)
 
     @pytest.mark.parametrize("method", ["wina", "teal"])
     def test_greedy_takes_the_cheapest_step(self, model, method):
@@ -115,7 +115,7 @@ class TestCalibrate:
         columns = dict(zip(lists, (256, 256, 256, 512), strict=True))
 
         def output(keep):
-            return layer_output(one, {name: Gate(list_norms(lists[name], method), keep[name])
+            return layer_output(one, {name: Mask(list_norms(lists[name], method), keep[name])
                                       for name in lists})
 
         steps = dict.fromkeys(lists, 0)
@@ -129,26 +129,26 @@ class TestCalibrate:
             return sum(count * rows[name] for name, count in keep().items())
 
         dense = layer_output(one, {})
-        for gates, sparsity in zip(found, [0.03, 0.08], strict=True):
+        for masks, sparsity in zip(found, [0.03, 0.08], strict=True):
             while trits - left() < sparsity * trits:
                 errors = {name: np.linalg.norm(output(keep(name)) - dense, axis=1).mean()
                           for name in lists}
                 steps[min(errors, key=errors.get)] += 1
-            assert {gate.list: gate.keep for gate in gates.lists} == keep()
-            assert sparsity <= gates.dropped(one) < sparsity + 0.011
+            assert {mask.list: mask.keep for mask in masks.lists} == keep()
+            assert sparsity <= masks.dropped(one) < sparsity + 0.011
 
     def test_thresholds_keep_as_many_in_the_mean(self, model):
-        gates, = calibrate(model, TOKENS, [0.5], allocation="uniform", workers=1)
+        masks, = calibrate(model, TOKENS, [0.5], allocation="uniform", workers=1)
         codes = record_codes(model, TOKENS)
-        for gate in gates.lists:
-            norms = list_norms(model.network().lists()[gate.list], "wina").tolist()
+        for mask in masks.lists:
+            norms = list_norms(model.network().lists()[mask.list], "wina").tolist()
             found = sorted(value * value * norm
-                           for row in codes[gate.list].tolist()
+                           for row in codes[mask.list].tolist()
                            for value, norm in zip(row, norms, strict=True))
-            above = [score for score in found if score > gate.threshold]
-            assert len(above) <= gate.keep * TOKENS.size
-            assert len([score for score in found if score >= gate.threshold]) > (
-                gate.keep * TOKENS.size) or gate.threshold == 0
+            above = [score for score in found if score > mask.threshold]
+            assert len(above) <= mask.keep * TOKENS.size
+            assert len([score for score in found if score >= mask.threshold]) > (
+                mask.keep * TOKENS.size) or mask.threshold == 0
 
     def test_processes_find_the_same(self, model):
         one = calibrate(model, TOKENS, [0.1], workers=1)
@@ -192,9 +192,9 @@ def record_codes(model, tokens):
     return found
 
 
-def layer_output(model, gates):
+def layer_output(model, masks):
     """Residual stream behind the only layer of a model."""
-    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), gates)
+    lm = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)), masks)
     parts, values = lm.parts(), {}
     for part in ("embedding", "blk.0"):
         lm.execute(parts[part], values, TOKENS, lm.start(len(TOKENS)))
@@ -204,39 +204,39 @@ def layer_output(model, gates):
 class TestEvaluate:
     DOCUMENTS = ([4, 9, 4, 77, 200], [5] * 12)
 
-    def test_gates_that_keep_all_change_nothing(self, model):
+    def test_masks_that_keep_all_change_nothing(self, model):
         lists = model.network().lists()
-        gates = {label: Gate(list_norms(lists[label], "wina"), lists[label][0].weights.shape[1])
+        masks = {label: Mask(list_norms(lists[label], "wina"), lists[label][0].weights.shape[1])
                  for label in lists}
         dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
-        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates, workers=1)
-        assert gated.bits_per_byte == dense.bits_per_byte
+        masked = evaluate(model, self.DOCUMENTS, 30, "lmul", masks=masks, workers=1)
+        assert masked.bits_per_byte == dense.bits_per_byte
         for label in lists:
-            np.testing.assert_array_equal(gated.live[label], dense.live[label])
+            np.testing.assert_array_equal(masked.live[label], dense.live[label])
 
     def test_lists_have_no_more_than_they_may(self, model):
-        gates, = calibrate(model, TOKENS, [0.5], workers=1)
+        masks, = calibrate(model, TOKENS, [0.5], workers=1)
         dense = evaluate(model, self.DOCUMENTS, 30, "lmul", workers=1)
-        gated = evaluate(model, self.DOCUMENTS, 30, "lmul", gates=gates.of(model), workers=2)
-        assert gated.bits_per_byte != dense.bits_per_byte
-        for gate in gates.lists:
-            live = gated.live[gate.list]
-            assert live.sum() == gated.tokens
-            assert np.flatnonzero(live).max() <= gate.keep
+        masked = evaluate(model, self.DOCUMENTS, 30, "lmul", masks=masks.of(model), workers=2)
+        assert masked.bits_per_byte != dense.bits_per_byte
+        for mask in masks.lists:
+            live = masked.live[mask.list]
+            assert live.sum() == masked.tokens
+            assert np.flatnonzero(live).max() <= mask.keep
 
     def test_another_family(self):
-        """A vector with gains of its own in front of a matrix has a list and a gate of its own."""
+        """A vector with gains of its own in front of a matrix has a list and a mask of its own."""
         model = two_lists()
-        gates, = calibrate(model, TOKENS % 40, [0.3], workers=1)
-        assert [(gate.list, gate.columns) for gate in gates.lists] == [
+        masks, = calibrate(model, TOKENS % 40, [0.3], workers=1)
+        assert [(mask.list, mask.columns) for mask in masks.lists] == [
             ("blk.0.mix_in", 32), ("blk.0.mix_in2", 32), ("blk.0.ffn_hidden", 24)]
-        gated = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", gates=gates.of(model),
-                         workers=1)
+        masked = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", masks=masks.of(model),
+                          workers=1)
         dense = evaluate(model, (TOKENS % 40).tolist(), 30, "lmul", workers=1)
-        assert gated.bits_per_byte != dense.bits_per_byte
-        assert gated.hidden == ("blk.0.ffn_hidden",)
-        for gate in gates.lists:
-            assert np.flatnonzero(gated.live[gate.list]).max() <= gate.keep
+        assert masked.bits_per_byte != dense.bits_per_byte
+        assert masked.hidden == ("blk.0.ffn_hidden",)
+        for mask in masks.lists:
+            assert np.flatnonzero(masked.live[mask.list]).max() <= mask.keep
 
     def test_density_of_every_list(self, model):
         measured = evaluate(model, [self.DOCUMENTS[0]], 30, "lmul", workers=1)
@@ -245,20 +245,20 @@ class TestEvaluate:
             assert measured.list_density(label)["density"] == pytest.approx(np.mean(values != 0))
 
     def test_no_codes(self, model):
-        gates = {"blk.0.mix_in": Gate(np.ones(256, np.uint16), 5)}
-        with pytest.raises(ValueError, match=r"^Arithmetic 'float' has no int8 codes to gate$"):
-            evaluate(model, self.DOCUMENTS, 30, "float", gates=gates)
+        masks = {"blk.0.mix_in": Mask(np.ones(256, np.uint16), 5)}
+        with pytest.raises(ValueError, match=r"^Arithmetic 'float' has no int8 codes to mask$"):
+            evaluate(model, self.DOCUMENTS, 30, "float", masks=masks)
 
 
 class TestFile:
     def test_round_trip(self, model, tmp_path):
-        gates, = calibrate(model, TOKENS, [0.1], provenance={"command": "x"}, workers=1)
-        write_gates(tmp_path / "gates.json", gates)
-        assert read_gates(tmp_path / "gates.json") == gates
-        assert gates.provenance == {"command": "x", "documents": 2, "tokens_per_document": 6}
+        masks, = calibrate(model, TOKENS, [0.1], provenance={"command": "x"}, workers=1)
+        write_masks(tmp_path / "masks.json", masks)
+        assert read_masks(tmp_path / "masks.json") == masks
+        assert masks.provenance == {"command": "x", "documents": 2, "tokens_per_document": 6}
 
     @pytest.mark.parametrize(("change", "message"), [
-        ({"format": "other"}, "not a gate file: field 'format' must be 'tally-gates 1'"),
+        ({"format": "other"}, "not a mask file: field 'format' must be 'tally-masks 1'"),
         ({"method": "magic"}, "field 'method' must be wina or teal, not 'magic'"),
         ({"sparsity": "half"}, "field 'sparsity' must be of type float, not 'half'"),
         ({"lists": [3]}, "field 'lists' must hold objects, not 3"),
@@ -270,36 +270,36 @@ class TestFile:
          "list blk.2.mix_in must have a threshold of at least 0, not -1"),
     ])
     def test_malformed(self, model, tmp_path, change, message):
-        path = tmp_path / "gates.json"
-        write_gates(path, calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)[0])
+        path = tmp_path / "masks.json"
+        write_masks(path, calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)[0])
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        with pytest.raises(GateFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
-            read_gates(path)
+        with pytest.raises(MaskFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
+            read_masks(path)
 
     def test_unreadable(self, tmp_path):
-        with pytest.raises(GateFileError, match=r"nothing: No such file or directory$"):
-            read_gates(tmp_path / "nothing")
+        with pytest.raises(MaskFileError, match=r"nothing: No such file or directory$"):
+            read_masks(tmp_path / "nothing")
         (tmp_path / "text").write_text("hello")
-        with pytest.raises(GateFileError, match="text: not a gate file: Expecting value"):
-            read_gates(tmp_path / "text")
+        with pytest.raises(MaskFileError, match="text: not a mask file: Expecting value"):
+            read_masks(tmp_path / "text")
 
     def test_another_model(self, model):
-        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        masks, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
         other = tiny_model(seed=6)
-        message = (f"Gates were calibrated for model tiny with the fingerprint "
+        message = (f"Masks were calibrated for model tiny with the fingerprint "
                    f"{fingerprint(model)}, but model tiny has {fingerprint(other)}; "
                    f"calibrate again")
-        with pytest.raises(GateFileError, match=f"^{message}$"):
-            gates.of(other)
+        with pytest.raises(MaskFileError, match=f"^{message}$"):
+            masks.of(other)
 
     def test_another_list(self, model):
-        gates, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
+        masks, = calibrate(model, TOKENS, [0.1], allocation="uniform", workers=1)
         for change in ({"list": "blk.7.mix_in"}, {"columns": 300}):
-            wrong = dataclasses.replace(gates.lists[0], **change)
-            message = (f"Gates name a list {wrong.list} of {wrong.columns} columns, which model "
+            wrong = dataclasses.replace(masks.lists[0], **change)
+            message = (f"Masks name a list {wrong.list} of {wrong.columns} columns, which model "
                        f"tiny does not have; calibrate again")
-            with pytest.raises(GateFileError, match=f"^{message}$"):
-                dataclasses.replace(gates, lists=(wrong,)).of(model)
+            with pytest.raises(MaskFileError, match=f"^{message}$"):
+                dataclasses.replace(masks, lists=(wrong,)).of(model)
 
 
 def run(capsys, *arguments):
@@ -311,30 +311,30 @@ def run(capsys, *arguments):
 
 class TestCommandLine:
     def test_calibrate_and_evaluate(self, capsys, model, model_path, corpus, tmp_path):
-        path = tmp_path / "gates.json"
+        path = tmp_path / "masks.json"
         status, out, err = run(capsys, "calibrate", model_path, "--corpus", corpus, "--documents",
                                1, "--tokens", 8, "--sparsity", 0.2, "--method", "teal", "--output",
                                path, "--workers", 1)
         assert (status, err) == (0, "")
         assert "Columns that each list of tiny keeps: teal, 2" in out
-        gates = read_gates(path)
-        assert gates.method == "teal"
-        assert gates.provenance["text"] == "calibration"
+        masks = read_masks(path)
+        assert masks.method == "teal"
+        assert masks.provenance["text"] == "calibration"
         # The file holds the same trits, so that it fits the model it was written from.
         tokenizer = Tokenizer(read_model(model_path).vocabulary)
         documents = [tokenizer.encode(text) for text in read_corpus(corpus)["heldout"]]
         size = sum(len(text.encode()) for text in read_corpus(corpus)["heldout"])
         for mode in ("top-k", "threshold"):
-            status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate",
-                                   path, "--gate-mode", mode, "--workers", 1)
+            status, out, err = run(capsys, "evaluate", model_path, "--corpus", corpus, "--masks",
+                                   path, "--mask-mode", mode, "--workers", 1)
             assert (status, err) == (0, "")
-            assert out.startswith(f"Gated, so not exact: teal, {mode}, 2")
-            expected = evaluate(model, documents, size, "lmul", gates=gates.of(model, mode),
+            assert out.startswith(f"Masked, so not exact: teal, {mode}, 2")
+            expected = evaluate(model, documents, size, "lmul", masks=masks.of(model, mode),
                                 workers=1)
             assert re.search(rf"lmul +{expected.bits_per_byte[0]:.4f} ", out)
 
     def test_mistakes(self, capsys, model_path, corpus, tmp_path):
-        path = tmp_path / "gates.json"
+        path = tmp_path / "masks.json"
         common = ("calibrate", model_path, "--corpus", corpus, "--output", path)
         for extra, message in (
                 (("--tokens", 5000), "Calibration needs 8 documents of 5000 tokens, but the text "
@@ -343,12 +343,12 @@ class TestCommandLine:
                  "Sparsity must be 0 to 0.9965, where one entry is left in each list, not 1.0")):
             assert run(capsys, *common, *extra) == (1, "", f"tally calibrate: {message}\n")
         assert not path.exists()
-        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path) == (
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--masks", path) == (
             1, "", f"tally evaluate: {path}: No such file or directory\n")
         run(capsys, *common, "--documents", 1, "--tokens", 8, "--allocation", "uniform")
-        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--gate", path,
+        assert run(capsys, "evaluate", model_path, "--corpus", corpus, "--masks", path,
                    "--arithmetic", "float") == (
-            1, "", "tally evaluate: Arithmetic 'float' has no int8 codes that --gate "
+            1, "", "tally evaluate: Arithmetic 'float' has no int8 codes that --masks "
                    "could act on\n")
 
 
@@ -448,13 +448,13 @@ class TestExperiments:
         assert kept["l1"]["configuration"] == {"seed": 1}
 
 
-def test_gated_codes_keep_the_scale(model):
-    """A gate never changes the exponent, also where it drops the largest element."""
+def test_masked_codes_keep_the_scale(model):
+    """A mask never changes the exponent, also where it drops the largest element."""
     x = np.full((1, 256), 0x3F80, np.uint16)
     codes = quantize(x)
     assert codes.values.max() == 64
     norms = np.zeros(256, np.uint16)
     norms[5] = 1
-    gated = Gate(norms, 1)(codes.values)
-    assert np.flatnonzero(gated).tolist() == [5]
-    assert gated[0, 5] == 64
+    masked = Mask(norms, 1)(codes.values)
+    assert np.flatnonzero(masked).tolist() == [5]
+    assert masked[0, 5] == 64

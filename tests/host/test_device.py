@@ -101,7 +101,8 @@ def test_info():
     config = EngineConfig()
     assert GoldenEngine(config).info() == {
         "device": "golden model", "evidence": "derived",
-        "configuration": {**config.__dict__}, "fingerprint": f"{config.fingerprint():08x}"}
+        "configuration": {**config.__dict__},
+        "configuration_hash": f"{config.configuration_hash():08x}"}
 
 
 def test_no_lmul_unit():

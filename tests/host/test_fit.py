@@ -1,4 +1,4 @@
-"""Shapes that fit a board with a core."""
+"""Shapes that fit a board with an accelerator."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ import pytest
 from host.cli import main as cli
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
-from hw.boards.board import BOARDS, CoreBoard
+from hw.boards.board import BOARDS, AcceleratorBoard
 
-BOARD = BOARDS["ulx3s-core"]
-assert isinstance(BOARD, CoreBoard)
+BOARD = BOARDS["ulx3s-accelerator"]
+assert isinstance(BOARD, AcceleratorBoard)
 SHAPE = Shape(width=128, layers=1, ffn_width=256, vocab=256)
 
 
@@ -46,7 +46,7 @@ def test_far_too_large():
     began = time.perf_counter()
     trits = 10 * 99999 ** 2 + 2 * 3 * 512 * 99999
     with pytest.raises(CompileError, match=f"^Image must have at most 131072 bytes for board "
-                                           f"ulx3s-core, but its {trits:,} trits alone have "
+                                           f"ulx3s-accelerator, but its {trits:,} trits alone have "
                                            f"{trits // 5:,}$"):
         largest(BOARD, Shape(width=99999, layers=1, ffn_width=2 * 99999, vocab=512))
     assert time.perf_counter() - began < 1
@@ -61,7 +61,7 @@ def run(capsys, *arguments):
 def test_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "fit.json"
-    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 128, "--layers", 1,
+    status, out, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 64, 128, "--layers", 1,
                            "--json", path)
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -75,19 +75,19 @@ def test_command(capsys, monkeypatch, tmp_path):
 
 def test_some_fit(capsys):
     """A width that does not fit is said, and the others are shown; none is an error."""
-    status, out, err = run(capsys, "fit", "ulx3s-core", "--width", 64, 256)
+    status, out, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 64, 256)
     assert (status, err) == (0, "")
     assert re.search(r"^Width 256: Image must have at most 131072 bytes ", out, re.MULTILINE)
-    status, _, err = run(capsys, "fit", "ulx3s-core", "--width", 256)
+    status, _, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 256)
     assert status == 1
     assert err.startswith("tally fit: Width 256: Image must have at most 131072 bytes ")
 
 
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
-        1, "", "tally fit: 'ulx3s' is not a board with a core (try 'ulx3s-core')\n")
+        1, "", "tally fit: 'ulx3s' is not a board with an accelerator (try 'ulx3s-accelerator')\n")
     assert run(capsys, "compile", "--board", "x") == (
-        1, "", "tally compile: 'x' is not a board with a core (try 'ulx3s-core')\n")
-    status, _, err = run(capsys, "compile", "--board", "ulx3s-core")
+        1, "", "tally compile: 'x' is not a board with an accelerator (try 'ulx3s-accelerator')\n")
+    status, _, err = run(capsys, "compile", "--board", "ulx3s-accelerator")
     assert status == 1
     assert err.startswith("tally compile: ")

@@ -18,7 +18,7 @@ from host.files.errors import ModelFileError
 from host.files.image import read_image
 from host.models.registry import read_model
 from host.text.tokenizer import open_tokenizer
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS, FloatArithmetic
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
@@ -229,12 +229,12 @@ class TestArithmetic:
         assert error(logits(approximate, exact), expected) < (0.015 if gains == "ones" else 0.025)
 
 
-SMALL = CoreConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=4,
-                                       port_bytes=4), product_depth=1, best=7)
+SMALL = AcceleratorConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=4,
+                                              port_bytes=4), product_depth=1, top_k=7)
 
 
 class TestMachine:
-    @pytest.mark.parametrize("config", [CoreConfig(), SMALL], ids=["default", "blocks"])
+    @pytest.mark.parametrize("config", [AcceleratorConfig(), SMALL], ids=["default", "blocks"])
     def test_logits(self, checkpoint, config):
         """Bit for bit, and again after the state was cleared."""
         model, _, _ = checkpoint
@@ -247,10 +247,10 @@ class TestMachine:
     def test_lists(self, checkpoint):
         """Equal gains share a list, and are multiplied by once."""
         model, _, gains = checkpoint
-        image = compile_model(model, CoreConfig())
+        image = compile_model(model, AcceleratorConfig())
         opcodes = [instruction.opcode for instruction in image.program.instructions]
         lists = {"random": 6, "shared": 4, "ones": 4}[gains]
-        assert opcodes.count(Opcode.PACK) == LAYERS * lists + 1
+        assert opcodes.count(Opcode.QUANTIZE) == LAYERS * lists + 1
         # The gains of each list and of each scalar, twice; the lower bound of all layers but one.
         vectors = {"random": 2 * (6 + 3), "shared": 2 * (4 + 3), "ones": 0}[gains]
         head = 0 if gains == "ones" else 2 * 2
@@ -465,8 +465,8 @@ class TestCommandLine:
         assert (status, err) == (0, "")
         assert re.search(r"Embedding rounded to 6 trit planes: error 0\.\d\d% \(root mean square\)",
                          out)
-        image = read_image(output, CoreConfig())
-        assert image.memory == compile_model(read_model(path), CoreConfig()).memory
+        image = read_image(output, AcceleratorConfig())
+        assert image.memory == compile_model(read_model(path), AcceleratorConfig()).memory
 
     def test_run(self, capsys, path):
         """A document begins with token 1; the text is that of the tokens."""

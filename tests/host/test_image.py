@@ -10,13 +10,13 @@ import pytest
 from host.compiler.compile import compile_model
 from host.files.image import ImageError, listing, read_image, write_image
 from host.models.examples import tiny_model
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Opcode
 
 
 @pytest.fixture(scope="module")
 def image():
-    return compile_model(tiny_model(), CoreConfig())
+    return compile_model(tiny_model(), AcceleratorConfig())
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ def damage(path, offset):
     return data
 
 
-@pytest.mark.parametrize("config", [None, CoreConfig(),
-                                    CoreConfig(engine=EngineConfig(target="ecp5",
-                                                                   row_columns=1024))])
+@pytest.mark.parametrize("config", [None, AcceleratorConfig(),
+                                    AcceleratorConfig(engine=EngineConfig(target="ecp5",
+                                                                          row_columns=1024))])
 def test_round_trip(path, image, config):
     again = read_image(path, config)
     assert again.config == (config or image.config)
@@ -63,7 +63,7 @@ def test_listing(image):
     lines = listing(image.program).split("\n")
     assert len(lines) == len(image.program.instructions) + 1
     assert lines[image.program.body] == "body:"
-    assert re.fullmatch(r" {4}0  VECTOR   COPY target=8 a=0 b=0 count=8 +; new sequence: "
+    assert re.fullmatch(r" {4}0  VECTOR     COPY target=8 a=0 b=0 count=8 +; new sequence: "
                         r"state 0\.\. = 0", lines[0])
     assert re.fullmatch(r" +\d+  STOP +; head: the token is done", lines[-1])
 
@@ -129,5 +129,5 @@ class TestErrors:
     def test_another_configuration(self, path):
         refused(path, "made for another configuration: lanes 64 (the device has 128), packing "
                       "'5in8' (the device has '3in5'), queue_words 1024 (the device has 512)",
-                CoreConfig(engine=EngineConfig(lanes=128, packing="3in5", target="ecp5",
-                                               row_columns=1024), queue_words=512))
+                AcceleratorConfig(engine=EngineConfig(lanes=128, packing="3in5", target="ecp5",
+                                                      row_columns=1024), queue_words=512))

@@ -185,7 +185,7 @@ def long_tokenizer(size):
     return _checkpoint(tokenizer_json=json.dumps(tree).encode())
 
 
-# Images, gates and corpora.
+# Images, masks and corpora.
 
 def _image(header):
     text = json.dumps(header).encode() if not isinstance(header, bytes) else header
@@ -212,15 +212,15 @@ def overlapping_parts(size):
     return {"model.tally": _image(header)["model.tally"] + data[16 + length:]}
 
 
-def many_gates(size):
-    gates = json.loads(READERS["gates"]()[0]["gates.json"])
-    gates["lists"] = [{"list": f"{number:x}", "columns": 1, "keep": 1, "threshold": 0}
+def many_masks(size):
+    masks = json.loads(READERS["masks"]()[0]["masks.json"])
+    masks["lists"] = [{"list": f"{number:x}", "columns": 1, "keep": 1, "threshold": 0}
                       for number in range(size // 60)]
-    return {"gates.json": json.dumps(gates).encode()}
+    return {"masks.json": json.dumps(masks).encode()}
 
 
-def deep_gates(size):
-    return {"gates.json": b"[" * size}
+def deep_masks(size):
+    return {"masks.json": b"[" * size}
 
 
 def packed_text(size):
@@ -242,7 +242,7 @@ def one_document(size):
 CASES = [many_keys, many_arrays, long_array, empty_strings, many_tokens, many_merges, long_merge,
          long_architecture, many_tensors, many_digits, long_context, long_piece, long_pieces,
          substrings, many_pieces, deep_config, wide_config, long_header, long_index,
-         long_tokenizer, wide_image, deep_image, overlapping_parts, many_gates, deep_gates,
+         long_tokenizer, wide_image, deep_image, overlapping_parts, many_masks, deep_masks,
          packed_text, one_document]
 
 
@@ -304,7 +304,7 @@ def test_a_sparse_file_is_not_read(tmp_path):
     """A terabyte of nothing, of which the header says nothing."""
     for name, head in (("model.bin", llama2c(llama_tensors())[:28]), ("model.gguf", b"GGUF"),
                        ("model.tally", MAGIC + struct.pack("<II", 2, 0)),
-                       ("gates.json", b""), ("model.gguf", _llama()[:2000])):
+                       ("masks.json", b""), ("model.gguf", _llama()[:2000])):
         path = tmp_path / name
         with open(path, "wb") as file:
             file.write(head)

@@ -223,7 +223,8 @@ class TestNetwork:
         """Rotation and attention; with rows of powers of two, no constant is anything else."""
         network = dataclasses.replace(model, rows="power").network()
         kinds = [step.kind for step in network]
-        assert [kinds.count(kind) for kind in (Kind.ROTATE, Kind.APPEND, Kind.ATTEND)] == [4, 4, 2]
+        assert [kinds.count(kind) for kind in (Kind.ROTATE, Kind.KV_APPEND, Kind.ATTEND)] == [4, 4,
+                                                                                              2]
         for step in network:
             if step.kind is Kind.CONSTANT:
                 assert (np.frexp(step.constant)[0] == 0.5).all()

@@ -15,7 +15,7 @@ from rich.console import Console
 from host.checks import LONGEST_MESSAGE, FileError, JSONError, parse_json, printable
 from host.cli import main as cli
 from host.cli.terminal import progress_bars, say, table, write
-from host.compress.gates import GateFileError, read_gates
+from host.compress.masks import MaskFileError, read_masks
 from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile
 from host.files.image import ImageError, read_image
@@ -285,7 +285,7 @@ class TestGGUF:
 
 
 class TestOthers:
-    """llama2.c, checkpoints, images, gates and corpora."""
+    """llama2.c, checkpoints, images, masks and corpora."""
 
     def test_a_piece_that_comes_twice(self, tmp_path, llama):
         (tmp_path / "model.bin").write_bytes(llama2c(llama_tensors(vocab=261), heads=4))
@@ -366,19 +366,19 @@ class TestOthers:
         ("blk.1.", "blk.0.", "list blk.0.mix_in comes twice"),
         ("blk.1.", r"\u001b[2J", r"list \x1b[2Jmix_in must keep 1 to 0 entries, not 128"),
         ('"sparsity": 0.5', '"sparsity": 1.5', "field 'sparsity' must be from 0 to 1, not 1.5"),
-        ('"sparsity": 0.5', '"sparsity": NaN', "not a gate file: number NaN is not finite"),
-        ("{", "[" * 10**5, "not a gate file: objects and arrays are nested too deeply")])
-    def test_gates(self, tmp_path, old, new, error):
-        path = tmp_path / "gates.json"
-        text = READERS["gates"]()[0]["gates.json"].decode()
+        ('"sparsity": 0.5', '"sparsity": NaN', "not a mask file: number NaN is not finite"),
+        ("{", "[" * 10**5, "not a mask file: objects and arrays are nested too deeply")])
+    def test_masks(self, tmp_path, old, new, error):
+        path = tmp_path / "masks.json"
+        text = READERS["masks"]()[0]["masks.json"].decode()
         assert old in text
         text = text.replace(old, new, 1)
         if "keep 1 to 0" in error:
             text = text.replace('mix_in", "columns": 256', 'mix_in", "columns": 0')
             text = text.replace('"blk.0.mix_in", "columns": 0', '"blk.0.mix_in", "columns": 256')
         path.write_text(text)
-        with pytest.raises(GateFileError, match=f"^{re.escape(f'{path}: {error}')}$"):
-            read_gates(path)
+        with pytest.raises(MaskFileError, match=f"^{re.escape(f'{path}: {error}')}$"):
+            read_masks(path)
 
     @pytest.mark.parametrize(("old", "new", "error"), [
         ("\t1\t", "\t\u00b2\t", "line 3 must be text, document number, .*"),

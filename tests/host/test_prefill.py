@@ -13,9 +13,9 @@ from host.devices.generate import AcceleratorReader, Generator
 from host.files.image import read_image, write_image
 from host.models.examples import tiny_model
 from host.text.sampling import Sampler
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 
-CONFIG = CoreConfig(engine=EngineConfig(row_columns=64))
+CONFIG = AcceleratorConfig(engine=EngineConfig(row_columns=64))
 
 
 @pytest.fixture(scope="module")

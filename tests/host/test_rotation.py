@@ -1,4 +1,4 @@
-"""WINA's rotation: the model computes the same, and the gate chooses best."""
+"""WINA's rotation: the model computes the same, and the mask chooses best."""
 
 import dataclasses
 import itertools
@@ -94,15 +94,15 @@ class TestForward:
         np.testing.assert_allclose(forward(model, TOKENS)[-1], by_hand(model, TOKENS), rtol=1e-10,
                                    atol=1e-10)
 
-    def test_gate_sees_every_list(self):
+    def test_mask_sees_every_list(self):
         model = random_llama()
         seen = []
 
-        def gate(layer, name, x):
+        def mask(layer, name, x):
             seen.append((layer, name, x.shape))
             return x
 
-        forward(model, TOKENS, gate)
+        forward(model, TOKENS, mask)
         assert seen == [(layer, name, (20, 44 if name == "ffn_hidden" else 32))
                         for layer in range(3) for name in MATRICES]
 
@@ -136,7 +136,7 @@ class TestRotation:
             assert (norms[:8] > 1e-3).all()
             assert (norms[8:] < 1e-12).all()
 
-    def test_the_gate_is_the_best_there_is(self):
+    def test_the_mask_is_the_best_there_is(self):
         """Of all masks that keep 3 of 8 activations, the largest scores have the smallest error."""
         layer = rotate(random_llama(width=8, heads=2, kv_heads=2, ffn=12)).layers[1]
         rng = np.random.default_rng(14)

@@ -270,7 +270,7 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    message = r"^Board must be one of 'ulx3s', 'ulx3s-core', 'icebreaker', not 'x'$"
+    message = r"^Board must be one of 'ulx3s', 'ulx3s-accelerator', 'icebreaker', not 'x'$"
     with pytest.raises(ValueError, match=message):
         SerialEngine("/dev/nothing", board="x")
 

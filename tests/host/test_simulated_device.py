@@ -84,10 +84,11 @@ class TestErrors:
     @needs_simulator
     def test_stopped(self, device, monkeypatch):
         def stop(handle, columns, values):
-            raise SimulatorStopped("The simulated core moved nothing for 9 cycles")
+            raise SimulatorStopped("The simulated accelerator moved nothing for 9 cycles")
 
         driver = Driver(device)
         driver.load("w", np.ones((4, 4), np.int8))
-        monkeypatch.setattr(device._core, "product", stop)
-        with pytest.raises(DeviceError, match=r"^The simulated core moved nothing for 9 cycles$"):
+        monkeypatch.setattr(device._accelerator, "product", stop)
+        with pytest.raises(DeviceError,
+                           match=r"^The simulated accelerator moved nothing for 9 cycles$"):
             driver("w", np.ones((1, 4), np.int8))

@@ -19,14 +19,14 @@ from host.devices.registry import DeviceName, open_accelerator
 from host.files.image import ImageError, Program
 from host.models.examples import tiny_model
 from host.text.sampling import Sampler
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import Function, Instruction, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
-from sim.golden.machine import Best
+from sim.golden.machine import TopKResult
 from sim.timing.program import token_cycles
 from sim.tools import ToolMissing
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 
 MODEL = tiny_model(layers=1)
 SIMULATED = pytest.param(
@@ -69,7 +69,7 @@ def test_text(device, image):
         hidden = lm.forward(np.array([[expected[-1]]]), state)
     assert tokens == expected
     assert (generator.prompt.tokens, generator.text.tokens) == (4, 3)
-    assert checked.checked == 7 * SMALL.best
+    assert checked.checked == 7 * SMALL.top_k
     total = (generator.prompt + generator.text).counters
     assert total.cycles > total.transfers > 7 * image.parts[-1].bytes // SMALL.port_bytes
 
@@ -78,7 +78,7 @@ def test_sequences(device, image):
     """The same sequence gives the same logits again; the golden machine sees both."""
     device.load(image)
     checked = CheckedTokens(device, image)
-    first, second = ([checked.token(token, new=token == 3).best[0] for token in (3, 4)]
+    first, second = ([checked.token(token, new=token == 3).top_k[0] for token in (3, 4)]
                      for _ in range(2))
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.values, other.values)
@@ -108,7 +108,7 @@ def test_cycles_of_sparse_lists():
 def test_ends_with_the_document(image):
     class Ends:
         def token(self, token, *, new=False, slot=None):
-            best = Best(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
+            best = TopKResult(np.array([0, 7]), np.array([9, 3]), 0x3f80, 0)
             return host.devices.accelerator.TokenResult([best], 1, 1)
 
     reader = AcceleratorReader(Ends(), image, image.vocabulary)
@@ -116,11 +116,11 @@ def test_ends_with_the_document(image):
 
 
 def test_candidates(image):
-    """Of two EMITs, equal logits by token."""
+    """Of two TOP_Ks, equal logits by token."""
     program = dataclasses.replace(image.program, heads=((0, 100), (100, 100)))
     image = dataclasses.replace(image, program=program)
-    best = [Best(np.array([7, 2, 4]), np.array([9, 8, 8]), 0x3f80, 0),
-            Best(np.array([3, 0, 1]), np.array([20, 16, 2]), 0x3f80, -1)]
+    best = [TopKResult(np.array([7, 2, 4]), np.array([9, 8, 8]), 0x3f80, 0),
+            TopKResult(np.array([3, 0, 1]), np.array([20, 16, 2]), 0x3f80, -1)]
     tokens, logits = candidates(image, best)
     assert tokens.tolist() == [103, 7, 2, 4, 100]
     assert logits.tolist() == [10, 9, 8, 8, 8]
@@ -142,15 +142,15 @@ class TestErrors:
         CheckedTokens(device, image).token(258, new=True)
 
     def test_fault(self, device, image):
-        """The core stops; the sentence says where; after a reset it works."""
+        """The accelerator stops; the sentence says where; after a reset it works."""
         device.load(with_program(
             image, Instruction(opcode=Opcode.TOKEN),
-            Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=0, a=8, count=8),
+            Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=0, a=8, count=8),
             Instruction(opcode=Opcode.STOP)))
         for _ in range(2):
-            with refuses(f"The {device.label} stopped at instruction 1 (PACK     DENSE target=0 "
-                         f"a=8 count=8): a scalar register is beyond the last one, or register 0 "
-                         f"is written"):
+            with refuses(f"The {device.label} stopped at instruction 1 (QUANTIZE   DENSE "
+                         f"target=0 a=8 count=8): a scalar register is beyond the last one, or "
+                         f"register 0 is written"):
                 device.token(0, new=True)
             with pytest.raises(DeviceError, match=r"^Token 1 must begin a new sequence: "):
                 device.token(1)
@@ -193,7 +193,7 @@ class TestErrors:
 
         monkeypatch.setattr(sim.fast.machine, "build_library", build)
         with refuses("The simulator cannot be built: verilator is not installed"):
-            open_accelerator(DeviceName("accelerator", "simulated"), CoreConfig())
+            open_accelerator(DeviceName("accelerator", "simulated"), AcceleratorConfig())
 
 
 class TestMismatch:
@@ -208,24 +208,24 @@ class TestMismatch:
 
         def wrong(token, start):
             result = run(token, start)
-            best = [dataclasses.replace(result.best[0], **{
-                name: change(getattr(result.best[0], name)) for name, change in changes.items()})]
-            return dataclasses.replace(result, best=best)
+            best = [dataclasses.replace(result.top_k[0], **{
+                name: change(getattr(result.top_k[0], name)) for name, change in changes.items()})]
+            return dataclasses.replace(result, top_k=best)
 
         monkeypatch.setattr(checked.device, "_token", wrong)
 
     @pytest.mark.parametrize(("changes", "message"), [
         ({"values": lambda values: values + np.eye(1, 5, 3, dtype=int)[0]},
-         r"EMIT 0 of pass 1 \(token 8\) must deliver row (\d+) with (-?\d+) in place 3, but the "
+         r"TOP_K 0 of pass 1 \(token 8\) must deliver row (\d+) with (-?\d+) in place 3, but the "
          r"golden machine gave row \1 with (?!\2)-?\d+"),
         ({"rows": lambda rows: rows ^ 1},
-         r"EMIT 0 of pass 1 \(token 8\) must deliver row \d+ with (-?\d+) in place 0, but the "
+         r"TOP_K 0 of pass 1 \(token 8\) must deliver row \d+ with (-?\d+) in place 0, but the "
          r"golden machine gave row \d+ with \1"),
         ({"exponent": lambda exponent: exponent + 1},
-         r"EMIT 0 of pass 1 \(token 8\) must deliver the scale (0x[0-9a-f]{4}) times "
+         r"TOP_K 0 of pass 1 \(token 8\) must deliver the scale (0x[0-9a-f]{4}) times "
          r"2\*\*-?\d+, but the golden machine gave \1 times 2\*\*-?\d+"),
         ({"rows": lambda rows: rows[:4], "values": lambda values: values[:4]},
-         r"EMIT 0 of pass 1 \(token 8\) must deliver 5 logits, but the golden machine gave 4"),
+         r"TOP_K 0 of pass 1 \(token 8\) must deliver 5 logits, but the golden machine gave 4"),
     ])
     def test_one_difference(self, monkeypatch, checked, changes, message):
         checked.token(7, new=True)
@@ -236,7 +236,7 @@ class TestMismatch:
     def test_missing_emission(self, monkeypatch, checked):
         run = checked.device._token
         monkeypatch.setattr(checked.device, "_token", lambda token, start: dataclasses.replace(
-            run(token, start), best=[]))
+            run(token, start), top_k=[]))
         with refuses("In pass 0 (token 7) the golden machine must deliver the largest logits 1 "
                      "times, not 0", MismatchError):
             checked.token(7, new=True)

@@ -34,13 +34,13 @@ from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.sampling import Sampler
 from host.text.tokenizer import open_tokenizer
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.attention import attend_sequence
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "models"
@@ -128,7 +128,7 @@ def equal(image, model, tokens=TOKENS):
 
 
 def simulated(image):
-    """Every delivered logit of a sequence on the simulated core, and cycles near the formula's."""
+    """Every delivered logit of a simulated sequence, and cycles near the formula's."""
     device = SimulatedAccelerator(image.config)
     try:
         device.load(image)
@@ -152,40 +152,42 @@ class TestGoldenMachine:
     @pytest.mark.parametrize("cache", ["bf16", "e4m3"])
     def test_equals_the_model(self, request, name, cache):
         model = dataclasses.replace(request.getfixturevalue(name), cache=cache)
-        equal(compile_fitted(model, CoreConfig()), model)
+        equal(compile_fitted(model, AcceleratorConfig()), model)
 
     def test_sparse(self, bitnet):
         """The FFN's hidden vector of BitNet has zeros, whose columns are not read."""
-        machine = equal(compile_fitted(bitnet, CoreConfig(), sparse=True), bitnet)
+        machine = equal(compile_fitted(bitnet, AcceleratorConfig(), sparse=True), bitnet)
         assert machine.skipped > 0
 
     @pytest.mark.parametrize("rows", ["matrix", "power", "exact"])
     def test_rows(self, llama, rows):
         model = dataclasses.replace(llama, rows=rows)
-        equal(compile_fitted(model, CoreConfig()), model)
+        equal(compile_fitted(model, AcceleratorConfig()), model)
 
     def test_wide_accumulators(self, long_path):
-        """The core is made for what rows can reach."""
+        """The accelerator is made for what rows can reach."""
         five = read_model(long_path)
         six = dataclasses.replace(five, planes=6)
-        images = [compile_fitted(model, CoreConfig()) for model in (five, six)]
+        images = [compile_fitted(model, AcceleratorConfig()) for model in (five, six)]
         assert [image.config.engine.accumulator_width for image in images] == [24, 25]
         equal(images[1], six)
         with pytest.raises(CompileError, match=r"blk\.0\.ffn_down row \d+ could reach"):
-            compile_model(six, dataclasses.replace(images[1].config, engine=CoreConfig().engine))
+            compile_model(six,
+                          dataclasses.replace(images[1].config, engine=AcceleratorConfig().engine))
 
     def test_heads_that_share_a_cache_in_two_parts(self, uneven):
-        image = compile_fitted(uneven, CoreConfig())
+        image = compile_fitted(uneven, AcceleratorConfig())
         narrow = dataclasses.replace(image.config, group=2, attention_heads=1)
         equal(compile_model(uneven, narrow), uneven)
         scores = [instruction.target for instruction in
                   compile_model(uneven, narrow).program.instructions
-                  if instruction.opcode is Opcode.SCORE]
+                  if instruction.opcode is Opcode.QK]
         assert scores == 2 * 2 * [2, 1]
 
     def test_rows_beyond_the_accumulators(self, llama):
         """Products of 64 rows: heads of a vector come from several."""
-        config = CoreConfig(engine=EngineConfig(lanes=32, result_lanes=4, accumulator_depth=1))
+        config = AcceleratorConfig(engine=EngineConfig(lanes=32, result_lanes=4,
+                                                       accumulator_depth=1))
         image = compile_fitted(llama, config)
         assert "blk.0.attn_q[32:64]" in {part.name for part in image.parts}
         equal(image, llama)
@@ -194,39 +196,39 @@ class TestGoldenMachine:
     def test_stories(self):
         model = read_model(STORIES)
         tokenizer = open_tokenizer(model.vocabulary)
-        image = compile_fitted(model, CoreConfig())
+        image = compile_fitted(model, AcceleratorConfig())
         equal(image, model, np.array(tokenizer.encode(TEXT))[:40])
 
 
 class TestImage:
     def test_layout(self, llama):
         """Caches lie behind the memory, and hold the context; tables hold a row a position."""
-        image = compile_fitted(llama, CoreConfig(context=32))
+        image = compile_fitted(llama, AcceleratorConfig(context=32))
         size = 2 * 32 * 16 * 2                  # heads, positions, elements, bytes
         assert image.room == 2 * 2 * size
         assert image.memory_bytes == len(image.memory) + image.room
         addresses = [instruction.address for instruction in image.program.instructions
-                     if instruction.opcode is Opcode.APPEND]
+                     if instruction.opcode is Opcode.KV_APPEND]
         assert addresses == list(range(len(image.memory), image.memory_bytes, size // 2))
         tables = [part for part in image.parts if part.name in ("embedding.cos", "embedding.sin")]
         assert [part.bytes for part in tables] == [32 * 8 * 2] * 2
 
     def test_file(self, llama, tmp_path):
-        image = compile_fitted(llama, CoreConfig())
+        image = compile_fitted(llama, AcceleratorConfig())
         write_image(tmp_path / "image", image)
         read = read_image(tmp_path / "image")
         assert (read.context, read.room, read.memory) == (64, image.room, image.memory)
         assert read.program == image.program
 
     def test_fitted(self, llama, bitnet):
-        config = compile_fitted(llama, CoreConfig()).config
+        config = compile_fitted(llama, AcceleratorConfig()).config
         assert (config.context, config.group, config.head_elements, config.caches) == (64, 2, 16, 5)
-        assert config.program_depth == CoreConfig().program_depth
-        config = compile_fitted(bitnet, CoreConfig(context=16)).config
+        assert config.program_depth == AcceleratorConfig().program_depth
+        config = compile_fitted(bitnet, AcceleratorConfig(context=16)).config
         assert (config.context, config.head_elements, config.attention_heads) == (16, 64, 2)
 
     def test_planes(self, llama):
-        image = compile_fitted(llama, CoreConfig())
+        image = compile_fitted(llama, AcceleratorConfig())
         found = planes_of(image)
         assert list(found) == [5, 6]
         layers = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 96)
@@ -241,9 +243,9 @@ class TestImage:
         layer = dataclasses.replace(first, attn_v=np.zeros_like(first.attn_v))
         six = dataclasses.replace(llama, planes=6)
         model = dataclasses.replace(six, layers=(layer, *others))
-        image = compile_fitted(model, CoreConfig())
+        image = compile_fitted(model, AcceleratorConfig())
         found = planes_of(image)
-        before = planes_of(compile_fitted(six, CoreConfig()))
+        before = planes_of(compile_fitted(six, AcceleratorConfig()))
         assert (list(before), list(found)) == ([6], [1, 6])
         assert (found[1].products, found[1].weights) == (1, layer.attn_v.size)
         assert before[6].bytes - found[6].bytes == 6 * found[1].bytes
@@ -253,7 +255,7 @@ class TestImage:
         equal(image, model)
 
     def test_losses(self, llama):
-        image = compile_fitted(llama, CoreConfig())
+        image = compile_fitted(llama, AcceleratorConfig())
         cost = token_cycles(image.config, image.program.instructions, image.program.body,
                             position=20)
         shares = dict(losses(image, cost))
@@ -261,7 +263,7 @@ class TestImage:
         assert not any(re.search(r"head \d", reason) for reason in shares)
 
     def test_refused(self, llama, bitnet):
-        fitted = compile_fitted(llama, CoreConfig()).config
+        fitted = compile_fitted(llama, AcceleratorConfig()).config
         for changed, message in (
                 ({"context": 0}, "needs attention: configuration field context must be a number "
                                  "of tokens, not 0"),
@@ -270,7 +272,7 @@ class TestImage:
                                        "example, not 8")):
             with pytest.raises(CompileError, match=message):
                 compile_model(llama, dataclasses.replace(fitted, **changed))
-        wide = CoreConfig(engine=EngineConfig(port_bytes=16, lanes=64))
+        wide = AcceleratorConfig(engine=EngineConfig(port_bytes=16, lanes=64))
         with pytest.raises(CompileError, match=r"must be one of bf16 for this configuration, "
                                                r"not e4m3"):
             compile_fitted(dataclasses.replace(bitnet, cache="e4m3"), wide)
@@ -279,7 +281,7 @@ class TestImage:
 class TestContext:
     def test_device(self, llama):
         """A sequence may be as long as the context; what is longer changes nothing."""
-        image = compile_fitted(llama, CoreConfig(context=4))
+        image = compile_fitted(llama, AcceleratorConfig(context=4))
         device = GoldenAccelerator(image.config)
         device.load(image)
         first = device.token(3, new=True)
@@ -292,13 +294,13 @@ class TestContext:
                                                   r"one more$"):
                 device.token(9)
         again = device.token(3, new=True)
-        np.testing.assert_array_equal(again.best[0].values, first.best[0].values)
+        np.testing.assert_array_equal(again.top_k[0].values, first.top_k[0].values)
 
-    def test_model_shorter_than_the_core(self, llama):
+    def test_model_shorter_than_the_accelerator(self, llama):
         """A table has no row behind the model's context."""
         short = dataclasses.replace(llama, attention=dataclasses.replace(
             llama.attention, context=5))
-        image = compile_fitted(short, CoreConfig())
+        image = compile_fitted(short, AcceleratorConfig())
         assert (image.context, image.config.context) == (5, 8)
         equal(image, short, TOKENS[:5])
 
@@ -327,7 +329,7 @@ class TestCommands:
 
     def test_bytes_against_the_file(self, capsys, path, llama):
         assert cli.main(["compile", str(path)]) == 0
-        size = len(compile_fitted(llama, CoreConfig()).memory)
+        size = len(compile_fitted(llama, AcceleratorConfig()).memory)
         share = re.search(r"Image +(\d+) KB +([\d.]+)% of the file's", capsys.readouterr().out)
         assert int(share[1]) == round(size / 1000)
         assert float(share[2]) == pytest.approx(100 * size / path.stat().st_size, abs=0.05)
@@ -345,7 +347,8 @@ class TestCommands:
         reference, *found = compare(llama, text, [Variant("lmul", planes)
                                                   for planes in (3, 4, 5, 6)])
         for one, (planes, size, share, cycles, *accuracy) in zip(found, rows, strict=True):
-            image = compile_fitted(dataclasses.replace(llama, planes=int(planes)), CoreConfig())
+            image = compile_fitted(dataclasses.replace(llama, planes=int(planes)),
+                                   AcceleratorConfig())
             bytes_ = len(image.memory)
             assert int(size) == round(bytes_ / 1000)
             assert float(share) == pytest.approx(100 * bytes_ / path.stat().st_size, abs=0.05)
@@ -374,8 +377,8 @@ class TestCommands:
         assert cli.main(["compile", str(long_path), "--compare-planes", "--corpus", str(corpus),
                          "--documents", "1", "--tokens", "8"]) == 0
         out = capsys.readouterr().out
-        assert "6 planes: a core with accumulators of 25 bits, not 24\n" in out
-        assert out.count("a core with accumulators") == 1
+        assert "6 planes: an accelerator with accumulators of 25 bits, not 24\n" in out
+        assert out.count("an accelerator with accumulators") == 1
 
     def test_compare_planes_refused(self, capsys, path, corpus, tmp_path):
         ask = ["compile", str(path), "--compare-planes"]
@@ -386,8 +389,8 @@ class TestCommands:
                  f"{path}: Tokens of a document must be at most 64"),
                 ([*ask, *text, "--documents", "4", "--tokens", "20"],
                  f"{path}: Documents of 20 tokens must be 4, not 3"),
-                ([*ask, *text, "--gate", str(tmp_path / "gates")],
-                 "Option --compare-planes must come without --gate"),
+                ([*ask, *text, "--masks", str(tmp_path / "masks")],
+                 "Option --compare-planes must come without --masks"),
                 (["compile", str(path), *text],
                  "Option --corpus must come with --compare-planes"),
                 (["compile", "--compare-planes", *text],
@@ -399,7 +402,7 @@ class TestCommands:
             assert captured.err.count("\n") == 1
 
     def test_attention(self, capsys, monkeypatch, path, tmp_path):
-        """The golden machine stands for the core: its cycles are nearly the formula's."""
+        """The golden machine stands for the accelerator: its cycles are nearly the formula's."""
         monkeypatch.setattr(host.measure.speed, "SimulatedAccelerator",
                             lambda config, report: GoldenAccelerator(config))
         result = tmp_path / "result.json"
@@ -421,10 +424,10 @@ class TestCommands:
 
 
 @needs_simulator
-@pytest.mark.slow       # the simulator of a core with attention is built in minutes
-class TestSimulatedCore:
+@pytest.mark.slow       # the simulator of an accelerator with attention is built in minutes
+class TestSimulatedAccelerator:
     def test_small(self, llama, bitnet):
-        """Both families on a small core, and cycles beside the formula's."""
+        """Both families on a small accelerator, and cycles beside the formula's."""
         engine = dataclasses.replace(SMALL.engine, max_planes=6)
         base = dataclasses.replace(SMALL, engine=engine, context=16, address_width=24)
         for model in (llama, bitnet):
@@ -435,7 +438,7 @@ class TestSimulatedCore:
         """100 tokens, each with the logits of the golden machine, and the known text."""
         model = read_model(STORIES)
         tokenizer = open_tokenizer(model.vocabulary)
-        image = compile_fitted(model, CoreConfig())
+        image = compile_fitted(model, AcceleratorConfig())
         device = SimulatedAccelerator(image.config)
         try:
             device.load(image)
@@ -456,7 +459,7 @@ class TestSimulatedCore:
         model = read_model(smollm2())
         model = dataclasses.replace(model, planes=planes, layers=model.layers[:1],
                                     embedding=model.embedding[:512], head=model.head[:512])
-        image = compile_fitted(model, CoreConfig(context=256))
+        image = compile_fitted(model, AcceleratorConfig(context=256))
         assert image.config.engine.accumulator_width == width
         equal(image, model, TOKENS[:2])
         device = SimulatedAccelerator(image.config)
@@ -465,6 +468,6 @@ class TestSimulatedCore:
             checked = CheckedTokens(device, image)
             for index, token in enumerate(TOKENS[:4].tolist()):
                 checked.token(token, new=index == 0)
-            assert checked.checked == 4 * image.config.best
+            assert checked.checked == 4 * image.config.top_k
         finally:
             device.close()

@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 
-"""The simulated core: its results, its cycles, and every message of the fast simulator."""
+"""The simulated engine slice: its results, its cycles, and every message of the fast simulator."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from sim.fast.engine import DESIGN, SimulatedProduct, VerilatedEngine
 from sim.fast.library import SimulatorStopped
 from sim.golden.gearbox import port_transfers
 from sim.golden.trits import pack_words, planes
-from sim.timing.units import core_cycles, engine_period
+from sim.timing.units import engine_period, slice_cycles
 from sim.tools import ToolMissing, missing_tools
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
@@ -38,14 +38,14 @@ def make(rng, rows, columns, plane_count, batch):
 def test_products_and_cycles_equal_golden():
     config = EngineConfig()
     rng = np.random.default_rng(7)
-    with VerilatedEngine(config) as core:
+    with VerilatedEngine(config) as simulator:
         for rows, columns, plane_count, batch in SHAPES:
             weights, values = make(rng, rows, columns, plane_count, batch)
-            handle = core.load(rows, pack_words(planes(weights, plane_count), config))
-            results, counters = core.product(handle, np.arange(columns), values)
+            handle = simulator.load(rows, pack_words(planes(weights, plane_count), config))
+            results, counters = simulator.product(handle, np.arange(columns), values)
             np.testing.assert_array_equal(results, values.T.astype(np.int64) @ weights.T)
             shape = {"rows": rows, "columns": columns, "planes": plane_count, "batch": batch}
-            assert counters.cycles == core_cycles(config, **shape), shape
+            assert counters.cycles == slice_cycles(config, **shape), shape
             words = columns * plane_count * config.groups(rows)
             assert counters.words == words
             assert counters.weight_bytes == words * config.word_bytes
@@ -58,15 +58,15 @@ def test_queued_products_with_any_list_and_any_memory(latency, stall):
     config = EngineConfig()
     rng = np.random.default_rng(8)
     products, expected = [], []
-    with VerilatedEngine(config, latency=latency, stall=stall) as core:
+    with VerilatedEngine(config, latency=latency, stall=stall) as simulator:
         for rows, columns, plane_count, batch in SHAPES:
             weights, _ = make(rng, rows, columns, plane_count, batch)
-            handle = core.load(rows, pack_words(planes(weights, plane_count), config))
+            handle = simulator.load(rows, pack_words(planes(weights, plane_count), config))
             listed = rng.integers(0, columns, 1 + columns // 2)     # in no order, repeated
             values = rng.integers(-128, 128, (len(listed), batch)).astype(np.int8)
             products.append(SimulatedProduct(handle, listed, values))
             expected.append(values.T.astype(np.int64) @ weights[:, listed].T)
-        results, _ = core.run(products)
+        results, _ = simulator.run(products)
     for result, wanted in zip(results, expected, strict=True):
         np.testing.assert_array_equal(result, wanted)
 
@@ -77,9 +77,9 @@ def test_back_to_back_products_keep_the_port_busy():
     rng = np.random.default_rng(9)
     weights, values = make(rng, 256, 256, 1, 1)
     count = 8
-    with VerilatedEngine(config) as core:
-        handle = core.load(256, pack_words(weights.astype(np.int8), config))
-        _, counters = core.run([SimulatedProduct(handle, np.arange(256), values)] * count)
+    with VerilatedEngine(config) as simulator:
+        handle = simulator.load(256, pack_words(weights.astype(np.int8), config))
+        _, counters = simulator.run([SimulatedProduct(handle, np.arange(256), values)] * count)
     cycles = counters[-1].last_result - counters[0].first_entry + 1
     transfers = sum(counter.transfers for counter in counters)
     shape = {"rows": 256, "columns": 256}
@@ -91,39 +91,39 @@ def test_back_to_back_products_keep_the_port_busy():
 def test_extreme_values():
     config = EngineConfig()
     columns = 2 ** 16 - 1               # 128 * columns just fits 24 bits
-    with VerilatedEngine(config) as core:
-        handle = core.load(2, pack_words(np.array([[1, -1], [-1, 0]], dtype=np.int8), config))
+    with VerilatedEngine(config) as simulator:
+        handle = simulator.load(2, pack_words(np.array([[1, -1], [-1, 0]], dtype=np.int8), config))
         listed = np.zeros(columns, dtype=np.uint32)
         values = np.full((columns, 1), -128, dtype=np.int8)
-        results, _ = core.product(handle, listed, values)
+        results, _ = simulator.product(handle, listed, values)
     np.testing.assert_array_equal(results, [[-128 * columns, 128 * columns]])
 
 
 @needs_simulator
 def test_bad_arguments():
     config = EngineConfig()
-    with VerilatedEngine(config) as core:
+    with VerilatedEngine(config) as simulator:
         with pytest.raises(ValueError, match=r"^Image of 70 rows must be uint8 of shape \(columns, "
                            r"planes, 2, 13\), not uint8 \(4, 1, 1, 13\)$"):
-            core.load(70, np.zeros((4, 1, 1, 13), dtype=np.uint8))
-        handle = core.load(64, np.zeros((4, 1, 1, 13), dtype=np.uint8))
+            simulator.load(70, np.zeros((4, 1, 1, 13), dtype=np.uint8))
+        handle = simulator.load(64, np.zeros((4, 1, 1, 13), dtype=np.uint8))
         with pytest.raises(ValueError, match=r"^Listed columns must be below 4, not 4$"):
-            core.product(handle, np.array([4]), np.ones((1, 1), dtype=np.int8))
+            simulator.product(handle, np.array([4]), np.ones((1, 1), dtype=np.int8))
         with pytest.raises(ValueError, match=r"^Values must have shape \(entries, batch\) with an "
                            r"entry for each of the 2 columns, not \(1, 1\)$"):
-            core.product(handle, np.array([0, 1]), np.ones((1, 1), dtype=np.int8))
+            simulator.product(handle, np.array([0, 1]), np.ones((1, 1), dtype=np.int8))
 
 
 @needs_simulator
 def test_no_progress_is_an_error(monkeypatch):
     monkeypatch.setattr(sim.fast.engine, "PATIENCE", 100)
     config = EngineConfig()
-    with VerilatedEngine(config, latency=10_000) as core:
-        handle = core.load(64, np.zeros((1, 1, 1, 13), dtype=np.uint8))
-        message = (r"^The simulated core moved nothing for 100 cycles, \d+ cycles after the start "
-                   r"of a run$")
+    with VerilatedEngine(config, latency=10_000) as simulator:
+        handle = simulator.load(64, np.zeros((1, 1, 1, 13), dtype=np.uint8))
+        message = (r"^The simulated engine slice moved nothing for 100 cycles, \d+ cycles after "
+                   r"the start of a run$")
         with pytest.raises(SimulatorStopped, match=message):
-            core.product(handle, np.array([0]), np.ones((1, 1), dtype=np.int8))
+            simulator.product(handle, np.array([0]), np.ones((1, 1), dtype=np.int8))
 
 
 @pytest.mark.parametrize(("field", "width", "message"), [

@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 
-"""The simulated core: its results and cycles beside the golden machine's, and every message."""
+"""The simulated accelerator: its results, its cycles, and every message."""
 
 import dataclasses
 
@@ -10,16 +10,16 @@ import pytest
 import sim.fast.machine
 from host.compiler.compile import compile_model
 from host.models.examples import tiny_model
-from hw.accelerator import Core
-from hw.config import CoreConfig, EngineConfig
+from hw.accelerator import Accelerator
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Fault, Instruction, Opcode, encode
-from sim.bench.bench_core import CONFIGURATIONS, attending
+from sim.bench.bench_accelerator import CONFIGURATIONS, attending
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import DESIGN, VerilatedAccelerator
 from sim.golden.machine import Machine, MachineFault
-from sim.golden.wina import Gate
+from sim.golden.wina import Mask
 from sim.timing.program import token_cycles
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
@@ -81,9 +81,10 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
     model = tiny_model(layers=2)
     config = dataclasses.replace(SMALL, engine=dataclasses.replace(SMALL.engine, row_columns=256))
     label = "blk.0.mix_in"
-    gates = {label: Gate(np.ones(model.width, np.uint16), keep=5)}
-    one_clock = dataclasses.replace(DESIGN, name="core-one-clock", component=Core, clocks=())
-    for options in ({}, {"sparse": True}, {"sparse": True, "gates": gates}):
+    masks = {label: Mask(np.ones(model.width, np.uint16), keep=5)}
+    one_clock = dataclasses.replace(DESIGN, name="accelerator-one-clock", component=Accelerator,
+                                    clocks=())
+    for options in ({}, {"sparse": True}, {"sparse": True, "masks": masks}):
         image = compile_model(model, config, **options)
         passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
         runs = []
@@ -137,8 +138,8 @@ def test_memory_is_written():
             assert (run.emissions, run.reads, run.writes) == ([], 64, 48)
 
 
-def test_a_fault_stops_the_core_until_its_reset(image):
-    code = program(Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.PACK))
+def test_a_fault_stops_the_accelerator_until_its_reset(image):
+    code = program(Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.QUANTIZE))
     with VerilatedAccelerator(SMALL) as machine:
         machine.load(code, b"")
         assert [run.emissions for run in machine.run([(0, 0)])] == [[]]
@@ -156,13 +157,15 @@ class TestErrors:
     def test_beyond_the_memory(self, image):
         with VerilatedAccelerator(SMALL) as machine:
             machine.load(image.program.encoded(), image.memory[:4096])
-            with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, reads "
+            with pytest.raises(SimulatorStopped,
+                               match=r"^The simulated accelerator, in cycle \d+, reads "
                                r"\d+ transfers from address 0x[0-9a-f]+, but the memory has 0x1000 "
                                r"bytes$"):
                 machine.run([(0, 0)])
             machine.load(program(Instruction(opcode=Opcode.STORE, a=0, count=4, address=64),
                                  Instruction(opcode=Opcode.STOP)), bytes(64))
-            with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, writes "
+            with pytest.raises(SimulatorStopped,
+                               match=r"^The simulated accelerator, in cycle \d+, writes "
                                r"to address 0x40, but the memory has 0x40 bytes$"):
                 machine.run([(0, 0)])
 
@@ -170,7 +173,8 @@ class TestErrors:
         with VerilatedAccelerator(SMALL, latency=10_000) as machine:
             machine.load(image.program.encoded(), image.memory)
             monkeypatch.setattr(sim.fast.machine, "PATIENCE", 100)
-            with pytest.raises(SimulatorStopped, match=r"^The simulated core, in cycle \d+, has "
+            with pytest.raises(SimulatorStopped,
+                               match=r"^The simulated accelerator, in cycle \d+, has "
                                r"moved nothing for 100 cycles$"):
                 machine.run([(0, 0)])
 
@@ -194,7 +198,7 @@ class TestErrors:
             VerilatedAccelerator(SMALL, **arguments)
 
     def test_too_wide(self):
-        config = CoreConfig(engine=EngineConfig(accumulator_width=33))
+        config = AcceleratorConfig(engine=EngineConfig(accumulator_width=33))
         with pytest.raises(ValueError, match=r"^Accumulator width must be at most 32 in the "
                                              r"simulator, not 33$"):
             VerilatedAccelerator(config)

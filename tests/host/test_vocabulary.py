@@ -27,12 +27,12 @@ from host.models.examples import (
     tokenizer_json,
 )
 from host.models.registry import read_model
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.timing.program import token_cycles
-from tests.host.core_examples import MISSING, SMALL
+from tests.host.accelerator_examples import MISSING, SMALL
 
 SIMULATED = pytest.param(
     "simulated", marks=pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING)))
@@ -69,7 +69,7 @@ def llama(tmp_path_factory):
     return dataclasses.replace(model, embedding=model.embedding[rows[0]], head=model.head[rows[1]])
 
 
-def small_core():
+def small_accelerator():
     engine = dataclasses.replace(SMALL.engine, max_planes=6)
     return dataclasses.replace(SMALL, engine=engine, context=16, address_width=24)
 
@@ -114,14 +114,14 @@ class TestGoldenMachine:
         """Rows of 96, three times; 128 fit a product. A word is a whole transfer of the port."""
         engine = EngineConfig(lanes=32, accumulator_depth=4, index_width=9, port_bytes=64)
         model = large_model(1200, width=96)
-        image = compile_model(model, CoreConfig(engine=engine))
+        image = compile_model(model, AcceleratorConfig(engine=engine))
         assert [part.name for part in image.parts if part.name.startswith("embedding")] == [
             "embedding[0:128]", "embedding[128:256]", "embedding[256:288]"]
         equal(image, model)
 
     def test_attention(self, llama):
         """A token in the middle of a sequence is one pass: its position is one more."""
-        image = compile_fitted(llama, small_core())
+        image = compile_fitted(llama, small_accelerator())
         assert len(image.program.ranges) == 3
         equal(image, llama)
 
@@ -158,7 +158,7 @@ class TestProgram:
         assert body == program.body < start
         assert [program.emissions(place) for place in (0, body, start, announced)] == [2, 2, 2, 0]
         assert program.token()[-1].opcode is Opcode.STOP
-        assert program.token()[-2].opcode is Opcode.EMIT
+        assert program.token()[-2].opcode is Opcode.TOP_K
 
     def test_file(self, image, tmp_path):
         path = tmp_path / "image"
@@ -178,7 +178,7 @@ class TestProgram:
         """An engine with 131,072 accumulators: a product has at most 65,535 rows."""
         engine = EngineConfig(lanes=512, accumulator_depth=256, result_lanes=8)
         model = large_model(65_600, width=16, ffn_width=32)
-        image = compile_model(model, CoreConfig(engine=engine))
+        image = compile_model(model, AcceleratorConfig(engine=engine))
         assert image.program.heads == ((0, 32768), (32768, 32768), (65536, 64))
         assert [first for first, _, _ in image.program.ranges] == [0, 32800]
 
@@ -217,7 +217,7 @@ class TestDevice:
                     cost = token_cycles(SMALL, program.instructions, start, latency=LATENCY,
                                         refresh=REFRESH)
                     assert result.cycles == pytest.approx(cost.cycles, rel=0.005)
-        assert checked.checked == count * 2 * SMALL.best
+        assert checked.checked == count * 2 * SMALL.top_k
 
     def test_no_such_token(self, device, image):
         device.load(image)
@@ -239,9 +239,9 @@ class TestDevice:
 
 
 @pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
-@pytest.mark.slow       # the simulator of a core with attention is built in minutes
-def test_attention_on_the_simulated_core(llama):
-    image = compile_fitted(llama, small_core())
+@pytest.mark.slow       # the simulator of an accelerator with attention is built in minutes
+def test_attention_on_the_simulated_accelerator(llama):
+    image = compile_fitted(llama, small_accelerator())
     device, golden = SimulatedAccelerator(image.config), GoldenAccelerator(image.config)
     try:
         for each in (device, golden):
@@ -264,7 +264,7 @@ def test_128256_tokens(tmp_path):
     (tmp_path / "tokenizer.json").write_text(tokenizer_json())
     (tmp_path / "model.safetensors").write_bytes(checkpoint(tensors))
     model = read_model(tmp_path)
-    image = compile_fitted(model, CoreConfig())
+    image = compile_fitted(model, AcceleratorConfig())
     assert (image.vocab, [first for first, _, _ in image.program.ranges]) == (128_256, [0, 64_128])
     assert sum(rows for _, rows in image.program.heads) == 128_256
     golden = GoldenLM(model, ARITHMETICS["lmul"], ExactProducts(model_matrices(model)))
@@ -274,7 +274,7 @@ def test_128256_tokens(tmp_path):
         for one in image.program.passes(token, new=index == 0):
             emissions = machine.run(*one)
         best, logits = candidates(image, emissions)
-        order = np.argsort(-expected[index], kind="stable")[:image.config.best]
+        order = np.argsort(-expected[index], kind="stable")[:image.config.top_k]
         np.testing.assert_array_equal(best, order)
         np.testing.assert_array_equal(logits, expected[index][order])
         assert best.max() > 65_535

@@ -4,17 +4,17 @@
 import pytest
 
 from hw.attention.unit import AttentionUnit
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 
 
 def test_needs_a_context():
     with pytest.raises(ValueError, match="needs a configuration with a context"):
-        AttentionUnit(CoreConfig())
+        AttentionUnit(AcceleratorConfig())
 
 
 def test_vector_lanes_divide_rows():
-    config = CoreConfig(engine=EngineConfig(lanes=9, result_lanes=3), vector_depth=48, context=4,
-                        head_elements=3, attention_elements=1)
+    config = AcceleratorConfig(engine=EngineConfig(lanes=9, result_lanes=3), vector_depth=48,
+                               context=4, head_elements=3, attention_elements=1)
     with pytest.raises(ValueError, match="power of two, not 3"):
         AttentionUnit(config)
 
@@ -33,11 +33,13 @@ def test_vector_lanes_divide_rows():
 ])
 def test_configurations_that_cannot_be(fields, message):
     with pytest.raises(ValueError, match=message):
-        CoreConfig(**{"context": 64} | fields)
+        AcceleratorConfig(**{"context": 64} | fields)
 
 
 def test_without_context_nothing_changes():
     """Images that were made before there was attention stay valid."""
-    assert CoreConfig().fingerprint() == CoreConfig(group=8, caches=1).fingerprint()
-    assert CoreConfig().fingerprint() != CoreConfig(context=64).fingerprint()
-    assert CoreConfig(context=64).fingerprint() != CoreConfig(context=64, group=8).fingerprint()
+    def hashed(**fields):
+        return AcceleratorConfig(**fields).configuration_hash()
+    assert hashed() == hashed(group=8, caches=1)
+    assert hashed() != hashed(context=64)
+    assert hashed(context=64) != hashed(context=64, group=8)

@@ -35,7 +35,7 @@ def test_list(capsys):
 
 def test_unknown_board(capsys):
     assert main(["ulx4s"]) == 2
-    assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-core', "
+    assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-accelerator', "
                                        "'icebreaker')\n")
 
 
@@ -43,17 +43,6 @@ def test_wrong_configuration(capsys):
     assert main(["verilog", "--lanes", "10"]) == 2
     assert capsys.readouterr().err == ("Lane count (10) must be a multiple of the result lane "
                                        "count (8)\n")
-
-
-@pytest.mark.parametrize(("unit", "option"), [
-    ("core", "--packing=3in5"), ("engine", "--target=ecp5"), ("lmul", "--format=e4m3")])
-def test_verilog(unit, option, tmp_path, capsys):
-    output = tmp_path / "new" / "unit.v"
-    assert main(["verilog", "--unit", unit, "--lanes", "64", option, "--output", str(output)]) == 0
-    assert capsys.readouterr().out == f"{unit} written to {output}\n"
-    text = output.read_text()
-    assert f"module {unit}(" in text
-    assert ("CCU2C" in text) == (option == "--target=ecp5")
 
 
 def test_board_is_not_built_from_a_netlist_that_lost_a_driver(tmp_path, monkeypatch, capsys):
@@ -65,7 +54,7 @@ def test_board_is_not_built_from_a_netlist_that_lost_a_driver(tmp_path, monkeypa
     if "is not installed" in error:
         pytest.skip(error)
     assert status == 1
-    assert re.search(r"undefined input: port [A-D] of LUT4 system\.device\.core\.\S+ is the "
+    assert re.search(r"undefined input: port [A-D] of LUT4 system\.device\.slice\.\S+ is the "
                      r"constant x \(and \d+ more\); nothing is made from it$", error)
     assert not list(output.glob("*.bit"))
 
@@ -78,6 +67,7 @@ def test_record_refuses_other_configurations(capsys):
 
 def test_missing_tool(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.delenv("YOSYS", raising=False)
     assert main(["icebreaker", "--output", str(tmp_path / "build")]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -118,7 +108,7 @@ def tools(monkeypatch):
         if command[-1] == "--version":
             return f"{command[0]} (Version nextpnr-0.9)\n"
         if command[0] == "yosys":
-            cells = {"system.device.core.engine.a_SB_LUT4_O": "SB_LUT4",
+            cells = {"system.device.slice.engine.a_SB_LUT4_O": "SB_LUT4",
                      "system.device.lmul.b": "SB_DFFESR",
                      "system.device.target.c": "SB_RAM40_4KNR", "cd_sync.d": "SB_CARRY"}
             write_netlist(folder, cells)
@@ -146,39 +136,41 @@ def test_report(tools, tmp_path, capsys):
     assert "31.5 MHz achieved, 12 MHz requested: met" in capsys.readouterr().out
 
 
-def test_report_of_a_core(tools, tmp_path, capsys, monkeypatch):
+def test_report_of_an_accelerator(tools, tmp_path, capsys, monkeypatch):
     def run_tool(command, folder):
         if command[-1] == "--version":
             return "nextpnr-ecp5 (Version nextpnr-0.9)\n"
         if command[0] == "yosys":
-            cells = {"system.device.core.ternary.engine.a_LUT4_Z": "LUT4",
-                     "system.device.core.list.b": "DP16KD",
-                     "system.device.core.vector.c": "CCU2C", "system.device.shared.d": "TRELLIS_FF",
+            cells = {"system.device.accelerator.engine_slice.engine.a_LUT4_Z": "LUT4",
+                     "system.device.accelerator.sparse_vector.b": "DP16KD",
+                     "system.device.accelerator.vector_unit.c": "CCU2C",
+                     "system.device.shared.d": "TRELLIS_FF",
                      "system.device.queue.queue.e": "LUT4", "system.pll": "EHXPLLL"}
             write_netlist(folder, cells)
         return ""
 
     monkeypatch.setattr("hw.build.run_tool", run_tool)
-    assert main(["ulx3s-core", "--no-pnr", "--lanes", "32", "--address-width", "17",
+    assert main(["ulx3s-accelerator", "--no-pnr", "--lanes", "32", "--address-width", "17",
                  "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     parts = {part["part"]: part for part in report["parts"]}
-    assert parts["engine"]["lut4"] == parts["lists"]["block_ram"] == parts["link"]["lut4"] == 1
+    assert parts["engine"]["lut4"] == parts["link"]["lut4"] == 1
+    assert parts["quantizer and lists"]["block_ram"] == 1
     assert parts["vector unit"]["carry"] == parts["memory"]["ff"] == 1
     assert (report["memory_bytes"], report["weight_trits"]) == (131072, 131072 // 7 * 32)
     assert report["configuration"]["engine"]["lanes"] == 32
     printed = capsys.readouterr().out
-    assert re.search(r"^core: +vector_depth 4096, .*address_width 17, context 0, ", printed,
+    assert re.search(r"^accelerator: +vector_depth 4096, .*address_width 17, context 0, ", printed,
                      re.MULTILINE)
     assert re.search(r"^engine: +lanes 32, ", printed, re.MULTILINE)
     assert ("model:     131,072 bytes of memory, full with 599,168 trits; 'python -m host fit "
-            "ulx3s-core' says which shapes fit\n") in printed
+            "ulx3s-accelerator' says which shapes fit\n") in printed
 
 
-def test_engine_has_no_core(capsys):
-    assert main(["icebreaker", "--list-depth", "8", "--best", "4"]) == 2
-    assert capsys.readouterr().err == ("Board icebreaker has an engine and no core: there is no "
-                                       "list_depth, best to be set\n")
+def test_engine_has_no_accelerator(capsys):
+    assert main(["icebreaker", "--list-depth", "8", "--top-k", "4"]) == 2
+    assert capsys.readouterr().err == ("Board icebreaker has an engine and no accelerator: there "
+                                       "is no list_depth, top_k to be set\n")
 
 
 def test_clock_that_is_not_met(tools, tmp_path, capsys):

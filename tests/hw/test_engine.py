@@ -192,7 +192,7 @@ def test_both_walks_equal_golden(name):
     assert ends == engine_sequence(config, products)
 
 
-def test_core_passes_activations_on_and_cuts_rows_from_the_port():
+def test_accelerator_passes_activations_on_and_cuts_rows_from_the_port():
     config = dataclasses.replace(ROWS, port_bytes=2)
     rng = np.random.default_rng(4)
     weights, activations = rng.integers(-1, 2, (3, 9)), rng.integers(-128, 128, 9)

@@ -60,7 +60,7 @@ def test_bit_positions():
     instruction = Instruction(opcode=Opcode.VECTOR, function=Function.LMUL, target=0x0201, a=0x0403,
                               b=0x0605, count=0x0807)
     assert encode(instruction) == bytes([0x20, 0x12, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0])
-    instruction = Instruction(opcode=Opcode.DRAIN, constant=0x3F81)
+    instruction = Instruction(opcode=Opcode.WRITE_BACK, constant=0x3F81)
     assert encode(instruction)[10:12] == b"\x81\x3F"
     instruction = Instruction(opcode=Opcode.MATMUL, address=0x04030201)
     assert encode(instruction)[12:] == bytes([1, 2, 3, 4])
@@ -69,17 +69,18 @@ def test_bit_positions():
 @pytest.mark.parametrize(("instruction", "text"), [
     (Instruction(opcode=Opcode.STOP), "STOP"),
     (Instruction(opcode=Opcode.VECTOR, function=Function.LMUL, target=768, a=512, b=256, count=256),
-     "VECTOR   LMUL target=768 a=512 b=256 count=256"),
-    (Instruction(opcode=Opcode.PACK, function=0x77, target=1, a=8, count=16),
-     "PACK     function=0x77 target=1 a=8 count=16"),
-    (Instruction(opcode=Opcode.PACK, function=Function.ADD, target=1, a=8, count=16),
-     "PACK     function=0x10 target=1 a=8 count=16"),
-    (Instruction(opcode=Opcode.PACK, function=Function.TOP_K, target=1, a=8, b=16, count=16,
-                 constant=12), "PACK     TOP_K target=1 a=8 b=16 count=16 constant=0xc"),
-    (Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=8, a=1, b=2, count=64,
-                 constant=0x3F80), "DRAIN    RELU target=8 a=1 b=2 count=64 constant=0x3f80"),
+     "VECTOR     LMUL target=768 a=512 b=256 count=256"),
+    (Instruction(opcode=Opcode.QUANTIZE, function=0x77, target=1, a=8, count=16),
+     "QUANTIZE   function=0x77 target=1 a=8 count=16"),
+    (Instruction(opcode=Opcode.QUANTIZE, function=Function.ADD, target=1, a=8, count=16),
+     "QUANTIZE   function=0x10 target=1 a=8 count=16"),
+    (Instruction(opcode=Opcode.QUANTIZE, function=Function.KEEP_TOP_K, target=1, a=8, b=16,
+                 count=16,
+                 constant=12), "QUANTIZE   KEEP_TOP_K target=1 a=8 b=16 count=16 constant=0xc"),
+    (Instruction(opcode=Opcode.WRITE_BACK, function=Function.RELU, target=8, a=1, b=2, count=64,
+                 constant=0x3F80), "WRITE_BACK RELU target=8 a=1 b=2 count=64 constant=0x3f80"),
     (Instruction(opcode=Opcode.LOAD, target=8, count=64, address=4096),
-     "LOAD     target=8 count=64 address=0x1000"),
+     "LOAD       target=8 count=64 address=0x1000"),
 ])
 def test_disassemble(instruction, text):
     assert disassemble(instruction) == text

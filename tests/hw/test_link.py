@@ -10,12 +10,18 @@ from amaranth.sim import Simulator
 from hw.boards.board import BOARDS, EngineBoard
 from hw.boards.system import description
 from hw.common.stream import StreamQueue
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.engine.slice import EngineSlice
 from hw.isa import Fault
 from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import Answer, CoreTransfers, EngineTransfers, encoded_bytes, transfer_bytes
+from hw.link.protocol import (
+    AcceleratorTransfers,
+    Answer,
+    EngineTransfers,
+    encoded_bytes,
+    transfer_bytes,
+)
 from hw.link.target import LinkTarget
 from hw.link.uart import UartReceiver, UartTransmitter, uart_tolerance
 from sim.golden.frames import encode_frame
@@ -59,8 +65,8 @@ def test_transfers_of_the_default_configuration():
     assert transfer_bytes(transfers.product) == 2
 
 
-def test_transfers_of_a_core():
-    transfers = CoreTransfers(CoreConfig())
+def test_transfers_of_a_accelerator():
+    transfers = AcceleratorTransfers(AcceleratorConfig())
     assert transfer_bytes(transfers.instruction) == 18
     assert transfers.token == (("token", 2), ("start", 2))
     assert transfer_bytes(transfers.address + transfers.transfer) == 12
@@ -70,7 +76,7 @@ def test_transfers_of_a_core():
 @pytest.mark.parametrize("write", [0, 1])
 def test_answers_tell_where_the_memory_failed(write):
     """Three transfers, held while nobody takes them; any other fault is one."""
-    dut = Answers(CoreConfig())
+    dut = Answers(AcceleratorConfig())
     answers = []
 
     async def give(ctx):
@@ -105,16 +111,16 @@ ENGINE_BOARDS = [board for board in BOARDS.values() if isinstance(board, EngineB
 
 @pytest.mark.parametrize("board", ENGINE_BOARDS, ids=[board.name for board in ENGINE_BOARDS])
 def test_largest_job_of_a_board_fits_its_transfer(board):
-    core = EngineSlice(board.config)
+    accelerator = EngineSlice(board.config)
     sizes = dict(EngineTransfers(board.config, 16).job)
-    for name, field in core.i_jobs.payload.shape():
+    for name, field in accelerator.i_jobs.payload.shape():
         assert Shape.cast(field.shape).width <= 8 * sizes[name]
 
 
 def link_target(transfers=None, **changes):
-    core = EngineSlice(EngineConfig())
-    shapes = {"jobs": core.i_jobs, "entries": core.i_entries, "port": core.i_port,
-              "results": core.o_results}
+    accelerator = EngineSlice(EngineConfig())
+    shapes = {"jobs": accelerator.i_jobs, "entries": accelerator.i_entries,
+              "port": accelerator.i_port, "results": accelerator.o_results}
     parameters = {
         "exchanges": (transfers or EngineTransfers(EngineConfig(), 16)).exchanges,
         "description": b"{}", "payload_bytes": 64, "watchdog_cycles": 100,

@@ -7,11 +7,11 @@ from amaranth import *
 from amaranth.sim import Simulator
 
 from hw.common.stream import connect_stream
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.engine.gearbox import Gearbox
 from hw.memory.axi4 import Axi4Master
 from hw.memory.block_ram_memory import BlockRamMemory
-from hw.memory.read_engine import Fetcher, Kind, burst_transfers
+from hw.memory.read_engine import Kind, ReadEngine, burst_transfers
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.timing.units import block_ram_memory_cycles, touched_transfers
 
@@ -77,9 +77,9 @@ def simulate(dut, *testbenches):
     {}, {"port_bytes": 1}, {"port_bytes": 4, "lanes": 24}, {"port_bytes": 16},
     {"port_bytes": 32, "lanes": 8, "packing": "3in5"}, {"lanes": 40}])
 def test_listed_columns_are_joined_from_where_they_begin(engine):
-    config = CoreConfig(engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=10,
-                                            **engine),
-                        queue_words=64, vector_depth=1024, address_width=16)
+    config = AcceleratorConfig(engine=EngineConfig(accumulator_depth=16, max_planes=2,
+                                                   index_width=10, **engine),
+                               queue_words=64, vector_depth=1024, address_width=16)
     memory = random.Random(1).randbytes(2 ** 16)
     size, base = 3 * config.engine.word_bytes, 8 * config.port_bytes
     lists = [[0, 1, 4, 5, 6, 30], [*range(16)], [1023], [], [7, 9]]
@@ -89,7 +89,7 @@ def test_listed_columns_are_joined_from_where_they_begin(engine):
     words = [int.from_bytes(text[k:k + config.engine.word_bytes], "little") for text in texts
              for k in range(0, len(text), config.engine.word_bytes)]
     both = Module()
-    both.submodules.fetcher = dut = Fetcher(config)
+    both.submodules.read_engine = dut = ReadEngine(config)
     both.submodules.gearbox = gearbox = Gearbox(config.engine)
     connect_stream(both, dut.o_weights, gearbox.i)
     taken, cut, reads = [], [], []
@@ -148,9 +148,9 @@ def test_listed_columns_are_joined_from_where_they_begin(engine):
 
 
 def test_four_reads_fit_the_queue_and_none_exceeds_a_burst():
-    assert burst_transfers(CoreConfig(queue_words=2)) == 1
-    assert burst_transfers(CoreConfig(queue_words=512)) == 128
-    assert burst_transfers(CoreConfig(queue_words=4096)) == 256
+    assert burst_transfers(AcceleratorConfig(queue_words=2)) == 1
+    assert burst_transfers(AcceleratorConfig(queue_words=512)) == 128
+    assert burst_transfers(AcceleratorConfig(queue_words=4096)) == 256
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -179,6 +179,6 @@ def test_axi4_parameters_are_checked(arguments, message):
         Axi4Master(**{"address_width": 32, "port_bytes": 8} | arguments)
 
 
-def test_fetcher_wants_a_power_of_two_port():
+def test_read_engine_wants_a_power_of_two_port():
     with pytest.raises(ValueError, match=r"^Port byte count must be a power of two, not 12$"):
-        Fetcher(CoreConfig(engine=EngineConfig(port_bytes=12)))
+        ReadEngine(AcceleratorConfig(engine=EngineConfig(port_bytes=12)))

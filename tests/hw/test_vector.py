@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hw.arith.function_table import EXPONENTS, FIRST_EXPONENT, function_words, rsqrt_words
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.vector.memory import VectorMemory
 from sim.golden.function_table import rsqrt_table, sigmoid_table, silu_table
@@ -61,4 +61,4 @@ def test_reciprocal_square_root_of_every_number():
 ])
 def test_user_counts_must_be_positive(readers, writers, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
-        VectorMemory(CoreConfig(), readers=readers, writers=writers)
+        VectorMemory(AcceleratorConfig(), readers=readers, writers=writers)

@@ -1,4 +1,4 @@
-"""Random programs: today's on the simulated core, what they cover, and how one is reduced."""
+"""Random programs: today's, what they cover, and how one is reduced."""
 
 import dataclasses
 from collections import Counter
@@ -23,7 +23,7 @@ MISSING = missing_tools("verilator", "g++", "make", "perl")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 LOAD = Instruction(opcode=Opcode.LOAD, target=8, count=64, address=0)
-PACK = Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, a=8, count=64)
+QUANTIZE = Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=1, a=8, count=64)
 STOP = Instruction(opcode=Opcode.STOP)
 
 
@@ -37,7 +37,7 @@ def by_row(rows, columns):
 
 
 def emit(rows):
-    return Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one)
+    return Instruction(opcode=Opcode.TOP_K, count=rows, constant=bf16.one)
 
 
 def case_of(configuration, *instructions, passes=((0, 0),), memory=b""):
@@ -129,32 +129,32 @@ def test_reduction_keeps_what_differs():
 
 #: What waits for ever, with the reason why hosts refuse it.
 HANGS = {
-    "queue": (case_of("small", LOAD, PACK, *[matmul(8)] * 5, *[emit(8)] * 5, STOP),
+    "queue": (case_of("small", LOAD, QUANTIZE, *[matmul(8)] * 5, *[emit(8)] * 5, STOP),
               "Instruction 6: More than 4 products are not taken"),
-    "columns": (case_of("small", LOAD, PACK, matmul(128, 8), matmul(128, 8), emit(128),
+    "columns": (case_of("small", LOAD, QUANTIZE, matmul(128, 8), matmul(128, 8), emit(128),
                         emit(128), STOP),
                 "Instruction 2: The matrix has 8 columns, but the list was made of 64"),
-    "products left": (case_of("small", LOAD, PACK, matmul(8), STOP, passes=((0, 0),) * 6),
+    "products left": (case_of("small", LOAD, QUANTIZE, matmul(8), STOP, passes=((0, 0),) * 6),
                       "Instruction 3: the program stops, but 1 products were not taken"),
-    "start": (case_of("small", Instruction(opcode=Opcode.STORE, count=8), LOAD, PACK,
+    "start": (case_of("small", Instruction(opcode=Opcode.STORE, count=8), LOAD, QUANTIZE,
                       matmul(8), emit(8), STOP, passes=((0, 0), (0, 2), (0, 2))),
-              "A pass begins at instruction 2, but fetching begins at the first one and waits "
+              "A pass begins at instruction 2, but prefetch begins at the first one and waits "
               "for instruction 0"),
-    "stop before": (case_of("small", STOP, LOAD, PACK, STOP, passes=((0, 0), (0, 1))),
-                    "A pass begins at instruction 1, but fetching turns back at the STOP at 0"),
+    "stop before": (case_of("small", STOP, LOAD, QUANTIZE, STOP, passes=((0, 0), (0, 1))),
+                    "A pass begins at instruction 1, but prefetch turns back at the STOP at 0"),
     "mix": (case_of("attention", LOAD, Instruction(
-        opcode=Opcode.APPEND, function=Function.BF16, a=8, count=8, address=4096), Instruction(
-        opcode=Opcode.MIX, function=Function.BF16, target=8, count=8, constant=8,
+        opcode=Opcode.KV_APPEND, function=Function.BF16, a=8, count=8, address=4096), Instruction(
+        opcode=Opcode.PV, function=Function.BF16, target=8, count=8, constant=8,
         address=4096), STOP), "Instruction 2: Values of 8 elements are mixed"),
 }
 
 
 class TestOrder:
-    """What hosts refuse: some of it, on the core, would wait for ever."""
+    """What hosts refuse: some of it, on the accelerator, would wait for ever."""
 
     @needs_simulator
     @pytest.mark.parametrize("name", HANGS)
-    def test_core_waits_for_ever(self, name):
+    def test_accelerator_waits_for_ever(self, name):
         case, message = HANGS[name]
         found = verdict(case)
         assert found.kind == "refused"
@@ -167,7 +167,7 @@ class TestOrder:
     @pytest.mark.parametrize(("rows", "fits"), [(896, True), (904, False)])
     def test_load_behind_products(self, rows, fits):
         """The engine begins the third product when it has delivered the first two."""
-        program = [LOAD, PACK, matmul(rows), matmul(1024), matmul(1024), LOAD, emit(rows),
+        program = [LOAD, QUANTIZE, matmul(rows), matmul(1024), matmul(1024), LOAD, emit(rows),
                    emit(1024), emit(1024), STOP]
         config = CONFIGURATIONS["wide"]
         if fits:
@@ -178,39 +178,39 @@ class TestOrder:
                                              r"240: the instruction would wait for one behind it$"):
             check_order(config, program, [0])
         # The third list is written where the first one was.
-        lists = [LOAD, PACK, matmul(rows), matmul(1024), matmul(1024), PACK, PACK, emit(rows),
-                 emit(1024), emit(1024), STOP]
+        lists = [LOAD, QUANTIZE, matmul(rows), matmul(1024), matmul(1024), QUANTIZE, QUANTIZE,
+                 emit(rows), emit(1024), emit(1024), STOP]
         with pytest.raises(OrderError, match=r"^Instruction 6: Products that are not taken have 2"):
             check_order(config, lists, [0])
         check_order(config, [*lists[:6], *lists[7:]], [0])
 
     def test_load_behind_rows(self):
         config = CONFIGURATIONS["wide"]
-        drain = Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=8, count=240,
+        drain = Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, target=8, count=240,
                             constant=bf16.one)
-        rows = Instruction(opcode=Opcode.PACK, function=Function.NONZERO, a=8, count=240)
-        program = [LOAD, PACK, rows, by_row(240, 64), LOAD, drain, STOP]
+        rows = Instruction(opcode=Opcode.QUANTIZE, function=Function.NONZERO, a=8, count=240)
+        program = [LOAD, QUANTIZE, rows, by_row(240, 64), LOAD, drain, STOP]
         with pytest.raises(OrderError, match=r"^Instruction 4: Products that are not taken have "
                                              r"241 result transfers"):
             check_order(config, program, [0])
         # One row less is listed.
-        few = dataclasses.replace(rows, function=Function.TOP_K, target=1, constant=239)
-        again = dataclasses.replace(PACK, count=240)
+        few = dataclasses.replace(rows, function=Function.KEEP_TOP_K, target=1, constant=239)
+        again = dataclasses.replace(QUANTIZE, count=240)
         check_order(config, [LOAD, again, few, by_row(240, 240), LOAD, drain, STOP], [0])
 
     @needs_simulator
     @pytest.mark.slow
     @pytest.mark.parametrize(("rows", "hangs"), [(896, False), (960, True)])
-    def test_core_waits_for_its_results(self, rows, hangs):
+    def test_accelerator_waits_for_its_results(self, rows, hangs):
         """Products of more words than the gearbox and the queue hold; a LOAD behind them."""
-        case = case_of("wide", LOAD, PACK, matmul(rows), matmul(1024), matmul(1024), LOAD,
+        case = case_of("wide", LOAD, QUANTIZE, matmul(rows), matmul(1024), matmul(1024), LOAD,
                        emit(rows), emit(1024), emit(1024), STOP)
         assert verdict(case).kind == ("refused" if hangs else "equal")
         assert run_case(case, None).hangs == hangs
 
     def test_lists_of_batches(self):
         config = CONFIGURATIONS["small"]
-        first = dataclasses.replace(PACK, count=8, constant=Batch(log2=1).constant)
+        first = dataclasses.replace(QUANTIZE, count=8, constant=Batch(log2=1).constant)
         second = dataclasses.replace(first, constant=Batch(log2=1, slot=1).constant)
         with pytest.raises(OrderError, match="the program stops, but one of a batch has only 1"):
             check_order(config, [LOAD, first, STOP], [0])
@@ -222,12 +222,12 @@ class TestOrder:
             check_order(config, [LOAD, second, STOP], [0])
 
     def test_product_in_the_middle_of_a_batch(self):
-        """Its matrix is read whole, as the nearest PACK says; so must be its list."""
+        """Its matrix is read whole, as the nearest QUANTIZE says; so must be its list."""
         config = CONFIGURATIONS["small"]
-        first = dataclasses.replace(PACK, count=8, constant=Batch(log2=1).constant)
+        first = dataclasses.replace(QUANTIZE, count=8, constant=Batch(log2=1).constant)
         second = dataclasses.replace(first, constant=Batch(log2=1, slot=1).constant)
-        sparse = dataclasses.replace(PACK, function=Function.SPARSE)
-        check_order(config, [LOAD, PACK, first, matmul(8), second, emit(8), STOP], [0])
+        sparse = dataclasses.replace(QUANTIZE, function=Function.SPARSE)
+        check_order(config, [LOAD, QUANTIZE, first, matmul(8), second, emit(8), STOP], [0])
         with pytest.raises(OrderError, match=r"^Instruction 3: A matrix is multiplied by a list "
                                              r"that is not DENSE, but one of a batch that has 1 of "
                                              r"its vectors is$"):
@@ -241,7 +241,7 @@ class TestOrder:
     def test_scores_come_before_finite_vectors(self):
         """Heads that are not as many as the vector has are no fault, whatever it holds."""
         infinite = np.full(64, bf16.infinity, "<u2").tobytes()
-        score = Instruction(opcode=Opcode.SCORE, function=Function.BF16, target=1, a=8, count=64,
+        score = Instruction(opcode=Opcode.QK, function=Function.BF16, target=1, a=8, count=64,
                             constant=8, address=4096)
         found = verdict(case_of("attention", LOAD, score, STOP, memory=infinite))
         assert found.why == "Instruction 1: 1 heads of 8 elements have 8, not 64"
@@ -253,7 +253,7 @@ def test_mistakes_end_in_their_fault():
     infinite = np.full(64, bf16.infinity, "<u2").tobytes()
     for program, memory, fault in (
             ((LOAD, STOP), b"", None), ((LOAD,), b"", Fault.OPCODE),
-            ((LOAD, PACK, STOP), infinite, Fault.NOT_FINITE)):
+            ((LOAD, QUANTIZE, STOP), infinite, Fault.NOT_FINITE)):
         found = verdict(case_of("small", *program, memory=memory))
         assert found.kind == (f"fault {fault.name}" if fault else "equal")
     undefined = dataclasses.replace(case_of("small", LOAD, STOP), program=(
@@ -277,7 +277,7 @@ class TestCommand:
         assert read_case(path) == case
         assert main(["programs", "--replay", str(path)]) == 0
         told = capsys.readouterr().out.splitlines()
-        assert told[2] == "   0  LOAD     target=8 count=64 address=0x0"
+        assert told[2] == "   0  LOAD       target=8 count=64 address=0x0"
         assert told[-1] == "equal"
 
     @needs_simulator

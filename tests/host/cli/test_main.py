@@ -90,7 +90,7 @@ class TestHelp:
 @pytest.mark.parametrize(("arguments", "message"), [
     ([], "tally: the following arguments are required: COMMAND"),
     (["fuzz", "nosuch"], "tally fuzz: argument READER: 'nosuch' is not a reader (try 'gguf', "
-                         "'checkpoint', 'llama2c', 'pieces', 'own', 'image', 'gates', 'corpus')"),
+                         "'checkpoint', 'llama2c', 'pieces', 'own', 'image', 'masks', 'corpus')"),
     (["evaluate", "--corpsu", "x", "--corpus", "y"],
      "tally evaluate: '--corpsu' is not an option (try --corpus)"),
     (["experiment"], "tally experiment: the following arguments are required: COMMAND"),
@@ -123,7 +123,7 @@ def test_evaluate_plain_text(capsys, monkeypatch, model_path, tmp_path):
         assert "…" not in out
     (tmp_path / "one").write_text("Once upon a time.")
     assert run(capsys, "calibrate", model_path, "--corpus", tmp_path / "one", "--output",
-               tmp_path / "gates.json") == (
+               tmp_path / "masks.json") == (
         1, "", f"tally calibrate: {tmp_path}/one: has no document for calibration (docs/texts.md "
                f"says which document is for what)\n")
 

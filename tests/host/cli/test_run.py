@@ -16,7 +16,7 @@ from host.errors import UserError
 from host.models.examples import tiny_model
 from host.text.sampling import Sampler
 from hw.config import EngineConfig
-from tests.host.core_examples import SMALL
+from tests.host.accelerator_examples import SMALL
 
 
 def chosen(*arguments):

@@ -1,4 +1,4 @@
-"""The parts of the sequencer, each against its golden function."""
+"""The parts of the dispatch, each against its golden function."""
 
 from collections import deque
 
@@ -9,16 +9,16 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
-from hw.activations.sparse_vector import ListMemory
-from hw.config import CoreConfig, EngineConfig
+from hw.activations.sparse_vector import SparseVectorMemory
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.control.decode import Decoder
-from hw.control.dispatch import Sequencer
+from hw.control.dispatch import Dispatch
 from hw.formats.minifloat import bf16
 from hw.isa import (
     ATTENTION,
     FIELDS,
     FUNCTIONS,
-    GATED,
+    MASKED,
     USED,
     Fault,
     Function,
@@ -37,14 +37,14 @@ from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
 
 CONFIGURATIONS = {
-    "sixteen": CoreConfig(engine=EngineConfig(lanes=16, row_columns=64), list_depth=768),
-    "one": CoreConfig(
+    "sixteen": AcceleratorConfig(engine=EngineConfig(lanes=16, row_columns=64), list_depth=768),
+    "one": AcceleratorConfig(
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
-        vector_depth=64, list_depth=8, product_depth=1, best=1, address_width=16),
-    "attention": CoreConfig(
+        vector_depth=64, list_depth=8, product_depth=1, top_k=1, address_width=16),
+    "attention": AcceleratorConfig(
         engine=EngineConfig(lanes=8, result_lanes=4, index_width=9, port_bytes=4),
-        vector_depth=256, list_depth=16, product_depth=2, best=2, address_width=14, context=32,
+        vector_depth=256, list_depth=16, product_depth=2, top_k=2, address_width=14, context=32,
         head_elements=16, caches=6),
 }
 
@@ -52,10 +52,10 @@ CONFIGURATIONS = {
 class Bench(wiring.Component):
     """The units side by side, their streams named ``STREAM_UNIT``."""
 
-    def __init__(self, config: CoreConfig):
+    def __init__(self, config: AcceleratorConfig):
         self.config = config
-        self.units = {"top_k": TopK(config), "list": ListMemory(config),
-                      "decoder": Decoder(config), "sequencer": Sequencer(config)}
+        self.units = {"top_k": TopK(config), "list": SparseVectorMemory(config),
+                      "decoder": Decoder(config), "dispatch": Dispatch(config)}
         super().__init__({f"{port}_{name}": member for name, unit in self.units.items()
                           for port, member in unit.signature.members.items()})
 
@@ -100,11 +100,11 @@ class Ends:
         return self.streams[name]
 
 
-def products(rng: np.random.Generator, config: CoreConfig):
+def products(rng: np.random.Generator, config: AcceleratorConfig):
     """Make products that put every place of the best to use."""
     high = (1 << (config.engine.accumulator_width - 1)) - 1
     low = -high - 1
-    best, lanes = config.best, config.vector_lanes
+    best, lanes = config.top_k, config.vector_lanes
     for rows in (1, 2, lanes - 1, lanes, lanes + 1, best, best + 1, 5 * lanes + 3, 200):
         rows = max(rows, 1)
         yield rng.integers(low, high + 1, rows)
@@ -118,7 +118,7 @@ def products(rng: np.random.Generator, config: CoreConfig):
 async def choose(ends: Ends, given: list[np.ndarray], *, timed: bool) -> None:
     """Find the largest of ``given`` products; compare them, and the cycles if ``timed``."""
     config, lanes = ends.config, ends.config.vector_lanes
-    commands, sink = ends["i_commands_top_k"], ends["o_best_top_k"]
+    commands, sink = ends["i_commands_top_k"], ends["o_top_k_top_k"]
     transfers = []
     for product in given:
         padded = np.full(-(-len(product) // lanes) * lanes, 2 ** (
@@ -129,7 +129,7 @@ async def choose(ends: Ends, given: list[np.ndarray], *, timed: bool) -> None:
                       for k, word in enumerate(words)]
     cocotb.start_soon(ends["i_results_top_k"].send(transfers))
     for product in given:
-        rows = largest_rows(product, config.best)
+        rows = largest_rows(product, config.top_k)
         await commands.send([{"rows": len(product)}])
         found = await sink.receive(len(rows))
         assert [entry.index for entry in found] == rows.tolist()
@@ -137,7 +137,7 @@ async def choose(ends: Ends, given: list[np.ndarray], *, timed: bool) -> None:
         assert [entry.last for entry in found] == [0] * (len(rows) - 1) + [1]
         if timed:
             cycles = sink.last_cycle - commands.last_cycle + 1
-            assert cycles == top_k_cycles(config, len(product), kept_count(product, config.best))
+            assert cycles == top_k_cycles(config, len(product), kept_count(product, config.top_k))
 
 
 @cocotb.test(timeout_time=2000, timeout_unit="us")
@@ -217,7 +217,7 @@ async def lists(dut, stall):
             assert walked.last_cycle - products_.last_cycle + 1 == list_cycles(len(indices))
 
 
-def expected_fault(config: CoreConfig, instruction: Instruction, position: int) -> Fault:
+def expected_fault(config: AcceleratorConfig, instruction: Instruction, position: int) -> Fault:
     """Return what the golden machine says of an instruction, if it says it before executing it."""
     machine = Machine(config, 2 * encode(instruction), b"")
     machine.position = position - 1
@@ -232,17 +232,17 @@ def expected_fault(config: CoreConfig, instruction: Instruction, position: int) 
     return Fault.NONE
 
 
-def placed_address(config: CoreConfig, instruction: Instruction, position: int) -> int:
+def placed_address(config: AcceleratorConfig, instruction: Instruction, position: int) -> int:
     """Return the address as it is decoded: at the position, for vectors that have one each."""
     size = 2 * instruction.count
-    if not config.context or instruction.opcode not in (Opcode.LOAD_AT, Opcode.APPEND):
+    if not config.context or instruction.opcode not in (Opcode.LOAD_AT, Opcode.KV_APPEND):
         return instruction.address
-    if instruction.opcode is Opcode.APPEND and instruction.function == Function.E4M3:
+    if instruction.opcode is Opcode.KV_APPEND and instruction.function == Function.E4M3:
         size //= 2
     return (instruction.address + position * size) % 2 ** 32
 
 
-def random_instruction(rng: np.random.Generator, config: CoreConfig,
+def random_instruction(rng: np.random.Generator, config: AcceleratorConfig,
                        opcode: Opcode) -> Instruction:
     """Make an instruction whose fields are legal, at the edges of it, or anything."""
     lanes, engine = config.vector_lanes, config.engine
@@ -251,8 +251,8 @@ def random_instruction(rng: np.random.Generator, config: CoreConfig,
              engine.max_rows, engine.max_rows + 1, engine.max_columns, engine.max_columns + 1,
              engine.max_planes, engine.max_planes + 1, 2 ** 16 - lanes, 2 ** 16 - 1]
     edges = [edge for edge in edges if edge < 2 ** 16]
-    registers = [(Opcode.PACK, "target"), (Opcode.NORM, "target"),
-                 *((reader, name) for reader in (Opcode.DRAIN, Opcode.EMIT) for name in "ab")]
+    registers = [(Opcode.QUANTIZE, "target"), (Opcode.NORM, "target"),
+                 *((reader, name) for reader in (Opcode.WRITE_BACK, Opcode.TOP_K) for name in "ab")]
     values = {}
     for name in USED[opcode]:
         kind = rng.integers(8)
@@ -273,7 +273,7 @@ def random_instruction(rng: np.random.Generator, config: CoreConfig,
         elif (opcode, name) in registers:
             values[name] = int(rng.integers(1, 16))
         elif opcode is Opcode.MATMUL or (opcode, name) in (
-                (Opcode.SCORE, "target"), (Opcode.MIX, "a"), (Opcode.APPEND, "constant")):
+                (Opcode.QK, "target"), (Opcode.PV, "a"), (Opcode.KV_APPEND, "constant")):
             values[name] = int(rng.integers(1, 7))
         else:
             values[name] = int(rng.integers(1, 4)) * lanes
@@ -298,11 +298,11 @@ async def instructions(dut, stall):
             fields = dict.fromkeys(("target", "a", "count"), config.vector_lanes)
             if opcode is Opcode.MATMUL:
                 fields["b"] = 1
-            elif opcode in (Opcode.PACK, Opcode.SCORE):
+            elif opcode in (Opcode.QUANTIZE, Opcode.QK):
                 fields["target"] = 1
-            if opcode is Opcode.MIX:
+            if opcode is Opcode.PV:
                 fields["a"] = 1
-            if opcode in (Opcode.SCORE, Opcode.MIX):
+            if opcode in (Opcode.QK, Opcode.PV):
                 fields["constant"] = config.vector_lanes
             fields = {name: value for name, value in fields.items() if name in USED[opcode]}
             cases.append(Instruction(opcode=opcode, function=function, **fields))
@@ -357,7 +357,7 @@ async def instructions(dut, stall):
 
 
 class Units:
-    """What stands around the sequencer: answers each command, and notes it with its answer."""
+    """What stands around the dispatch: answers each command, and notes it with its answer."""
 
     def __init__(self, dut, ends: Ends, *, stall: float):
         self.dut, self.ends, self.stall = dut, ends, stall
@@ -365,12 +365,12 @@ class Units:
         self.log: list = []
         self.broken = False                     # the next vector to be packed is not finite
         self.held = ""                          # commands of this name are not answered yet
-        for name in ("vectors", "packs", "selections", "entries", "products", "drains", "choices",
-                     "scale", "moves", "faults"):
+        for name in ("vectors", "quantizes", "selections", "entries", "products", "write_backs",
+                     "choices", "scale", "moves", "faults"):
             cocotb.start_soon(self._serve(name))
 
     async def _serve(self, name: str) -> None:
-        sink = self.ends[f"o_{name}_sequencer"]
+        sink = self.ends[f"o_{name}_dispatch"]
         while True:
             found = (await sink.receive(1))[0]
             shape = found.shape()
@@ -382,19 +382,19 @@ class Units:
                 case "vectors":
                     number = int(self.rng.integers(1 << 15)) if entry["norm"] else 0
                     entry["answer"] = number
-                    await self.ends["i_numbers_sequencer"].send([{"number": number}])
-                case "packs":
+                    await self.ends["i_numbers_dispatch"].send([{"number": number}])
+                case "quantizes":
                     entry["answer"] = int(self.rng.integers(-133, 122))
-                    await self.ends["i_packed_sequencer"].send(
+                    await self.ends["i_quantized_dispatch"].send(
                         [{"exponent": entry["answer"], "fault": self.broken}])
                     if not self.broken:
-                        await self._pulse("listed")
-                case "drains" | "choices" | "moves":
-                    await self._pulse({"drains": "drained", "choices": "chosen",
+                        await self._pulse("list_complete")
+                case "write_backs" | "choices" | "moves":
+                    await self._pulse({"write_backs": "written_back", "choices": "chosen",
                                        "moves": "moved"}[name])
 
     async def _pulse(self, name: str) -> None:
-        pulse = self.dut[f"{name}_sequencer"]
+        pulse = self.dut[f"{name}_dispatch"]
         pulse.value = 1
         await RisingEdge(self.dut.clk)
         pulse.value = 0
@@ -410,7 +410,7 @@ def scalar(instruction: Instruction, registers: dict) -> tuple[int, int]:
     return number, exponent
 
 
-def check_log(config: CoreConfig, program: list[Instruction], token: int, registers: dict,
+def check_log(config: AcceleratorConfig, program: list[Instruction], token: int, registers: dict,
               log: list) -> None:
     """Compare the commands of a pass with the program, in its order."""
     lanes, rest = config.vector_lanes, iter(log)
@@ -431,14 +431,14 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
             case Opcode.TOKEN:
                 assert (name, found) == ("entries", {"index": token, "value": 1, "end": 0})
                 assert next(rest)[1]["end"] == 1
-            case Opcode.PACK:
-                if instruction.function in GATED:
+            case Opcode.QUANTIZE:
+                if instruction.function in MASKED:
                     assert (name, found) == ("selections", {
-                        "largest": instruction.function == Function.TOP_K, "norms": b // lanes,
+                        "largest": instruction.function == Function.KEEP_TOP_K, "norms": b // lanes,
                         "keep": instruction.constant, "threshold": instruction.address})
                     name, found = next(rest)
                 nonzero = instruction.function == Function.NONZERO
-                assert name == "packs"
+                assert name == "quantizes"
                 assert (found["sparse"], found["nonzero"], found["a"], found["words"]) == (
                     instruction.function != Function.DENSE, nonzero, a // lanes, words)
                 if not nonzero:
@@ -452,15 +452,16 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
                     job["tail"] = found["tail"]
                 assert (name, found) == ("products", job)
                 waiting.append([by_row, a * batch])
-            case Opcode.DRAIN | Opcode.EMIT:
+            case Opcode.WRITE_BACK | Opcode.TOP_K:
                 number, exponent = scalar(instruction, registers)
                 by_row = waiting[0][0]
                 waiting[0][1] -= instruction.count
                 if waiting[0][1] == 0:
                     waiting.popleft()
-                if instruction.opcode is Opcode.DRAIN:
+                if instruction.opcode is Opcode.WRITE_BACK:
                     assert (name, found["target"], found["by_row"], found["relu"]) == (
-                        "drains", target // lanes, by_row, instruction.function == Function.RELU)
+                        "write_backs", target // lanes, by_row,
+                        instruction.function == Function.RELU)
                     assert by_row or found["words"] == words
                     factor = found["scalar"]
                 else:
@@ -481,10 +482,10 @@ def check_log(config: CoreConfig, program: list[Instruction], token: int, regist
     assert list(rest) == []
 
 
-def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruction]:
+def random_program(rng: np.random.Generator, config: AcceleratorConfig) -> list[Instruction]:
     """Make a program without faults that takes each product that it queues, some in parts."""
     lanes, engine = config.vector_lanes, config.engine
-    program = [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=target, a=0,
+    program = [Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=target, a=0,
                            count=lanes) for target in range(1, 16)]
     rows: list[tuple[int, bool]] = []
 
@@ -500,11 +501,12 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
             part = int(rng.integers(1, -(-count // lanes))) * lanes
             if part <= config.vector_depth:
                 rows.insert(0, (count - part, False))
-                return Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=part,
+                return Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, count=part,
                                    constant=constant, target=0, **names)
         if not by_row and (count % lanes or count > config.vector_depth or rng.integers(2)):
-            return Instruction(opcode=Opcode.EMIT, count=count, constant=constant, **names)
-        return Instruction(opcode=Opcode.DRAIN, function=int(rng.choice(FUNCTIONS[Opcode.DRAIN])),
+            return Instruction(opcode=Opcode.TOP_K, count=count, constant=constant, **names)
+        return Instruction(opcode=Opcode.WRITE_BACK,
+                           function=int(rng.choice(FUNCTIONS[Opcode.WRITE_BACK])),
                            count=count, constant=constant, target=0, **names)
 
     for _ in range(25):
@@ -518,9 +520,9 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
                 values = {"a": vector(), "address": int(rng.integers(1000)) * 8}
             case Opcode.TOKEN:
                 values, count = {}, 0
-            case Opcode.PACK | Opcode.NORM:
+            case Opcode.QUANTIZE | Opcode.NORM:
                 values = {"target": int(rng.integers(1, 16)), "a": vector()}
-                if opcode is Opcode.PACK:
+                if opcode is Opcode.QUANTIZE:
                     values |= {"function": int(rng.choice(FUNCTIONS[opcode])), "b": vector(),
                                "constant": int(rng.integers(1 << 16)),
                                "address": int(rng.integers(1 << 30))}
@@ -556,7 +558,7 @@ def random_program(rng: np.random.Generator, config: CoreConfig) -> list[Instruc
 
 async def load(ends: Ends, program: list[Instruction], first: int = 0) -> None:
     """Write a program."""
-    await ends["i_program_sequencer"].send(
+    await ends["i_program_dispatch"].send(
         {"index": first + k, "instruction": int.from_bytes(encode(instruction), "little")}
         for k, instruction in enumerate(program))
 
@@ -564,7 +566,7 @@ async def load(ends: Ends, program: list[Instruction], first: int = 0) -> None:
 async def execute(ends: Ends, units: Units, count: int) -> None:
     """Execute ``count`` random programs, and compare the commands of each with it."""
     config, rng = ends.config, ends.rng
-    tokens = ends["i_tokens_sequencer"]
+    tokens = ends["i_tokens_dispatch"]
     registers = {0: (bf16.one, 0)}
     for number in range(count):
         program = random_program(rng, config)
@@ -592,9 +594,9 @@ async def dispatch(dut):
     """Count cycles of a pass whose commands are accepted at once and have no answers."""
     ends = Ends(dut, stall=0.0, seed=5)
     await start(dut)
-    cocotb.start_soon(ends["o_entries_sequencer"].receive(1000))
-    cocotb.start_soon(ends["o_products_sequencer"].receive(1000))
-    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    cocotb.start_soon(ends["o_entries_dispatch"].receive(1000))
+    cocotb.start_soon(ends["o_products_dispatch"].receive(1000))
+    config, tokens = ends.config, ends["i_tokens_dispatch"]
     stop, list_of_token = Instruction(opcode=Opcode.STOP), Instruction(opcode=Opcode.TOKEN)
     product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=200, b=5, count=30)
     products_ = [product] * config.product_depth
@@ -609,17 +611,17 @@ async def dispatch(dut):
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
 async def begins(dut):
-    """Begin no pass while fetching is late; count positions up to the context, from each start."""
+    """Begin no pass while prefetch is late; count positions up to the context, from each start."""
     ends = Ends(dut, stall=0.0, seed=10)
     await start(dut)
-    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    config, tokens = ends.config, ends["i_tokens_dispatch"]
     await load(ends, [Instruction(opcode=Opcode.STOP)] * 2)
-    dut.late_sequencer.value = 1
+    dut.prefetch_behind_dispatch.value = 1
     sending = cocotb.start_soon(tokens.send([{"token": 1, "start": 0}]))
     for _ in range(10):
         await RisingEdge(dut.clk)
-        assert not dut.i_tokens_sequencer__ready.value
-    dut.late_sequencer.value = 0
+        assert not dut.i_tokens_dispatch__ready.value
+    dut.prefetch_behind_dispatch.value = 0
     await sending
     if not config.context:
         return
@@ -628,35 +630,35 @@ async def begins(dut):
         await tokens.send([{"token": 1, "start": first}])
         position = min(position + 1, config.context) if first else 0
         await RisingEdge(dut.clk)
-        assert dut.position_sequencer.value == position
+        assert dut.position_dispatch.value == position
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
-@cocotb.parametrize(during=["entries", "choices", "packs"])
+@cocotb.parametrize(during=["entries", "choices", "quantizes"])
 async def errors_of_the_memory(dut, during):
-    """Begin nothing, and end no EMIT, once the memory has failed; tell where and how.
+    """Begin nothing, and end no TOP_K, once the memory has failed; tell where and how.
 
     The vector that is packed is not finite then: it comes from what was read.
     """
     ends = Ends(dut, stall=0.3, seed=8)
     await start(dut)
     units = Units(dut, ends, stall=0.3)
-    units.broken, units.held = during == "packs", during
+    units.broken, units.held = during == "quantizes", during
     lanes = ends.config.vector_lanes
     product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=2 * lanes, b=1,
                           count=1)
     token = Instruction(opcode=Opcode.TOKEN)
     program = [token, product,
-               Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
-               if during == "packs" else Instruction(opcode=Opcode.EMIT, count=2 * lanes),
+               Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=1, count=lanes)
+               if during == "quantizes" else Instruction(opcode=Opcode.TOP_K, count=2 * lanes),
                token, Instruction(opcode=Opcode.STOP)]
     await load(ends, program)
-    await ends["i_tokens_sequencer"].send([{"token": 1, "start": 0}])
+    await ends["i_tokens_dispatch"].send([{"token": 1, "start": 0}])
     while during not in [name for name, _ in units.log]:
         await RisingEdge(dut.clk)
     error: dict[int | str, int] = {"write": 1, "response": 2,
                                    "address": 8 * ends.config.port_bytes}
-    dut.error_sequencer.value = error_layout(ends.config.address_width).const(
+    dut.error_dispatch.value = error_layout(ends.config.address_width).const(
         error | {"valid": 1}).as_bits()
     await RisingEdge(dut.clk)
     units.held = ""
@@ -665,7 +667,7 @@ async def errors_of_the_memory(dut, during):
     for _ in range(100):
         await RisingEdge(dut.clk)
     name, found = units.log[-1]
-    commands = {"entries": ["entries"], "packs": ["entries"] * 2 + ["products", "packs"],
+    commands = {"entries": ["entries"], "quantizes": ["entries"] * 2 + ["products", "quantizes"],
                 "choices": ["entries"] * 2 + ["products", "choices"]}[during]
     names = [name for name, _ in units.log]
     # The end of the list that TOKEN makes may have been accepted.
@@ -681,15 +683,15 @@ async def errors_of_the_memory(dut, during):
 @cocotb.parametrize(kind=["static", "not_finite", "no_product", "fewer_rows", "more_rows",
                           "part_by_row", "no_stop"])
 async def faults(dut, kind):
-    """Stop at a fault, tell it once, and do nothing more; a reset starts the core again."""
+    """Stop at a fault, tell it once, and do nothing more; a reset starts the accelerator again."""
     ends = Ends(dut, stall=0.3, seed=6)
     await start(dut)
     units = Units(dut, ends, stall=0.3)
-    config, tokens = ends.config, ends["i_tokens_sequencer"]
+    config, tokens = ends.config, ends["i_tokens_dispatch"]
     lanes = config.vector_lanes
-    pack = Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, count=lanes)
-    take = Instruction(opcode=Opcode.EMIT, count=lanes)
-    drain = Instruction(opcode=Opcode.DRAIN, function=Function.COPY, count=lanes)
+    pack = Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=1, count=lanes)
+    take = Instruction(opcode=Opcode.TOP_K, count=lanes)
+    drain = Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, count=lanes)
     product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=2 * lanes - 1, b=1,
                           count=1)
     by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=2 * lanes, b=1, count=1)
@@ -718,19 +720,19 @@ async def faults(dut, kind):
     assert units.log[-1] == ("faults", {"fault": fault, "instruction": first + at, "write": 0,
                                         "response": 0, "address": 0})
     commands = [name for name, _ in units.log[:-1]]
-    expected = {"static": ["entries"] * 2, "not_finite": ["entries"] * 4 + ["packs"],
+    expected = {"static": ["entries"] * 2, "not_finite": ["entries"] * 4 + ["quantizes"],
                 "no_product": ["entries"] * 2, "fewer_rows": ["entries"] * 2 + ["products"],
-                "more_rows": ["entries"] * 2 + ["products"] * len(several) + ["drains"],
+                "more_rows": ["entries"] * 2 + ["products"] * len(several) + ["write_backs"],
                 "part_by_row": ["entries"] * 2 + ["products"],
                 "no_stop": ["entries"] * 6}[kind]
     assert commands == expected
-    assert not dut.i_tokens_sequencer__ready.value
+    assert not dut.i_tokens_dispatch__ready.value
     dut.rst.value = 1
     await RisingEdge(dut.clk)
     dut.rst.value = 0
     await RisingEdge(dut.clk)
     await RisingEdge(dut.clk)
-    assert dut.i_tokens_sequencer__ready.value
+    assert dut.i_tokens_dispatch__ready.value
 
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")

@@ -1,4 +1,5 @@
-# A core behind the simulated UART pins of its board: tokens of a small model, and what goes wrong.
+# An accelerator behind the simulated UART pins of its board: tokens of a small model, and what goes
+# wrong.
 
 import dataclasses
 import re
@@ -18,19 +19,20 @@ from host.devices.serial_engine import SerialEngine
 from host.files.image import ImageError, read_image, write_image
 from host.measure.soak import soak_tokens
 from host.models.examples import tiny_model
-from hw.boards.board import CoreBoard
-from hw.config import CoreConfig, EngineConfig
+from hw.boards.board import AcceleratorBoard
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, Function, Instruction, Opcode
-from hw.link.protocol import Answer, Command, CoreTransfers
+from hw.link.protocol import AcceleratorTransfers, Answer, Command
 from sim.fast.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
 from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
 
-CONFIG = CoreConfig(
+CONFIG = AcceleratorConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,
                         max_batch=1, index_width=9, port_bytes=8, result_lanes=4),
-    vector_depth=512, program_depth=128, list_depth=64, queue_words=64, best=5, address_width=14)
-BOARD = CoreBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000, config=CONFIG)
+    vector_depth=512, program_depth=128, list_depth=64, queue_words=64, top_k=5, address_width=14)
+BOARD = AcceleratorBoard(name="simulated", platform="", clock_hz=5_000_000, baud=1_000_000,
+                         config=CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +52,21 @@ def port(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(port, image):
-    """Return a core that has the image; the tests that spoil it load it again."""
-    core = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
-    core.load(image)
-    core.verify()
-    yield core
-    core.close()
+    """Return an accelerator that has the image; the tests that spoil it load it again."""
+    accelerator = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
+    accelerator.load(image)
+    accelerator.verify()
+    yield accelerator
+    accelerator.close()
 
 
-def check_sequences(core, image):
+def check_sequences(accelerator, image):
     """Two sequences, each token equal to the golden machine's."""
-    checked = CheckedTokens(core, image)
+    checked = CheckedTokens(accelerator, image)
     for token, new in ((5, True), (258, False), (0, False), (17, True), (5, False)):
         result = checked.token(token, new=new)
         assert result.cycles > 1000
-    assert checked.checked == 5 * CONFIG.best * len(image.program.heads)
+    assert checked.checked == 5 * CONFIG.top_k * len(image.program.heads)
 
 
 def test_tokens_equal_golden(loaded, image):
@@ -91,7 +93,7 @@ def test_info(loaded):
     info = loaded.info()
     assert (info["board"], info["clock_hz"]) == ("simulated", 5_000_000)
     assert info["configuration"] == dataclasses.asdict(CONFIG)
-    assert info["fingerprint"] == f"{CONFIG.fingerprint():08x}"
+    assert info["configuration_hash"] == f"{CONFIG.configuration_hash():08x}"
 
 
 def test_memory_is_read_back(loaded, image):
@@ -106,12 +108,12 @@ def test_memory_is_read_back(loaded, image):
 def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fault):
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
     monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
-    core = SerialAccelerator(port, config=CONFIG, timeout=4.0)
-    core._image, core._moved = image, loaded._moved         # the device has it
+    accelerator = SerialAccelerator(port, config=CONFIG, timeout=4.0)
+    accelerator._image, accelerator._moved = image, loaded._moved         # the device has it
     FaultyPort.faults[:] = ["none", fault, "none", fault]
-    check_sequences(core, image)
-    assert (core.link.repetitions >= 2) == (fault in SPOILED)
-    core.close()
+    check_sequences(accelerator, image)
+    assert (accelerator.link.repetitions >= 2) == (fault in SPOILED)
+    accelerator.close()
 
 
 def test_noise_makes_no_result_wrong(loaded, image):
@@ -161,9 +163,9 @@ def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
     where = image.program.body + 4
     wrong = Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=6, a=4, count=4)
     loaded.load(with_program(image, lambda program: program.__setitem__(where, wrong)))
-    message = (f"The core on {port} stopped at instruction {where} (VECTOR   COPY target=6 a=4 b=0 "
-               f"count=4): a vector is empty, not aligned to the vector lanes, ends beyond the "
-               f"vector memory, or is longer than the list that it becomes")
+    message = (f"The accelerator on {port} stopped at instruction {where} (VECTOR     COPY "
+               f"target=6 a=4 b=0 count=4): a vector is empty, not aligned to the vector lanes, "
+               f"ends beyond the vector memory, or is longer than the list that it becomes")
     for _ in range(2):
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             loaded.token(3, new=True)
@@ -174,11 +176,11 @@ def test_fault_is_a_sentence_and_a_new_sequence_is_right(loaded, port, image):
 def test_error_of_the_memory_is_a_sentence(loaded, port, image, monkeypatch):
     """No board of today has a memory that fails: its answers are put in place of the results."""
     where, request = image.program.body, loaded.link.request
-    failed = [{"kind": Answer.BEST, "index": 1, "value": 9, "last": 0},
+    failed = [{"kind": Answer.TOP_K, "index": 1, "value": 9, "last": 0},
               {"kind": Answer.ERROR, "index": 0x2340, "value": 6, "last": 0},
               {"kind": Answer.ERROR, "index": 0x1, "value": 6, "last": 0},
               {"kind": Answer.FAULT, "index": where, "value": Fault.MEMORY, "last": 1}]
-    fields = CoreTransfers(CONFIG).result
+    fields = AcceleratorTransfers(CONFIG).result
     answers = b"".join(packed(fields, **answer) for answer in failed)
 
     def answered(command, payload=b""):
@@ -187,7 +189,7 @@ def test_error_of_the_memory_is_a_sentence(loaded, port, image, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loaded.link, "request", answered)
-        message = (f"The core on {port} stopped at instruction {where} (TOKEN): the memory "
+        message = (f"The accelerator on {port} stopped at instruction {where} (TOKEN): the memory "
                    f"answered a write to address 0x12340 with SLVERR")
         with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
             loaded.token(3, new=True)
@@ -199,7 +201,8 @@ def test_program_without_stop(loaded, port, image):
     index = len(image.program.instructions) - 1
     # The results come first; the fault is what the next token finds.
     loaded.token(3, new=True)
-    with pytest.raises(DeviceError, match=f"^The core on {port} stopped at instruction {index} "):
+    with pytest.raises(DeviceError,
+                       match=f"^The accelerator on {port} stopped at instruction {index} "):
         loaded.token(3)
     loaded.load(image)
     check_sequences(loaded, image)
@@ -208,8 +211,8 @@ def test_program_without_stop(loaded, port, image):
 def test_no_results_stall_and_the_next_token_is_right(loaded, port, image, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loaded, "_send", lambda *arguments: [])
-        message = (f"The core behind {port} stalled in RESULTS; check that its bitstream was built "
-                   f"from this version of the project")
+        message = (f"The accelerator behind {port} stalled in RESULTS; check that its bitstream "
+                   f"was built from this version of the project")
         with pytest.raises(StalledError, match=f"^{re.escape(message)}$"):
             loaded.token(4, new=True)
     check_sequences(loaded, image)
@@ -226,9 +229,9 @@ def test_pass_that_was_left_alone(loaded, port, image):
 
 def test_image_of_another_configuration(loaded, image):
     other = compile_model(tiny_model(width=16, ffn_width=32, layers=2), dataclasses.replace(
-        CONFIG, engine=dataclasses.replace(CONFIG.engine, packing="1in2"), best=4))
+        CONFIG, engine=dataclasses.replace(CONFIG.engine, packing="1in2"), top_k=4))
     message = ("Image of tiny: made for another configuration: packing '1in2' (the device has "
-               "'5in8'), best 4 (the device has 5)")
+               "'5in8'), top_k 4 (the device has 5)")
     with pytest.raises(ImageError, match=f"^{re.escape(message)}$"):
         loaded.load(other)
     loaded.load(image)
@@ -237,12 +240,13 @@ def test_image_of_another_configuration(loaded, image):
 
 def test_image_too_large(loaded, port, image):
     large = dataclasses.replace(image, memory=bytes(16392))
-    message = (f"Image of tiny must have at most 16384 bytes of memory for the core on {port}, "
-               f"not 16392")
+    message = (f"Image of tiny must have at most 16384 bytes of memory for the accelerator on "
+               f"{port}, not 16392")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         loaded.load(large)
     long = with_program(image, lambda program: program.extend(program * 2))
-    with pytest.raises(DeviceError, match=r"must have at most 128 instructions for the core on "):
+    with pytest.raises(DeviceError,
+                       match=r"must have at most 128 instructions for the accelerator on "):
         loaded.load(long)
     check_sequences(loaded, image)
 
@@ -252,7 +256,7 @@ def test_image_too_large(loaded, port, image):
     (lambda data: data[:-20] + b"x" + data[-19:], "damaged: part head must have the CRC-32"),
     (lambda data: data[:30], "truncated: the header ends at byte"),
 ])
-def test_broken_image_never_reaches_the_core(loaded, image, tmp_path, damage, message):
+def test_broken_image_never_reaches_the_accelerator(loaded, image, tmp_path, damage, message):
     path = tmp_path / "tiny.tally"
     write_image(path, image)
     assert len(path.read_bytes()) > len(image.program.instructions) * INSTRUCTION_BYTES
@@ -263,18 +267,19 @@ def test_broken_image_never_reaches_the_core(loaded, image, tmp_path, damage, me
 
 
 def test_no_image(port):
-    core = SerialAccelerator(port, timeout=PATIENCE)
-    for call in (lambda: core.token(1, new=True), core.verify):
-        with pytest.raises(DeviceError, match=f"^The core on {port} must be given an image first$"):
+    accelerator = SerialAccelerator(port, timeout=PATIENCE)
+    for call in (lambda: accelerator.token(1, new=True), accelerator.verify):
+        with pytest.raises(DeviceError,
+                           match=f"^The accelerator on {port} must be given an image first$"):
             call()
-    core.close()
+    accelerator.close()
 
 
 def test_other_configuration_names_the_fields(port):
-    expected = dataclasses.replace(CONFIG, best=9, engine=dataclasses.replace(
+    expected = dataclasses.replace(CONFIG, top_k=9, engine=dataclasses.replace(
         CONFIG.engine, lanes=16, target="ecp5"))
-    message = (f"The core of board 'simulated' on {port} has another configuration: lanes must be "
-               f"16, not 8; best must be 9, not 5")
+    message = (f"The accelerator of board 'simulated' on {port} has another configuration: lanes "
+               f"must be 16, not 8; top_k must be 9, not 5")
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         SerialAccelerator(port, config=expected, timeout=PATIENCE)
 
@@ -285,7 +290,7 @@ def test_device_by_its_name(port):
     device.close()
 
 
-def test_engine_is_no_core(port):
-    message = f"Board 'simulated' on {port} must hold a ternary engine, not a core"
+def test_engine_is_no_accelerator(port):
+    message = f"Board 'simulated' on {port} must hold a ternary engine, not an accelerator"
     with pytest.raises(DeviceError, match=f"^{re.escape(message)}$"):
         SerialEngine(port, timeout=PATIENCE)

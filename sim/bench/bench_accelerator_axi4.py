@@ -1,4 +1,4 @@
-"""A core behind an AXI4 manager: errors of the bus, and resets of the core alone."""
+"""An accelerator behind an AXI4 manager: errors of the bus, and resets of the accelerator alone."""
 
 import random
 
@@ -8,50 +8,50 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from hw.accelerator import Core
+from hw.accelerator import Accelerator
 from hw.common.stream import connect_stream
-from hw.config import CoreConfig
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Fault, Function, Instruction, Opcode
 from hw.memory.axi4 import Axi4Master, axi4_signature
 from sim.axi4 import AXI4_IDENTIFIERS, DECERR, SLVERR, Rules, Subordinate, pauses
-from sim.bench.bench_core import CONFIGURATIONS, Driver, Writer
+from sim.bench.bench_accelerator import CONFIGURATIONS, Driver, Writer
 from sim.runner import bench_case
 from sim.streams import StreamSink
 
-STREAMS = ("i_program", "i_tokens", "o_best", "o_scale", "o_faults")
+STREAMS = ("i_program", "i_tokens", "o_top_k", "o_scale", "o_faults")
 
 
-class CoreOnBus(wiring.Component):
-    """A core with its manager; ``reset_core`` resets the core alone, ``rst`` the bus too."""
+class AcceleratorOnBus(wiring.Component):
+    """An accelerator with its manager; ``reset_accelerator`` leaves the bus, ``rst`` doesn't."""
 
-    def __init__(self, config: CoreConfig):
-        self._core = Core(config)
+    def __init__(self, config: AcceleratorConfig):
+        self._accelerator = Accelerator(config)
         bus = axi4_signature(address_width=config.address_width, data_width=8 * config.port_bytes)
         super().__init__({
-            **{name: self._core.signature.members[name] for name in STREAMS},
+            **{name: self._accelerator.signature.members[name] for name in STREAMS},
             **{f"bus__{name}": member for name, member in AXI4_IDENTIFIERS.items()},
-            "bus": Out(bus), "reset_core": In(1),
+            "bus": Out(bus), "reset_accelerator": In(1),
         })
 
     def elaborate(self, platform):
-        """Join core and manager."""
+        """Join accelerator and manager."""
         m = Module()
-        core, config = self._core, self._core.config
-        m.submodules.core = ResetInserter(self.reset_core)(core)
+        accelerator, config = self._accelerator, self._accelerator.config
+        m.submodules.accelerator = ResetInserter(self.reset_accelerator)(accelerator)
         m.submodules.master = master = Axi4Master(address_width=config.address_width,
                                                   port_bytes=config.port_bytes)
-        wiring.connect(m, core.memory, master.port)
+        wiring.connect(m, accelerator.memory, master.port)
         wiring.connect(m, master.bus, wiring.flipped(self.bus))
-        m.d.comb += master.restart.eq(self.reset_core)
+        m.d.comb += master.restart.eq(self.reset_accelerator)
         for name in STREAMS:
-            outer, inner = wiring.flipped(getattr(self, name)), getattr(core, name)
+            outer, inner = wiring.flipped(getattr(self, name)), getattr(accelerator, name)
             ends = (outer, inner) if name.startswith("i_") else (inner, outer)
             connect_stream(m, *ends)
         return m
 
 
-DUTS = {"small": lambda: CoreOnBus(CONFIGURATIONS["small"])}
+DUTS = {"small": lambda: AcceleratorOnBus(CONFIGURATIONS["small"])}
 SLOW = ("small-verilator",)
 
 
@@ -69,7 +69,7 @@ class BusMemory(Subordinate):
         return bytes(self.ram.read(0, self._bytes))
 
 
-def network(config: CoreConfig) -> tuple[list[Instruction], int, bytes]:
+def network(config: AcceleratorConfig) -> tuple[list[Instruction], int, bytes]:
     """Return a program with a state in memory, where its body begins, and the memory."""
     writer = Writer(config, 3)
     add, lanes, vocab = writer.add, config.vector_lanes, 50
@@ -85,11 +85,12 @@ def network(config: CoreConfig) -> tuple[list[Instruction], int, bytes]:
     add(Opcode.TOKEN)
     multiply(width, vocab)
     add(Opcode.LOAD, target=y, count=width, address=writer.vector(width))
-    add(Opcode.DRAIN, function=Function.COPY, target=x, a=0, b=0, count=width, constant=bf16.one)
+    add(Opcode.WRITE_BACK, function=Function.COPY, target=x, a=0, b=0, count=width,
+        constant=bf16.one)
     add(Opcode.VECTOR, function=Function.ADD, target=x, a=x, b=y, count=width)
-    add(Opcode.PACK, function=Function.DENSE, target=1, a=x, count=width)
+    add(Opcode.QUANTIZE, function=Function.DENSE, target=1, a=x, count=width)
     multiply(vocab, width)
-    add(Opcode.EMIT, a=0, b=1, count=vocab, constant=bf16.one)
+    add(Opcode.TOP_K, a=0, b=1, count=vocab, constant=bf16.one)
     place = writer.place(bytes(2 * width))
     add(Opcode.STORE, a=x, count=width, address=place)
     add(Opcode.LOAD, target=y, count=width, address=place)
@@ -104,18 +105,18 @@ async def begin(dut, *, stall: float):
     memory = BusMemory(dut, contents, stall=stall)
     for name in ("bid", "rid"):
         dut[f"bus__{name}"].value = 0
-    dut.reset_core.value = 0
+    dut.reset_accelerator.value = 0
     rules = Rules(dut, "bus_", config.port_bytes)
     driver = Driver(dut, program, contents, stall=stall / 2, memory=memory)
     await driver.load()
     return driver, rules, body
 
 
-async def reset_core(driver: Driver) -> None:
-    """Reset the core for a cycle, and write its program again."""
-    driver.dut.reset_core.value = 1
+async def reset_accelerator(driver: Driver) -> None:
+    """Reset the accelerator for a cycle, and write its program again."""
+    driver.dut.reset_accelerator.value = 1
     await RisingEdge(driver.dut.clk)
-    driver.dut.reset_core.value = 0
+    driver.dut.reset_accelerator.value = 0
     driver.machine.reset()
     await driver.write()
 
@@ -134,11 +135,11 @@ async def tokens_equal_golden(dut, stall):
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(kind=["first", "middle", "ahead", "write"])
-async def an_error_stops_the_core(dut, kind):
-    """Tell address and response, and end no EMIT; after a reset the core works again.
+async def an_error_stops_the_accelerator(dut, kind):
+    """Tell address and response, and end no TOP_K; after a reset the accelerator works again.
 
     What was read ahead of the next pass stops that one. The write is that of the STORE behind the
-    EMIT.
+    TOP_K.
     """
     driver, rules, body = await begin(dut, stall=0.3)
     memory, token, first = driver.memory, 7, 0
@@ -154,7 +155,7 @@ async def an_error_stops_the_core(dut, kind):
         while True:
             ended.append(await driver.streams["o_scale"].receive(1))
 
-    noting = [cocotb.start_soon(driver.streams["o_best"].receive(1000)),
+    noting = [cocotb.start_soon(driver.streams["o_top_k"].receive(1000)),
               cocotb.start_soon(note_scales())]
     await driver.begin(token, first)
     fault = (await driver.streams["o_faults"].receive(1))[0]
@@ -170,19 +171,19 @@ async def an_error_stops_the_core(dut, kind):
         assert not dut.i_program__ready.value
     for task in noting:
         task.cancel()
-    for name in ("o_best", "o_scale"):
-        shape = getattr(Core(driver.config), name).payload.shape()
+    for name in ("o_top_k", "o_scale"):
+        shape = getattr(Accelerator(driver.config), name).payload.shape()
         driver.streams[name] = StreamSink(dut, name, shape)
 
-    await reset_core(driver)
+    await reset_accelerator(driver)
     await driver.run([7])
     await driver.run([1], body)
 
 
 @cocotb.test(timeout_time=200, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
-async def resets_of_the_core_in_mid_pass(dut, stall):
-    """Reset the core at random times while the bus owes answers; the next pass is right."""
+async def resets_of_the_accelerator_in_mid_pass(dut, stall):
+    """Reset the accelerator at random times while the bus owes answers; the next pass is right."""
     driver, rules, body = await begin(dut, stall=stall)
     rng, cut = random.Random(4), 0
     driver.memory.channels["r"].set_pause_generator(pauses(random.Random(5), 0.7))
@@ -190,7 +191,7 @@ async def resets_of_the_core_in_mid_pass(dut, stall):
         await driver.begin(7)
         await ClockCycles(dut.clk, rng.choice((1, rng.randint(2, 60), rng.randint(60, 500))))
         cut += bool(rules.owed["ar"])
-        await reset_core(driver)
+        await reset_accelerator(driver)
     assert cut > 3
     await driver.run([7])
     await driver.run([1], body)

@@ -1,4 +1,4 @@
-"""The core against the golden machine: each instruction, random programs, a model of two layers."""
+"""The accelerator against the golden machine: each instruction, random programs, two layers."""
 
 import dataclasses
 import itertools
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from cocotb.triggers import RisingEdge
 
-from hw.accelerator import Core
-from hw.config import CoreConfig
+from hw.accelerator import Accelerator
+from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
-from hw.isa import FUNCTIONS, GATED, Batch, Fault, Function, Instruction, Opcode, decode, encode
+from hw.isa import FUNCTIONS, MASKED, Batch, Fault, Function, Instruction, Opcode, decode, encode
 from sim import programs_random
 from sim.golden.bf16 import from_float
 from sim.golden.machine import Emission, Machine, MachineFault
@@ -32,13 +32,13 @@ from sim.timing.units import instruction_cycles, select_cycles, threshold_cycles
 CONFIGURATIONS = {name: programs_random.CONFIGURATIONS[name]
                   for name in ("small", "equal", "attention")}
 SLOW = ("equal", "small-icarus", "attention-icarus")
-DUTS = {name: lambda config=config: Core(config) for name, config in CONFIGURATIONS.items()}
+DUTS = {name: lambda config=config: Accelerator(config) for name, config in CONFIGURATIONS.items()}
 
 
 class Memory:
     """What stands behind the memory port: it answers in order, each read after its latency.
 
-    A reset of the core is one of the memory too.
+    A reset of the accelerator is one of the memory too.
 
     Parameters
     ----------
@@ -48,17 +48,18 @@ class Memory:
         Probability of a cycle in which a stream does not move.
     """
 
-    def __init__(self, dut, config: CoreConfig, contents: bytes, *, latency: int, stall: float):
+    def __init__(self, dut, config: AcceleratorConfig, contents: bytes, *, latency: int,
+                 stall: float):
         self.contents = bytearray(contents)
         self._dut, self._config = dut, config
         self._latency, self._stall = latency, stall
         self._random = random.Random(7)
-        self._core = Core(config)
+        self._accelerator = Accelerator(config)
         cocotb.start_soon(self._run())
 
     async def _run(self) -> None:
         dut, port = self._dut, self._config.port_bytes
-        memory = self._core.memory
+        memory = self._accelerator.memory
         read_shape, write_shape = memory.reads.payload.shape(), memory.writes.payload.shape()
         answers: deque = deque()                # (cycle, data)
         now, offered = 0, False
@@ -84,7 +85,7 @@ class Memory:
                 answers += [(now + self._latency + k,
                              int.from_bytes(text[k * port:(k + 1) * port], "little"))
                             for k in range(read.transfers)]
-            if dut.rst.value:                   # of the core, which then awaits nothing
+            if dut.rst.value:                   # of the accelerator, which then awaits nothing
                 answers.clear()
                 offered = False
             if offered and dut.memory__data__ready.value:
@@ -103,25 +104,25 @@ class Memory:
 
 
 class Driver:
-    """The core with its memory, and the golden machine beside it."""
+    """The accelerator with its memory, and the golden machine beside it."""
 
     def __init__(self, dut, program: list[Instruction], contents: bytes, *, latency: int = 0,
                  stall: float = 0.0, memory: Any = None):
         self.dut = dut
         self.config = CONFIGURATIONS[bench_case()]
-        spec = Core(self.config)
+        spec = Accelerator(self.config)
         self.program = program
         self.machine = Machine(self.config, b"".join(map(encode, program)), contents)
         self.memory = memory or Memory(dut, self.config, contents, latency=latency, stall=stall)
         self.streams = {}
         for number, (name, end) in enumerate((
-                ("i_program", StreamSource), ("i_tokens", StreamSource), ("o_best", StreamSink),
+                ("i_program", StreamSource), ("i_tokens", StreamSource), ("o_top_k", StreamSink),
                 ("o_scale", StreamSink), ("o_faults", StreamSink))):
             self.streams[name] = end(dut, name, getattr(spec, name).payload.shape(), stall=stall,
                                      seed=number)
 
     async def load(self) -> None:
-        """Reset the core and write the program."""
+        """Reset the accelerator and write the program."""
         await start(self.dut)
         await self.write()
 
@@ -138,7 +139,7 @@ class Driver:
     async def compare(self, emissions: list[Emission]) -> None:
         """Receive the emissions of a pass and compare them."""
         for expected in emissions:
-            best = await self.streams["o_best"].receive(len(expected.rows))
+            best = await self.streams["o_top_k"].receive(len(expected.rows))
             assert [entry.index for entry in best] == expected.rows.tolist()
             assert [entry.value for entry in best] == expected.values.tolist()
             assert [entry.last for entry in best] == [0] * (len(best) - 1) + [1]
@@ -180,8 +181,8 @@ async def programs(dut, latency, stall, seed):
     await driver.run_passes(case.passes[:3])
 
 
-#: Chains of tensors of one, two and three sites: rows of each core, and the vectors that it is
-#: multiplied by; the first one has 24 columns.
+#: Chains of tensors of one, two and three sites: rows of each accelerator, and the vectors that it
+#: is multiplied by; the first one has 24 columns.
 CHAINS = (((20, 1),), ((12, 1), (20, 1)), ((12, 2), (16, 4)), ((16, 1), (24, 2)),
           ((16, 4), (32, 1), (12, 4)), ((8, 2), (8, 1), (4, 2)))
 
@@ -203,7 +204,7 @@ async def chains(dut, latency, stall):
         place, elements = x, 24
         for site, (rows, vectors) in enumerate(chain):
             part = Batch(log2=vectors.bit_length() - 1, across=vectors > 1)
-            writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=place, count=elements,
+            writer.add(Opcode.QUANTIZE, function=Function.DENSE, target=1, a=place, count=elements,
                        constant=part.constant)
             columns, count = elements // vectors, 1 + site % config.engine.max_planes
             writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
@@ -211,10 +212,10 @@ async def chains(dut, latency, stall):
                        address=writer.matrix(rows, columns, count))
             elements = rows * vectors
             if site == len(chain) - 1:
-                writer.add(Opcode.EMIT, a=1, count=elements, constant=bf16.one)
+                writer.add(Opcode.TOP_K, a=1, count=elements, constant=bf16.one)
             else:
                 place = rest
-                writer.add(Opcode.DRAIN, function=Function.COPY, target=place, a=1,
+                writer.add(Opcode.WRITE_BACK, function=Function.COPY, target=place, a=1,
                            count=elements, constant=0x3C00)
     writer.add(Opcode.STOP)
     driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
@@ -234,10 +235,10 @@ async def entries(dut, latency, stall):
         starts.append(len(writer.program))
         for _ in range(index):
             writer.add(Opcode.LOAD, target=count, count=count, address=writer.vector(count))
-            writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=count, count=count)
+            writer.add(Opcode.QUANTIZE, function=Function.DENSE, target=1, a=count, count=count)
             writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=count, b=1, count=count,
                        address=writer.matrix(count, count, 1))
-            writer.add(Opcode.EMIT, a=1, count=count, constant=bf16.one)
+            writer.add(Opcode.TOP_K, a=1, count=count, constant=bf16.one)
         writer.add(Opcode.STOP, constant=1)
     driver = Driver(dut, writer.program, writer.contents(), latency=latency, stall=stall)
     await driver.load()
@@ -247,7 +248,7 @@ async def entries(dut, latency, stall):
         await sending
 
 
-def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
+def two_layers(config: AcceleratorConfig, *, sparse: bool) -> tuple[Writer, int]:
     """Write a model of two layers, MLGRU and gated network, and return where its body begins."""
     writer = Writer(config, 3)
     add = writer.add
@@ -260,14 +261,14 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
         return int(from_float(np.array(1 / math.sqrt(fan))))
 
     def pack(name: str, count: int, function: Function = Function.DENSE) -> None:
-        add(Opcode.PACK, function=function, target=1, a=at[name], count=count)
+        add(Opcode.QUANTIZE, function=function, target=1, a=at[name], count=count)
 
     def multiply(rows: int, columns: int, count: int = 1) -> None:
         add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=count, count=columns,
             address=writer.matrix(rows, columns, count))
 
     def drain(name: str, rows: int, fan: int, norm: int) -> None:
-        add(Opcode.DRAIN, function=Function.COPY, target=at[name], a=norm, b=1, count=rows,
+        add(Opcode.WRITE_BACK, function=Function.COPY, target=at[name], a=norm, b=1, count=rows,
             constant=scale(fan))
 
     def vector(function: Function, target: str, a: str, b: str = "", count: int = width) -> None:
@@ -283,7 +284,7 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
     body = len(writer.program)
     add(Opcode.TOKEN)
     multiply(width, vocab, 2)
-    add(Opcode.DRAIN, function=Function.COPY, target=at["x"], a=0, b=0, count=width,
+    add(Opcode.WRITE_BACK, function=Function.COPY, target=at["x"], a=0, b=0, count=width,
         constant=bf16.one)
     for state in ("h0", "h1"):
         pack("x", width)
@@ -322,7 +323,7 @@ def two_layers(config: CoreConfig, *, sparse: bool) -> tuple[Writer, int]:
     pack("x", width)
     multiply(vocab, width, 2)
     add(Opcode.NORM, target=2, a=at["x"], count=width)
-    add(Opcode.EMIT, a=2, b=1, count=vocab, constant=scale(1))
+    add(Opcode.TOP_K, a=2, b=1, count=vocab, constant=scale(1))
     add(Opcode.STOP)
     assert at["gate"] + hidden <= config.vector_depth
     return writer, body
@@ -342,7 +343,7 @@ async def model(dut, sparse, stall):
     await driver.run([4, 49], body)
 
 
-def attending(config: CoreConfig, seed: int) -> tuple[Writer, int]:
+def attending(config: AcceleratorConfig, seed: int) -> tuple[Writer, int]:
     """Write a program that attends to several caches; vectors of the tokens come by position.
 
     Products of the engine are queued around what attends, and wait for it. All mixtures are
@@ -356,7 +357,7 @@ def attending(config: CoreConfig, seed: int) -> tuple[Writer, int]:
     add(Opcode.VECTOR, function=Function.COPY, target=out, a=0, count=lanes)
     body = len(writer.program)
     add(Opcode.LOAD, target=listed, count=4 * lanes, address=writer.vector(4 * lanes))
-    add(Opcode.PACK, function=Function.DENSE, target=1, a=listed, count=4 * lanes)
+    add(Opcode.QUANTIZE, function=Function.DENSE, target=1, a=listed, count=4 * lanes)
     for cache in range(config.caches - 1):
         heads = 1 + cache % config.group
         elements = config.head_elements // (1 + cache // 3)
@@ -372,28 +373,28 @@ def attending(config: CoreConfig, seed: int) -> tuple[Writer, int]:
             add(Opcode.LOAD_AT, target=target, count=count,
                 address=writer.vector(count * (config.context + 1)))
         places = [writer.place(bytes(2 * elements * config.context)) for _ in range(2)]
-        add(Opcode.APPEND, function=formats[0], a=key, b=second and value + second, count=elements,
-            constant=config.caches - 1, address=places[0])
-        add(Opcode.SCORE, function=formats[0], target=heads, a=q,
+        add(Opcode.KV_APPEND, function=formats[0], a=key, b=second and value + second,
+            count=elements, constant=config.caches - 1, address=places[0])
+        add(Opcode.QK, function=formats[0], target=heads, a=q,
             b=second and q + heads * second + lanes, count=heads * elements, constant=elements,
             address=places[0])
         if cache % 2:
-            add(Opcode.APPEND, function=formats[1], a=value, count=elements, constant=cache,
+            add(Opcode.KV_APPEND, function=formats[1], a=value, count=elements, constant=cache,
                 address=places[1])
             add(Opcode.MATMUL, function=Function.BY_COLUMN, **columns,
                 address=writer.matrix(3 * lanes, 4 * lanes, 2))
         else:
-            add(Opcode.APPEND, function=formats[1], a=value, b=value + elements // 2
+            add(Opcode.KV_APPEND, function=formats[1], a=value, b=value + elements // 2
                 if elements // 2 % lanes == 0 else 0, count=elements, constant=cache,
                 address=places[1])
-        add(Opcode.MIX, function=formats[1], target=out, a=cache, count=heads * elements,
+        add(Opcode.PV, function=formats[1], target=out, a=cache, count=heads * elements,
             constant=elements, address=places[1])
         for head in range(heads):
-            add(Opcode.APPEND, function=Function.BF16, a=out + head * elements, count=elements,
+            add(Opcode.KV_APPEND, function=Function.BF16, a=out + head * elements, count=elements,
                 constant=config.caches - 1,
                 address=writer.place(bytes(2 * elements * config.context)))
         for _ in range(1 + cache % 2):
-            add(Opcode.EMIT, a=1, b=0, count=3 * lanes, constant=bf16.one)
+            add(Opcode.TOP_K, a=1, b=0, count=3 * lanes, constant=bf16.one)
     add(Opcode.STOP)
     return writer, body
 
@@ -428,18 +429,18 @@ async def attention_faults(dut, kind):
     broken = writer.place(np.full(config.head_elements, bf16.infinity, "<u2").tobytes())
     at = {opcode: next(k for k, instruction in enumerate(writer.program)
                        if instruction.opcode is opcode)
-          for opcode in (Opcode.APPEND, Opcode.SCORE, Opcode.MIX)}
+          for opcode in (Opcode.KV_APPEND, Opcode.QK, Opcode.PV)}
     program = list(writer.program)
     if kind == "key":
-        place = at[Opcode.APPEND]
+        place = at[Opcode.KV_APPEND]
         program.insert(place, Instruction(opcode=Opcode.LOAD, target=program[place].a,
                                           count=lanes, address=broken))
     if kind == "query":
-        place = at[Opcode.SCORE]
+        place = at[Opcode.QK]
         program.insert(place, Instruction(opcode=Opcode.LOAD, target=program[place].a,
                                           count=lanes, address=broken))
     if kind == "heads":
-        program[at[Opcode.MIX]] = dataclasses.replace(program[at[Opcode.MIX]], a=config.caches)
+        program[at[Opcode.PV]] = dataclasses.replace(program[at[Opcode.PV]], a=config.caches)
     driver = Driver(dut, program, writer.contents(), latency=5)
     await driver.load()
     if kind == "context":
@@ -456,7 +457,7 @@ async def attention_faults(dut, kind):
 
 
 async def restart(driver: Driver, program: list[Instruction]) -> None:
-    """Reset the core for one cycle and write ``program``."""
+    """Reset the accelerator for one cycle and write ``program``."""
     driver.dut.rst.value = 1
     await RisingEdge(driver.dut.clk)
     driver.dut.rst.value = 0
@@ -465,7 +466,7 @@ async def restart(driver: Driver, program: list[Instruction]) -> None:
 
 
 async def vector_memory(driver: Driver, address: int) -> np.ndarray:
-    """Reset the core, and store its whole vector memory from ``address`` on; return it."""
+    """Reset the accelerator, and store its whole vector memory from ``address`` on; return it."""
     depth = driver.config.vector_depth
     await restart(driver, [Instruction(opcode=Opcode.STORE, a=0, count=depth, address=address),
                            Instruction(opcode=Opcode.STOP)])
@@ -477,7 +478,7 @@ async def vector_memory(driver: Driver, address: int) -> np.ndarray:
 @cocotb.test(timeout_time=300, timeout_unit="us")
 @cocotb.parametrize(kind=["opcode", "address", "store", "not_finite", "no_product"])
 async def faults(dut, kind):
-    """Tell a fault with its instruction, which has no effect; only a reset starts the core again.
+    """Tell a fault with its instruction, which has no effect; only a reset starts again.
 
     The vector memory and the memory are then as the golden machine has them.
     """
@@ -493,9 +494,9 @@ async def faults(dut, kind):
                                address=config.memory_bytes - 2 * lanes + config.port_bytes),
         "store": Instruction(opcode=Opcode.STORE, a=lanes, count=lanes,
                              address=config.memory_bytes - 2 * lanes + config.port_bytes),
-        "not_finite": Instruction(opcode=Opcode.PACK, function=Function.SPARSE, target=1,
+        "not_finite": Instruction(opcode=Opcode.QUANTIZE, function=Function.SPARSE, target=1,
                                   a=config.vector_depth - lanes, count=lanes),
-        "no_product": Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+        "no_product": Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, target=lanes,
                                   count=lanes),
     }[kind]
     at = body + 3
@@ -517,9 +518,9 @@ async def faults(dut, kind):
     for number in range(200):
         await RisingEdge(dut.clk)
         assert not any(dut[name].value for name in (
-            "o_faults__valid", "o_best__valid", "o_scale__valid", "memory__writes__valid",
+            "o_faults__valid", "o_top_k__valid", "o_scale__valid", "memory__writes__valid",
             "i_tokens__ready", "i_program__ready"))
-        # Fetching stops at the same instruction, if the fault is one of its fields.
+        # Prefetch stops at the same instruction, if the fault is one of its fields.
         seen = fault.fault in (Fault.NOT_FINITE, Fault.NO_PRODUCT)
         assert seen or number < 100 or not dut.memory__reads__valid.value
     dut.i_tokens__valid.value = dut.i_program__valid.value = 0
@@ -533,24 +534,24 @@ async def faults(dut, kind):
     await driver.run([1], body)
 
 
-def timed_attention(config: CoreConfig, cache: int) -> list[tuple]:
+def timed_attention(config: AcceleratorConfig, cache: int) -> list[tuple]:
     """As :func:`timed`, of attention at position 0; memory is free from ``cache`` on."""
     lanes = config.vector_lanes
     cases: list[tuple] = []
     for function, heads, elements in itertools.product(
-            FUNCTIONS[Opcode.APPEND], range(1, config.group + 1), (lanes, config.head_elements)):
+            FUNCTIONS[Opcode.KV_APPEND], range(1, config.group + 1), (lanes, config.head_elements)):
         shape = {"function": function, "count": heads * elements, "constant": elements,
                  "address": cache}
-        append = Instruction(opcode=Opcode.APPEND, function=function, a=lanes, count=elements,
+        append = Instruction(opcode=Opcode.KV_APPEND, function=function, a=lanes, count=elements,
                              address=cache)
-        score = Instruction(opcode=Opcode.SCORE, target=heads, a=lanes, **shape)
-        mix = Instruction(opcode=Opcode.MIX, target=lanes, **shape)
+        score = Instruction(opcode=Opcode.QK, target=heads, a=lanes, **shape)
+        mix = Instruction(opcode=Opcode.PV, target=lanes, **shape)
         cases += [(append, [], []), (score, [], []), (mix, [append, score], []),
                   (Instruction(opcode=Opcode.LOAD_AT, target=lanes, count=elements), [], [])]
     return cases
 
 
-def timed(config: CoreConfig, cache: int) -> list[
+def timed(config: AcceleratorConfig, cache: int) -> list[
         tuple[Instruction, list[Instruction], list[Instruction]]]:
     """Instructions to be timed, what comes before each, and what must come behind it."""
     lanes, engine = config.vector_lanes, config.engine
@@ -561,7 +562,7 @@ def timed(config: CoreConfig, cache: int) -> list[
                                count=count), [], []) for function in FUNCTIONS[Opcode.VECTOR]]
         cases += [
             (Instruction(opcode=Opcode.NORM, target=1, a=lanes, count=count), [], []),
-            (Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, a=lanes,
+            (Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=1, a=lanes,
                          count=count), [], []),
             (Instruction(opcode=Opcode.LOAD, target=lanes, count=count), [], []),
             (Instruction(opcode=Opcode.STORE, a=lanes, count=count), [], []),
@@ -569,7 +570,8 @@ def timed(config: CoreConfig, cache: int) -> list[
     if config.context:
         cases += timed_attention(config, cache)
     # The first word of the vector memory is zero.
-    cases.append((Instruction(opcode=Opcode.PACK, function=Function.NONZERO, count=lanes), [], []))
+    cases.append((Instruction(opcode=Opcode.QUANTIZE, function=Function.NONZERO, count=lanes), [],
+                  []))
     token = Instruction(opcode=Opcode.TOKEN)
     cases.append((token, [], []))
     # What a product takes is over when an instruction of this length is.
@@ -578,15 +580,16 @@ def timed(config: CoreConfig, cache: int) -> list[
     for rows in (1, lanes, 3 * lanes, engine.lanes + lanes):
         product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=1,
                               count=8)
-        take = Instruction(opcode=Opcode.EMIT, count=rows, constant=bf16.one)
+        take = Instruction(opcode=Opcode.TOP_K, count=rows, constant=bf16.one)
         cases.append((take, [token, product, wait], []))
         cases.append((product, [token], [wait, take]))
         if rows % lanes == 0:
-            cases.append((Instruction(opcode=Opcode.DRAIN, function=Function.RELU, target=lanes,
+            cases.append((Instruction(opcode=Opcode.WRITE_BACK, function=Function.RELU,
+                                      target=lanes,
                                       count=rows, constant=bf16.one), [token, product, wait], []))
         if rows > lanes:
-            part, others = (Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
-                                        count=count, constant=bf16.one)
+            part, others = (Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY,
+                                        target=lanes, count=count, constant=bf16.one)
                             for count in (lanes, rows - lanes))
             cases.append((part, [token, product, wait], [others]))
     if engine.max_batch > 1:
@@ -594,18 +597,18 @@ def timed(config: CoreConfig, cache: int) -> list[
     return cases
 
 
-def timed_batches(config: CoreConfig, wait: Instruction) -> list[tuple]:
+def timed_batches(config: AcceleratorConfig, wait: Instruction) -> list[tuple]:
     """As :func:`timed`, of lists of two vectors, and of a product with one."""
     lanes = config.vector_lanes
     slots, across = (
-        [Instruction(opcode=Opcode.PACK, function=Function.DENSE, target=1, a=lanes, count=count,
-                     constant=Batch(log2=1, slot=slot, across=size == 1).constant)
+        [Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=1, a=lanes,
+                     count=count, constant=Batch(log2=1, slot=slot, across=size == 1).constant)
          for slot in range(size)] for size, count in ((2, 2 * lanes), (1, 4 * lanes)))
     cases: list[tuple] = [(slots[0], [], []), (slots[1], slots[:1], []), (across[0], [], [])]
     for rows in (lanes, 3 * lanes):
         product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, target=2, a=rows,
                               b=1, count=2 * lanes)
-        one, both = (Instruction(opcode=Opcode.DRAIN, function=Function.COPY, target=lanes,
+        one, both = (Instruction(opcode=Opcode.WRITE_BACK, function=Function.COPY, target=lanes,
                                  count=count, constant=bf16.one) for count in (rows, 2 * rows))
         for made in (slots, across):
             cases += [(product, made, [wait, both]), (both, [*made, product, wait], []),
@@ -627,7 +630,7 @@ async def cycles(dut):
     driver = Driver(dut, [stop], writer.contents())
     tokens = driver.streams["i_tokens"]
     taking = [cocotb.start_soon(driver.streams[name].receive(10 ** 9))
-              for name in ("o_best", "o_scale")]
+              for name in ("o_top_k", "o_scale")]
 
     async def measure(*parts: list[Instruction]) -> int:
         driver.program = [*itertools.chain(*parts), stop]
@@ -639,19 +642,19 @@ async def cycles(dut):
 
     def formula(instruction: Instruction) -> int:
         kept = 0
-        if instruction.opcode is Opcode.EMIT:
+        if instruction.opcode is Opcode.TOP_K:
             product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN,
                                   a=instruction.count, b=1, count=8)
             program = [token, product, instruction, stop]
             machine = Machine(config, b"".join(map(encode, program)), writer.contents())
-            kept = kept_count(machine.run(1)[0].integers, config.best)
+            kept = kept_count(machine.run(1)[0].integers, config.top_k)
         entries = [0] if instruction.function == Function.NONZERO else None
         return instruction_cycles(config, instruction, kept=kept, entries=entries)
 
     token = Instruction(opcode=Opcode.TOKEN)
     wrong = []
     # Norms are loaded while their list is packed; no word is without a code.
-    for (words, loaded), function in itertools.product(((1, 1), (2, 40), (7, 7), (16, 40)), GATED):
+    for (words, loaded), function in itertools.product(((1, 1), (2, 40), (7, 7), (16, 40)), MASKED):
         count = words * config.vector_lanes
         x = from_float(writer.rng.choice([-1.0, 1.0], count) * writer.rng.uniform(1, 2, count))
         norms = writer.rng.integers(1, 1 << 16, loaded * config.vector_lanes).astype(np.uint16)
@@ -661,12 +664,12 @@ async def cycles(dut):
         loads = [Instruction(opcode=Opcode.LOAD, target=target, count=size, address=address)
                  for target, size, address in zip(places, (count, len(norms)), addresses,
                                                   strict=True)]
-        pack = Instruction(opcode=Opcode.PACK, function=function, target=1, a=places[0],
+        pack = Instruction(opcode=Opcode.QUANTIZE, function=function, target=1, a=places[0],
                            b=places[1], count=count, constant=max(1, count // 2), address=1)
         took = await measure(loads[:1], rest, [loads[1], pack], rest)
         took -= await measure(loads[:1], rest, rest)
         keys = scores(quantize(x).values, norms[:count])
-        selected = (select_cycles(keys, pack.constant) if function == Function.TOP_K
+        selected = (select_cycles(keys, pack.constant) if function == Function.KEEP_TOP_K
                     else threshold_cycles(0))
         begun = instruction_cycles(config, loads[1], following=pack)
         loading = instruction_cycles(config, loads[1]) - 1 - begun
@@ -700,12 +703,12 @@ async def resets(dut):
     place = short.place(bytes(2 * count))
     short.add(Opcode.LOAD, target=count, count=count, address=short.vector(count))
     short.add(Opcode.NORM, target=2, a=count, count=count)
-    short.add(Opcode.PACK, function=Function.SPARSE, target=1, a=count, count=count)
+    short.add(Opcode.QUANTIZE, function=Function.SPARSE, target=1, a=count, count=count)
     short.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=count, b=2, count=count,
               address=short.matrix(count, count, 2))
     short.add(Opcode.VECTOR, function=Function.SILU, target=count, a=count, count=count)
     short.add(Opcode.STORE, a=count, count=count, address=place)
-    short.add(Opcode.EMIT, a=1, b=2, count=count, constant=bf16.one)
+    short.add(Opcode.TOP_K, a=1, b=2, count=count, constant=bf16.one)
     short.add(Opcode.STOP)
     longer = attending(config, 3) if config.context else two_layers(config, sparse=True)
 
@@ -715,6 +718,6 @@ async def resets(dut):
         await driver.run([token])
 
     await resets_in_mid_work(
-        dut, Core(config),
+        dut, Accelerator(config),
         lambda seed: run(longer[0], seed % 20, latency=9, stall=0.2),
         lambda: run(short, 3, latency=3, stall=0.0), resets=5)

@@ -1,4 +1,4 @@
-"""A core behind the link, against the protocol and the golden machine.
+"""An accelerator behind the link, against the protocol and the golden machine.
 
 Bytes go in and out without a serial line, which takes 40 cycles for each; bench_board has one.
 """
@@ -8,28 +8,28 @@ import struct
 import cocotb
 from cocotb.triggers import ClockCycles
 
-from hw.boards.board import CoreBoard
+from hw.boards.board import AcceleratorBoard
 from hw.boards.system import LinkedDevice, description
-from hw.config import CoreConfig, EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Fault, Function, Instruction, Opcode, encode
 from hw.link.protocol import Answer, Command, Status
 from hw.link.uart import ByteSignature
+from sim.bench.bench_accelerator import Writer
 from sim.bench.bench_board import Requests
-from sim.bench.bench_core import Writer
 from sim.golden.frames import encode_frame
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.resets import cancelled_tasks, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import dispatch_cycles
 
-CONFIG = CoreConfig(
+CONFIG = AcceleratorConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=4, max_planes=2,
                         max_batch=1, index_width=6, port_bytes=8, result_lanes=4),
-    vector_depth=128, program_depth=32, list_depth=16, queue_words=16, best=3, address_width=12)
+    vector_depth=128, program_depth=32, list_depth=16, queue_words=16, top_k=3, address_width=12)
 #: A pass with more results than the queue holds stays under way until they are asked for.
-BOARD = CoreBoard(name="bench", platform="", clock_hz=5_000_000, baud=1_000_000, payload_bytes=480,
-                  answer_queue=2, config=CONFIG)
+BOARD = AcceleratorBoard(name="bench", platform="", clock_hz=5_000_000, baud=1_000_000,
+                         payload_bytes=480, answer_queue=2, config=CONFIG)
 WATCHDOG_CYCLES = 4000
 VOCABULARY = 20
 WIDTH = 16
@@ -84,25 +84,25 @@ class Model:
         writer.add(Opcode.TOKEN)
         writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=WIDTH, b=2, count=VOCABULARY,
                    address=writer.matrix(WIDTH, VOCABULARY, 2))
-        writer.add(Opcode.DRAIN, function=Function.COPY, target=x, count=WIDTH,
+        writer.add(Opcode.WRITE_BACK, function=Function.COPY, target=x, count=WIDTH,
                    constant=bf16.one)
         writer.add(Opcode.VECTOR, function=Function.ADD, target=state, a=state, b=x, count=WIDTH)
         writer.add(Opcode.STORE, a=state, count=WIDTH, address=self.stored)
         writer.add(Opcode.NORM, target=2, a=state, count=WIDTH)
-        writer.add(Opcode.PACK, function=Function.DENSE, target=1, a=state, count=WIDTH)
+        writer.add(Opcode.QUANTIZE, function=Function.DENSE, target=1, a=state, count=WIDTH)
         if wrong is not None:
             writer.program.append(wrong)
         for rows in (VOCABULARY - 7, 7):
             writer.add(Opcode.MATMUL, function=Function.BY_COLUMN, a=rows, b=1, count=WIDTH,
                        address=writer.matrix(rows, WIDTH, 1))
-            writer.add(Opcode.EMIT, a=1, b=2, count=rows, constant=0x3E93)
+            writer.add(Opcode.TOP_K, a=1, b=2, count=rows, constant=0x3E93)
         writer.add(Opcode.STOP)
         self.program = writer.program
         self.contents = writer.contents()
         self.machine = Machine(CONFIG, b"".join(map(encode, self.program)), self.contents)
 
     async def load(self, host: Host) -> None:
-        """Reset the core, fill the memory and write the program."""
+        """Reset the accelerator, fill the memory and write the program."""
         await host.done(Command.RESET)
         port = CONFIG.port_bytes
         transfers = [struct.pack("<I", place) + self.contents[place:place + port]
@@ -129,9 +129,9 @@ def answers(data: bytes) -> list[tuple[int, int, int, int]]:
 
 
 def compare(data: bytes, expected: Emission) -> None:
-    """Compare the results of one EMIT."""
+    """Compare the results of one TOP_K."""
     assert answers(data) == [
-        *((Answer.BEST, row, value, 0) for row, value in zip(
+        *((Answer.TOP_K, row, value, 0) for row, value in zip(
             expected.rows.tolist(), expected.values.tolist(), strict=True)),
         (Answer.SCALE, expected.number, expected.exponent, 1)]
 
@@ -171,7 +171,7 @@ async def cycles_are_those_of_the_pass(dut):
 
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
-async def busy_core_refuses(dut):
+async def busy_accelerator_refuses(dut):
     """While a pass is under way nothing is written, read or begun, and its results are right.
 
     They are asked for in parts. A token's frame that is repeated begins no second pass.
@@ -219,7 +219,7 @@ async def hello_is_always_executed(dut):
 
 @cocotb.test(timeout_time=20, timeout_unit="ms")
 async def fault_stops_until_reset(dut):
-    """Tell a fault once; then the core is busy until a reset, and right after it."""
+    """Tell a fault once; then the accelerator is busy until a reset, and right after it."""
     host = await begin(dut)
     wrong = Instruction(opcode=Opcode.VECTOR, function=0xFF, target=4, a=4, count=4)
     model = Model(wrong)

@@ -1,4 +1,4 @@
-"""The selector on a vector memory with norms, against its golden functions."""
+"""The sparsity policy on a vector memory with norms, against its golden functions."""
 
 import cocotb
 import numpy as np
@@ -7,8 +7,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
-from hw.activations.sparsity import Selector
-from hw.config import CoreConfig, EngineConfig
+from hw.activations.sparsity import SparsityPolicy
+from hw.config import AcceleratorConfig, EngineConfig
 from hw.vector.memory import VectorMemory, write_signature
 from sim.golden.wina import LARGEST_NORM, keep_above, keep_largest, scores
 from sim.resets import resets_in_mid_work
@@ -18,31 +18,32 @@ from sim.timing.units import select_cycles, threshold_cycles
 
 #: Configuration, and scores that are looked at in a cycle.
 CONFIGURATIONS = {
-    "eight": (CoreConfig(list_depth=512, vector_depth=2048), 8),
-    "two": (CoreConfig(engine=EngineConfig(lanes=4, result_lanes=2, index_width=9, port_bytes=1),
-                       vector_depth=128, list_depth=40), 2),
+    "eight": (AcceleratorConfig(list_depth=512, vector_depth=2048), 8),
+    "two": (AcceleratorConfig(engine=EngineConfig(lanes=4, result_lanes=2, index_width=9,
+                                                  port_bytes=1),
+                              vector_depth=128, list_depth=40), 2),
 }
 
 
 class Bench(wiring.Component):
-    """The selector and the memory that it reads; ``poke`` writes norms."""
+    """The sparsity policy and the memory that it reads; ``poke`` writes norms."""
 
-    def __init__(self, config: CoreConfig, lanes: int):
+    def __init__(self, config: AcceleratorConfig, lanes: int):
         self.config = config
         self.lanes = lanes
-        self.selector = Selector(config, lanes=lanes)
-        members = {name: member for name, member in self.selector.signature.members.items()
+        self.sparsity_policy = SparsityPolicy(config, lanes=lanes)
+        members = {name: member for name, member in self.sparsity_policy.signature.members.items()
                    if name != "read"}
         super().__init__(members | {"poke": In(write_signature(config))})
 
     def elaborate(self, platform):
-        """Join the selector with the memory, and its streams with those of the bench."""
+        """Join the sparsity policy with the memory, and its streams with those of the bench."""
         m = Module()
-        m.submodules.selector = selector = self.selector
+        m.submodules.sparsity_policy = sparsity_policy = self.sparsity_policy
         m.submodules.memory = memory = VectorMemory(self.config, readers=(1, 1), writers=1)
         for name in ("i_commands", "i_entries", "o_entries"):
-            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(selector, name))
-        wiring.connect(m, selector.read, memory.reads_1[0])
+            wiring.connect(m, wiring.flipped(getattr(self, name)), getattr(sparsity_policy, name))
+        wiring.connect(m, sparsity_policy.read, memory.reads_1[0])
         wiring.connect(m, wiring.flipped(self.poke), memory.writes[0])
         return m
 
@@ -107,7 +108,7 @@ class Machine:
 
     async def select(self, codes: np.ndarray, norms: np.ndarray | None, *,
                      keep: int = 0, threshold: int = 0) -> None:
-        """Gate a vector, by threshold if ``keep`` is 0, and compare entries and cycles."""
+        """Mask a vector, by threshold if ``keep`` is 0, and compare entries and cycles."""
         indices = np.flatnonzero(codes)
         values = codes[indices]
         found = scores(codes, 1 if norms is None else norms)
@@ -213,7 +214,7 @@ async def thresholds(dut, stall):
 @cocotb.test(timeout_time=3000, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def mixtures(dut, stall):
-    """Let lists pass between those that are gated, zeros and a token's entry with them."""
+    """Let lists pass between those that are masked, zeros and a token's entry with them."""
     machine = Machine(dut, stall=stall, seed=3)
     await machine.start()
     rng = machine.rng
