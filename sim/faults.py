@@ -266,7 +266,7 @@ FAULTS: tuple[Fault, ...] = (
           "reversed(Fault)", "Fault", "dispatch", "one"),
     Fault("decoder", "the second vector of a function of one is checked",
           "hw/control/decode.py",
-          "Cat(at.function == function for function in _OF_TWO).any()", "1",
+          "Cat(at.function == function for function in SECOND_VECTOR).any()", "1",
           "dispatch", "one"),
     Fault("dispatch", "the second scalar register is the first one again",
           "hw/control/dispatch.py", "Mux(second, now.b, now.a)", "now.a",

@@ -1,5 +1,7 @@
 """The fields of an instruction, and what is wrong with them."""
 
+from collections.abc import Iterator
+
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,31 +13,24 @@ from hw.isa import (
     ATTENTION,
     BATCH_FIELDS,
     FIELDS,
-    FUNCTIONS,
     INSTRUCTION_BYTES,
-    MASKED,
-    REGISTERS,
     Fault,
     Function,
     Opcode,
 )
+from hw.legality import (
+    HALVED,
+    REGISTERS_READ,
+    REGISTERS_WRITTEN,
+    SECOND_VECTOR,
+    VECTORS,
+    functions,
+    matrix_limits,
+    opcodes,
+    register_range,
+)
 
 __all__ = ["Decoder", "decoded_layout", "position_members"]
-
-#: Fields that hold where a vector begins. ``b`` is one only with some functions.
-_VECTORS = {
-    Opcode.LOAD: ("target",),
-    Opcode.STORE: ("a",),
-    Opcode.QUANTIZE: ("a", "b"),
-    Opcode.WRITE_BACK: ("target",),
-    Opcode.VECTOR: ("target", "a", "b"),
-    Opcode.NORM: ("a",),
-    Opcode.LOAD_AT: ("target",),
-    Opcode.KV_APPEND: ("a", "b"),
-    Opcode.QK: ("a", "b"),
-    Opcode.PV: ("target",),
-}
-_OF_TWO = (Function.ADD, Function.SUBTRACT, Function.LMUL, *MASKED)
 
 
 def decoded_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -116,39 +111,30 @@ class Decoder(wiring.Component):
         others = (Fault.BATCH, *((Fault.CONTEXT, Fault.HEADS) if config.context else ()))
         flags = data.StructLayout({fault.name: 1 for fault in Fault
                                    if Fault.NONE < fault <= Fault.MATRIX or fault in others})
-        opcodes = [opcode for opcode in Opcode if config.context or opcode not in ATTENTION]
-        no_format = () if "e4m3" in config.cache_formats else (Function.E4M3,)
+        legal = opcodes(config)
         by_row = Signal()
         m.d.comb += by_row.eq((at.opcode == Opcode.MATMUL) & (at.function == Function.BY_ROW))
         seen, found = Signal(flags), Signal(flags, reset_less=True)
+        by_rows = matrix_limits(config, Function.BY_ROW)
         m.d.comb += [
-            seen.OPCODE.eq(~opcode_in(opcodes)),
+            seen.OPCODE.eq(~opcode_in(legal)),
             seen.FUNCTION.eq(Cat(
-                (at.opcode == opcode) & ~Cat(at.function == known for known in functions
-                                             if known not in no_format).any()
-                for opcode, functions in FUNCTIONS.items() if opcode in opcodes).any()),
-            seen.REGISTER.eq(
-                (((at.opcode == Opcode.NORM)
-                  | ((at.opcode == Opcode.QUANTIZE) & (at.function != Function.NONZERO)))
-                 & ((at.target == 0) | (at.target >= REGISTERS)))
-                | (opcode_in((Opcode.WRITE_BACK, Opcode.TOP_K))
-                   & ((at.a >= REGISTERS) | (at.b >= REGISTERS)))),
+                (at.opcode == opcode) & ~Cat(at.function == known for known in found).any()
+                for opcode, found in functions(config).items()).any()),
+            seen.REGISTER.eq(Cat(self._bad_registers(at)).any()),
             seen.MATRIX.eq((at.opcode == Opcode.MATMUL) & Cat(
-                (value == 0) | (value > limit)
-                for value, limit in (
-                    (at.a, Mux(by_row, engine.max_columns, engine.max_rows)),
-                    (at.b, engine.max_planes),
-                    (at.count, Mux(by_row, engine.row_columns, engine.max_columns)))).any()),
+                (at[name] == 0) | (at[name] > Mux(by_row, by_rows[name], limit))
+                for name, limit in matrix_limits(config, Function.BY_COLUMN).items()).any()),
         ]
         below = exact_log2(config.vector_lanes)
-        vectors = {opcode: names for opcode, names in _VECTORS.items() if opcode in opcodes}
+        vectors = {opcode: names for opcode, names in VECTORS.items() if opcode in legal}
         parts = self._parts(opcode_in)          # vectors are of half the elements
         elements = Mux(parts, at.count >> 1, at.count)
         bad = [at.count == 0, elements[:below].any(), parts & at.count[0]]
         for name in ("target", "a", "b"):
             used = opcode_in(opcode for opcode, names in vectors.items() if name in names)
             if name == "b":
-                used &= Cat(at.function == function for function in _OF_TWO).any() | parts
+                used &= Cat(at.function == function for function in SECOND_VECTOR).any() | parts
             bad.append(used & (at[name][:below].any() | (at[name] + elements
                                                          > config.vector_depth)))
         m.d.comb += seen.VECTOR_ADDRESS.eq(
@@ -174,7 +160,7 @@ class Decoder(wiring.Component):
         m.d.comb += [
             end.eq(at.address + bytes_),
             seen.MEMORY_ADDRESS.eq(
-                opcode_in(opcode for opcode in ADDRESSED if opcode in opcodes)
+                opcode_in(opcode for opcode in ADDRESSED if opcode in legal)
                 & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes)
                    | beyond)),
         ]
@@ -257,6 +243,18 @@ class Decoder(wiring.Component):
                     m.next = "IDLE"
         return m
 
+    @staticmethod
+    def _bad_registers(at) -> Iterator[Value]:
+        """Yield whether each field that names a scalar register names one that cannot be."""
+        for opcode, names in REGISTERS_READ.items():
+            for name in names:
+                yield (at.opcode == opcode) & (at[name] >= register_range(written=False).stop)
+        for opcode, (name, without) in REGISTERS_WRITTEN.items():
+            found = register_range(written=True)
+            yield ((at.opcode == opcode) & ~Cat(at.function == function for function in without
+                                                ).any()
+                   & ((at[name] < found.start) | (at[name] >= found.stop)))
+
     def _see_batch(self, m, at, seen, by_row, groups):
         """Look at the batch of a DENSE QUANTIZE or of a MATMUL: a power of two."""
         config, engine = self.config, self.config.engine
@@ -281,7 +279,7 @@ class Decoder(wiring.Component):
         """Tell whether a vector lies in two halves."""
         if not self.config.context:
             return C(0)
-        return opcode_in((Opcode.KV_APPEND, Opcode.QK)) & self.o.p.b.any()
+        return opcode_in(HALVED) & self.o.p.b.any()
 
     @staticmethod
     def _cache_bytes(at) -> Value:

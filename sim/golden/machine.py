@@ -22,7 +22,6 @@ from hw.formats.minifloat import bf16
 from hw.isa import (
     ADDRESSED,
     ATTENTION,
-    FUNCTIONS,
     INSTRUCTION_BYTES,
     MASKED,
     REGISTERS,
@@ -33,6 +32,19 @@ from hw.isa import (
     MemoryFailure,
     Opcode,
     decode,
+)
+from hw.legality import (
+    CACHE_BYTES,
+    CACHE_FORMATS,
+    HALVED,
+    REGISTERS_READ,
+    REGISTERS_WRITTEN,
+    SECOND_VECTOR,
+    VECTORS,
+    functions,
+    matrix_limits,
+    opcodes,
+    register_range,
 )
 from hw.order import Order, OrderError
 from sim.golden.arithmetic import ARITHMETICS, Bf16Arithmetic
@@ -63,8 +75,6 @@ _FUNCTIONS: dict[Function, Callable[..., NDArray[np.uint16]]] = {
     Function.SILU: _LMUL.silu,
 }
 _BINARY = (Function.ADD, Function.SUBTRACT, Function.LMUL)
-_CACHE_FORMATS = {Function.BF16: "bf16", Function.E4M3: "e4m3"}
-_CACHE_BYTES = {Function.BF16: 2, Function.E4M3: 1}
 
 
 class MachineFault(Exception):
@@ -289,14 +299,11 @@ class Machine:
     def _check(self, instruction: Instruction) -> Fault:
         """Return what the hardware would stop with before it executes the instruction."""
         config, opcode, count = self.config, instruction.opcode, instruction.count
-        if opcode in ATTENTION and not config.context:
+        if opcode not in opcodes(config):
             return Fault.OPCODE
-        if opcode in FUNCTIONS and (
-                instruction.function not in FUNCTIONS[opcode]
-                or _CACHE_FORMATS.get(Function(instruction.function),
-                                      "bf16") not in config.cache_formats):
+        if instruction.function not in functions(config).get(opcode, (0,)):
             return Fault.FUNCTION
-        if opcode in (Opcode.KV_APPEND, Opcode.QK) and instruction.b:
+        if opcode in HALVED and instruction.b:
             if count % 2:
                 return Fault.VECTOR_ADDRESS
             count //= 2
@@ -306,23 +313,19 @@ class Machine:
                 return Fault.VECTOR_ADDRESS
         if opcode is Opcode.QUANTIZE and count > config.list_depth:
             return Fault.VECTOR_ADDRESS
-        if (opcode is Opcode.NORM or (opcode is Opcode.QUANTIZE
-                                      and instruction.function != Function.NONZERO)):
-            if not 0 < instruction.target < REGISTERS:
-                return Fault.REGISTER
-        if opcode in (Opcode.WRITE_BACK, Opcode.TOP_K) and max(instruction.a,
-                                                               instruction.b) >= REGISTERS:
+        written, without = REGISTERS_WRITTEN.get(opcode, ("", ()))
+        if written and instruction.function not in without and (
+                getattr(instruction, written) not in register_range(written=True)):
+            return Fault.REGISTER
+        if any(getattr(instruction, name) not in register_range(written=False)
+               for name in REGISTERS_READ.get(opcode, ())):
             return Fault.REGISTER
         if opcode in ADDRESSED and (instruction.address % config.port_bytes
                                           or self._end(instruction) > config.memory_bytes):
             return Fault.MEMORY_ADDRESS
         if opcode is Opcode.MATMUL:
-            engine = config.engine
-            rows, columns = engine.max_rows, engine.max_columns
-            if instruction.function == Function.BY_ROW:
-                rows, columns = engine.max_columns, engine.row_columns
-            if (not 0 < instruction.a <= rows or not 0 < instruction.b <= engine.max_planes
-                    or not 0 < count <= columns):
+            limits = matrix_limits(config, Function(instruction.function))
+            if not all(0 < getattr(instruction, name) <= limit for name, limit in limits.items()):
                 return Fault.MATRIX
         if opcode in ATTENTION and self.position >= config.context:
             return Fault.CONTEXT
@@ -354,7 +357,7 @@ class Machine:
         halves = 2 if opcode is Opcode.QK and instruction.b else 1
         return (0 < elements <= config.head_elements and cache < config.caches
                 and elements % (halves * config.vector_lanes) == 0
-                and elements * _CACHE_BYTES[Function(instruction.function)]
+                and elements * CACHE_BYTES[Function(instruction.function)]
                 % config.port_bytes == 0)
 
     def _batch_fits(self, instruction: Instruction) -> bool:
@@ -385,19 +388,11 @@ class Machine:
 
     def _vectors_of(self, instruction: Instruction) -> list[int]:
         """Return where each vector begins that the instruction reads or writes."""
-        target, a, b = instruction.target, instruction.a, instruction.b
-        match instruction.opcode:
-            case Opcode.LOAD | Opcode.LOAD_AT | Opcode.WRITE_BACK | Opcode.PV:
-                return [target]
-            case Opcode.STORE | Opcode.NORM:
-                return [a]
-            case Opcode.QUANTIZE:
-                return [a, b] if instruction.function in MASKED else [a]
-            case Opcode.KV_APPEND | Opcode.QK:
-                return [a, b] if b else [a]
-            case Opcode.VECTOR:
-                return [target, a, b] if instruction.function in _BINARY else [target, a]
-        return []
+        opcode = instruction.opcode
+        second = (instruction.b > 0 if opcode in HALVED
+                  else instruction.function in SECOND_VECTOR)
+        return [getattr(instruction, name) for name in VECTORS.get(opcode, ())
+                if name != "b" or second]
 
     def _end(self, instruction: Instruction) -> int:
         """Return the address behind the last byte that the instruction can reach."""
@@ -417,7 +412,7 @@ class Machine:
         if instruction.opcode is Opcode.LOAD_AT:
             return 2 * instruction.count
         appends = instruction.opcode is Opcode.KV_APPEND
-        return (_CACHE_BYTES[Function(instruction.function)]
+        return (CACHE_BYTES[Function(instruction.function)]
                 * (instruction.count if appends else instruction.constant))
 
     # Instructions.
@@ -471,7 +466,7 @@ class Machine:
     def _append(self, instruction: Instruction) -> None:
         vector = np.concatenate([self._read(first, instruction.count // (1 + bool(instruction.b)))
                                  for first in self._vectors_of(instruction)])
-        cached = to_cache(vector, _CACHE_FORMATS[Function(instruction.function)])
+        cached = to_cache(vector, CACHE_FORMATS[Function(instruction.function)])
         size = self._vector_bytes(instruction)
         self._store(instruction.address + self.position * size, cached)
         field = int((from_cache(cached) & np.uint16(bf16.magnitude_mask)).max()
@@ -486,7 +481,7 @@ class Machine:
 
     def _cached(self, instruction: Instruction) -> NDArray[np.uint16]:
         """Return the vectors of a cache up to the position."""
-        size = _CACHE_BYTES[Function(instruction.function)]
+        size = CACHE_BYTES[Function(instruction.function)]
         found = from_cache(self._bytes(instruction).view("<u2" if size == 2 else np.uint8))
         if ((found & bf16.infinity) == bf16.infinity).any():
             raise HazardError("A cache holds an infinity or a NaN")

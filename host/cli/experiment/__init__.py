@@ -7,6 +7,7 @@ from host.cli.experiment import (
     integer,
     l1,
     netlist,
+    picture,
     rotation,
     tensor,
     wina,
@@ -17,4 +18,4 @@ HELP = "repeat an experiment of docs/results.md"
 DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of docs/results."
 
 #: All experiments, in the order of ``--help``.
-COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, netlist)
+COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, netlist, picture)
