@@ -57,6 +57,7 @@ from sim.golden.lmul import exact_product, lmul
 from sim.golden.quantizer import quantize
 from sim.golden.top_k import largest_rows
 from sim.golden.trits import combine_planes, unpack_words
+from sim.golden.twell import pack
 from sim.golden.wina import keep_above, keep_largest
 from sim.golden.wina import scores as mask_scores
 
@@ -547,7 +548,8 @@ class Machine:
             values = np.where(kept & (weights > 0), values, np.int8(0))
         if function != Function.SPARSE:
             self._by_row = values
-        listed = np.arange(len(values)) if function == Function.DENSE else np.flatnonzero(values)
+        # Entries leave as the tiles have them.
+        listed = np.arange(len(values)) if function == Function.DENSE else pack(values).columns
         self._list = _List(values, len(values), listed, int(found))
         self.registers[instruction.target] = _Register(bf16.one, int(codes.exponents))
 

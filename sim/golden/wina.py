@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["DIGIT_BITS", "LARGEST_NORM", "SCORE_BITS", "Mask", "MaskMap", "column_norms",
-           "keep_above", "keep_largest", "radix_select", "scores"]
+           "keep_above", "keep_largest", "scores"]
 
 LARGEST_NORM = (1 << 16) - 1
 SCORE_BITS = 30     # 128**2 * LARGEST_NORM < 2**30
@@ -98,40 +98,6 @@ def keep_largest(scores: NDArray[np.int64], keep: int) -> NDArray[np.bool_]:
 def keep_above(scores: NDArray[np.int64], threshold: int) -> NDArray[np.bool_]:
     """Mark the scores above ``threshold``; as many as there are."""
     return scores > threshold
-
-
-def radix_select(scores: NDArray[np.int64], keep: int) -> tuple[NDArray[np.bool_], int]:
-    """Mark what :func:`keep_largest` marks, as hardware finds it; also return the passes it takes.
-
-    A pass counts, among the scores that agree with the digits found so far, how many have each of
-    the 16 values of the next digit: so it finds the digits of the ``keep``-th largest score, from
-    the top digit of the largest one downwards. Larger scores are kept, and equal ones until there
-    are enough.
-
-    Parameters
-    ----------
-    scores : int64 array, shape (columns,)
-    keep : int
-
-    Returns
-    -------
-    mask : bool array, shape (columns,)
-    passes : int
-        ``ceil(bits of the largest score / 4)``; 0 if all scores are 0.
-    """
-    _check_keep(keep, len(scores))
-    passes = -(-int(scores.max()).bit_length() // DIGIT_BITS)
-    found, missing = 0, keep        # missing: how many to keep among those equal to found so far
-    for shift in range(DIGIT_BITS * (passes - 1), -1, -DIGIT_BITS):
-        equal = scores[scores >> (shift + DIGIT_BITS) == found]
-        counts = np.bincount((equal >> shift) % (1 << DIGIT_BITS), minlength=1 << DIGIT_BITS)
-        digit = len(counts) - 1
-        while counts[digit] < missing:
-            missing -= int(counts[digit])
-            digit -= 1
-        found = found << DIGIT_BITS | digit
-    equal = scores == found
-    return (scores > found) | (equal & (np.cumsum(equal) <= missing)), passes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from sim.golden.wina import (
     column_norms,
     keep_above,
     keep_largest,
-    radix_select,
     scores,
 )
 
@@ -50,23 +49,11 @@ class TestSelection:
         assert np.flatnonzero(masked).tolist() == expected
         np.testing.assert_array_equal(masked[expected], codes[expected])
 
-    @given(vectors())
-    @settings(max_examples=150, deadline=None)
-    def test_radix_selection_is_the_same(self, vector):
-        codes, norms, keep = vector
-        found = scores(codes, norms)
-        mask, passes = radix_select(found, keep)
-        np.testing.assert_array_equal(mask, keep_largest(found, keep))
-        assert np.count_nonzero(mask) == keep
-        assert passes == len(f"{int(found.max()):x}") - (found.max() == 0)
-
     @pytest.mark.parametrize("keep", [1, 2, 99, 100])
     def test_equal_scores_are_kept_by_column(self, keep):
         codes = np.tile(np.array([7, -7], np.int8), 50)
         norms = np.full(100, 300, np.uint16)
         assert np.flatnonzero(Mask(norms, keep)(codes)).tolist() == list(range(keep))
-        assert np.flatnonzero(radix_select(scores(codes, norms), keep)[0]).tolist() == list(
-            range(keep))
 
     def test_all_are_kept(self):
         """Also those whose column is empty: the mask that keeps all changes nothing."""
@@ -102,9 +89,8 @@ class TestSelection:
     @pytest.mark.parametrize("keep", [0, 9])
     def test_mistakes(self, keep):
         message = f"Number of activations to keep must be 1 to 8, not {keep}"
-        for select in (keep_largest, radix_select):
-            with pytest.raises(ValueError, match=f"^{message}$"):
-                select(np.zeros(8, np.int64), keep)
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            keep_largest(np.zeros(8, np.int64), keep)
 
 
 class TestScores:
