@@ -10,7 +10,8 @@ import json
 from hw.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["ATTENTION_FIELDS", "TARGETS", "TILE", "AcceleratorConfig", "EngineConfig"]
+__all__ = ["ATTENTION_FIELDS", "BURST_TRANSFERS", "ENTRY_DEPTH", "GEARBOX_DEPTH", "RESULT_DEPTH",
+           "RESULT_SPARE", "TARGETS", "TILE", "AcceleratorConfig", "EngineConfig"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
@@ -18,6 +19,19 @@ TARGETS = ("generic", "ecp5")
 
 #: Elements of a tile of the list: an index within a tile is a byte.
 TILE = 256
+
+#: Transfers of the memory port's longest burst.
+BURST_TRANSFERS = 256
+
+#: Depth of the gearbox's queue; it holds one word, or one transfer, less.
+GEARBOX_DEPTH = 512
+
+#: Entries that wait inside the engine, so that columns are requested ahead of their use.
+ENTRY_DEPTH = 16
+
+#: Result transfers in the engine's queue. Reads of accumulators stop while the last
+#: :data:`RESULT_SPARE` are free, since results are on their way.
+RESULT_DEPTH, RESULT_SPARE = 256, 16
 
 #: Fields of :class:`AcceleratorConfig` that say nothing without attention.
 ATTENTION_FIELDS = ("context", "head_elements", "group", "attention_heads", "attention_elements",

@@ -10,14 +10,14 @@ import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from hw.config import AcceleratorConfig
+from hw.config import RESULT_DEPTH, RESULT_SPARE, AcceleratorConfig
 from hw.isa import ADDRESSED, MASKED, Batch, Function, Instruction, Opcode
 
 __all__ = ["RESULT_ROOM", "ListShape", "Order", "OrderError", "QueuedProduct", "check_order"]
 
 #: Result transfers that the engine delivers before any is taken: its queue, but for the places that
 #: results on their way may need.
-RESULT_ROOM = 240
+RESULT_ROOM = RESULT_DEPTH - RESULT_SPARE
 
 
 class OrderError(ValueError):

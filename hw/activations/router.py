@@ -9,9 +9,8 @@ from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
-from hw.config import AcceleratorConfig
-from hw.engine.loop_nest import ENTRY_DEPTH, column_layout, entry_layout
-from hw.engine.result_queue import RESULT_DEPTH
+from hw.config import ENTRY_DEPTH, RESULT_DEPTH, AcceleratorConfig
+from hw.engine.loop_nest import column_layout, entry_layout
 from hw.engine.row_sums import activation_layout
 from hw.isa import BATCH_FIELDS
 from hw.memory.read_engine import list_column_layout

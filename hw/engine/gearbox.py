@@ -8,13 +8,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from hw.common.block_ram import BlockRam
-from hw.config import EngineConfig
+from hw.config import GEARBOX_DEPTH, EngineConfig
 from hw.engine.engine import word_layout
 
 __all__ = ["Gearbox", "port_layout"]
-
-#: Depth of the queue's block RAM; it holds one word, or one transfer, less.
-QUEUE_DEPTH = 512
 
 
 def port_layout(config: EngineConfig) -> data.StructLayout:
@@ -62,9 +59,9 @@ class _Queue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.ram = ram = BlockRam(width=len(self.data), depth=QUEUE_DEPTH,
+        m.submodules.ram = ram = BlockRam(width=len(self.data), depth=GEARBOX_DEPTH,
                                           target=self._target)
-        address = ceil_log2(QUEUE_DEPTH)
+        address = ceil_log2(GEARBOX_DEPTH)
         reserved = Signal(address, init=1)      # one ahead: the queue is never quite full
         written = Signal(address)
         fetched = Signal(address)
@@ -100,7 +97,7 @@ class Gearbox(wiring.Component):
 
     The next product begins with the next transfer. While nothing waits, either the port or the
     words move in every cycle: a transfer a cycle if ``port_bytes < word_bytes``, else a word a
-    cycle. The queue holds ``QUEUE_DEPTH - 1`` words, or transfers if these are the larger.
+    cycle. The queue holds ``GEARBOX_DEPTH - 1`` words, or transfers if these are the larger.
     ``i.ready`` depends on registers only. Cycles: :func:`sim.timing.units.gearbox_cycles`.
 
     Bytes move in **granules**, the largest power of two that divides both sizes: a transfer has

@@ -5,14 +5,11 @@ from amaranth.lib import data, fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2
 
-from hw.config import EngineConfig
+from hw.config import ENTRY_DEPTH, EngineConfig
 from hw.engine.gated_adder import GatedAdder
 
 __all__ = ["LoopNest", "column_layout", "entry_layout", "job_layout", "operation_layout",
            "row_operation_layout"]
-
-#: Entries that wait inside the engine, so that columns are asked for ahead of their use.
-ENTRY_DEPTH = 16
 
 
 def job_layout(config: EngineConfig) -> data.StructLayout:

@@ -6,13 +6,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from hw.common.block_ram import BlockRam
-from hw.config import EngineConfig
+from hw.config import RESULT_DEPTH, RESULT_SPARE, EngineConfig
 
-__all__ = ["RESULT_DEPTH", "ResultQueue", "result_layout", "row_result_layout"]
-
-#: Words of the queue. Room is known some cycles late: reads stop while the last ones are free.
-RESULT_DEPTH = 256
-_SPARE = 16
+__all__ = ["ResultQueue", "result_layout", "row_result_layout"]
 
 
 def result_layout(config: EngineConfig) -> data.StructLayout:
@@ -126,7 +122,7 @@ class ResultQueue(wiring.Component):
         m.d.sync += [
             reserved.eq(reserved + self.reserve),
             occupied.eq(reserved - fetched),
-            self.room.eq(~occupied[ceil_log2(_SPARE):].all()),
+            self.room.eq(~occupied[ceil_log2(RESULT_SPARE):].all()),
             written.eq(written + valid),
         ]
         with m.If(queue.output_enable):

@@ -7,10 +7,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.common.stream import connect_stream
-from hw.config import EngineConfig
+from hw.config import ENTRY_DEPTH, EngineConfig
 from hw.engine.engine import TernaryEngine
 from hw.engine.gearbox import Gearbox, port_layout
-from hw.engine.loop_nest import ENTRY_DEPTH, column_layout, entry_layout, job_layout
+from hw.engine.loop_nest import column_layout, entry_layout, job_layout
 from hw.engine.result_queue import result_layout
 from hw.engine.row_sums import activation_layout
 

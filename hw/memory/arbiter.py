@@ -5,7 +5,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.check import positive_int
-from hw.memory.port import BURST_TRANSFERS, port_signature, transfer_layout
+from hw.config import BURST_TRANSFERS
+from hw.memory.port import port_signature, transfer_layout
 
 __all__ = ["SharedPort", "address_layout", "placed_layout"]
 

@@ -6,16 +6,14 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
 from hw.check import positive_int
+from hw.config import BURST_TRANSFERS
 
-__all__ = ["BURST_TRANSFERS", "check_port_bytes", "error_layout", "port_signature", "read_layout",
-           "transfer_layout", "write_layout"]
-
-#: Transfers of the longest burst.
-BURST_TRANSFERS = 256
+__all__ = ["check_port_bytes", "error_layout", "port_signature", "read_layout", "transfer_layout",
+           "write_layout"]
 
 
 def read_layout(address_width: int) -> data.StructLayout:
-    """Layout of a read: ``transfers`` of them, 1 to :data:`BURST_TRANSFERS`, from ``address``."""
+    """Layout of a read: 1 to :data:`hw.config.BURST_TRANSFERS` transfers from ``address`` on."""
     return data.StructLayout({"address": address_width, "transfers": bits_for(BURST_TRANSFERS)})
 
 

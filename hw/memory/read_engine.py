@@ -9,10 +9,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, ceil_log2, exact_log2
 
 from hw.common.block_ram import BlockRam
-from hw.config import AcceleratorConfig
+from hw.config import BURST_TRANSFERS, AcceleratorConfig
 from hw.engine.gearbox import port_layout
 from hw.memory.port import (
-    BURST_TRANSFERS,
     check_port_bytes,
     read_layout,
     transfer_layout,

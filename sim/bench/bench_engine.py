@@ -13,9 +13,8 @@ from typing import ClassVar
 import cocotb
 import numpy as np
 
-from hw.config import EngineConfig
+from hw.config import RESULT_DEPTH, EngineConfig
 from hw.engine.engine import TernaryEngine
-from hw.engine.result_queue import RESULT_DEPTH
 from sim.golden.ternary import row_product, ternary_product
 from sim.golden.trits import pack_words, planes
 from sim.resets import resets_in_mid_work

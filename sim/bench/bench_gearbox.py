@@ -10,8 +10,8 @@ from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles
 
 from hw.common.stream import connect_stream
-from hw.config import EngineConfig
-from hw.engine.gearbox import QUEUE_DEPTH, Gearbox
+from hw.config import GEARBOX_DEPTH, EngineConfig
+from hw.engine.gearbox import Gearbox
 from sim.golden.gearbox import port_payloads
 from sim.resets import resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
@@ -112,11 +112,11 @@ async def full_queue_stops_the_port(dut):
         config = CONFIGURATIONS[name]
         spec = Gearbox(config)
         rng = random.Random(3)
-        words = [rng.getrandbits(8 * config.word_bytes) for _ in range(2 * QUEUE_DEPTH)]
+        words = [rng.getrandbits(8 * config.word_bytes) for _ in range(2 * GEARBOX_DEPTH)]
         source = StreamSource(dut, f"i_{name}", spec.i.payload.shape())
         sink = StreamSink(dut, f"o_{name}", spec.o.payload.shape())
         sending = cocotb.start_soon(source.send(port_payloads(config, words)))
-        await ClockCycles(dut.clk, 3 * QUEUE_DEPTH)
+        await ClockCycles(dut.clk, 3 * GEARBOX_DEPTH)
         assert not dut[f"i_{name}__ready"].value, name
         assert [word.codes for word in await sink.receive(len(words))] == words, name
         await sending

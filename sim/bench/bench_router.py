@@ -12,9 +12,8 @@ from cocotb.triggers import ReadOnly, RisingEdge
 
 from hw.activations.router import ColumnRouter, EntryCollector
 from hw.common.stream import connect_stream
-from hw.config import AcceleratorConfig, EngineConfig
-from hw.engine.loop_nest import ENTRY_DEPTH, entry_layout
-from hw.engine.result_queue import RESULT_DEPTH
+from hw.config import ENTRY_DEPTH, RESULT_DEPTH, AcceleratorConfig, EngineConfig
+from hw.engine.loop_nest import entry_layout
 from hw.isa import Batch
 from sim.resets import resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, cycle, start

@@ -103,7 +103,7 @@ def _gearbox(m: Module, *, port_bytes: int, lanes: int, order: bool) -> None:
     config = EngineConfig(lanes=lanes, result_lanes=1, port_bytes=port_bytes, packing="5in8",
                           max_planes=1, accumulator_depth=2, max_batch=1)
     unit = Gearbox(config)
-    m.submodules.unit = _with_constants(unit, QUEUE_DEPTH=4)
+    m.submodules.unit = _with_constants(unit, GEARBOX_DEPTH=4)
     word = config.word_bytes
     # Bytes of the word under way; the padding behind a product is less than a transfer.
     filled, total = Signal(range(word)), Signal(range(word + port_bytes))
@@ -156,7 +156,7 @@ def _result_queue(m: Module, *, order: bool) -> None:
     config = EngineConfig(lanes=2, result_lanes=1, activation_width=1, accumulator_width=2,
                           max_planes=1, accumulator_depth=2, max_batch=1)
     unit = ResultQueue(config)
-    m.submodules.unit = _with_constants(unit, RESULT_DEPTH=8, _SPARE=4)
+    m.submodules.unit = _with_constants(unit, RESULT_DEPTH=8, RESULT_SPARE=4)
     latency = 2
     under_way = Signal(latency)
     values, last = AnySeq(4), AnySeq(1)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.config import AcceleratorConfig
+from hw.config import BURST_TRANSFERS, ENTRY_DEPTH, GEARBOX_DEPTH, AcceleratorConfig
 from hw.isa import MASKED, Function, Instruction, Opcode
 from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
@@ -37,13 +37,6 @@ from sim.timing.units import (
 
 __all__ = ["TokenCycles", "passes_cycles", "token_cycles"]
 
-#: Transfers of one read, if they are at most a quarter of the weight queue; it is sent when the
-#: queue has room for all of it.
-READ_TRANSFERS = 256
-
-#: Weight words, or transfers if these are larger, that wait in the gearbox behind the queue.
-GEARBOX_WORDS = 511
-
 #: Cycles that a word takes through the gearbox, beside the memory's latency.
 WORD_LATENCY = 8
 
@@ -55,9 +48,6 @@ COLUMN_LATENCY = 4
 
 #: Cycles from an instruction that is decoded behind a STORE to its first read.
 FENCE_LATENCY = 15
-
-#: Entries of the next product's list that the engine accepts before it begins it.
-ENTRIES_AHEAD = 16
 
 #: Passes that the sparsity policy takes in the mean, without norms and with those of ternary
 #: columns (docs/decisions/0006-select.md), and scores that it looks at in a cycle.
@@ -387,9 +377,9 @@ class _Walk:
 
     def _list_ends(self, columns: int, words: int, begins: float, batch: int = 1) -> None:
         """Find when the engine has accepted a product's list, and can take the next one."""
-        first = self._taken.count - ENTRIES_AHEAD // batch * words
+        first = self._taken.count - ENTRY_DEPTH // batch * words
         self._listed_at = begins
-        if columns > ENTRIES_AHEAD // batch:
+        if columns > ENTRY_DEPTH // batch:
             self._listed_at = float(self._taken.at(np.array([first]))[0])
 
     def _read_matrix(self, pieces: int, words: int, known: float, first: float,
@@ -413,7 +403,7 @@ class _Walk:
             # The gearbox takes a transfer when there is room for the word that it begins.
             piece, offset = np.divmod(index - begin, transfers)
             begins = word_begin + piece * words + np.minimum(offset * port // size, words - 1)
-            room = self._taken.at(begins - GEARBOX_WORDS * max(size, port) // size)
+            room = self._taken.at(begins - (GEARBOX_DEPTH - 1) * max(size, port) // size)
             left = _in_order(np.maximum(arrived, room), self._left.last, 1.0)
             self._left.append(left)
             # A word needs all transfers up to that of its last byte.
@@ -453,8 +443,8 @@ class _Walk:
         A chunk fits the weight queue and the gearbox: what its transfers wait for is in others.
         """
         engine, queue = self._config.engine, self._config.queue_words
-        burst = min(READ_TRANSFERS, max(1, queue // 4))
-        ahead = GEARBOX_WORDS * max(engine.word_bytes, engine.port_bytes) // engine.port_bytes
+        burst = min(BURST_TRANSFERS, max(1, queue // 4))
+        ahead = (GEARBOX_DEPTH - 1) * max(engine.word_bytes, engine.port_bytes) // engine.port_bytes
         step = min(queue, (ahead - 1) // burst * burst)
         begin = self._sent.count
         for chunk in range(begin, begin + transfers, step):

@@ -9,7 +9,7 @@ import pytest
 
 from host.compiler.compile import compile_model
 from host.models.examples import tiny_model
-from hw.config import AcceleratorConfig, EngineConfig
+from hw.config import BURST_TRANSFERS, GEARBOX_DEPTH, AcceleratorConfig, EngineConfig
 from hw.isa import Function, Instruction, Opcode
 from hw.order import RESULT_ROOM
 from sim.golden.gearbox import port_transfers
@@ -168,7 +168,7 @@ class TestSimplePrograms:
         one = instruction_cycles(CONFIG, vector(1024))
         assert cycles(0) == cycles(1024) == cycles(2048) == matrix
         # The port waits from when the gearbox is full until the engine begins.
-        reach = schedule.GEARBOX_WORDS * CONFIG.engine.word_bytes // CONFIG.port_bytes
+        reach = (GEARBOX_DEPTH - 1) * CONFIG.engine.word_bytes // CONFIG.port_bytes
         rest = sum(instruction_cycles(CONFIG, item) for item in (pack(64), drain(256), STOP))
         assert cycles(16384) == pytest.approx(16 * one + rest + matrix - reach, abs=48)
         assert cycles(16384, 256) == cycles(16384)
@@ -269,7 +269,7 @@ class Stepper:
 
     def port(self):
         """Send a transfer a cycle; a burst waits for room."""
-        burst = min(schedule.READ_TRANSFERS, self.config.queue_words // 4)
+        burst = min(BURST_TRANSFERS, self.config.queue_words // 4)
         current = 0
         while True:
             while current == len(self.items):
@@ -289,7 +289,7 @@ class Stepper:
         """Take a transfer of a matrix a cycle, while there is room for the word that it begins."""
         engine = self.config.engine
         size, port = engine.word_bytes, engine.port_bytes
-        room = schedule.GEARBOX_WORDS * max(size, port) // size
+        room = (GEARBOX_DEPTH - 1) * max(size, port) // size
         before = 0                  # words of all matrices before
         while True:
             if self.queue and self.queue[0][0] <= self.now and self.queue[0][1]["words"]:

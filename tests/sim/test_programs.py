@@ -6,10 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hw.engine import result_queue
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, decode, encode
-from hw.order import RESULT_ROOM, OrderError, check_order
+from hw.order import OrderError, check_order
 from sim.__main__ import main
 from sim.golden.machine import Machine
 from sim.programs import Campaign, seed_of_day, verdict
@@ -160,9 +159,6 @@ class TestOrder:
         assert found.kind == "refused"
         assert found.why.startswith(message)
         assert run_case(case, None).hangs
-
-    def test_result_room(self):
-        assert RESULT_ROOM == result_queue.RESULT_DEPTH - result_queue._SPARE
 
     @pytest.mark.parametrize(("rows", "fits"), [(896, True), (904, False)])
     def test_load_behind_products(self, rows, fits):
