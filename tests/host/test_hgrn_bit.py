@@ -23,7 +23,7 @@ from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS, FloatArithmetic
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.machine import Machine
-from tests.golden.test_machine import golden_logits, machine_logits
+from tests.sim.golden.test_machine import golden_logits, machine_logits
 
 VOCAB, WIDTH, FFN, LAYERS = 320, 256, 768, 2
 CONFIG = {

@@ -13,7 +13,7 @@ from hw.boards.top import BoardTop, load_platform
 from hw.build import main
 from hw.engine.trit_decoder import TritDecoder
 from hw.synth.tool import ToolFailed
-from tests.hw.kept_decoder import decode_with_kept_state
+from tests.hw.engine.kept_decoder import decode_with_kept_state
 
 pytest.importorskip("amaranth_boards", reason="amaranth-boards is not installed")
 

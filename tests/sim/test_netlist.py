@@ -10,7 +10,7 @@ from sim.bench.bench_engine import CONFIGURATIONS
 from sim.netlist import CASES, run_netlist, write_simulated
 from sim.runner import bench_cases, bench_names, run_bench
 from sim.tools import missing_tools
-from tests.hw.kept_decoder import decode_with_kept_state
+from tests.hw.engine.kept_decoder import decode_with_kept_state
 
 #: What the default run takes the time for: the netlist that was wrong once. The others take minutes
 #: each under Icarus, and run as ``python -m sim netlist``.

@@ -17,7 +17,7 @@ from hw.engine.lane import LaneAdder
 from hw.engine.trit_decoder import TritDecoder
 from hw.synth.tool import ToolFailed, run_tool
 
-MODELS = pathlib.Path(__file__).parents[2] / "sim" / "models" / "ecp5.v"
+MODELS = pathlib.Path(__file__).parents[3] / "sim" / "models" / "ecp5.v"
 
 #: Cells of ``MODELS`` of which Yosys has a model as well.
 PROVED = ("LUT4", "CCU2C", "TRELLIS_FF")

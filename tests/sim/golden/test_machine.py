@@ -27,7 +27,7 @@ from sim.golden.quantizer import quantize
 from sim.golden.ternary import ternary_product
 from sim.golden.trits import pack_words, planes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "models" / "tally-stories.gguf"
 CORPUS = ROOT.parent / "shared" / "data" / "corpus"
 CONFIG = AcceleratorConfig(engine=EngineConfig(lanes=8, accumulator_depth=8, max_planes=3,
