@@ -20,6 +20,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -62,6 +63,10 @@ _SLACK = 3              # of simulated and processor time, times the unmutated r
 _SLACK_NS = 10_000      # for a test of a few cycles
 _SLACK_SECONDS = 10
 _ELABORATION_SECONDS = 300
+
+#: Of the tests of each case of a larger design: what no bench of its own unit has noticed costs all
+#: of them. One that would be noticed later counts as a survivor.
+_LARGER_SECONDS = 40
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -270,10 +275,24 @@ def _unmutated(case: Case) -> dict:
     return record
 
 
-def _killer(case: Case, text: str, unmutated: dict) -> str:
-    """Return the test of ``case`` that fails on ``text``, or an empty string."""
+def _first_tests(unmutated: dict, seconds: float) -> dict[str, float]:
+    """Return the first tests, {name: ns}, that take ``seconds`` together; at least one."""
+    chosen: dict[str, float] = {}
+    rate = unmutated["seconds"] / max(1, sum(unmutated["tests"].values()))
+    for name, nanoseconds in unmutated["tests"].items():
+        if chosen and rate * (sum(chosen.values()) + nanoseconds) > seconds:
+            break
+        chosen[name] = nanoseconds
+    return chosen
+
+
+def _killer(case: Case, text: str, unmutated: dict, seconds: float = math.inf) -> str:
+    """Return the test of ``case`` that fails on ``text``, or an empty string.
+
+    Only the first tests that take ``seconds`` together run.
+    """
     allowed = {name: _SLACK * round(nanoseconds) + _SLACK_NS
-               for name, nanoseconds in unmutated["tests"].items()}
+               for name, nanoseconds in _first_tests(unmutated, seconds).items()}
     environment = limits(case.bench, allowed, _SLACK * unmutated["seconds"] + _SLACK_SECONDS)
     result = _run(case, text, environment | {"COCOTB_MAX_FAILURES": "1"}, module="sim.limited")
     if result is None:
@@ -323,11 +342,11 @@ def try_mutant(mutant: Mutant, stages: dict[str, list[Case]], *, judged: bool = 
             changed[case] = verilog
         return verilog is not None
 
-    def killer(cases: list[Case]) -> str:
+    def killer(cases: list[Case], seconds: float = math.inf) -> str:
         # The smallest first; one that isn't reached needs no Verilog.
         for case in sorted(cases, key=lambda case: case.verilog.stat().st_size):
             if case in changed or convert(case):
-                test = _killer(case, changed[case], _unmutated(case))
+                test = _killer(case, changed[case], _unmutated(case), seconds)
                 if test:
                     return f"{case.bench} {case.case}: {test}"
         return ""
@@ -348,7 +367,7 @@ def try_mutant(mutant: Mutant, stages: dict[str, list[Case]], *, judged: bool = 
                          for case, verilog in changed.items()]):
             return outcome("proved")
         for stage in larger:
-            by = killer([case for case in stages[stage] if case in changed])
+            by = killer([case for case in stages[stage] if case in changed], _LARGER_SECONDS)
             if by:
                 return outcome("killed", stage, by)
     except _Stillborn:
@@ -590,8 +609,10 @@ def _write(rows: list[dict]) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("amaranth", "cocotb")}
     write_record("mutants", command="python -m sim mutate",
                  versions=versions | {"icarus": icarus_version()},
-                 configuration={"simulator": _SIMULATOR, "slack": _SLACK, "left_out": sorted(
-                     f"{bench} {case}" for bench, case in _LEFT_OUT)},
+                 configuration={"simulator": _SIMULATOR, "slack": _SLACK,
+                                "larger_designs_seconds": _LARGER_SECONDS,
+                                "left_out": sorted(f"{bench} {case}"
+                                                   for bench, case in _LEFT_OUT)},
                  rows=[item for item in known.values() if item])
 
 
