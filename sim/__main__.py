@@ -24,6 +24,7 @@ from sim.tools import (
     missing_tools,
     simulation_environment,
 )
+from sim.waves import write_save_file
 
 #: Commands in modules of their own, each with NAME, HELP, ``add_arguments(parser)`` and
 #: ``run(options)``, which returns the exit status.
@@ -40,9 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("list", help="list the benches and their cases")
     run = commands.add_parser("run", help="run benches and print a table")
     run.add_argument("units", nargs="*", metavar="UNIT", help="units to run (default: all)")
-    run.add_argument("--simulator", choices=[*SIMULATORS, "all"], default="all")
+    run.add_argument("--simulator", choices=[*SIMULATORS, "all"], default="all",
+                     help="simulator to run them under (default: both)")
     run.add_argument("--case", help="run only this case")
-    run.add_argument("--waves", action="store_true", help="record waves under build/waves")
+    run.add_argument("--waves", action="store_true",
+                     help="record waves under build/waves, with a save file for GTKWave")
     commands.add_parser("tools", help="say which outside tools are missing")
     faults = commands.add_parser("faults", help="plant every fault, run its bench, keep the table")
     faults.add_argument("units", nargs="*", metavar="UNIT", help="units to break (default: all)")
@@ -149,7 +152,7 @@ def _run(options: argparse.Namespace) -> int:
 
     rows, failed = [], False
     for name, case, simulator in jobs:
-        folder = pathlib.Path("build/waves") / f"{name}-{case}-{simulator}"
+        folder = _waves_folder(name, case, simulator)
         try:
             result = run_bench(name, case, simulator, waves=options.waves,
                                work_dir=folder if options.waves else None)
@@ -168,7 +171,24 @@ def _run(options: argparse.Namespace) -> int:
     for row in [header, *rows]:
         print("  ".join(cell.ljust(width)
                         for cell, width in zip(row, widths, strict=True)).rstrip())
+    if options.waves:
+        for job in jobs:
+            _show_waves(*job)
     return int(failed)
+
+
+def _waves_folder(name: str, case: str, simulator: str) -> pathlib.Path:
+    return pathlib.Path("build/waves") / f"{name}-{case}-{simulator}"
+
+
+def _show_waves(name: str, case: str, simulator: str) -> None:
+    """Say where the waves of a bench are, and write a save file with their named signals."""
+    folder = _waves_folder(name, case, simulator)
+    found = sorted((*folder.rglob("*.fst"), *folder.rglob("*.vcd")),
+                   key=lambda path: path.stat().st_mtime)
+    if found:
+        save = write_save_file(folder / f"{name}.v", name, found[-1])
+        print(f"Waves: {found[-1]}; to look at them: gtkwave {save}")
 
 
 if __name__ == "__main__":
