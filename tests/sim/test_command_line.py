@@ -1,9 +1,10 @@
 """``python -m sim``: what it prints for good and for bad input."""
 
+import subprocess
 import sys
 
 from sim import tools
-from sim.__main__ import main
+from sim.command_line import main
 
 
 def test_unknown_unit(capsys):
@@ -39,3 +40,14 @@ def test_tools_beside_this_python(monkeypatch, tmp_path):
 def test_list_names_every_bench(capsys):
     assert main(["list"]) == 0
     assert "lmul" in capsys.readouterr().out
+
+
+def test_missing_extra_is_one_line():
+    """After ``make demo`` alone, the packages of the benches are not there."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import runpy, sys; sys.modules['cocotb_tools'] = None; "
+         "sys.argv = ['sim', 'list']; runpy.run_module('sim', run_name='__main__')"],
+        capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == ("The package cocotb_tools is not installed: pip install -e "
+                           "'.[test,build]'\n")

@@ -238,7 +238,7 @@ def test_an_interrupted_campaign_goes_on_where_it_was(monkeypatch, tmp_path):
 
 
 def test_unknown_unit_and_wrong_numbers(capsys):
-    from sim.__main__ import main
+    from sim.command_line import main
     assert main(["mutate", "lmull"]) == 2
     assert capsys.readouterr().err.startswith("'lmull' is no unit of hw/ (try accelerator, ")
     assert main(["mutate", "arith", "--count", "0"]) == 2

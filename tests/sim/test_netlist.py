@@ -5,8 +5,8 @@ import pytest
 from hw.engine.engine import TernaryEngine
 from hw.engine.trit_decoder import TritDecoder
 from hw.synth.netlist import NetlistError, netlist_faults, synthesize
-from sim.__main__ import main
 from sim.bench.bench_engine import CONFIGURATIONS
+from sim.command_line import main
 from sim.netlist import CASES, run_netlist, write_simulated
 from sim.runner import bench_cases, bench_names, run_bench
 from sim.tools import missing_tools

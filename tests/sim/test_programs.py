@@ -9,7 +9,7 @@ import pytest
 from hw.formats.minifloat import bf16
 from hw.isa import Batch, Fault, Function, Instruction, Opcode, decode, encode
 from hw.order import OrderError, check_order
-from sim.__main__ import main
+from sim.command_line import main
 from sim.golden.machine import Machine
 from sim.programs import Campaign, seed_of_day, verdict
 from sim.programs_coverage import features, missing_features

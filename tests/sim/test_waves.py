@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.__main__ import main
+from sim.command_line import main
 from sim.tools import missing_tools
 from sim.waves import write_save_file
 
