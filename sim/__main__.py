@@ -5,7 +5,8 @@ import sys
 try:
     from sim.command_line import main
 except ModuleNotFoundError as problem:
-    sys.exit(f"The package {problem.name} is not installed: pip install -e '.[test,build]'")
+    package = str(problem.name).partition(".")[0]
+    sys.exit(f"The package {package} is not installed: pip install -e '.[test,build]'")
 
 __all__ = ["main"]
 
