@@ -14,7 +14,7 @@ _MODULE = re.compile(r"^module (\S+?)\s*\(.*?^endmodule$", re.MULTILINE | re.DOT
 # What holds a value at the start: registers with their initial values, and contents of memories.
 _INITIAL = re.compile(r"^ *(?:reg .*|\S+\[\d+\] = .*|(?:input|output) .*)$", re.MULTILINE)
 
-_SECONDS = 60       # of processor time for a module
+_SECONDS = 20
 
 # Registers and instances of the same name are assumed equal, and shown to stay so.
 _SCRIPT = """

@@ -66,7 +66,7 @@ _ELABORATION_SECONDS = 300
 
 #: Of the tests of each case of a larger design: what no bench of its own unit has noticed costs all
 #: of them. One that would be noticed later counts as a survivor.
-_LARGER_SECONDS = 40
+_LARGER_SECONDS = 12
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

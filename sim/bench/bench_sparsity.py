@@ -16,12 +16,13 @@ from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import select_cycles, threshold_cycles
 
-#: Configuration, and scores that are looked at in a cycle.
+#: Configuration, and scores that are looked at in a cycle. Rows of scores are a power of two: a
+#: full list needs one more bit to be counted.
 CONFIGURATIONS = {
     "eight": (AcceleratorConfig(list_depth=512, vector_depth=2048), 8),
     "two": (AcceleratorConfig(engine=EngineConfig(lanes=4, result_lanes=2, index_width=9,
                                                   port_bytes=1),
-                              vector_depth=128, list_depth=40), 2),
+                              vector_depth=128, list_depth=32), 2),
 }
 
 
