@@ -31,7 +31,7 @@ import tempfile
 import time
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sim.equivalence import proved_equal
 from sim.limited import limits
@@ -462,12 +462,14 @@ class Campaign:
         with self._journal.open("a") as journal:
             journal.write(json.dumps(entry) + "\n")
 
-    def run(self, chosen: list[str], jobs: int, deadline: float = float("inf")
+    def run(self, chosen: list[str], jobs: int, deadline: float = float("inf"),
+            finished: Callable[[str, list[tuple[Mutant, Outcome]]], None] = lambda *_: None,
             ) -> dict[str, list[tuple[Mutant, Outcome]]]:
         """Run the mutants of the units ``chosen``; those that count, in the order drawn.
 
         The mutants do not depend on ``jobs``: no more are under way than will count. After
-        ``deadline``, of the monotonic clock, none is begun.
+        ``deadline``, of the monotonic clock, none is begun. ``finished`` is called with each unit
+        and its results as soon as it has all of them.
         """
         judged = judgements()
         draws = {unit: self._draws(unit) for unit in chosen}
@@ -477,6 +479,18 @@ class Campaign:
         def count(unit: str, drawn: "_Drawn", outcome: Outcome) -> None:
             if outcome.verdict not in ("stillborn", "same"):
                 counted[unit][drawn.number] = drawn.mutant, outcome
+
+        waiting = list(chosen)                  # units that were not told to be finished
+
+        def results_of(unit: str) -> list[tuple[Mutant, Outcome]]:
+            return [found for _, found in sorted(counted[unit].items())]
+
+        def tell_finished() -> None:
+            for unit in [*waiting]:
+                if not under_way[unit] and (unit not in draws
+                                            or len(counted[unit]) >= wanted[unit]):
+                    waiting.remove(unit)
+                    finished(unit, results_of(unit))
 
         with _pool(jobs) as pool:
             running: dict[concurrent.futures.Future[Outcome], tuple[str, _Drawn]] = {}
@@ -499,6 +513,7 @@ class Campaign:
                                          judged=_key(drawn.mutant) in judged)
                     running[future] = unit, drawn
                     under_way[unit] += 1
+                tell_finished()
                 if not running:
                     break
                 done, _ = concurrent.futures.wait(
@@ -511,8 +526,7 @@ class Campaign:
                     count(unit, drawn, outcome)
                     print(f"{outcome.verdict:9} {outcome.seconds:6.1f} s  {drawn.mutant}  "
                           f"{outcome.by}", flush=True)
-        return {unit: [found for _, found in sorted(results.items())]
-                for unit, results in counted.items()}
+        return {unit: results_of(unit) for unit in chosen}
 
     def _wanted(self, unit: str) -> int:
         """Mutants of ``unit``: by default more of larger units."""
@@ -566,6 +580,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="mutants of each unit (default: 5 to 24, by its size)")
     parser.add_argument("--seed", type=int, default=0, metavar="S",
                         help="which mutants are drawn (default: 0)")
+    parser.add_argument("--missing", action="store_true",
+                        help="leave out units whose row in docs/results/mutants.json is of the "
+                             "sources as they are")
     parser.add_argument("--jobs", type=int, default=2, metavar="J",
                         help="mutants that run at a time (default: 2)")
 
@@ -590,13 +607,25 @@ def run(options: argparse.Namespace) -> int:
     try:
         survey = Survey.make(all_cases(), options.jobs)
         campaign = Campaign(survey, seed=options.seed, count=options.count)
-        results = campaign.run(chosen, options.jobs)
+        if options.missing:
+            chosen = [unit for unit in chosen if not _recorded(unit, survey)]
+        # At once: all of them take hours.
+        results = campaign.run(chosen, options.jobs, finished=lambda unit, found: _write(
+            [row(unit, survey, found, options.seed)]))
     except CampaignError as problem:
         print(problem, file=sys.stderr)
         return 1
-    rows = [row(unit, survey, results[unit], options.seed) for unit in chosen]
-    _write(rows)
-    return _report(rows)
+    return _report([row(unit, survey, results[unit], options.seed) for unit in chosen])
+
+
+def _recorded(unit: str, survey: Survey) -> bool:
+    """Return whether the record has a row of ``unit`` and of its benches as they are."""
+    if not (RESULTS / "mutants.json").exists():
+        return False
+    path = unit_path(unit)
+    now = own_hash(path, survey.own_benches(path))
+    rows = json.loads((RESULTS / "mutants.json").read_text())["rows"]
+    return any(item["unit"] == unit and item["sources"] == now for item in rows)
 
 
 def _write(rows: list[dict]) -> None:
