@@ -202,7 +202,7 @@ def source_hash(*sources: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def stale(row: Row, makers: Iterable[str]) -> bool:
+def stale(row: Row, makers: Iterable[str], hash_of: Callable[..., str] | None = None) -> bool:
     """Whether the sources of a row are no more those that it measured.
 
     Parameters
@@ -211,6 +211,8 @@ def stale(row: Row, makers: Iterable[str]) -> bool:
         A row of a record.
     makers : iterable of str
         Keys of :data:`MAKERS`: the commands that may have made the row.
+    hash_of : callable, optional
+        Takes the place of :func:`source_hash`, for one that remembers what it found.
 
     Returns
     -------
@@ -219,7 +221,7 @@ def stale(row: Row, makers: Iterable[str]) -> bool:
     """
     for maker in makers:
         try:
-            if row.get("sources") == source_hash(*MAKERS[maker].sources(row)):
+            if row.get("sources") == (hash_of or source_hash)(*MAKERS[maker].sources(row)):
                 return False
         except ValueError:
             continue

@@ -1,6 +1,7 @@
 """``tally experiment tensor``: chains of tensors beside plain quantization and low rank."""
 
 import argparse
+import functools
 import importlib.metadata
 import os
 import sys
@@ -97,7 +98,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
                      "tokens_per_row": options.steps, "device": options.device}
     # Rows of other models stay, with the commands that made them.
     old: dict[str, Any] = records.read_record("compression")
-    # What was measured of this model on the same text is not measured again.
+    # What was measured of this model on the same text is not measured again, unless it is stale.
     before = old["configuration"].get(name, {})
     if not same.items() <= before.items():
         before = {}
@@ -106,7 +107,9 @@ def run(console: Console, options: argparse.Namespace) -> int:
         commands.append(command_line())
     configuration = old["configuration"] | {
         name: {**before, "command": "; ".join(commands), **settings}}
-    known = {row_key(row) for row in old["rows"] if row["model"] == name and before}
+    hashes = functools.cache(records.source_hash)
+    known = {row_key(row) for row in old["rows"] if row["model"] == name and before
+             and not records.stale(row, [f"host experiment {NAME}"], hashes)}
     rows: list[dict[str, Any]] = []
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
