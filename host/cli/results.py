@@ -212,9 +212,9 @@ def check() -> tuple[list[Finding], str]:
         found += _missed(name, record)
     for name, rows in known.items():
         # A file that is not there may be another's business, but units are always measured.
-        record = read.get(name, {"rows": []} if name == "units" else None)
-        if isinstance(record, dict):
-            found += _missing(name, record, rows)
+        kept = read.get(name, {"rows": []} if name == "units" else None)
+        if isinstance(kept, dict):
+            found += _missing(name, kept, rows)
     return found, f"{len(read):,} records"
 
 

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,23 +145,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
                 "list_cycles": round(dense.lists)}
     found = {(row["method"], row["sparsity"]): row for row in masked}
-    joined, changed = common.read_record("wina", "wina")["rows"], []
-    for row in joined:
-        ways = (row.get("allocation"), row.get("mode"))
-        if ways == ("uniform", "top-k"):
-            row |= found[row["method"], row["sparsity"]]
-        elif row["method"] == "none":
-            row |= unmasked
-        else:
-            continue
-        changed.append(row)
-    # Half of such a row is of 'experiment wina': only if that is not stale the row gets a new hash.
-    fresh = not any(stale(row, _BOTH) for row in changed)
-    for row in changed:
-        if fresh:
-            del row["sources"]
-        else:
-            row.setdefault("sources", "")
+    joined = common.read_record("wina", "wina")["rows"]
+    changed, fresh = _with_cycles(joined, found, unmasked)
     places = [[row.get(field) for field in _WAYS] for row in joined]
     _extend("wina", changed, _WAYS,
             order=lambda row: places.index([row.get(field) for field in _WAYS]))
@@ -181,6 +166,30 @@ def run(console: Console, options: argparse.Namespace) -> int:
               for mode, run, masks in (("dense", dense, ("none", 0.0)),
                                        ("twell", sparse, ("none", 0.0)), *runs)])
     return 0
+
+
+def _with_cycles(rows: Sequence[dict], found: Mapping[tuple[object, object], Mapping[str, object]],
+                 unmasked: Mapping[str, object]) -> tuple[list[dict], bool]:
+    """Put cycles into rows of docs/results/wina.json; return these, and whether none is stale.
+
+    Half of such a row is of 'experiment wina'. Unless that is stale the row loses its hash, so that
+    it gets one of all that it measures by now.
+    """
+    changed = []
+    for row in rows:
+        if (row.get("allocation"), row.get("mode")) == ("uniform", "top-k"):
+            row |= found[row["method"], row["sparsity"]]
+            changed.append(row)
+        elif row["method"] == "none":
+            row |= unmasked
+            changed.append(row)
+    fresh = not any(stale(row, _BOTH) for row in changed)
+    for row in changed:
+        if fresh:
+            del row["sources"]
+        else:
+            row.setdefault("sources", "")
+    return changed, fresh
 
 
 def _masked_rows(model: LanguageModel, tokenizer: AnyTokenizer,
