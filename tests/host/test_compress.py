@@ -404,7 +404,8 @@ class TestExperiments:
     def test_wina_is_continued(self, monkeypatch, tmp_path, model_path, corpus):
         """Rows that are kept stay as they are, and without --keep none does."""
         monkeypatch.setattr(records, "RESULTS", tmp_path)
-        monkeypatch.setattr(common, "SPARSITIES", (0.5,))
+        monkeypatch.setattr("host.cli.experiment.wina._points", lambda *_: [
+            ({"method": method, "sparsity": 0.5}, {}) for method in ("none", "x", "y")])
         monkeypatch.setattr(common, "CALIBRATION_DOCUMENTS", 1)
         monkeypatch.setattr(common, "CALIBRATION_TOKENS", 8)
         command = ["experiment", "wina", "--model", str(model_path), "--corpus", str(corpus),
