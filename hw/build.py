@@ -27,6 +27,7 @@ from hw.boards.top import BoardTop, load_platform
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.export import UNITS, write_unit
 from hw.formats.minifloat import FORMATS, MiniFloat
+from hw.records import read_record, write_record
 from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist
 from hw.synth.tool import ToolFailed, run_tool
 
@@ -68,8 +69,6 @@ _ACCELERATOR_PARTS = {
     "memory": ("memory", "shared"),
     "link": (*_LINK["link"], "requests", "writes", "reads", "results"),
 }
-
-_RECORDS = pathlib.Path(__file__).parent.parent / "docs" / "results"
 
 
 class BuildError(Exception):
@@ -246,14 +245,11 @@ def _record(report: dict) -> None:
              if name not in ("parts", "versions", "bitstream")}
     parts = [{"board": report["board"], **part} for part in report["parts"]]
     for name, rows in (("boards", [whole]), ("board_parts", parts)):
-        path = _RECORDS / f"{name}.json"
-        old = json.loads(path.read_text()) if path.exists() else {"versions": {}, "rows": []}
-        kept = [row for row in old["rows"] if row["board"] != report["board"]]
-        record = {"command": "python -m hw.build BOARD --record",
-                  "versions": old["versions"] | report["versions"],
-                  "configuration": {"synthesis": "-abc9, no DSP"},
-                  "rows": sorted(kept + rows, key=lambda row: list(BOARDS).index(row["board"]))}
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        write_record(name, maker="hw.build", command="python -m hw.build BOARD --record",
+                     versions=read_record(name)["versions"] | report["versions"],
+                     configuration={"synthesis": "-abc9, no DSP"}, rows=rows, key=("board",),
+                     keep=lambda row: row["board"] in BOARDS,
+                     order=lambda row: list(BOARDS).index(row["board"]))
 
 
 def _engine(config: EngineConfig | AcceleratorConfig) -> EngineConfig:

@@ -5,17 +5,17 @@ import concurrent.futures
 import dataclasses
 import functools
 import importlib.metadata
-import json
 import os
 import pathlib
 import subprocess
 import sys
 import types
 
+from hw.records import write_record
 from sim import lmul_error, mutate, netlist, programs, prove
 from sim.faults import FAULTS, try_fault
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
-from sim.tables import DOCUMENTS, RESULTS, render_document, write_record
+from sim.tables import DOCUMENTS, render_document
 from sim.tools import (
     TOOLS,
     WASM_TOOLS,
@@ -107,16 +107,12 @@ def _faults(units: list[str]) -> int:
                   flush=True)
             rows.append({"unit": fault.unit, "fault": fault.fault, "caught_by": result.caught_by})
     # Rows of other units stay as they were; a fault that is gone takes its row along.
-    known: dict[tuple[str, str], dict] = {(fault.unit, fault.fault): {} for fault in FAULTS}
-    if (RESULTS / "faults.json").exists():
-        record = json.loads((RESULTS / "faults.json").read_text())
-        known |= {(row["unit"], row["fault"]): row for row in record["rows"]
-                  if (row["unit"], row["fault"]) in known}
-    known |= {(row["unit"], row["fault"]): row for row in rows}
-    versions = _versions() | {"icarus": icarus_version()}
-    write_record("faults", command="python -m sim faults", versions=versions,
-                 configuration={"simulator": _FAULT_SIMULATOR},
-                 rows=[row for row in known.values() if row])
+    known = [(fault.unit, fault.fault) for fault in FAULTS]
+    write_record("faults", maker="sim faults", command="python -m sim faults",
+                 versions=_versions() | {"icarus": icarus_version()},
+                 configuration={"simulator": _FAULT_SIMULATOR}, rows=rows, key=("unit", "fault"),
+                 keep=lambda row: (row["unit"], row["fault"]) in known,
+                 order=lambda row: known.index((row["unit"], row["fault"])))
     return int(missed > 0)
 
 
@@ -126,7 +122,7 @@ def _engine() -> int:
     rows = measured_rows()
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
-    write_record("engine", command="python -m sim engine", versions=_versions(),
+    write_record("engine", maker="sim engine", command="python -m sim engine", versions=_versions(),
                  configuration=dataclasses.asdict(CONFIGURATIONS["wide_rows"]), rows=rows)
     return 0
 

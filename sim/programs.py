@@ -5,7 +5,6 @@ import concurrent.futures
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import pathlib
 import sys
 import time
@@ -16,13 +15,13 @@ import numpy as np
 
 from hw.isa import Opcode, decode
 from hw.order import OrderError, check_order
+from hw.records import read_record, write_record
 from sim.fast.library import SimulatorStopped
 from sim.golden.machine import HazardError, Machine
 from sim.programs_coverage import features, missing_features
 from sim.programs_illegal import with_mistake
 from sim.programs_random import CONFIGURATIONS, Case, random_case
 from sim.programs_run import expected, listing, read_case, reduced, run_case, write_case
-from sim.tables import RESULTS, write_record
 from sim.tools import missing_tools
 
 __all__ = ["HELP", "NAME", "Campaign", "Verdict", "add_arguments", "run", "seed_of_day", "verdict"]
@@ -292,14 +291,15 @@ def _row(campaign: Campaign, counts: list[int], legal: dict[str, int]) -> dict:
 
 def _record(rows: list[dict]) -> None:
     """Keep rows; those of other configurations stay as they were."""
-    path = RESULTS / "programs.json"
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    known = read_record("programs")["rows"]
     kept = {row["configuration"]: row for row in (*known, *rows)
             if row["configuration"] in CONFIGURATIONS}
     counts = [sum(row[name] for row in kept.values()) for name in ("programs", "illegal")]
     seeds = " or ".join(sorted({str(row["seed"]) for row in kept.values()}))
     write_record(
-        "programs", rows=[kept[name] for name in CONFIGURATIONS if name in kept],
+        "programs", maker="sim programs", rows=rows, key=("configuration",),
+        keep=lambda row: row["configuration"] in CONFIGURATIONS,
+        order=lambda row: list(CONFIGURATIONS).index(row["configuration"]),
         command=f"python -m sim programs --count {counts[0]} --illegal {counts[1]} --seed {seeds} "
                 f"--record",
         versions={package: importlib.metadata.version(package)

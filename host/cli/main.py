@@ -25,6 +25,7 @@ from host.cli import (
     fit,
     fuzz,
     prefill,
+    results,
     run,
     soak,
     speed,
@@ -63,7 +64,7 @@ class Group(Protocol):
 #: All commands, in the order of ``--help``.
 COMMANDS: tuple[Command | Group, ...] = (
     run, compile, evaluate, compare, calibrate, compress, fit, speed, attention, prefill,
-    disassemble, fuzz, soak, doctor, experiment)
+    disassemble, fuzz, soak, doctor, results, experiment)
 
 
 class _Terminated(BaseException):

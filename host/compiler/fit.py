@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from host.compiler.errors import CompileError
 from host.models.mmfreelm import Layer, TernaryLM, TernaryMatrix
 from host.text.vocabulary import Vocabulary
 from hw.boards.board import AcceleratorBoard
+from hw.records import write_record
 from sim.timing.program import token_cycles
 from sim.timing.units import block_ram_memory_cycles
 
@@ -137,11 +137,9 @@ def write_fits(path: Path, command: str, board: AcceleratorBoard, fits: Sequence
              "trits": found.trits, "bytes": found.bytes, "bytes_left": found.left,
              "cycles": round(found.cycles), "limit": found.limit,
              "tokens_per_second": round(found.tokens_per_second)} for found in fits]
-    record = {
-        "command": command,
-        "versions": {"python": platform.python_version(),
-                     "numpy": importlib.metadata.version("numpy")},
-        "configuration": {"board": board.name, "clock_hz": board.clock_hz,
-                          **dataclasses.asdict(board.config)},
-        "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(
+        path, maker="host fit", command=command,
+        versions={"python": platform.python_version(),
+                  "numpy": importlib.metadata.version("numpy")},
+        configuration={"board": board.name, "clock_hz": board.clock_hz,
+                       **dataclasses.asdict(board.config)}, rows=rows)

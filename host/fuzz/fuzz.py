@@ -51,6 +51,7 @@ from host.text.corpus import read_corpus
 from host.text.tokenizer import TextError, byte_symbols, open_tokenizer
 from host.text.vocabulary import Vocabulary
 from hw.config import AcceleratorConfig
+from hw.records import write_record
 
 __all__ = ["READERS", "Outcome", "fuzz", "mutate", "read", "write_outcomes"]
 
@@ -321,14 +322,13 @@ def fuzz(reader: str, files: int,
 
 def write_outcomes(path: Path, command: str, outcomes: list[Outcome]) -> None:
     """Write outcomes as docs/results has them."""
-    record = {
-        "command": command,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__,
-                     **{name: importlib.metadata.version(name)
-                        for name in ("gguf", "safetensors", "tokenizers")}},
-        "configuration": {"memory_bytes": MEMORY, "memory_per_byte": MEMORY_PER_BYTE,
-                          "seconds": SECONDS},
-        "rows": [{"reader": outcome.reader, "files": outcome.files, "errors": outcome.errors,
-                  "models": outcome.models, "crashes": len(outcome.crashes)}
-                 for outcome in outcomes]}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(
+        path, maker="host fuzz", command=command,
+        versions={"python": platform.python_version(), "numpy": np.__version__,
+                  **{name: importlib.metadata.version(name)
+                     for name in ("gguf", "safetensors", "tokenizers")}},
+        configuration={"memory_bytes": MEMORY, "memory_per_byte": MEMORY_PER_BYTE,
+                       "seconds": SECONDS},
+        rows=[{"reader": outcome.reader, "files": outcome.files, "errors": outcome.errors,
+               "models": outcome.models, "crashes": len(outcome.crashes)}
+              for outcome in outcomes])

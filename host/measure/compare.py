@@ -7,7 +7,6 @@ how often both find the same token likeliest, and the Jensen-Shannon divergence,
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +22,7 @@ from host.models.llama import PLANES, LlamaLM
 from host.models.planes import ROWS
 from host.models.registry import read_model
 from host.text.tokenizer import ByteTokenizer, open_tokenizer
+from hw.records import write_record
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, Hidden, model_matrices
 from sim.golden.graph import CACHES
@@ -278,8 +278,7 @@ def read_llama(path: Path) -> LlamaLM:
 
 def write_comparisons(path: Path, command: str, rows: Sequence[dict[str, object]]) -> None:
     """Write rows as the JSON that the tables of the docs are made from."""
-    record = {"command": command,
-              "versions": {"python": platform.python_version(), "numpy": np.__version__,
+    write_record(path, maker="host compare", command=command,
+                 versions={"python": platform.python_version(), "numpy": np.__version__,
                            "gguf": importlib.metadata.version("gguf")},
-              "configuration": {"text": "beginnings of held-out documents"}, "rows": list(rows)}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                 configuration={"text": "beginnings of held-out documents"}, rows=rows)

@@ -6,7 +6,6 @@ end-of-document token is predicted too. Worker processes share the documents.
 """
 
 import dataclasses
-import json
 import math
 import multiprocessing
 import platform
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from host.files.tensors import to_bf16
 from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
+from hw.records import write_record
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.wina import MaskMap
@@ -299,10 +299,8 @@ def write_results(path: Path, command: str, model: LanguageModel, text: str,
                   **{key: round(value, 5) for key, value
                      in measurement.layer_density(layer).items()}}
                  for layer in range(len(measurement.hidden))]
-    record = {
-        "command": command,
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "configuration": {"model": model.name, "layers": model.layer_count, "width": model.width,
-                          "ffn_width": model.ffn_width, "vocab": model.vocab},
-        "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(
+        path, maker="host evaluate", command=command,
+        versions={"python": platform.python_version(), "numpy": np.__version__},
+        configuration={"model": model.name, "layers": model.layer_count, "width": model.width,
+                       "ffn_width": model.ffn_width, "vocab": model.vocab}, rows=rows)

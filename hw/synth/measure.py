@@ -8,6 +8,7 @@ outputs, so that pins never limit it.
 
 import collections
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -20,6 +21,7 @@ from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.bars import Bar
 from hw.synth.netlist import synthesize
 from hw.synth.tool import ToolFailed, run_tool
 
@@ -43,8 +45,8 @@ class Unit:
         What the area is divided by, or 0.
     clock_mhz : float
         Clock requested from nextpnr.
-    bar : str
-        What must be reached, in words; empty for a part that is only listed.
+    bars : tuple of Bar
+        What must be reached; empty for a part that is only listed.
     synthesis, placement : str
         More options of synth_ecp5 and of nextpnr.
     floorplan : callable, optional
@@ -57,10 +59,18 @@ class Unit:
     lanes: int = 0
     trits: int = 0
     clock_mhz: float = 200
-    bar: str = ""
+    bars: tuple[Bar, ...] = ()
     synthesis: str = ""
     placement: str = ""
     floorplan: Callable[[str], str | None] | None = None
+
+    @property
+    def module(self) -> str:
+        """The module that defines the component."""
+        build = self.build
+        while isinstance(build, functools.partial):
+            build = build.func
+        return build.__module__
 
 
 class _Wrapper(wiring.Component):

@@ -11,6 +11,7 @@ from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
 from hw.attention.unit import AttentionUnit
+from hw.bars import Bar
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.control.dispatch import Dispatch
 from hw.engine.engine import TernaryEngine
@@ -41,6 +42,16 @@ _SMALL = "-nowidelut"
 # The more weight on timing, the closer the lanes to their block RAMs.
 _TIMING = "--placer-heap-timingweight 40"
 
+_NO_DSP = Bar("dsp", "<=", 0)
+
+
+def _area_per_lane(most: float) -> Bar:
+    return Bar("lut4_eq_per_lane", "<=", most)
+
+
+def _clock(least: float) -> Bar:
+    return Bar("fmax_mhz", ">=", least)
+
 
 def _engine_units() -> dict[str, Unit]:
     """From lane-wide weight word to results, the gearbox in front of it, and the decoders alone."""
@@ -48,24 +59,24 @@ def _engine_units() -> dict[str, Unit]:
                      placement=_TIMING, floorplan=block_ram_site)
     units = {
         "engine": placed(unit="ternary engine", build=partial(TernaryEngine, _ENGINE),
-                         bar="<= 44 LUT4-eq per lane at >= 150 MHz, 0 DSP"),
+                         bars=(_area_per_lane(44), _clock(150), _NO_DSP)),
         "engine-both-walks": placed(unit="engine, both walks",
                                     build=partial(TernaryEngine, _BOTH_WALKS),
-                                    bar="<= 65 LUT4-eq per lane, 0 DSP"),
+                                    bars=(_area_per_lane(65), _NO_DSP)),
         "engine-no-drain": placed(unit="ternary engine, no drain multiplexer",
                                   build=partial(TernaryEngine, _NO_WRITE_BACK),
-                                  bar="<= 36 LUT4-eq per lane"),
+                                  bars=(_area_per_lane(36),)),
         "engine-generic": Unit(unit="ternary engine, inferred", format="5in8", lanes=64,
                                build=partial(TernaryEngine, EngineConfig()), clock_mhz=150),
         "gearbox": Unit(unit="gearbox", format="8 to 13 bytes", build=partial(Gearbox, _ENGINE),
-                        lanes=64, clock_mhz=170, bar="<= 12 LUT4-eq per lane"),
+                        lanes=64, clock_mhz=170, bars=(_area_per_lane(12),)),
     }
     trits = 60      # a multiple of every packing's trits
     for name in PACKINGS:
         units[f"decoder-{name}"] = Unit(
             unit="trit decoder", format=name, trits=trits, clock_mhz=220, synthesis=_SMALL,
             build=partial(TritDecoder, packing=name, lanes=trits, target="ecp5"),
-            bar="<= 8 LUT4 per trit at >= 200 MHz, no block RAM")
+            bars=(Bar("lut4_per_trit", "<=", 8), _clock(200), Bar("block_ram", "<=", 0)))
     return units
 
 
@@ -74,16 +85,17 @@ def _lmul_units() -> dict[str, Unit]:
 
     Such a unit saturates, and does not recognize operands that are infinity or NaN.
     """
-    bars = {"e4m3": "<= 36 LUT4-eq at >= 260 MHz", "bf16": "<= 72 LUT4-eq at >= 235 MHz"}
+    bars_of = {"e4m3": (Bar("lut4_eq", "<=", 36), _clock(260)),
+               "bf16": (Bar("lut4_eq", "<=", 72), _clock(235))}
     units = {}
     for name, fmt in FORMATS.items():
         for unit, component in (("lmul", LMul), ("exact multiplier", ExactMultiplier)):
             key = f"{unit.split()[0]}-{name}"
-            bar = bars.get(name, "") if component is LMul else ""
+            bars = bars_of.get(name, ()) if component is LMul else ()
             units[key] = Unit(unit=unit, format=name, build=partial(component, fmt),
-                              clock_mhz=300, bar=bar)
+                              clock_mhz=300, bars=bars)
             units[f"{key}-no-specials"] = Unit(
-                unit=f"{unit}, without special values", format=name, clock_mhz=300, bar=bar,
+                unit=f"{unit}, without special values", format=name, clock_mhz=300, bars=bars,
                 build=partial(component, fmt, saturate=True, specials=False))
     for fmt in (e4m3, e5m2, bf16):
         units[f"lmul-dot-{fmt.name}"] = Unit(unit="lmul dot product", format=fmt.name,
@@ -97,29 +109,30 @@ UNITS: dict[str, Unit] = {
     **_lmul_units(),
     "bf16-adder": Unit(unit="bf16 adder", format="bf16", build=Bf16Adder, clock_mhz=150),
     "vector-unit": Unit(unit="vector unit", format="bf16", lanes=_ACCELERATOR.vector_lanes,
-                        clock_mhz=150, bar=">= 100 MHz", build=partial(VectorUnit, _ACCELERATOR)),
+                        build=partial(VectorUnit, _ACCELERATOR), clock_mhz=150,
+                        bars=(_clock(100),)),
     "quantizer": Unit(unit="quantizer", format="bf16 to int8", lanes=_ACCELERATOR.vector_lanes,
-                      clock_mhz=150, bar=">= 100 MHz", build=partial(Quantizer, _ACCELERATOR)),
+                      clock_mhz=150, bars=(_clock(100),), build=partial(Quantizer, _ACCELERATOR)),
     "scale": Unit(unit="scale", format="int24 to bf16", lanes=_ACCELERATOR.vector_lanes,
-                  clock_mhz=150, bar=">= 100 MHz", build=partial(ScaleUnit, _ACCELERATOR)),
+                  clock_mhz=150, bars=(_clock(100),), build=partial(ScaleUnit, _ACCELERATOR)),
     "read-engine": Unit(unit="read engine", format="8 bytes",
-                        build=partial(ReadEngine, _ACCELERATOR), clock_mhz=150, bar=">= 95 MHz"),
+                        build=partial(ReadEngine, _ACCELERATOR), clock_mhz=150, bars=(_clock(95),)),
     "block-ram-memory": Unit(unit="block RAM memory", format="256 KiB, 16 bytes", clock_mhz=150,
                              build=partial(BlockRamMemory, address_width=18, port_bytes=16,
-                                           depth=2 ** 14, target="ecp5"), bar=">= 95 MHz"),
+                                           depth=2 ** 14, target="ecp5"), bars=(_clock(95),)),
     "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
-                 clock_mhz=150, bar=">= 95 MHz"),
+                 clock_mhz=150, bars=(_clock(95),)),
     "dispatch": Unit(unit="dispatch and decoder", format="", build=partial(Dispatch, _ACCELERATOR),
-                     clock_mhz=150, bar=">= 95 MHz"),
+                     clock_mhz=150, bars=(_clock(95),)),
     "top-k": Unit(unit="top-k", format="int24", build=partial(TopK, _ACCELERATOR),
-                  lanes=_ACCELERATOR.vector_lanes, clock_mhz=150, bar=">= 95 MHz",
+                  lanes=_ACCELERATOR.vector_lanes, clock_mhz=150, bars=(_clock(95),),
                   synthesis=_SMALL),
     "sparse-vector-memory": Unit(unit="sparse vector memory", format="TwELL tiles", clock_mhz=120,
-                                 bar=">= 85 MHz",
+                                 bars=(_clock(85),),
                         build=partial(SparseVectorMemory, _ACCELERATOR)),
     "sparsity-policy": Unit(unit="sparsity policy", format="int8 and norms", clock_mhz=120,
-                            bar=">= 85 MHz", build=partial(SparsityPolicy, _ACCELERATOR)),
-    "attention": Unit(unit="attention", format="bf16 and e4m3", clock_mhz=120, bar=">= 80 MHz",
+                            bars=(_clock(85),), build=partial(SparsityPolicy, _ACCELERATOR)),
+    "attention": Unit(unit="attention", format="bf16 and e4m3", clock_mhz=120, bars=(_clock(80),),
                       lanes=_ATTENTION.attention_heads * _ATTENTION.attention_elements,
                       build=partial(AttentionUnit, _ATTENTION), synthesis=_SMALL),
 }

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import host.measure.speed
-import sim.tables
 from host.cli import main as cli
 from host.cli.options import DEFAULT_MODEL
 from host.compiler.compile import compile_model
@@ -26,6 +25,7 @@ from host.models.mmfreelm import write_model
 from host.models.registry import read_model
 from host.text.sampling import Sampler
 from host.text.tokenizer import Tokenizer
+from hw import records
 from hw.config import EngineConfig
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
@@ -267,7 +267,7 @@ class TestRunOnAccelerator:
 
 @pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 def test_speed(capsys, image_path, monkeypatch, tmp_path):
-    monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     monkeypatch.setattr(host.measure.speed, "time_fresh_demo", lambda: 61.25)
     status, out, err = run(capsys, "speed", image_path, "--tokens", 2, "--record")
     assert (status, err) == (0, "")

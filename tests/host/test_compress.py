@@ -9,7 +9,7 @@ import pytest
 
 from host.cli import experiment
 from host.cli import main as cli
-from host.cli.experiment import common, rotation
+from host.cli.experiment import common, cycles, rotation
 from host.compress.calibrate import calibrate, calibration_tokens
 from host.compress.masks import (
     MaskFileError,
@@ -25,6 +25,7 @@ from host.models.mmfreelm import write_model
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import Tokenizer
+from hw import records
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
@@ -400,6 +401,40 @@ class TestExperiments:
         for row in rows[1:]:
             assert row["trits_read"] <= 1 - row["dropped"] + 1e-4 or row["mode"] == "threshold"
 
+    def test_wina_is_continued(self, monkeypatch, tmp_path, model_path, corpus):
+        """Rows that are kept stay as they are, and without --keep none does."""
+        monkeypatch.setattr(records, "RESULTS", tmp_path)
+        monkeypatch.setattr("host.cli.experiment.wina._points", lambda *_: [
+            ({"method": method, "sparsity": 0.5}, {}) for method in ("none", "x", "y")])
+        monkeypatch.setattr(common, "CALIBRATION_DOCUMENTS", 1)
+        monkeypatch.setattr(common, "CALIBRATION_TOKENS", 8)
+        command = ["experiment", "wina", "--model", str(model_path), "--corpus", str(corpus),
+                   "--documents", "1", "--workers", "1"]
+        assert cli.main(command) == 0
+        record = records.read_record("wina")
+        first, second, *others = record["rows"]
+        del first["sources"]
+        (tmp_path / "wina.json").write_text(json.dumps(record | {"rows": [first, second]}))
+        assert cli.main([*command, "--keep"]) == 0
+        assert records.read_record("wina")["rows"] == [first, second, *others]
+        assert cli.main(command) == 0
+        assert records.read_record("wina")["rows"] == [
+            first | {"sources": second["sources"]}, second, *others]
+
+    def test_cycles_of_stale_rows(self):
+        """A row is of two experiments: it gets no new hash while the first one's is stale."""
+        now = records.source_hash(*records.MAKERS["host experiment wina"].sources({}))
+        found = {("wina", 0.5): {"cycles": 7}}
+        for sources, expected in ((now, None), ("x", "x"), (None, "")):
+            hashed = {} if sources is None else {"sources": sources}
+            rows = [{"method": "none", "sources": now},
+                    {"method": "wina", "sparsity": 0.5, "allocation": "uniform", "mode": "top-k",
+                     **hashed},
+                    {"method": "wina", "sparsity": 0.5, "allocation": "greedy", "mode": "top-k"}]
+            changed, fresh = cycles._with_cycles(rows, found, {"cycles": 9})
+            assert [row["cycles"] for row in changed] == [9, 7]
+            assert fresh == (expected is None)
+            assert changed[1].get("sources") == expected
 
     def test_rotation(self, kept, monkeypatch, tmp_path):
         model = random_llama()

@@ -8,10 +8,8 @@ import re
 import numpy as np
 import pytest
 
-import sim.tables
 from host.cli import compress as command
 from host.cli import main as cli
-from host.cli.experiment import tensor
 from host.cli.terminal import size
 from host.compress.chains import Choice, compress, layers_of
 from host.compress.pareto import TwoDigits, float_bytes, logarithms, measure
@@ -21,6 +19,7 @@ from host.models.examples import llama_gguf, llama_tensors
 from host.models.mpo_llama import MATRICES
 from host.models.registry import read_model
 from host.models.tensor_train import Shape, full_bonds
+from hw import records
 from hw.config import EngineConfig
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.bf16 import to_float32
@@ -368,8 +367,7 @@ class TestHealing:
 
 def test_record(capsys, monkeypatch, path, corpus, tmp_path):
     """Rows of each method; those of another model stay."""
-    monkeypatch.setattr(sim.tables, "RESULTS", tmp_path)
-    monkeypatch.setattr(tensor, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     record = tmp_path / "compression.json"
     record.write_text(json.dumps({"versions": {}, "configuration": {"x": {"command": "made x"}},
                                   "rows": [{"model": "x", "method": "float32", "bytes": 9,

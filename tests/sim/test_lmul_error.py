@@ -6,8 +6,8 @@ from fractions import Fraction
 import pytest
 
 from hw.formats.minifloat import bf16, e4m3, e5m2
+from hw.records import RESULTS
 from sim.lmul_error import error_rows
-from sim.tables import RESULTS
 
 FORMATS = {fmt.name: fmt for fmt in (e4m3, e5m2, bf16)}
 

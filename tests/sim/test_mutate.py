@@ -10,11 +10,11 @@ import time
 import pytest
 from amaranth.back import verilog
 
+from hw.records import RESULTS
 from sim import mutate
 from sim.equivalence import proved_equal
 from sim.mutants import OPERATORS, Mutant, draw, mutants, unit_path, units
 from sim.plant import planted
-from sim.tables import RESULTS
 from sim.tools import missing_tools
 
 UART = "hw/link/uart.py"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hw import records
 from sim import tables
 
 
@@ -14,7 +15,7 @@ def test_tables_are_up_to_date(document):
     assert tables.render_document(text) == text
 
 
-@pytest.mark.parametrize("path", sorted(tables.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(records.RESULTS.glob("*.json")), ids=lambda path: path.stem)
 def test_record_has_its_fields(path):
     record = json.loads(path.read_text())
     assert set(record) >= {"command", "versions", "configuration", "rows"}
@@ -22,9 +23,10 @@ def test_record_has_its_fields(path):
 
 
 def test_rows_are_selected_and_formatted(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
     rows = [{"a": 1, "b": 0.123456}, {"a": 2, "b": None}, {"a": 12345, "b": "x"}]
-    tables.write_record("t", command="make it", versions={"tool": "1"}, configuration={}, rows=rows)
+    records.write_record("t", maker="sim lmul-error", command="make it", versions={"tool": "1"},
+                         configuration={}, rows=rows)
     text = "<!-- table t a=1: a, b -->\nold\n<!-- end -->\n<!-- table t: a -->\n<!-- end -->"
     rendered = tables.render_document(text)
     assert "| 1 | 0.12346 |" in rendered

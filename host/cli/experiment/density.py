@@ -13,7 +13,7 @@ from host.cli.experiment.common import (
 )
 from host.measure.evaluate import evaluate
 from host.models.registry import read_model
-from sim.tables import write_record
+from hw.records import write_record
 
 NAME = "density"
 HELP = "measure the density of each activation vector, layer by layer"
@@ -43,7 +43,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
                      "density_max": round(shares["density_max"], 5)})
     for row in rows:
         print_row(row)
-    write_record("twell", command=command_line(), versions=versions(),
+    write_record("twell", maker=f"host experiment {NAME}", command=command_line(),
+                 versions=versions(),
                  configuration={"model": model.name, "documents": measurement.documents,
                                 "tokens": measurement.tokens, "bytes": measurement.bytes},
                  rows=rows)

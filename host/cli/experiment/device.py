@@ -16,7 +16,7 @@ from host.errors import UserError
 from host.measure.compare import Text, read_llama
 from host.models.registry import read_model
 from hw.config import AcceleratorConfig, EngineConfig
-from sim.tables import write_record
+from hw.records import write_record
 from sim.timing.program import token_cycles
 
 NAME = "device"
@@ -91,7 +91,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
             "bits_per_byte": round(found.bits_per_byte, 4), "jsd": round(found.jsd, 4),
             "top1_agreement": round(found.top1_agreement, 4)})
         print_row(rows[-1])
-    write_record("compression_device", command=command_line(), versions=versions(), configuration={
+    write_record("compression_device", maker=f"host experiment {NAME}", command=command_line(),
+                 versions=versions(), configuration={
         **dataclasses.asdict(config), "latency": LATENCY, "refresh": REFRESH,
         "clock_hz": _CLOCK_HZ, "tokens": len(prompt)}, rows=rows)
     return 0

@@ -13,8 +13,8 @@ from host.compress.masks import METHODS
 from host.compress.pareto import logarithms, measure
 from host.errors import UserError
 from host.measure.compare import Text, read_llama
+from hw.records import write_record
 from sim.golden.wina import MaskMap
-from sim.tables import write_record
 
 NAME = "integer"
 HELP = "measure bits per byte of a Llama with masked activations"
@@ -60,7 +60,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
                      "jsd": round(found.jsd, 5),
                      "top1_agreement": round(found.top1_agreement, 4)})
         print_row(rows[-1])
-    write_record("wina_integer", command=command_line(), versions=versions(),
+    write_record("wina_integer", maker=f"host experiment {NAME}", command=command_line(),
+                 versions=versions(),
                  configuration={"tokens": text.tokens[:, 1:].size, "bytes": text.bytes,
                                 "planes": model.planes}, rows=rows)
     return 0

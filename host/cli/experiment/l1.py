@@ -9,7 +9,7 @@ from rich.console import Console
 
 from host.cli.experiment.common import command_line, print_row, versions
 from host.errors import UserError
-from sim.tables import write_record
+from hw.records import write_record
 
 NAME = "l1"
 HELP = "compare trainings with and without the L1 term"
@@ -50,6 +50,6 @@ def run(console: Console, options: argparse.Namespace) -> int:
             print_row(rows[-1])
     settings = {key: value for key, value in report["settings"].items()
                 if isinstance(value, int | float) and key not in ("l1", "smoke")}
-    write_record("l1", command=command_line(), versions=versions(), configuration=settings,
-                 rows=rows)
+    write_record("l1", maker=f"host experiment {NAME}", command=command_line(),
+                 versions=versions(), configuration=settings, rows=rows)
     return 0

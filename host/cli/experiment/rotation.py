@@ -23,7 +23,7 @@ from host.compress.rotation import (
     rotate,
 )
 from host.measure.compare import log_softmax
-from sim.tables import write_record
+from hw.records import write_record
 
 NAME = "rotation"
 HELP = "measure WINA against TEAL on float, rotated and ternary weights"
@@ -151,7 +151,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
                     "divergence": round(text.divergence(method, sparsity), 5),
                     "products": round(share / linear_products(model), 4)})
                 print_row(rows[-1])
-    write_record("wina_rotation", command=command_line(), versions=versions(),
+    write_record("wina_rotation", maker=f"host experiment {NAME}", command=command_line(),
+                 versions=versions(),
                  configuration={"model": options.model.stem, "samples": _SAMPLES,
                                 "tokens_per_sample": _SAMPLE_TOKENS}, rows=rows)
     return 0

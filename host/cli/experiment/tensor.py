@@ -1,8 +1,8 @@
 """``tally experiment tensor``: chains of tensors beside plain quantization and low rank."""
 
 import argparse
+import functools
 import importlib.metadata
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,7 +21,8 @@ from host.compress.plots import plot_pareto
 from host.compress.profile import METHODS, profile
 from host.errors import UserError
 from host.measure.compare import Text, read_llama
-from sim.tables import RESULTS, write_record
+from hw import records
+from hw.records import write_record
 
 NAME = "tensor"
 HELP = "measure chains of tensors beside quantization and low rank"
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="folder for the models (default: they are not kept)")
     parser.add_argument("--plot", type=output_file, metavar="FILE.svg",
-                        default=RESULTS.parent / "compression.svg",
+                        default=records.RESULTS.parent / "compression.svg",
                         help="picture of all rows (default: docs/compression.svg)")
 
 
@@ -87,7 +88,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
         found = profile(layers, calibration.tokens, options.profile, _say_tenths())
     except ValueError as error:
         raise UserError(str(error)) from None
-    name, record = options.model.stem, RESULTS / "compression.json"
+    name = options.model.stem
     same = {"documents": options.documents, "tokens_per_document": options.tokens}
     settings: dict[str, Any] = {**same}
     made_with = versions()
@@ -96,10 +97,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
         settings |= {"healing_tokens": healing.tokens[:, 1:].size, "batch": options.batch,
                      "tokens_per_row": options.steps, "device": options.device}
     # Rows of other models stay, with the commands that made them.
-    old: dict[str, Any] = {"versions": {}, "configuration": {}, "rows": []}
-    if record.exists():
-        old = json.loads(record.read_text(encoding="utf-8"))
-    # What was measured of this model on the same text is not measured again.
+    old: dict[str, Any] = records.read_record("compression")
+    # What was measured of this model on the same text is not measured again, unless it is stale.
     before = old["configuration"].get(name, {})
     if not same.items() <= before.items():
         before = {}
@@ -108,8 +107,10 @@ def run(console: Console, options: argparse.Namespace) -> int:
         commands.append(command_line())
     configuration = old["configuration"] | {
         name: {**before, "command": "; ".join(commands), **settings}}
-    rows = [row for row in old["rows"] if row["model"] != name or before]
-    known = {row_key(row) for row in rows if row["model"] == name}
+    hashes = functools.cache(records.source_hash)
+    known = {row_key(row) for row in old["rows"] if row["model"] == name and before
+             and not records.stale(row, [f"host experiment {NAME}"], hashes)}
+    rows: list[dict[str, Any]] = []
     for row in pareto(name, layers, found, text,
                       [megabytes * 1e6 for megabytes in options.megabytes], healing,
                       options.workers or os.cpu_count() or 1, options.output,
@@ -120,11 +121,13 @@ def run(console: Console, options: argparse.Namespace) -> int:
             continue                            # the float model
         rows.append(row)
         # Each time, so that a run that is cut off keeps what it has.
-        write_record("compression", configuration=configuration, rows=sorted(rows, key=_order),
-                     versions=old["versions"] | made_with,
-                     command="; ".join(made["command"] for made in configuration.values()))
+        write_record("compression", maker=f"host experiment {NAME}", configuration=configuration,
+                     versions=old["versions"] | made_with, rows=rows,
+                     command="; ".join(made["command"] for made in configuration.values()),
+                     key=("model", "method", "budget", "digits", "rate"),
+                     keep=lambda row: row["model"] != name or bool(before), order=_order)
     try:
-        plot_pareto(record, options.plot)
+        plot_pareto(records.RESULTS / "compression.json", options.plot)
     except UserError as error:                  # no matplotlib; the table is there
         print(printable(str(error)), file=sys.stderr)
     return 0

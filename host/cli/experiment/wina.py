@@ -22,8 +22,8 @@ from host.measure.evaluate import Measurement, evaluate
 from host.measure.workers import default_workers, worker_pool
 from host.models.base import LanguageModel
 from host.models.registry import read_model
+from hw.records import write_record
 from sim.golden.wina import MaskMap
-from sim.tables import write_record
 
 NAME = "wina"
 HELP = "measure bits per byte with masked activations, by WINA and by TEAL"
@@ -89,6 +89,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
                      "calibration": {"documents": calibration.shape[0],
                                      "tokens_per_document": calibration.shape[1]}}
     rows = _kept_rows(configuration) if options.keep else []
+    kept = len(rows)
     points = _points(model, calibration, workers)[len(rows):]
     with worker_pool(workers) as pool:
         futures = [[pool.submit(evaluate, model, [tokens for tokens, _ in part],
@@ -98,8 +99,11 @@ def run(console: Console, options: argparse.Namespace) -> int:
             rows.append({"model": model.name, **fields,
                          **_joined(model, [part.result() for part in measured], rows)})
             print_row(rows[-1])
-            write_record("wina", command=command_line(), versions=versions(),
-                         configuration=configuration, rows=rows)
+            write_record("wina", maker=f"host experiment {NAME}", command=command_line(),
+                         versions=versions(),
+                         configuration=configuration, rows=rows[kept:],
+                         key=("method", "sparsity", "allocation", "mode"),
+                         keep=lambda row: options.keep)
     return 0
 
 
