@@ -1,6 +1,7 @@
 """``tally prefill``: cycles of a prompt by the tokens that are read together."""
 
 import argparse
+import dataclasses
 
 from rich.console import Console
 
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batches", type=integer(1), nargs="+", default=[1, 2, 4, 8],
                         metavar="TOKENS",
                         help="tokens that are read together (default: 1 2 4 8)")
+    parser.add_argument("--ports", type=integer(1), nargs="+", metavar="BYTES",
+                        help="widths of the memory port, in bytes, each of which is measured "
+                             "(default: the configuration's)")
     add_fields(parser)
     add_clock(parser)
     add_json(parser)
@@ -48,22 +52,26 @@ def run(console: Console, options: argparse.Namespace) -> int:
             raise UserError(f"Option --batches must divide the {options.tokens} tokens of the "
                             f"prompt, which {batch} does not")
     model = read_model(options.model)
-    # One accelerator for all of them, so that its clock and its memories are the same.
-    accelerator = compile_fitted(model, configuration(AcceleratorConfig(), options.fields),
-                                 prefill=max(options.batches)).config
-    images = [compile_model(model, accelerator, prefill=batch) for batch in options.batches]
-    with progress_bars(console) as bar:
-        rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
-                                    bar("Reading prompts")))
+    base = configuration(AcceleratorConfig(), options.fields)
     clock = options.clock or CLOCK_MHZ
-    console.print(table(
-        f"A prompt of {options.tokens} tokens, {model.name}",
-        ("tokens at once", "cycles", "by formula", "", "speedup", "tokens/s"),
-        [(str(row.batch), f"{row.cycles:,}", f"{row.formula_cycles:,}",
-          f"{row.formula_cycles / row.cycles - 1:+.2%}", f"{rows[0].cycles / row.cycles:.2f}",
-          f"{options.tokens * clock * 1e6 / row.cycles:,.1f}") for row in rows], names=0,
-        caption=f"cycles: simulated; by formula: derived; port of {accelerator.port_bytes} bytes; "
-                f"tokens/s: at {clock:g} MHz"))
+    measured = []
+    for port in options.ports or [base.port_bytes]:
+        widened = dataclasses.replace(base, engine=dataclasses.replace(
+            base.engine, port_bytes=port))
+        # One accelerator for all of them, so that its clock and its memories are the same.
+        accelerator = compile_fitted(model, widened, prefill=max(options.batches)).config
+        images = [compile_model(model, accelerator, prefill=batch) for batch in options.batches]
+        with progress_bars(console) as bar:
+            rows = list(measure_prefill(images, options.tokens, bar("Opening the device"),
+                                        bar("Reading prompts")))
+        measured.append((images[0], rows))
+        console.print(table(
+            f"A prompt of {options.tokens} tokens, {model.name}, memory port of {port} bytes",
+            ("tokens at once", "cycles", "by formula", "", "speedup", "tokens/s"),
+            [(str(row.batch), f"{row.cycles:,}", f"{row.formula_cycles:,}",
+              f"{row.formula_cycles / row.cycles - 1:+.2%}", f"{rows[0].cycles / row.cycles:.2f}",
+              f"{options.tokens * clock * 1e6 / row.cycles:,.1f}") for row in rows], names=0,
+            caption=f"cycles: simulated; by formula: derived; tokens/s: at {clock:g} MHz"))
     if options.json:
-        write_prefill(options.json, command_line(), images[0], rows)
+        write_prefill(options.json, command_line(), measured)
     return 0

