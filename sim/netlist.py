@@ -40,6 +40,8 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "sparsity": {"ecp5": ("two",), "ice40": ("two",)},
     "memory": {"ecp5": ("all",), "ice40": ("all",)},
     "router": {"ecp5": ("both_walks", "one_walk"), "ice40": ("one_walk",)},
+    "kv_write": {"ecp5": ("four",), "ice40": ("four",)},
+    "prefetch": {"ecp5": ("plain", "attention"), "ice40": ("plain",)},
     "link": {"ecp5": ("parts",), "ice40": ("parts",)},
     "dispatch": {"ecp5": ("one", "attention"), "ice40": ("one", "attention")},
     "attention": {"ecp5": ("narrow",), "ice40": ("narrow",)},
