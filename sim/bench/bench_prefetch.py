@@ -86,7 +86,8 @@ def random_program(rng: np.random.Generator, config: AcceleratorConfig, *, waits
                          count=lanes)] * prefix
     body = [make() for _ in range(int(rng.integers(1, config.program_depth - prefix - 2)))]
     # How matrices are read depends on the list before them.
-    return [*quiet, Instruction(opcode=Opcode.TOKEN), *body, Instruction(opcode=Opcode.STOP, constant=int(waits))]
+    return [*quiet, Instruction(opcode=Opcode.TOKEN), *body,
+            Instruction(opcode=Opcode.STOP, constant=int(waits))]
 
 
 class Walk:
