@@ -164,7 +164,7 @@ class Image:
     program : Program
     parts : tuple of Part
         In the order of their addresses.
-    memory : bytes
+    memory : bytes or memoryview
         From address 0.
     vocabulary : Vocabulary or None
         What the tokens are, if the model knows it.
@@ -179,7 +179,7 @@ class Image:
     vocab: int
     program: Program
     parts: tuple[Part, ...]
-    memory: bytes
+    memory: bytes | memoryview
     vocabulary: Vocabulary | None = None
     context: int = 0
     room: int = 0
@@ -188,6 +188,10 @@ class Image:
     def memory_bytes(self) -> int:
         """Bytes of memory that the program uses."""
         return len(self.memory) + self.room
+
+    def contents(self) -> bytes:
+        """Copy all memory that the program uses; what it writes before it reads is 0."""
+        return b"".join((self.memory, bytes(self.room)))
 
 
 def listing(program: Program) -> str:
@@ -231,7 +235,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         file.write(image.memory)
 
 
-def _crc(memory: bytes, part: Part) -> int:
+def _crc(memory: bytes | memoryview, part: Part) -> int:
     return zlib.crc32(memory[part.address:part.address + part.bytes])
 
 
