@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from host.cli.images import compiled_image
 from host.cli.options import (
     CLOCK_MHZ,
     DEFAULT_MODEL,
@@ -17,13 +18,11 @@ from host.cli.options import (
     add_context,
     add_masks,
     integer,
-    masks_of,
     read_model_and_tokenizer,
     temperature,
-    with_context,
 )
-from host.cli.terminal import fact_table, progress_bars, say, size, write
-from host.compiler.compile import CONTEXT, compile_fitted, compile_model
+from host.cli.terminal import Report, fact_table, progress_bars, say, size, write
+from host.compiler.compile import CONTEXT
 from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice
 from host.devices.base import Device
 from host.devices.checked import CheckedTokens
@@ -253,8 +252,9 @@ def _times(total: Phase, loading: float, first: float) -> Iterable[Fact]:
 
 # An accelerator.
 
-def _image(path: Path, options: argparse.Namespace,
-           device: AcceleratorDevice | None) -> tuple[Image, AnyTokenizer, Words]:
+def _image(console: Console, path: Path, options: argparse.Namespace,
+           device: AcceleratorDevice | None,
+           bar: Callable[[str], Report]) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model for the device, or for an accelerator that fits it."""
     if path.is_file() and is_image(path):
         image = read_image(path)
@@ -266,15 +266,11 @@ def _image(path: Path, options: argparse.Namespace,
                 raise UserError(f"{path}: option {option} needs the model that the image was made "
                                 f"of, since the image is compiled already")
         return image, Tokenizer(image.vocabulary), image.vocabulary
-    model, tokenizer = read_model_and_tokenizer(path)
     if device and options.context:
         raise UserError(f"Option --context cannot change the context of device "
                         f"{str(options.device)!r}")
-    compiler: Callable[..., Image] = compile_model if device else compile_fitted
-    base = with_context(device.config if device else AcceleratorConfig(), options.context, model)
-    image = compiler(model, base, sparse=not options.dense, masks=masks_of(options, model),
-                     prefill=options.prefill)
-    return image, tokenizer, model.vocabulary
+    return compiled_image(console, path, device.config if device else AcceleratorConfig(), bar,
+                          fitted=device is None, sparse=not options.dense, options=options)
 
 
 def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
@@ -289,7 +285,7 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
             if options.device.kind == "serial":
                 # What a model becomes depends on the board's accelerator.
                 device = open_accelerator(options.device)
-            image, tokenizer, words = _image(path, options, device)
+            image, tokenizer, words = _image(console, path, options, device, bar)
             most = image.config.top_k
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "

@@ -85,7 +85,16 @@ def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bo
     MemoryMissing
         If this machine has not enough memory for the image.
     """
-    return _compiler(model, config, sparse, masks, prefill, {}).compile(progress)
+    pack = _prepare(model, progress)
+    return _compiler(model, config, sparse, masks, prefill, {}).compile(pack)
+
+
+def _prepare(model: LanguageModel, progress: Progress | None) -> Progress | None:
+    """Describe the network, and return what is told of the rest."""
+    if progress is None:
+        return None
+    model.prepare(lambda done, what: progress(_PREPARED * done, what))
+    return lambda done, what: progress(_PREPARED + (1 - _PREPARED) * done, what)
 
 
 def _compiler(model: LanguageModel, config: AcceleratorConfig, sparse: bool,
@@ -134,6 +143,9 @@ def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskM
                                    f"not {len(step.weights.weights)}")
 
 
+# Of the time that compiling takes, about how much it takes to find the matrices' integers.
+_PREPARED = 0.7
+
 #: Tokens of a sequence at most, where nobody says how many.
 CONTEXT = 2048
 
@@ -161,6 +173,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     CompileError
         As :func:`compile_model` does, or if no accelerator can have such heads.
     """
+    progress = _prepare(model, progress)
     steps = model.network().steps
     attends = [step for step in steps if step.kind is Kind.ATTEND]
     layout = Layout(steps, base)
@@ -169,7 +182,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
         "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
     if not attends:
         if prefill == 1:
-            return compile_model(model, base, sparse=sparse, masks=masks, progress=progress)
+            return _compiler(model, base, sparse, masks, 1, {}).compile(progress)
         return _compile_fitted(model, base, fields, sparse, masks, prefill, progress)
     keys = [step.operands[1] for step in attends]
     context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
