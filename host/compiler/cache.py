@@ -120,7 +120,6 @@ def keep_image(key: str, image: Image) -> str:
         return ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _drop(folder, len(image.memory))
         handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
         os.close(handle)
         try:
@@ -128,13 +127,14 @@ def keep_image(key: str, image: Image) -> str:
             os.replace(name, _entry(key))
         finally:
             Path(name).unlink(missing_ok=True)
+        _drop(folder)
     except OSError as error:
         return f"{folder}: {error.strerror}"
     return ""
 
 
-def _drop(folder: Path, size: int) -> None:
-    """Drop what was used longest ago until there is room for ``size`` bytes."""
+def _drop(folder: Path) -> None:
+    """Drop what was used longest ago until all entries are small enough together."""
     entries = []
     for path in folder.iterdir():
         with contextlib.suppress(OSError):      # another process drops them as well
@@ -143,7 +143,7 @@ def _drop(folder: Path, size: int) -> None:
                 entries.append((found.st_mtime, found.st_size, path))
             elif path.suffix == ".part" and time.time() - found.st_mtime > _ABANDONED:
                 path.unlink()
-    total = size + sum(each for _, each, _ in entries)
+    total = sum(each for _, each, _ in entries)
     for _, each, path in sorted(entries):
         if total <= LARGEST:
             break
