@@ -132,13 +132,21 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
         prompt = DEFAULT_PROMPT
     if not prompt.strip():
         raise UserError("Prompt must not be empty")
+    return model, _utf8(prompt)
+
+
+def _utf8(prompt: str) -> str:
+    """Return a prompt as the text whose UTF-8 it was typed in, whatever the locale's encoding.
+
+    Python keeps a byte of an argument that the locale's encoding lacks as a lone surrogate.
+    """
     try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        # Python keeps a byte of an argument that is no UTF-8 as a lone surrogate.
-        raise UserError(f"Prompt must be UTF-8, but character {error.start + 1} is the byte "
-                        f"{ord(prompt[error.start]) & 0xff:#04x}") from None
-    return model, prompt
+        return prompt.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        first = next(index for index, character in enumerate(prompt)
+                     if 0xd800 <= ord(character) < 0xe000)
+        raise UserError(f"Prompt must be UTF-8, but character {first + 1} is the byte "
+                        f"{ord(prompt[first]) & 0xff:#04x}") from None
 
 
 def _sampler(options: argparse.Namespace, top_k: int) -> Sampler:
