@@ -86,6 +86,10 @@ class _Layers(Sequence[Layer]):
     def __len__(self) -> int:
         return self._count
 
+    def __reduce__(self) -> tuple[type, tuple[tuple[Layer, ...]]]:
+        # Another process has them all.
+        return tuple, (tuple(self),)
+
     @overload
     def __getitem__(self, index: int) -> Layer: ...
 

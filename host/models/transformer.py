@@ -232,14 +232,16 @@ class Transformer(LanguageModel):
         """Describe the last norm and the head."""
         n.part = "head"
         norm = n.norm(x, self.attention.epsilon)
-        scale = np.float32(self.logit_scales["float"])
         if not self.integers:
-            n.head("head", lambda: self.head / scale * self.norm, n.codes("head_in", x), norm,
-                   self.head.shape)
+            n.head("head", self._float_head, n.codes("head_in", x), norm, self.head.shape)
             return
         x = n.gain("head_powers", x, self.head_powers)
         factors = (self.norm / self.head_powers).astype(np.float32)
+        scale = np.float32(self.logit_scales["float"])
         head: NDArray[np.int16] = np.empty(self.head.shape, np.int16)
         for some in row_pieces(head):
             head[some] = np.rint(self.head[some] / scale * factors)
         n.head("head", head, n.codes("head_in", x), norm)
+
+    def _float_head(self) -> Floats:
+        return self.head / np.float32(self.logit_scales["float"]) * self.norm

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import io
 import os
+import pickle
 import re
 import tracemalloc
 
@@ -35,6 +36,7 @@ from host.models.examples import (
 )
 from host.models.registry import read_model
 from hw.config import AcceleratorConfig, EngineConfig
+from sim.golden.evaluate import model_matrices
 from sim.golden.graph import Kind
 
 #: Bytes of memory a weight, at most, while a model is read and compiled.
@@ -144,6 +146,16 @@ class TestMemory:
         np.testing.assert_array_equal(layers[0].attn_q, layers[:2][0].attn_q)
         with pytest.raises(IndexError):
             layers[2]
+
+    def test_another_process(self, llama):
+        """A model goes to workers with all its layers, those of the float reference too."""
+        model = read_model(llama)
+        for one in (model, model.reference()):
+            expected = model_matrices(one)
+            found = model_matrices(pickle.loads(pickle.dumps(one)))
+            assert found.keys() == expected.keys()
+            for name, weights in found.items():
+                np.testing.assert_array_equal(weights, expected[name])
 
     def test_too_little(self, llama, monkeypatch, tmp_path, capsys):
         """What is missing is said before anything is laid out."""
@@ -301,6 +313,18 @@ class TestCache:
         self.get(llama)
         assert len(compiled) == 2
         assert not cache.exists()
+
+    def test_bars(self, llama):
+        """What takes long is shown as it goes on, and only grows."""
+        for titles in (["Looking for the image", "Reading the model", "Compiling"],
+                       ["Looking for the image"]):
+            moved = []
+            compiled_image(Console(file=io.StringIO()), llama, AcceleratorConfig(), bars(moved),
+                           fitted=True)
+            assert list(dict.fromkeys(title for title, _, _ in moved)) == titles
+            for title in titles:
+                shares = [done for each, done, _ in moved if each == title]
+                assert shares == sorted(shares)
 
     def test_run(self, llama, capsys, compiled):
         """The same text from the compiler and from the cache, and a wrong option all the same."""
