@@ -3,11 +3,13 @@
 import json
 import math
 import re
+from pathlib import Path
 from typing import Any
 
-from host.errors import TallyError
+from host.errors import MemoryMissing, TallyError
 
-__all__ = ["LONGEST_JSON", "LONGEST_MESSAGE", "FileError", "JSONError", "parse_json", "printable"]
+__all__ = ["LONGEST_JSON", "LONGEST_MESSAGE", "FileError", "JSONError", "need_memory", "parse_json",
+           "printable"]
 
 #: Characters of a message; what a file holds can be as long as the file.
 LONGEST_MESSAGE = 2000
@@ -56,6 +58,38 @@ class FileError(TallyError, ValueError):
 
 class JSONError(ValueError):
     """A text is not JSON, or not within bounds; the message says why."""
+
+
+#: Where Linux says how much memory there is.
+_MEMORY = Path("/proc/meminfo")
+
+
+def need_memory(count: int, what: str) -> None:
+    """Refuse what this machine has no memory for, where the system says how much there is.
+
+    Parameters
+    ----------
+    count : int
+        Bytes that are needed beside those in use.
+    what : str
+        What needs them; begins the message.
+
+    Raises
+    ------
+    MemoryMissing
+        If there are fewer, with those that can be swapped out.
+    """
+    try:
+        lines = _MEMORY.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return
+    found = dict(re.findall(r"(MemAvailable|SwapFree): +(\d+) kB", "\n".join(lines)))
+    if "MemAvailable" not in found:
+        return
+    available = 1024 * sum(map(int, found.values()))
+    if count > available:
+        raise MemoryMissing(f"{what} needs {count / 1e9:,.1f} GB of memory, but this machine has "
+                            f"{available / 1e9:,.1f} GB left")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-__all__ = ["TallyError", "UserError", "need_package"]
+__all__ = ["MemoryMissing", "TallyError", "UserError", "need_package"]
 
 
 class TallyError(Exception):
@@ -11,6 +11,10 @@ class TallyError(Exception):
 
 class UserError(TallyError):
     """The command line asks for what cannot be."""
+
+
+class MemoryMissing(TallyError):
+    """There is not enough memory for what was asked for."""
 
 
 def need_package(package: str, option: str, extra: str) -> None:

@@ -26,7 +26,7 @@ from host.cli.options import (
     share,
     with_context,
 )
-from host.cli.terminal import fact_table, listing_of, progress_bars, say, size, table
+from host.cli.terminal import Report, fact_table, listing_of, progress_bars, say, size, table
 from host.compiler.compile import CONTEXT, compile_fitted, compile_model
 from host.compiler.errors import CompileError
 from host.errors import UserError
@@ -94,7 +94,9 @@ def run(console: Console, options: argparse.Namespace) -> int:
     """Compile, print what a token costs, and write the image."""
     if options.refresh == 1:
         raise UserError("Option --refresh must be below 1: the memory must answer some time")
-    model = read_model(options.model)
+    with progress_bars(console) as bar:
+        bar("Reading the model")(0.0, "")
+        model = read_model(options.model)
     if options.planes:
         model = _with_planes(model, options.planes)
     compared = _text_to_compare(options, model)
@@ -106,9 +108,9 @@ def run(console: Console, options: argparse.Namespace) -> int:
                         options.context, model)
     clock = options.clock * 1e6 if options.clock else board.clock_hz if board else CLOCK_MHZ * 1e6
 
-    def compiled(model: LanguageModel) -> Image:
+    def compiled(model: LanguageModel, report: Report | None = None) -> Image:
         return (compile_model if board else compile_fitted)(
-            model, base, sparse=options.sparse, masks=masks_of(options, model))
+            model, base, sparse=options.sparse, masks=masks_of(options, model), progress=report)
 
     def costs(image: Image) -> TokenCycles:
         return token_cycles(image.config, image.program.instructions, image.program.body,
@@ -122,7 +124,8 @@ def run(console: Console, options: argparse.Namespace) -> int:
                 image.config.engine.accumulator_width)
 
     file_bytes = bytes_of(options.model)
-    image = compiled(model)
+    with progress_bars(console) as bar:
+        image = compiled(model, bar("Compiling"))
     if options.listing:
         print(printable(listing(image.program), "\n"))
     if image.context <= options.position != 0:

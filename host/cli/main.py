@@ -29,6 +29,7 @@ from host.cli import (
     run,
     soak,
     speed,
+    train,
 )
 from host.errors import TallyError
 
@@ -63,8 +64,8 @@ class Group(Protocol):
 
 #: All commands, in the order of ``--help``.
 COMMANDS: tuple[Command | Group, ...] = (
-    run, compile, evaluate, compare, calibrate, compress, fit, speed, attention, prefill,
-    disassemble, fuzz, soak, doctor, results, experiment)
+    run, compile, evaluate, compare, calibrate, compress, train, fit, speed, attention,
+    prefill, disassemble, fuzz, soak, doctor, results, experiment)
 
 
 class _Terminated(BaseException):

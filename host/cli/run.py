@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from host.cli.images import compiled_image
 from host.cli.options import (
     CLOCK_MHZ,
     DEFAULT_MODEL,
@@ -17,13 +18,11 @@ from host.cli.options import (
     add_context,
     add_masks,
     integer,
-    masks_of,
     read_model_and_tokenizer,
     temperature,
-    with_context,
 )
-from host.cli.terminal import fact_table, progress_bars, say, size, write
-from host.compiler.compile import CONTEXT, compile_fitted, compile_model
+from host.cli.terminal import Report, fact_table, progress_bars, say, size, write
+from host.compiler.compile import CONTEXT
 from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice
 from host.devices.base import Device
 from host.devices.checked import CheckedTokens
@@ -133,13 +132,21 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
         prompt = DEFAULT_PROMPT
     if not prompt.strip():
         raise UserError("Prompt must not be empty")
+    return model, _utf8(prompt)
+
+
+def _utf8(prompt: str) -> str:
+    """Return a prompt as the text whose UTF-8 it was typed in, whatever the locale's encoding.
+
+    Python keeps a byte of an argument that the locale's encoding lacks as a lone surrogate.
+    """
     try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        # Python keeps a byte of an argument that is no UTF-8 as a lone surrogate.
-        raise UserError(f"Prompt must be UTF-8, but character {error.start + 1} is the byte "
-                        f"{ord(prompt[error.start]) & 0xff:#04x}") from None
-    return model, prompt
+        return prompt.encode(errors="surrogateescape").decode()
+    except UnicodeError:
+        first = next(index for index, character in enumerate(prompt)
+                     if 0xd800 <= ord(character) < 0xe000)
+        raise UserError(f"Prompt must be UTF-8, but character {first + 1} is the byte "
+                        f"{ord(prompt[first]) & 0xff:#04x}") from None
 
 
 def _sampler(options: argparse.Namespace, top_k: int) -> Sampler:
@@ -253,8 +260,9 @@ def _times(total: Phase, loading: float, first: float) -> Iterable[Fact]:
 
 # An accelerator.
 
-def _image(path: Path, options: argparse.Namespace,
-           device: AcceleratorDevice | None) -> tuple[Image, AnyTokenizer, Words]:
+def _image(console: Console, path: Path, options: argparse.Namespace,
+           device: AcceleratorDevice | None,
+           bar: Callable[[str], Report]) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model for the device, or for an accelerator that fits it."""
     if path.is_file() and is_image(path):
         image = read_image(path)
@@ -266,15 +274,11 @@ def _image(path: Path, options: argparse.Namespace,
                 raise UserError(f"{path}: option {option} needs the model that the image was made "
                                 f"of, since the image is compiled already")
         return image, Tokenizer(image.vocabulary), image.vocabulary
-    model, tokenizer = read_model_and_tokenizer(path)
     if device and options.context:
         raise UserError(f"Option --context cannot change the context of device "
                         f"{str(options.device)!r}")
-    compiler: Callable[..., Image] = compile_model if device else compile_fitted
-    base = with_context(device.config if device else AcceleratorConfig(), options.context, model)
-    image = compiler(model, base, sparse=not options.dense, masks=masks_of(options, model),
-                     prefill=options.prefill)
-    return image, tokenizer, model.vocabulary
+    return compiled_image(console, path, device.config if device else AcceleratorConfig(), bar,
+                          fitted=device is None, sparse=not options.dense, options=options)
 
 
 def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
@@ -289,7 +293,7 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
             if options.device.kind == "serial":
                 # What a model becomes depends on the board's accelerator.
                 device = open_accelerator(options.device)
-            image, tokenizer, words = _image(path, options, device)
+            image, tokenizer, words = _image(console, path, options, device, bar)
             most = image.config.top_k
             if options.top_k is not None and not 1 <= options.top_k <= most:
                 raise UserError(f"Option --top-k must be from 1 to {most} on device "

@@ -4,6 +4,7 @@ import argparse
 
 from rich.console import Console
 
+from host.cli.images import compiled_image
 from host.cli.options import (
     CLOCK_MHZ,
     add_clock,
@@ -13,10 +14,8 @@ from host.cli.options import (
     integer,
 )
 from host.cli.terminal import command_line, fact_table, progress_bars, say
-from host.compiler.compile import compile_fitted
 from host.errors import UserError
 from host.files.image import Image, is_image, read_image
-from host.models.registry import read_model
 from hw.config import AcceleratorConfig
 
 NAME = "speed"
@@ -37,15 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                              "demo on a fresh clone as well")
 
 
-def _image(options: argparse.Namespace) -> Image:
+def _image(console: Console, options: argparse.Namespace) -> Image:
     """Read an image, or compile a model with all its weight columns."""
     if options.model.is_file() and is_image(options.model):
         if options.fields:
             raise UserError(f"{options.model}: option --set needs the model that the image was "
                             f"made of, since the image is compiled already")
         return read_image(options.model)
-    return compile_fitted(read_model(options.model),
-                          configuration(AcceleratorConfig(), options.fields))
+    with progress_bars(console) as bar:
+        image, *_ = compiled_image(console, options.model, configuration(
+            AcceleratorConfig(), options.fields), bar, fitted=True)
+    return image
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -53,7 +54,7 @@ def run(console: Console, options: argparse.Namespace) -> int:
     # Of all commands only those that simulate need Amaranth.
     from host.measure.speed import measure_tokens, time_fresh_demo, write_records
 
-    image = _image(options)
+    image = _image(console, options)
     with progress_bars(console) as bar:
         measured = measure_tokens(image, options.tokens, bar("Opening the device"),
                                   bar("Running tokens"))

@@ -41,7 +41,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from host.compiler.emit import Compiler
+from host.compiler.allocate import Progress
+from host.compiler.emit import Compiler, Magnitudes
 from host.compiler.errors import CompileError
 from host.compiler.layout import Layout
 from host.compiler.pack import row_bounds
@@ -57,7 +58,8 @@ __all__ = ["CONTEXT", "compile_fitted", "compile_model"]
 
 
 def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bool = False,
-                  masks: MaskMap | None = None, prefill: int = 1) -> Image:
+                  masks: MaskMap | None = None, prefill: int = 1,
+                  progress: Progress | None = None) -> Image:
     """Compile a model for a configuration.
 
     Parameters
@@ -73,12 +75,31 @@ def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bo
     prefill : int
         Tokens of a prompt that are read together, a power of two; each weight is read once for
         them. No result changes. Only for models without attention.
+    progress : callable, optional
+        Called with the share that is done (0 to 1) and what is packed next.
 
     Raises
     ------
     CompileError
         If the model does not fit, or a row of a matrix could overflow an accumulator.
+    MemoryMissing
+        If this machine has not enough memory for the image.
     """
+    pack = _prepare(model, progress)
+    return _compiler(model, config, sparse, masks, prefill, {}).compile(pack)
+
+
+def _prepare(model: LanguageModel, progress: Progress | None) -> Progress | None:
+    """Describe the network, and return what is told of the rest."""
+    if progress is None:
+        return None
+    model.prepare(lambda done, what: progress(_PREPARED * done, what))
+    return lambda done, what: progress(_PREPARED + (1 - _PREPARED) * done, what)
+
+
+def _compiler(model: LanguageModel, config: AcceleratorConfig, sparse: bool,
+              masks: MaskMap | None, prefill: int, known: Magnitudes) -> Compiler:
+    """Check what can be checked before a program is written."""
     if "lmul" not in model.logit_scales:
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
@@ -93,7 +114,7 @@ def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bo
             raise CompileError(f"Model {model.name} must have a width that is a multiple of {unit} "
                                f"for this configuration, not {step.elements}")
     _check_prefill(model, config, masks, prefill)
-    return Compiler(model, config, sparse, masks, prefill).compile()
+    return Compiler(model, config, sparse, masks, prefill, known)
 
 
 def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskMap | None,
@@ -122,12 +143,16 @@ def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskM
                                    f"not {len(step.weights.weights)}")
 
 
+# Of the time that compiling takes, about how much it takes to find the matrices' integers.
+_PREPARED = 0.7
+
 #: Tokens of a sequence at most, where nobody says how many.
 CONTEXT = 2048
 
 
 def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: bool = False,
-                   masks: MaskMap | None = None, prefill: int = 1) -> Image:
+                   masks: MaskMap | None = None, prefill: int = 1,
+                   progress: Progress | None = None) -> Image:
     """Compile for an accelerator that is as large as it must be, if ``base`` may be too small.
 
     That is so for a transformer, and for prompts that are read several tokens at once.
@@ -140,7 +165,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     model : LanguageModel
     base : AcceleratorConfig
         Its memories and lists are the smallest that the accelerator may have.
-    sparse, masks, prefill
+    sparse, masks, prefill, progress
         As :func:`compile_model` takes them.
 
     Raises
@@ -148,6 +173,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     CompileError
         As :func:`compile_model` does, or if no accelerator can have such heads.
     """
+    progress = _prepare(model, progress)
     steps = model.network().steps
     attends = [step for step in steps if step.kind is Kind.ATTEND]
     layout = Layout(steps, base)
@@ -156,8 +182,8 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
         "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
     if not attends:
         if prefill == 1:
-            return compile_model(model, base, sparse=sparse, masks=masks)
-        return _compile_fitted(model, base, fields, sparse, masks, prefill)
+            return _compiler(model, base, sparse, masks, 1, {}).compile(progress)
+        return _compile_fitted(model, base, fields, sparse, masks, prefill, progress)
     keys = [step.operands[1] for step in attends]
     context = base.context or 2 ** (min(key.context for key in keys) - 1).bit_length()
     group = max(step.heads // key.heads for step, key in zip(attends, keys, strict=True))
@@ -169,7 +195,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
         "group": group, "attention_heads": min(group, base.attention_heads),
         "head_elements": max(2 * layout.half(step.elements // step.heads) for step in attends),
         "caches": 1 + sum(step.operands[2].heads for step in attends)}
-    return _compile_fitted(model, base, fields, sparse, masks, prefill)
+    return _compile_fitted(model, base, fields, sparse, masks, prefill, progress)
 
 
 def _accumulator_width(steps: Sequence[Value], config: AcceleratorConfig) -> int:
@@ -180,18 +206,21 @@ def _accumulator_width(steps: Sequence[Value], config: AcceleratorConfig) -> int
 
 
 def _compile_fitted(model: LanguageModel, base: AcceleratorConfig, fields: dict[str, Any],
-                    sparse: bool, masks: MaskMap | None, prefill: int) -> Image:
-    """Compile for ``base`` with some ``fields``, and with memories that are large enough."""
+                    sparse: bool, masks: MaskMap | None, prefill: int,
+                    progress: Progress | None) -> Image:
+    """Compile for ``base`` with some ``fields``, and with memories that are large enough.
+
+    How large they must be, a program for the largest ones says; no weight is laid out for that.
+    """
     try:
         # Fields of an instruction hold elements in 16 bits.
         largest = dataclasses.replace(base, **fields, program_depth=2 ** 16,
                                       vector_depth=2 ** 16 - 2 ** 16 % base.vector_lanes)
     except ValueError as error:
         raise CompileError(f"Model {model.name}: {error}") from None
-    image = compile_model(model, largest, sparse=sparse, masks=masks, prefill=prefill)
-    program = image.program
-    end = sum(size for _, size in program.vectors.values())
-    depth = 2 ** (len(program.instructions) - 1).bit_length()
-    return dataclasses.replace(image, config=dataclasses.replace(
-        largest, program_depth=max(base.program_depth, depth),
-        vector_depth=max(base.vector_depth, end)))
+    known: Magnitudes = {}
+    instructions, elements = _compiler(model, largest, sparse, masks, prefill, known).plan()
+    config = dataclasses.replace(
+        largest, program_depth=max(base.program_depth, 2 ** (instructions - 1).bit_length()),
+        vector_depth=max(base.vector_depth, elements))
+    return _compiler(model, config, sparse, masks, prefill, known).compile(progress)

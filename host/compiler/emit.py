@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.compiler.allocate import ImageMemory, VectorMemory
+from host.checks import need_memory
+from host.compiler.allocate import ImageMemory, Progress, VectorMemory
 from host.compiler.errors import CompileError
 from host.compiler.layout import Layout, lay
-from host.compiler.pack import planes_needed
-from host.compiler.products import Action, Product, Rows, range_tokens, split_rows
+from host.compiler.pack import pieces, planes_needed, row_magnitudes
+from host.compiler.products import Action, Laid, Product, Rows, range_tokens, split_rows
 from host.files.image import Image, Program
 from host.models.base import LanguageModel
 from host.text.vocabulary import Vocabulary
@@ -22,7 +23,7 @@ from sim.golden.bf16 import from_float
 from sim.golden.graph import VECTORS, Kind, Value
 from sim.golden.wina import Mask, MaskMap
 
-__all__ = ["Compiler"]
+__all__ = ["Compiler", "Magnitudes"]
 
 # Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms. A list of a
 # token has no exponent: there it says whether the token is of a range.
@@ -45,11 +46,20 @@ _FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
               Kind.SIGMOID_OF_NEGATIVE: Function.SIGMOID_OF_NEGATIVE}
 
 
+#: Largest magnitude in each row of a step's matrix, in each range of its columns.
+Magnitudes = dict[Value, list[NDArray[np.int64]]]
+
+
 class Compiler:
-    """Writes the program of one model."""
+    """Writes the program of one model, and then the image of its weights.
+
+    ``known`` are the largest weights of the model's matrices, which a compiler finds out for the
+    next one.
+    """
 
     def __init__(self, model: LanguageModel, config: AcceleratorConfig, sparse: bool,
-                 masks: MaskMap | None, prefill: int):
+                 masks: MaskMap | None, prefill: int, known: Magnitudes):
+        self._known = known
         self._model = model
         self._config = config
         self._sparse = sparse
@@ -82,8 +92,11 @@ class Compiler:
         self._notes: list[str] = []
         self._where = ""
 
-    def compile(self) -> Image:
-        """Write the program, and the image of weights and vectors that it reads."""
+    def plan(self) -> tuple[int, int]:
+        """Write the program; return its instructions and the elements of its vectors.
+
+        Both may be more than the configuration has room for.
+        """
         steps = self._model.network().steps
         self._find(steps)
         for step in steps:
@@ -132,25 +145,31 @@ class Compiler:
             self._products |= columns
             begins = self._read_prompt(steps, cleared)
         ranges = tuple(zip(self._ranges, starts, self._announce(), strict=True)) if starts else ()
+        heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
+                      for part in product.parts)
+        self._program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
+                                self._vectors.table, begins, ranges)
+        return len(self._instructions), self._vectors.end
 
+    def compile(self, progress: Progress | None = None) -> Image:
+        """Write the program, and the image of weights and vectors that it reads."""
+        self.plan()
         self._vectors.check()
         depth = self._config.program_depth
         if len(self._instructions) > depth:
             raise CompileError(f"Program must have at most {depth} instructions, "
                                f"not {len(self._instructions)}")
-        heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
-                      for part in product.parts)
-        program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                          self._vectors.table, begins, ranges)
+        program = self._program
         try:
             check_order(self._config, program.instructions, program.starts)
         except OrderError as error:
             raise CompileError(f"Program would wait for ever: {error}") from None
+        need_memory(len(self._memory), f"The image of model {self._model.name}")
         words = self._model.vocabulary
         return Image(self._config, self._model.name, self._model.vocab, program,
-                     tuple(self._memory.parts), self._memory.bytes(),
+                     tuple(self._memory.parts), self._memory.write(progress),
                      words if isinstance(words, Vocabulary) else None,
-                     context=self._context(steps), room=self._memory.room)
+                     context=self._context(self._model.network().steps), room=self._memory.room)
 
     def _stop(self, note: str) -> None:
         # Where passes begin at several places, prefetch waits for the next one.
@@ -352,29 +371,62 @@ class Compiler:
         return min(*known, self._config.context) if known else 0
 
     def _matrix(self, step: Value) -> Rows:
-        """Lay out all rows of a step's matrix."""
+        """Say how all rows of a step's matrix are laid out."""
         weights = step.weights.weights
-        filled = np.ones(len(weights), np.int64)
-        vectors = self._vectors_of(step)
+        vectors, (count, columns) = self._vectors_of(step), weights.shape
+        rows, across = np.arange(count), np.arange(columns)
         if step.kind is not Kind.HEAD and vectors == 1:
-            weights = lay(weights, self._layout(step))
-            filled = (self._layout(step) >= 0).astype(np.int64)
-        filled *= step.weights.weights.shape[1]
-        if step.kind is Kind.EMBEDDING and len(self._ranges) > 1:
-            weights, filled = self._below(weights, self._layout(step) >= 0)
+            rows = self._layout(step)
         if vectors > 1:
-            weights = self._transposed(step, vectors)
+            across = self._transposed(step, vectors)
         elif step.operands:
-            weights = lay(weights, self._layout(step.operands[0].operands[0]), axis=1)
-        return Rows(step, weights, filled, 0, len(weights))
+            across = self._layout(step.operands[0].operands[0])
+        filled = (rows >= 0).astype(np.int64)
+        magnitudes = [lay(found, rows) for found in self._magnitudes(step)]
+        if len(magnitudes) == 1:
+            def take(first: int, end: int, begin: int, stop: int) -> NDArray[np.integer]:
+                return lay(lay(weights, across[begin:stop], axis=1), rows[first:end])
+
+            return Rows(step, Laid(len(across), magnitudes[0], take), filled * columns, 0,
+                        len(rows))
+
+        # The columns of all ranges, one below the other.
+        def below(first: int, end: int, begin: int, stop: int) -> NDArray[np.integer]:
+            parts = []
+            for token in self._ranges:
+                part = lay(weights[:, token + begin:min(token + stop, token + self._tokens)], rows)
+                parts.append(np.pad(part, ((0, 0), (0, stop - begin - part.shape[1]))))
+            return np.concatenate(parts)[first:end]
+
+        tokens = [min(self._tokens, columns - token) for token in self._ranges]
+        return Rows(step, Laid(self._tokens, np.concatenate(magnitudes), below),
+                    np.concatenate([each * filled for each in tokens]), 0, len(rows) * len(tokens))
+
+    def _magnitudes(self, step: Value) -> list[NDArray[np.int64]]:
+        """Find the largest magnitude in each row of a step's matrix, in each range of an embedding.
+
+        A matrix is looked at once for all that is compiled of it.
+        """
+        if step not in self._known:
+            weights = step.weights.weights
+            ranges = [(0, weights.shape[1])]
+            if step.kind is Kind.EMBEDDING:
+                ranges = [(first, min(first + self._tokens, weights.shape[1]))
+                          for first in self._ranges]
+            self._known[step] = [
+                np.stack([row_magnitudes(weights[:, begin:stop]) for begin, stop in
+                          ((first + one, first + other) for one, other in
+                           pieces(end - first, len(weights)))]).max(axis=0)
+                for first, end in ranges]
+        return self._known[step]
 
     @staticmethod
     def _vectors_of(step: Value) -> int:
         """Vectors that a step's matrix is multiplied by: more than one in a chain of tensors."""
         return step.operands[0].vectors if step.kind is Kind.LINEAR else 1
 
-    def _transposed(self, step: Value, vectors: int) -> NDArray[np.integer]:
-        """Lay out a matrix that is multiplied by several vectors, read across one vector.
+    def _transposed(self, step: Value, vectors: int) -> NDArray[np.int64]:
+        """Place the columns of a matrix that is multiplied by several vectors, read across one.
 
         Elements have to lie in order, so that the first ``vectors`` of them are the first column.
         """
@@ -397,29 +449,8 @@ class Compiler:
                 raise CompileError(f"Vector {vector.label} must lie in order to be a matrix of "
                                    f"{vectors} columns, but its heads are turned or filled up")
         # What fills up the vector are columns of zeros.
-        columns = len(self._layout(source)) // vectors
-        return np.pad(weights, ((0, 0), (0, columns - weights.shape[1])))
-
-    def _below(self, weights: NDArray[np.integer],
-               filled: NDArray[np.bool_]) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-        """Put the columns of all ranges one below the other.
-
-        Parameters
-        ----------
-        weights : integer array, shape (rows, tokens)
-        filled : bool array, shape (rows,)
-            Rows that are not there to fill up.
-
-        Returns
-        -------
-        tuple of array
-            The matrix, and the weights of each of its rows.
-        """
-        parts = [weights[:, first:first + self._tokens] for first in self._ranges]
-        parts[-1] = np.pad(parts[-1], ((0, 0), (0, self._tokens - parts[-1].shape[1])))
-        tokens = [min(self._tokens, self._model.vocab - first) for first in self._ranges]
-        return np.concatenate(parts), np.concatenate([count * filled.astype(np.int64)
-                                                      for count in tokens])
+        columns = np.arange(len(self._layout(source)) // vectors)
+        return np.where(columns < weights.shape[1], columns, -1)
 
     def _reserve(self, steps: Sequence[Value]) -> None:
         """Find places of the caches, behind all that has contents."""
@@ -519,7 +550,8 @@ class Compiler:
         if step.kind is Kind.LINEAR and self._leaves_out(step.operands[0]):
             steps = [reader for reader in self._readers[step.operands[0]]
                      if reader.kind is Kind.LINEAR and reader not in self._live]
-        counts = {planes_needed(int(np.abs(item.weights.weights).max())) for item in steps}
+        counts = {planes_needed(int(max(found.max() for found in self._magnitudes(item))))
+                  for item in steps}
         if len(steps) == 1 or len(counts) > 1:
             yield [self._matrix(step)]
             return

@@ -94,9 +94,14 @@ class Layout:
 
 
 def lay(values: NDArray, places: NDArray[np.int64], axis: int = 0) -> NDArray:
-    """Put values into their places, and zeros where there is none."""
-    if len(places) == values.shape[axis] and (places == np.arange(len(places))).all():
-        return values
+    """Put values into their places, and zeros where there is none.
+
+    Places that follow each other in order are a view of the values.
+    """
+    if len(places) and places[0] >= 0 and (
+            places == np.arange(places[0], places[0] + len(places))).all():
+        ordered = slice(int(places[0]), int(places[0]) + len(places))
+        return values[ordered] if axis == 0 else values[:, ordered]
     laid = np.take(values, places, axis)
     np.moveaxis(laid, axis, 0)[places < 0] = 0
     return laid

@@ -1,7 +1,7 @@
 """Products: rows of matrices that share a list, one below the other."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,33 @@ from hw.config import AcceleratorConfig
 from hw.isa import FIELDS
 from sim.golden.graph import Value
 
-__all__ = ["FIELD_LIMIT", "Action", "Product", "Rows", "joined_name", "most_tokens",
+__all__ = ["FIELD_LIMIT", "Action", "Laid", "Product", "Rows", "joined_name", "most_tokens",
            "range_tokens", "split_rows"]
 
 # Rows of a product, and columns, that a field of an instruction holds.
 FIELD_LIMIT = 2 ** FIELDS["count"] - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Laid:
+    """A matrix as it will be laid out: what a program needs to know before that is done.
+
+    Attributes
+    ----------
+    columns : int
+    magnitudes : int64 array, shape (rows,)
+        Largest magnitude in each row.
+    take : callable
+        Lays out some of it: ``take(first row, end row, first column, end column)`` returns an
+        integer array.
+    """
+
+    columns: int
+    magnitudes: NDArray[np.int64]
+    take: Callable[[int, int, int, int], NDArray[np.integer]]
+
+    def __len__(self) -> int:
+        return len(self.magnitudes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,14 +46,14 @@ class Rows:
 
     Attributes
     ----------
-    matrix : integer array, shape (rows, columns)
-        All of them, laid out.
+    matrix : Laid
+        All of them.
     trits : int array, shape (rows,)
         Elements of each row that are not there to fill up.
     """
 
     step: Value
-    matrix: NDArray[np.integer]
+    matrix: Laid
     trits: NDArray[np.int64]
     first: int
     count: int
@@ -54,9 +76,13 @@ class Rows:
         return self.end == len(self.matrix)
 
     @property
-    def weights(self) -> NDArray[np.integer]:
-        """These rows of the matrix."""
-        return self.matrix[self.first:self.end]
+    def magnitudes(self) -> NDArray[np.int64]:
+        """Largest magnitude in each of these rows."""
+        return self.matrix.magnitudes[self.first:self.end]
+
+    def take(self, first: int, end: int) -> NDArray[np.integer]:
+        """Lay out some columns of these rows."""
+        return self.matrix.take(self.first, self.end, first, end)
 
     @property
     def elements(self) -> int:

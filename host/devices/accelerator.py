@@ -225,4 +225,4 @@ class GoldenAccelerator(AcceleratorDevice):
 
 def machine_of(image: Image) -> Machine:
     """Make a golden machine with an image."""
-    return Machine(image.config, image.program.encoded(), image.memory + bytes(image.room))
+    return Machine(image.config, image.program.encoded(), image.contents())

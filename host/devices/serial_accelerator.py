@@ -105,8 +105,8 @@ class SerialAccelerator(AcceleratorDevice):
     def _rows(self, image: Image) -> np.ndarray:
         """Return the memory as uint8 of shape (transfers, port_bytes)."""
         port = self.config.port_bytes
-        return np.frombuffer(image.memory + bytes(-len(image.memory) % port),
-                             np.uint8).reshape(-1, port)
+        filled = b"".join((image.memory, bytes(-len(image.memory) % port)))
+        return np.frombuffer(filled, np.uint8).reshape(-1, port)
 
     def read(self, address: int, size: int) -> bytes:
         """Read the memory back.

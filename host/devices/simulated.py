@@ -96,7 +96,7 @@ class SimulatedAccelerator(AcceleratorDevice):
         self._accelerator.close()
 
     def _load(self, image: Image, report: Report) -> None:
-        self._accelerator.load(image.program.encoded(), image.memory + bytes(image.room))
+        self._accelerator.load(image.program.encoded(), image.contents())
 
     def _token(self, token: int, start: int) -> TokenResult:
         try:

@@ -448,9 +448,13 @@ class GGUFFile:
 
     def _floats(self, name: str, shape: tuple[int, ...], types: tuple[_Type, ...]) -> np.ndarray:
         tensor = self._tensor(name, shape, types)
-        values = np.empty(math.prod(shape), np.float32)
-        for first, part in self._unpacked(tensor):
-            values[first:first + part.size] = part
+        if tensor.kind == _Type.F32 and len(shape) > 1 and tensor.offset % 4 == 0:
+            # As it lies in the file, which needs no memory.
+            values = self._blocks(tensor).reshape(-1).view(np.float32)
+        else:
+            values = np.empty(math.prod(shape), np.float32)
+            for first, part in self._unpacked(tensor):
+                values[first:first + part.size] = part
         values = values.reshape(shape)
         wrong = wrong_number(values)
         if wrong:

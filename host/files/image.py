@@ -10,6 +10,7 @@ knows none would send what is no column.
 import bisect
 import dataclasses
 import json
+import mmap
 import os
 import struct
 import zlib
@@ -164,7 +165,7 @@ class Image:
     program : Program
     parts : tuple of Part
         In the order of their addresses.
-    memory : bytes
+    memory : bytes or memoryview
         From address 0.
     vocabulary : Vocabulary or None
         What the tokens are, if the model knows it.
@@ -179,7 +180,7 @@ class Image:
     vocab: int
     program: Program
     parts: tuple[Part, ...]
-    memory: bytes
+    memory: bytes | memoryview
     vocabulary: Vocabulary | None = None
     context: int = 0
     room: int = 0
@@ -188,6 +189,10 @@ class Image:
     def memory_bytes(self) -> int:
         """Bytes of memory that the program uses."""
         return len(self.memory) + self.room
+
+    def contents(self) -> bytes:
+        """Copy all memory that the program uses; what it writes before it reads is 0."""
+        return b"".join((self.memory, bytes(self.room)))
 
 
 def listing(program: Program) -> str:
@@ -231,7 +236,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         file.write(image.memory)
 
 
-def _crc(memory: bytes, part: Part) -> int:
+def _crc(memory: bytes | memoryview, part: Part) -> int:
     return zlib.crc32(memory[part.address:part.address + part.bytes])
 
 
@@ -256,7 +261,8 @@ def check_configuration(what: str, made_for: AcceleratorConfig, device: Accelera
         raise ImageError(f"{what}: made for another configuration: {', '.join(differences)}")
 
 
-def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None) -> Image:
+def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None, *,
+               mapped: bool = False) -> Image:
     """Read an image and check every part of it.
 
     Parameters
@@ -264,6 +270,9 @@ def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None)
     path : path
     config : AcceleratorConfig, optional
         Of the device that it is for.
+    mapped : bool
+        Leave the memory in the file, which the system reads as it is needed: nobody may write to
+        that file as long as the image is used, but it may be replaced or removed.
 
     Raises
     ------
@@ -275,12 +284,13 @@ def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None)
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            return _read(path, file, os.fstat(file.fileno()).st_size, config)
+            return _read(path, file, os.fstat(file.fileno()).st_size, config, mapped)
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror}") from None
 
 
-def _read(path: Path, file: BinaryIO, size: int, config: AcceleratorConfig | None) -> Image:
+def _read(path: Path, file: BinaryIO, size: int, config: AcceleratorConfig | None,
+          mapped: bool) -> Image:
     begin = file.read(len(MAGIC) + _LENGTHS.size)
     if begin[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
         raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
@@ -330,7 +340,11 @@ def _read(path: Path, file: BinaryIO, size: int, config: AcceleratorConfig | Non
     if start + memory_bytes != size:
         raise ImageError(f"{path}: must have {start + memory_bytes} bytes, as its header says, "
                          f"not {size}")
-    memory = file.read(memory_bytes)
+    memory: bytes | memoryview
+    if mapped:
+        memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))[start:]
+    else:
+        memory = file.read(memory_bytes)
     for part, crc in zip(parts, checks, strict=True):
         _check_crc(path, memoryview(memory)[part.address:part.address + part.bytes],
                    f"part {part.name}", crc)

@@ -8,6 +8,7 @@ golden model and program are made. :mod:`host.models.registry` lists the familie
 import abc
 import dataclasses
 import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +43,7 @@ class LanguageModel(abc.ABC):
         :data:`sim.golden.arithmetic.ARITHMETICS`, apart from the norm. ``lmul`` is the arithmetic
         of docs/numerics.md.
     vocabulary : Vocabulary, PieceVocabulary or TokenizerFile
-    layers : tuple
+    layers : sequence
         Of what the family's layers are.
     notes : tuple of str
         What reading it has changed, for people.
@@ -51,7 +52,7 @@ class LanguageModel(abc.ABC):
     name: str
     logit_scales: dict[str, float]
     vocabulary: Words
-    layers: tuple[Any, ...]
+    layers: Sequence[Any]
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,6 +84,13 @@ class LanguageModel(abc.ABC):
     def network(self) -> Network:
         """Describe what a token goes through; the FFN's last matrix is ``blk.N.ffn_down``."""
         return self._network
+
+    def prepare(self, report: Callable[[float, str], None]) -> None:
+        """Describe the network now, where that takes long.
+
+        ``report`` is called with the share that is done (0 to 1) and what is under way.
+        """
+        self.network()
 
     @functools.cached_property
     def _network(self) -> Network:

@@ -11,13 +11,15 @@ order, which changes no score.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from host.checks import need_memory
 from host.files.gguf import GGUFFile
 from host.files.llama2c import Llama2cFile
 from host.models.base import Source
@@ -34,8 +36,9 @@ from host.models.transformer import (
 )
 from host.text.tokenizer import open_tokenizer
 from sim.golden.arithmetic import ARITHMETICS
-from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+from sim.golden.evaluate import ExactProducts, GoldenLM
 from sim.golden.graph import Kind, Matrix, Network, Value
+from sim.golden.trits import plane_limit
 
 __all__ = ["PLANES", "Layer", "LlamaLM", "balanced", "read"]
 
@@ -69,13 +72,48 @@ class Layer:
     ffn_down: Floats
 
 
+class _Layers(Sequence[Layer]):
+    """Layers that are read from a file each time that they are asked for, but for the newest one.
+
+    ``read`` makes the layer of an index. All of them as float32 would fill the memory.
+    """
+
+    def __init__(self, count: int, read: Callable[[int], Layer]):
+        self._count = count
+        self._read = read
+        self._newest: tuple[int, Layer] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Layer, ...]]]:
+        # Another process has them all.
+        return tuple, (tuple(self),)
+
+    @overload
+    def __getitem__(self, index: int) -> Layer: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Layer, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Layer | tuple[Layer, ...]:
+        if isinstance(index, slice):
+            return tuple(self[each] for each in range(self._count)[index])
+        index = range(self._count)[index]
+        newest = self._newest
+        if newest is None or newest[0] != index:
+            self._newest = None         # never two at a time
+            newest = self._newest = index, self._read(index)
+        return newest[1]
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class LlamaLM(Transformer):
     """A transformer of the Llama family.
 
     Attributes
     ----------
-    layers : tuple of Layer
+    layers : sequence of Layer
     planes : int
         Trit planes of the layers' matrices.
     rows : str
@@ -84,7 +122,7 @@ class LlamaLM(Transformer):
         Largest magnitude of each element of the lists, by their labels, as some text has them.
     """
 
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     sizes: Mapping[str, Floats]
     planes: int = PLANES
     rows: str = ROWS[-1]
@@ -94,12 +132,23 @@ class LlamaLM(Transformer):
         """Elements of the feed-forward network's hidden vector."""
         return self.layers[0].ffn_down.shape[1]
 
-    def _describe(self) -> Network:
+    def prepare(self, report: Callable[[float, str], None]) -> None:
+        """Find the integers of all matrices now, which takes long."""
+        if "_network" not in vars(self):
+            vars(self)["_network"] = self._describe(report)
+
+    def _describe(self, report: Callable[[float, str], None] | None = None) -> Network:
+        if self.integers:
+            need_memory(self._integer_bytes(), f"Model {self.name}")
         n = Network()
         shape = self.attention
+        if report:
+            report(0.0, "embedding")
         x, cosine, sine = self.begin(n)
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
+            if report:
+                report((index + 1) / (len(self.layers) + 2), n.part)
             if self.integers:
                 layer = balanced(layer, shape, self.sizes[f"{n.part}.ffn_hidden"])
             behind = _Norm(self, n, "mix_in", x, layer.attn_norm,
@@ -130,11 +179,32 @@ class LlamaLM(Transformer):
         """Multiply a matrix, as integers of some planes, by codes and a norm."""
         full = f"{n.part}.{name}"
         if not self.integers:
-            return n.linear(Matrix(full, weights, 1.0), codes, norm)
+            index = int(n.part.removeprefix("blk."))
+            again = functools.partial(self._float_matrix, index, name)
+            return n.linear(Matrix(full, again, 1.0, weights.shape), codes, norm)
         root = 1.0 if norm is None else math.sqrt(norm.elements)
         found = to_planes(weights, self.planes, self.rows, root)
         product = n.linear(Matrix(full, found.weights, found.scale), codes, norm)
         return n.gain(f"{name}_rows", product, found.factors)
+
+    def _integer_bytes(self) -> int:
+        """Count bytes of the integers of all matrices, before they are there."""
+        layer = sum(math.prod(shape) for shape in
+                    layer_shapes(self.attention, self.width, self.ffn_width).values())
+        each = 1 if plane_limit(self.planes) < 128 else 2
+        return len(self.layers) * layer * each + 2 * 2 * self.vocab * self.width
+
+    def _float_matrix(self, index: int, name: str) -> Floats:
+        """Make a matrix of the float network from a layer's arrays."""
+        layer, shape = self.layers[index], self.attention
+        weights: Floats = getattr(layer, name)
+        if name == "attn_q":
+            weights = _split_pairs(weights * np.float32(shape.octaves), shape.heads)
+        elif name == "attn_k":
+            weights = _split_pairs(weights, shape.kv_heads)
+        gains = {"attn_q": layer.attn_norm, "attn_k": layer.attn_norm, "attn_v": layer.attn_norm,
+                 "ffn_gate": layer.ffn_norm, "ffn_up": layer.ffn_norm}
+        return weights * gains[name] if name in gains else weights
 
 
 class _Norm:
@@ -251,9 +321,14 @@ def _list_sizes(model: LlamaLM) -> dict[str, Floats]:
 
     gates = {step.label: recorder(step.label) for step in model.network()
              if step.kind is Kind.CODES}
-    # The head itself is not needed.
-    matrices = {name: weights for name, weights in model_matrices(model).items() if name != "head"}
-    lm = GoldenLM(model, ARITHMETICS["float"], ExactProducts(matrices), gates)
+    matrices = {step.weights.name: step.weights for step in model.network()
+                if step.kind is Kind.LINEAR}
+
+    def products(name: str, activations: NDArray) -> NDArray:
+        # One matrix at a time: all of them as float32 would fill the memory.
+        return ExactProducts({name: matrices[name].weights})(name, activations)
+
+    lm = GoldenLM(model, ARITHMETICS["float"], products, gates)
     with np.errstate(over="ignore", invalid="ignore"):
         lm.forward(np.array([tokens]), lm.start())
     if not all(np.isfinite(found).all() for found in sizes.values()):
@@ -282,13 +357,17 @@ def _parts_of_gguf(file: GGUFFile) -> dict[str, Any]:
     vocabulary = file.vocabulary()
     vocab = vocabulary.size
     shapes = layer_shapes(attention, width, ffn_width)
-    layers = []
-    for index in range(layer_count):
+
+    def read_layer(index: int) -> Layer:
         norms = {name: file.vector(f"blk.{index}.{name}.weight", width)
                  for name in ("attn_norm", "ffn_norm")}
         matrices = {name: file.matrix(f"blk.{index}.{name}.weight", shape)
                     for name, shape in shapes.items()}
-        layers.append(Layer(**norms, **matrices))
+        return Layer(**norms, **matrices)
+
+    layers = _Layers(layer_count, read_layer)
+    for _ in layers:        # which checks them
+        pass
     if file.has("blk.0.attn_q.bias") or file.has("rope_freqs.weight"):
         raise file.error("biases and factors of the rotary embedding are not supported")
     embedding = file.matrix("token_embd.weight", (vocab, width))
@@ -297,5 +376,5 @@ def _parts_of_gguf(file: GGUFFile) -> dict[str, Any]:
         head = file.matrix("output.weight", (vocab, width))
     return {"name": str(file.general().get("name", file.path.stem)), "vocabulary": vocabulary,
             "embedding": embedding, "head": head,
-            "norm": file.vector("output_norm.weight", width), "layers": tuple(layers),
+            "norm": file.vector("output_norm.weight", width), "layers": layers,
             "attention": attention}

@@ -6,6 +6,7 @@ two are exact under L-Mul, so that they cost an instruction, but no accuracy.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from host.files.tensors import to_bf16
 from sim.golden.trits import plane_limit
 
-__all__ = ["ROWS", "PlaneMatrix", "to_planes"]
+__all__ = ["ROWS", "PlaneMatrix", "row_pieces", "to_planes"]
 
 #: What rows may have of their own: nothing, a power of two, or a number.
 ROWS = ("matrix", "power", "exact")
@@ -45,6 +46,17 @@ class PlaneMatrix:
         return self.weights * (self.scale * self.factors[:, np.newaxis]).astype(np.float32)
 
 
+# Weights that are worked on together, so that what is computed of them needs little memory.
+_CHUNK = 1 << 20
+
+
+def row_pieces(weights: NDArray) -> Iterator[slice]:
+    """Divide the rows of a matrix into pieces of about a million weights."""
+    step = max(1, _CHUNK // max(1, weights.shape[1]))
+    for first in range(0, len(weights), step):
+        yield slice(first, first + step)
+
+
 def _round(weights: NDArray[np.float32], scales: NDArray[np.float32],
            limit: int) -> NDArray:
     return np.clip(np.rint(weights / scales), -limit, limit)
@@ -53,7 +65,11 @@ def _round(weights: NDArray[np.float32], scales: NDArray[np.float32],
 def _errors(weights: NDArray[np.float32], scales: NDArray[np.float32],
             limit: int) -> NDArray[np.float32]:
     """Sum of squares of each row's rounding errors."""
-    return np.square(weights - _round(weights, scales, limit) * scales).sum(axis=1)
+    sums: NDArray[np.float32] = np.empty(len(weights), np.float32)
+    for some in row_pieces(weights):
+        part, scale = weights[some], scales[some]
+        sums[some] = np.square(part - _round(part, scale, limit) * scale).sum(axis=1)
+    return sums
 
 
 def to_planes(weights: NDArray[np.float32], planes: int, rows: str = "matrix",
@@ -71,7 +87,8 @@ def to_planes(weights: NDArray[np.float32], planes: int, rows: str = "matrix",
         elements of a vector, where a norm follows.
     """
     limit = plane_limit(planes)
-    tops = np.abs(weights).max(axis=1, keepdims=True) / np.float32(limit)
+    tops = np.maximum(weights.max(axis=1, keepdims=True),
+                      -weights.min(axis=1, keepdims=True)) / np.float32(limit)
     top = float(tops.max())
     factors: NDArray[np.float64] = np.ones(len(weights))
     if top == 0:
@@ -107,5 +124,8 @@ def to_planes(weights: NDArray[np.float32], planes: int, rows: str = "matrix",
         scales, _ = best([tops * np.float32(cut) for cut in _CUTS])
         scale = rounded(float(np.median(scales)))
         factors = scales[:, 0].astype(np.float64) / scale
-    integers = _round(weights, (scale * factors[:, np.newaxis]).astype(np.float32), limit)
-    return PlaneMatrix(integers.astype(np.int8 if limit < 128 else np.int16), scale, factors)
+    scales = (scale * factors[:, np.newaxis]).astype(np.float32)
+    integers: NDArray = np.empty_like(weights, np.int8 if limit < 128 else np.int16)
+    for some in row_pieces(weights):
+        integers[some] = _round(weights[some], scales[some], limit)
+    return PlaneMatrix(integers, scale, factors)

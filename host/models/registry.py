@@ -10,8 +10,9 @@ from host.files.llama2c import Llama2cFile
 from host.files.safetensors import Checkpoint
 from host.models import bitnet, hgrn_bit, llama, mmfreelm, mpo_llama
 from host.models.base import LanguageModel
+from host.text.vocabulary import Words
 
-__all__ = ["ARCHITECTURES", "read_model"]
+__all__ = ["ARCHITECTURES", "model_files", "read_model", "read_words"]
 
 #: What reads a source of each architecture: the ``general.architecture`` of a GGUF file, or the
 #: ``model_type`` of a checkpoint.
@@ -25,6 +26,33 @@ ARCHITECTURES: dict[str, Callable[[Any], LanguageModel]] = {
 }
 
 
+def model_files(path: Path) -> list[Path]:
+    """List the files that a model is read from."""
+    if path.is_dir():
+        return sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
+    return [path, *sorted(path.parent.glob("tok*.bin"))] if path.suffix == ".bin" else [path]
+
+
+def _open(path: Path) -> Checkpoint | Llama2cFile | GGUFFile:
+    if path.is_dir():
+        return Checkpoint(path)
+    return Llama2cFile(path) if path.suffix == ".bin" else GGUFFile(path)
+
+
+def read_words(path: Path) -> Words:
+    """Read the vocabulary of a model that can be read, and nothing else.
+
+    Raises
+    ------
+    ModelFileError
+        As :func:`read_model` does.
+    """
+    source = _open(path)
+    if isinstance(source, Checkpoint):
+        return source.vocabulary(source.positive_int("vocab_size"))
+    return source.vocabulary()
+
+
 def read_model(path: str | os.PathLike) -> LanguageModel:
     """Read and check a model: a GGUF file, one of llama2.c, or a directory with a checkpoint.
 
@@ -35,13 +63,7 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
         missing or not as its family's module says.
     """
     path = Path(path)
-    source: Checkpoint | Llama2cFile | GGUFFile
-    if path.is_dir():
-        source = Checkpoint(path)
-    elif path.suffix == ".bin":
-        source = Llama2cFile(path)
-    else:
-        source = GGUFFile(path)
+    source = _open(path)
     read = ARCHITECTURES.get(source.architecture) if isinstance(source.architecture, str) else None
     if read is None:
         known = " or ".join(map(repr, ARCHITECTURES))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from host.files.gguf import GGUFFile
 from host.files.tensors import to_bf16
 from host.models.base import LanguageModel, Source
-from host.models.planes import to_planes
+from host.models.planes import row_pieces, to_planes
 from sim.golden.graph import CACHES, Matrix, Network, Value
 from sim.golden.trits import plane_limit
 
@@ -133,13 +133,19 @@ def balancing_powers(columns: Sequence[Floats], sizes: NDArray | None = None,
     sizes : array, shape (columns,), optional
         Largest magnitudes of the elements; without them only the columns are made equal.
     """
-    norms = np.sqrt(sum((np.square(matrix, dtype=np.float64).sum(axis=0)
-                         / (np.square(matrix, dtype=np.float64).sum() or 1.0)
-                         for matrix in columns), np.zeros(columns[0].shape[1])))
+    sums = [_squares(matrix) for matrix in columns]
+    norms = np.sqrt(sum((found / (found.sum() or 1.0) for found in sums),
+                        np.zeros(columns[0].shape[1])))
     logarithms = (1 - _SHARE) * _log2(norms)
     if sizes is not None:
         logarithms -= _SHARE * _log2(sizes)
     return np.exp2(np.rint(logarithms - np.median(logarithms)))
+
+
+def _squares(matrix: Floats) -> NDArray[np.float64]:
+    """Sum of squares of each column."""
+    return sum((np.square(matrix[some], dtype=np.float64).sum(axis=0)
+                for some in row_pieces(matrix)), np.zeros(matrix.shape[1]))
 
 
 def _log2(sizes: NDArray) -> NDArray[np.float64]:
@@ -151,8 +157,9 @@ def _log2(sizes: NDArray) -> NDArray[np.float64]:
 def head_scale(head: Floats, norm: Floats, powers: NDArray[np.float64]) -> float:
     """Scale of the head's integers: bf16 over the root that the norm behind them lacks."""
     root = math.sqrt(len(norm))
-    columns = head * (norm / powers).astype(np.float32)
-    largest = float(np.abs(columns).max()) / plane_limit(EMBEDDING_PLANES)
+    factors = (norm / powers).astype(np.float32)
+    top = max(float(np.abs(head[some] * factors).max()) for some in row_pieces(head))
+    largest = top / plane_limit(EMBEDDING_PLANES)
     # Rounded upwards, so that the largest weight still fits.
     return to_bf16(largest * root * (1 + 2 ** -8)) / root or 1.0
 
@@ -225,11 +232,16 @@ class Transformer(LanguageModel):
         """Describe the last norm and the head."""
         n.part = "head"
         norm = n.norm(x, self.attention.epsilon)
-        head: NDArray = self.head / np.float32(self.logit_scales["float"])
-        if self.integers:
-            x = n.gain("head_powers", x, self.head_powers)
-            head = np.rint(head * (self.norm / self.head_powers).astype(np.float32))
-            head = head.astype(np.int16)
-        else:
-            head = head * self.norm
+        if not self.integers:
+            n.head("head", self._float_head, n.codes("head_in", x), norm, self.head.shape)
+            return
+        x = n.gain("head_powers", x, self.head_powers)
+        factors = (self.norm / self.head_powers).astype(np.float32)
+        scale = np.float32(self.logit_scales["float"])
+        head: NDArray[np.int16] = np.empty(self.head.shape, np.int16)
+        for some in row_pieces(head):
+            head[some] = np.rint(self.head[some] / scale * factors)
         n.head("head", head, n.codes("head_in", x), norm)
+
+    def _float_head(self) -> Floats:
+        return self.head / np.float32(self.logit_scales["float"]) * self.norm

@@ -1,1 +1,1 @@
-"""Training of the language model: PyTorch, an optional extra. ``python -m host.train --help``."""
+"""Training of the language model: PyTorch, an optional extra. ``python -m host train --help``."""

@@ -7,7 +7,7 @@ of the machine (``host.compiler.compile``). Its operations are those of docs/num
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +57,35 @@ VECTORS = frozenset(Kind) - {Kind.CODES, Kind.NORM, Kind.HEAD, Kind.KV_APPEND}
 CACHES = ("bf16", "e4m3")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class Matrix:
     """``scale * weights``.
 
-    Attributes
+    Parameters
     ----------
     name : str
-    weights : integer array, shape (rows, columns)
-        Of floating point where nothing but the float reference reads them.
+    weights : integer array, shape (rows, columns), or callable
+        Of floating point where nothing but the float reference reads them. A callable makes them
+        anew each time that they are asked for: they need no memory meanwhile.
     scale : float
+    shape : tuple of int, optional
+        Rows and columns of what a callable makes.
     """
 
-    name: str
-    weights: NDArray
-    scale: float
+    def __init__(self, name: str, weights: NDArray | Callable[[], NDArray], scale: float,
+                 shape: tuple[int, int] | None = None):
+        self.name = name
+        self.scale = scale
+        self._weights = weights
+        if not callable(weights):
+            rows, columns = weights.shape
+            shape = rows, columns
+        assert shape is not None
+        self.shape = shape
+
+    @property
+    def weights(self) -> NDArray:
+        """The weights, shape (rows, columns)."""
+        return self._weights() if callable(self._weights) else self._weights
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +185,7 @@ class Network:
 
     def embed(self, matrix: Matrix, name: str) -> Value:
         """Take the token's column of a matrix."""
-        return self._append(Kind.EMBEDDING, (), len(matrix.weights), name, matrix.name,
+        return self._append(Kind.EMBEDDING, (), matrix.shape[0], name, matrix.name,
                             matrix=matrix)
 
     def constant(self, name: str, numbers: NDArray[np.floating], *, factor: bool = False) -> Value:
@@ -294,16 +308,17 @@ class Network:
         """Multiply a matrix by codes, and the product by a norm."""
         return self._product(Kind.LINEAR, matrix, codes, norm, name)
 
-    def head(self, name: str, weights: NDArray, codes: Value, norm: Value) -> Value:
-        """Multiply a matrix by codes and a norm for the logits: the last step.
+    def head(self, name: str, weights: NDArray | Callable[[], NDArray], codes: Value, norm: Value,
+             shape: tuple[int, int] | None = None) -> Value:
+        """Multiply a matrix, given as to :class:`Matrix`, by codes and a norm: the last step.
 
         Its scale is the model's logit scale.
         """
-        return self._product(Kind.HEAD, Matrix(name, weights, 1.0), codes, norm, "logits")
+        return self._product(Kind.HEAD, Matrix(name, weights, 1.0, shape), codes, norm, "logits")
 
     def _product(self, kind: Kind, matrix: Matrix, codes: Value, norm: Value | None,
                  name: str) -> Value:
-        rows, columns = matrix.weights.shape
+        rows, columns = matrix.shape
         if codes.kind is not Kind.CODES or codes.elements != columns * codes.vectors:
             raise ValueError(f"Matrix {matrix.name} must be multiplied by codes of "
                              f"{columns * codes.vectors} elements, not by {codes.kind.name} of "

@@ -462,7 +462,7 @@ class TestExperiments:
             (tmp_path / "x.json").write_text(text)
             assert run(capsys, "experiment", "l1", tmp_path / "x.json") == (
                 1, "", f"tally experiment l1: {tmp_path}/x.json: not a report of 'python -m "
-                       f"host.train --report'\n")
+                       f"host train --report'\n")
 
     def test_rotation_of_no_model(self, capsys, tmp_path):
         assert cli.main(["experiment", "rotation", str(tmp_path / "none.bin")]) == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import lzma
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +114,12 @@ def test_malformed_line(folder, line):
     write_splits(folder, [line])
     assert message(folder) == ("splits.tsv: line 2 must be text, document number, train, heldout "
                                f"or dropped, and digest, not {line!r}")
+
+
+def test_shipped():
+    """The texts of the tests and of the examples in the docs, which are in every clone."""
+    parts = read_corpus(Path(__file__).parents[1] / "data" / "corpus")
+    assert {part: len(documents) for part, documents in parts.items()} == {
+        "heldout": 4, "calibration": 4, "train": 8}
+    assert all(text.isascii() and 1000 < len(text) < 10000
+               for documents in parts.values() for text in documents)

@@ -417,7 +417,8 @@ def generate(model, arithmetic, prompt, count):
     return text
 
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with models is not here")
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with models is not here; the "
+                                "licence of their weights is unconfirmed")
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,8 @@ TOKENS = np.random.default_rng(3).integers(0, 259, 12)
 TEXT = ("Once upon a time, there was a little girl named Lily. She loved to play outside in the "
         "park. One day, she saw a big, red ball.")
 
-needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason="shared data are not here")
+needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason=f"{STORIES} is not here; the "
+                                   "licence of its weights is unconfirmed")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 

@@ -71,8 +71,8 @@ class _Run:
 def _run_accelerator(machine: "VerilatedAccelerator", image: Image, tokens: Sequence[int]) -> _Run:
     """Read ``tokens`` on the accelerator, and compare every logit that it delivers."""
     program = image.program
-    machine.load(program.encoded(), image.memory)
-    golden = Machine(image.config, program.encoded(), image.memory)
+    machine.load(program.encoded(), image.contents())
+    golden = Machine(image.config, program.encoded(), image.contents())
     starts = [0] + [program.body] * (len(tokens) - 1)
     runs = machine.run(list(zip(tokens, starts, strict=True))[:2])
     before = machine.profile()

@@ -20,7 +20,7 @@ DESCRIPTION = ("Put the reports of trainings with and without the L1 term side b
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     parser.add_argument("reports", type=Path, nargs="+", metavar="REPORT.json",
-                        help="reports of 'python -m host.train --report'")
+                        help="reports of 'python -m host train --report'")
 
 
 def _report(path: Path) -> dict:
@@ -33,7 +33,7 @@ def _report(path: Path) -> dict:
             return report
     except (ValueError, LookupError, TypeError):
         pass
-    raise UserError(f"{path}: not a report of 'python -m host.train --report'")
+    raise UserError(f"{path}: not a report of 'python -m host train --report'")
 
 
 def run(console: Console, options: argparse.Namespace) -> int:

@@ -1,6 +1,9 @@
 """``tally run``: which argument is the model and which the prompt, and what is refused at once."""
 
 import argparse
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from host.devices.errors import DeviceError
 from host.devices.generate import AcceleratorReader, EngineReader, Generator
 from host.errors import UserError
 from host.models.examples import tiny_model
+from host.models.mmfreelm import write_model
 from host.text.sampling import Sampler
 from hw.config import EngineConfig
 from tests.host.accelerator_examples import SMALL
@@ -69,6 +73,62 @@ class TestModelOrPrompt:
         with pytest.raises(UserError) as caught:
             chosen(*arguments)
         assert str(caught.value) == message
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny") / "tiny.gguf"
+    write_model(path, tiny_model(layers=1))
+    return path
+
+
+class TestEncodings:
+    """As a shell starts the command: bytes go in, and bytes come out."""
+
+    @staticmethod
+    def start(tiny, prompt, **environment):
+        command = [sys.executable, "-m", "host", "run", tiny, "--device", "golden", "--tokens",
+                   "1", "--greedy", "--prompt", prompt]
+        return subprocess.run(command, capture_output=True, env=os.environ | environment,
+                              cwd=Path(__file__).parents[3], check=False)
+
+    def test_not_utf8(self, tiny):
+        found = self.start(tiny, b"caf\xe9")
+        assert (found.returncode, found.stdout, found.stderr.decode()) == (
+            1, b"", "tally run: Prompt must be UTF-8, but character 4 is the byte 0xe9\n")
+
+    @pytest.mark.parametrize("prompt", ["caf\u00e9", "\U0001f600", "\x1b[31m"])
+    def test_utf8_in_a_locale_without_it(self, prompt):
+        """Python has kept each byte."""
+        typed = prompt.encode().decode("ascii", errors="surrogateescape")
+        assert chosen("--prompt", typed) == (DEFAULT_MODEL, prompt)
+
+    def test_emoji_and_escape(self, tiny):
+        """An output that lacks a character gets its escape; a pipe gets all others as they are."""
+        found = self.start(tiny, "hi \U0001f600 \x1b[31mred", PYTHONIOENCODING="cp1252:strict")
+        assert (found.returncode, found.stderr) == (0, b"")
+        assert found.stdout.startswith(rb"hi \U0001f600 " + b"\x1b[31mred")
+        assert b"on the golden machine" in found.stdout
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals")
+    def test_escape_on_a_terminal(self, tiny):
+        import pty
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "host", "run", tiny, "--device", "golden", "--tokens", "1",
+             "--greedy", "--prompt", "hi \x1b[31mred\x07"], stdout=theirs, stderr=theirs,
+            cwd=Path(__file__).parents[3], env=os.environ | {"NO_COLOR": "1", "TERM": "xterm"})
+        os.close(theirs)
+        data = b""
+        while True:
+            try:
+                data += os.read(ours, 1 << 16)
+            except OSError:         # the other end is closed
+                break
+        os.close(ours)
+        assert process.wait() == 0
+        assert rb"hi \x1b[31mred\x07" in data
+        assert b"\x1b[31m" not in data
 
 
 MODEL = tiny_model(layers=1)

@@ -29,7 +29,7 @@ from sim.golden.trits import pack_words, planes
 
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "models" / "tally-stories.gguf"
-CORPUS = ROOT.parent / "shared" / "data" / "corpus"
+CORPUS = ROOT / "tests" / "data" / "corpus"
 CONFIG = AcceleratorConfig(engine=EngineConfig(lanes=8, accumulator_depth=8, max_planes=3,
                                                accumulator_width=16, result_lanes=4, index_width=8),
                            vector_depth=256, program_depth=64, list_depth=64, product_depth=3,
@@ -488,7 +488,6 @@ class TestModels:
             assert math.isfinite(emission.scale)
         np.testing.assert_array_equal(np.array(logits), golden_logits(model, tokens[:64]))
 
-    @pytest.mark.skipif(not CORPUS.is_dir(), reason=f"the held-out documents are in {CORPUS}")
     def test_evaluation(self):
         """Bits per byte: held-out documents as matrices side by side, and token by token."""
         model = read_model(SHIPPED)

@@ -1,4 +1,4 @@
-"""Train the language model: ``python -m host.train --corpus DIR --out MODEL.gguf``.
+"""Training of the language model, for ``python -m host train``.
 
 One H100 trains the default in 90 seconds; a CPU takes days, and ``--smoke`` a few seconds.
 
@@ -9,26 +9,21 @@ its state from step to step; the state is zero where a document begins, as it is
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
-
-try:
-    import torch
-    import torch.nn.functional as F
-except ImportError:
-    sys.exit("Training needs PyTorch, an optional extra: pip install -e '.[train]'")
+import torch
+import torch.nn.functional as F
 
 from host.models.mmfreelm import write_model
-from host.text.corpus import CorpusError
 from host.text.vocabulary import Vocabulary
 from host.train.data import Documents, epoch_stream, prepare
 from host.train.evaluate import ARITHMETICS, evaluate, fit_logit_constant
 from host.train.export import to_model
 from host.train.network import Network, Shape, Sites, head, mix_in, mix_out_and_ffn
+
+__all__ = ["train"]
 
 _WARM_UP = 200              # steps of linear warm-up
 _FINAL_RATE = 0.02          # of the learning rate, at the end of its cosine
@@ -46,45 +41,6 @@ _METADATA: dict[str, str | tuple[str, ...]] = {
     "datasets": ("Fairy tales: Lang, Andersen, Grimm and retold tales; public domain in the USA",
                  "Children's stories: 30 books of 1912 to 1922; public domain in the USA"),
 }
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m host.train", description="Train the language model.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--corpus", required=True, type=Path,
-                        help="plain text file, a folder of them, or a folder with splits.tsv "
-                             "(docs/texts.md)")
-    parser.add_argument("--out", required=True, type=Path, help="GGUF file to write")
-    parser.add_argument("--report", type=Path, help="JSON file for the final measurements")
-    parser.add_argument("--cache", type=Path, help="file that keeps the tokenized corpus")
-    parser.add_argument("--smoke", action="store_true", help="a tiny model for a few steps")
-    parser.add_argument("--name", default="tally-stories")
-    parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--width", type=int, default=256, help="a multiple of 256")
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--ffn", type=int, default=768, help="a multiple of 256")
-    parser.add_argument("--epochs", type=float, default=28)
-    parser.add_argument("--batch", type=int, default=32, help="sequences in a step")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
-    parser.add_argument("--rate", type=float, default=6e-3, help="peak learning rate of AdamW")
-    parser.add_argument("--decay", type=float, default=0.1, help="weight decay of the first half")
-    parser.add_argument("--dropout", type=float, default=0.25)
-    parser.add_argument("--l1", type=float, default=1.5e-4, help="on the FFN's hidden vector")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    arguments = parser.parse_args(argv)
-    if arguments.smoke:
-        arguments.vocab, arguments.layers, arguments.ffn = 512, 1, 256
-        arguments.batch, arguments.length, arguments.epochs = 2, 32, 0.02
-    for name in ("width", "ffn"):
-        if getattr(arguments, name) % 256:
-            parser.error(f"--{name} must be a multiple of 256, not {getattr(arguments, name)}")
-    if arguments.length & (arguments.length - 1):
-        parser.error(f"--length must be a power of two, not {arguments.length}")
-    if not arguments.out.parent.is_dir():
-        parser.error(f"--out must lie in a directory that exists, not in {arguments.out.parent}")
-    return arguments
 
 
 class _Step:
@@ -178,7 +134,7 @@ def _write(network: Network, vocabulary: Vocabulary, arguments: argparse.Namespa
     """
     settings = " ".join(f"--{key} {value}" for key, value in sorted(vars(arguments).items())
                         if isinstance(value, int | float) and not isinstance(value, bool))
-    metadata = {**_METADATA, "provenance": f"python -m host.train {settings}"}
+    metadata = {**_METADATA, "provenance": f"python -m host train {settings}"}
     write_model(arguments.out, to_model(network, vocabulary, {"lmul": quantized, "float": exact},
                                         arguments.name, metadata))
 
@@ -241,20 +197,25 @@ def _finish(network: Network, vocabulary: Vocabulary, parts: dict[str, Documents
         arguments.report.write_text(report + "\n")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command line."""
-    arguments = _arguments(argv)
+def train(arguments: argparse.Namespace) -> None:
+    """Train a model, measure it on held-out text, and write it.
+
+    Parameters
+    ----------
+    arguments : Namespace
+        As :mod:`host.cli.train` names them; without a ``device``, one is chosen.
+
+    Raises
+    ------
+    CorpusError
+        If the corpus cannot be read.
+    """
+    if arguments.device is None:
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(arguments.seed)
-    try:
-        vocabulary, parts = prepare(arguments.corpus, arguments.vocab, cache=arguments.cache,
-                                    limit=_SMOKE_DOCUMENTS if arguments.smoke else None)
-    except CorpusError as error:
-        sys.exit(str(error))
+    vocabulary, parts = prepare(arguments.corpus, arguments.vocab, cache=arguments.cache,
+                                limit=_SMOKE_DOCUMENTS if arguments.smoke else None)
     shape = Shape(len(vocabulary.tokens), arguments.width, arguments.layers, arguments.ffn)
     network = Network(shape).to(arguments.device)
     _train(network, vocabulary, parts["train"], arguments)
     _finish(network, vocabulary, parts, arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,84 @@
+"""Images for commands that run one: from an image file, from the cache, or compiled."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from host.cli.options import masks_of, read_model_and_tokenizer, with_context
+from host.cli.terminal import Report, say
+from host.compiler.cache import find_image, image_key, keep_image
+from host.compiler.compile import compile_fitted, compile_model
+from host.files.errors import ModelFileError
+from host.files.image import Image
+from host.models.registry import model_files, read_words
+from host.text.tokenizer import AnyTokenizer, open_tokenizer
+from host.text.vocabulary import Words
+from hw.config import AcceleratorConfig
+
+__all__ = ["compiled_image"]
+
+#: Bytes of a model's files from which its image is kept: others are compiled in a second.
+SMALLEST = 1 << 20
+
+
+def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
+                   bar: Callable[[str], Report], *, fitted: bool, sparse: bool = False,
+                   options: argparse.Namespace | None = None,
+                   ) -> tuple[Image, AnyTokenizer, Words]:
+    """Compile a model, unless the cache has its image.
+
+    Parameters
+    ----------
+    console : Console
+    path : Path
+        Of the model.
+    config : AcceleratorConfig
+    bar : callable
+        Adds a progress bar by its title, as that of ``progress_bars`` does.
+    fitted : bool
+        Whether the accelerator may become as large as the model needs it.
+    sparse : bool
+    options : Namespace, optional
+        Has ``context``, ``masks``, ``mask_mode`` and ``prefill``, where the command has them.
+
+    Raises
+    ------
+    TallyError
+        If the model cannot be read, does not fit, or is too large for this machine.
+    """
+    context = options.context if options else None
+    prefill = options.prefill if options else 1
+    masked = options.masks if options else None
+    files = model_files(path) if path.exists() else []
+    key = ""
+    if sum(file.stat().st_size for file in files) >= SMALLEST:
+        report = bar("Looking for the image")
+        report(0.0, "reading the model file")
+        key = image_key([*files, *([masked] if masked else [])], config, fitted, sparse, context,
+                        prefill, options.mask_mode if options and masked else None)
+        image, wrong = find_image(key)
+        report(1.0, "")
+        if wrong:
+            say(console, f"The image in the cache cannot be used, so it is made again: {wrong}",
+                "dim")
+        if image is not None:
+            words = read_words(path)
+            try:
+                return image, open_tokenizer(words), words
+            except ValueError as error:
+                raise ModelFileError(f"{path}: {error}") from None
+    reading = bar("Reading the model")
+    reading(0.0, "")
+    model, tokenizer = read_model_and_tokenizer(path)
+    reading(1.0, "")
+    masks = masks_of(options, model) if options else None
+    image = (compile_fitted if fitted else compile_model)(
+        model, with_context(config, context, model), sparse=sparse, masks=masks, prefill=prefill,
+        progress=bar("Compiling"))
+    if key:
+        wrong = keep_image(key, image)
+        if wrong:
+            say(console, f"The image is not kept for the next start: {wrong}", "dim")
+    return image, tokenizer, model.vocabulary
