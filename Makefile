@@ -21,7 +21,6 @@ lint: $(VENV)/.test
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/lint-imports
-#	$(VENV)/bin/python -m host results --check
 
 $(VENV)/.demo: pyproject.toml
 	@echo "Installing into $(VENV); this takes about a minute"

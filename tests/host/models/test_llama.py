@@ -29,7 +29,7 @@ from sim.golden.graph import CACHES, Kind
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.quantizer import quantize
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(__file__).parents[4] / "shared" / "data"
 HEADS, KV_HEADS = 4, 2
 TOKENS = np.random.default_rng(3).integers(0, 259, 24)
 Type = gguf.GGMLQuantizationType

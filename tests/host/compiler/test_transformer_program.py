@@ -43,7 +43,7 @@ from sim.timing.program import token_cycles
 from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "models"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "models"
 STORIES = DATA / "stories260K.bin"
 TOKENS = np.random.default_rng(3).integers(0, 259, 12)
 TEXT = ("Once upon a time, there was a little girl named Lily. She loved to play outside in the "

@@ -20,7 +20,7 @@ from host.compress.rotation import (
 )
 from host.files.errors import ModelFileError
 
-MODELS = Path(__file__).parents[3] / "shared" / "data" / "models"
+MODELS = Path(__file__).parents[4] / "shared" / "data" / "models"
 
 
 def random_llama(*, tied=True, width=32, depth=3, heads=8, kv_heads=2, ffn=44, vocabulary=50):

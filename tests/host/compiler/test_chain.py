@@ -20,7 +20,7 @@ from hw.isa import Batch, Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from tests.host.accelerator_examples import MISSING, SMALL
-from tests.host.test_transformer_program import TOKENS, equal, simulated
+from tests.host.compiler.test_transformer_program import TOKENS, equal, simulated
 
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 

@@ -8,7 +8,7 @@ import pytest
 
 from host.cli import main as cli
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(capsys, *arguments):

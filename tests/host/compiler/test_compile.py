@@ -26,7 +26,7 @@ from sim.golden.trits import combine_planes, unpack_words
 from sim.golden.wina import Mask, column_norms
 from sim.timing.program import token_cycles
 
-SHIPPED = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
+SHIPPED = Path(__file__).parents[3] / "models" / "tally-stories.gguf"
 BLOCKS = AcceleratorConfig(engine=EngineConfig(lanes=32, accumulator_depth=4))
 
 

@@ -248,7 +248,7 @@ CASES = [many_keys, many_arrays, long_array, empty_strings, many_tokens, many_me
 
 # What a fork of the server has loaded before it begins.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.host.test_limits", "host.files.safetensors",
+_SERVER.set_forkserver_preload(["tests.host.files.test_limits", "host.files.safetensors",
                                 "host.files.llama2c",
                                 "host.models.llama", "host.models.bitnet"])
 

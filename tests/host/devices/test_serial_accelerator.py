@@ -25,7 +25,7 @@ from hw.isa import INSTRUCTION_BYTES, Fault, Function, Instruction, Opcode
 from hw.link.protocol import AcceleratorTransfers, Answer, Command
 from sim.fast.serial_pins import build_board, serial_port
 from sim.tools import ToolMissing
-from tests.host.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
+from tests.host.devices.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
 
 CONFIG = AcceleratorConfig(
     engine=EngineConfig(lanes=8, accumulator_width=20, accumulator_depth=64, max_planes=3,

@@ -32,8 +32,8 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.graph import Matrix, Network
 from sim.golden.quantizer import quantize
 from sim.golden.wina import Mask
+from tests.host.compress.test_rotation import random_llama, write_llama2c
 from tests.host.corpus_examples import write_corpus
-from tests.host.test_rotation import random_llama, write_llama2c
 
 NAMES = ("mix_in", "mix_out", "ffn_in", "ffn_hidden")
 TOKENS = np.random.default_rng(11).integers(0, 259, (2, 6))

@@ -118,7 +118,7 @@ def test_malformed_line(folder, line):
 
 def test_shipped():
     """The texts of the tests and of the examples in the docs, which are in every clone."""
-    parts = read_corpus(Path(__file__).parents[1] / "data" / "corpus")
+    parts = read_corpus(Path(__file__).parents[2] / "data" / "corpus")
     assert {part: len(documents) for part, documents in parts.items()} == {
         "heldout": 4, "calibration": 4, "train": 8}
     assert all(text.isascii() and 1000 < len(text) < 10000
