@@ -10,14 +10,17 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from unittest import mock
 from xml.etree import ElementTree
 
+import cocotb_tools.config
 from amaranth.back import verilog
 from cocotb_tools.runner import get_results, get_runner
 
-from sim.tools import ToolMissing, missing_tools, simulation_environment
+from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
 
 __all__ = ["SIMULATORS", "BenchResult", "TestRun", "bench_case", "bench_cases", "bench_names",
+           "cocotb_without_spaces",
            "bench_verilog", "run_bench", "slow_runs"]
 
 #: Simulators by name, each with the programs that it needs.
@@ -162,12 +165,14 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
     with contextlib.ExitStack() as stack:
         if work_dir is None:
             work_dir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        work_dir = work_dir.resolve()
         work_dir.mkdir(parents=True, exist_ok=True)
+        work_dir = spaceless(work_dir.resolve())
         tools = simulation_environment()
         tools["MAKEFLAGS"] += f" {_COMPILER_LEVELS}"
         stack.enter_context(_environment(tools))
-        sources = netlist or _own_sources(name, case, simulator, work_dir, text)
+        stack.enter_context(cocotb_without_spaces())
+        sources = [spaceless(source.parent) / source.name for source in
+                   netlist or _own_sources(name, case, simulator, work_dir, text)]
         # ccache compares command lines too, so one folder serves equal Verilog in all runs.
         contents = b"".join(source.read_bytes() for source in sources)
         digest = hashlib.sha256(contents).hexdigest()[:12]
@@ -188,6 +193,13 @@ def run_bench(name: str, case: str, simulator: str, *, work_dir: pathlib.Path | 
     if not runs:
         raise RuntimeError(f"Bench {name}, case {case}, ran no test under {simulator}")
     return BenchResult(name, case, simulator, len(runs), failed, time.monotonic() - started, runs)
+
+
+def cocotb_without_spaces() -> contextlib.AbstractContextManager:
+    """Let cocotb give makefiles paths without spaces to its own files."""
+    return mock.patch.multiple(cocotb_tools.config,
+                               libs_dir=spaceless(cocotb_tools.config.libs_dir),
+                               share_dir=spaceless(cocotb_tools.config.share_dir))
 
 
 def _own_sources(name: str, case: str, simulator: str, folder: pathlib.Path,

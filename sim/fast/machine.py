@@ -201,7 +201,7 @@ class VerilatedAccelerator:
         """
         self._library.tally_timing(self._accelerator, *_timing(latency, refresh, stall, seed))
 
-    def load(self, program: bytes, memory: bytes) -> None:
+    def load(self, program: bytes, memory: bytes | memoryview) -> None:
         """Reset the accelerator, write its program, and fill the memory from address 0.
 
         Raises
@@ -218,7 +218,7 @@ class VerilatedAccelerator:
                              f"not {len(memory)}")
         # An unwritten instruction is none.
         self._program = program + bytes(INSTRUCTION_BYTES * (config.program_depth - count))
-        padded = memory + bytes(-len(memory) % config.port_bytes)
+        padded = b"".join((memory, bytes(-len(memory) % config.port_bytes)))
         self._memory_bytes = len(padded)
         self._library.tally_write(self._accelerator, padded, len(padded))
         self.reset()

@@ -12,7 +12,7 @@ from amaranth.back import verilog
 
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.boards.system import BoardSystem
-from sim.tools import ToolMissing, missing_tools, simulation_environment
+from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
 
 __all__ = ["build_board", "serial_port"]
 
@@ -50,7 +50,7 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
                "--Wno-lint", "--Wno-style", "--CFLAGS", "-O1", "--MAKEFLAGS",
                "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", "build", "board.v",
-               str(pathlib.Path(__file__).with_suffix(".cpp"))]
+               str(spaceless(pathlib.Path(__file__).parent) / "serial_pins.cpp")]
     environment = simulation_environment()
     command[0] = shutil.which(command[0], path=environment["PATH"]) or command[0]
     result = subprocess.run(command, cwd=work_dir, env=environment, capture_output=True, text=True)

@@ -122,7 +122,7 @@ def _symbiyosys(folder: pathlib.Path, mode: str, depth: int) -> None:
 def _sentences(told: list[str]) -> str:
     """Return what the assertions say that SymbiYosys names by their place in the source."""
     sentences = []
-    for path, line in re.findall(r"(\S+\.py):(\d+)", "\n".join(told)):
+    for path, line in re.findall(r"(/.*?\.py):(\d+)", "\n".join(told)):
         # The sentence stands in the line of the assertion, or in the one below.
         source = linecache.getline(path, int(line)) + linecache.getline(path, int(line) + 1)
         sentences += re.findall(r'"(.+?)"', source.split("Assert(", 1)[-1])[:1]
