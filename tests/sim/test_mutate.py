@@ -274,7 +274,8 @@ def test_mutants_of_changed_units_are_killed():
     for row in changed:
         if time.monotonic() > deadline:
             break
-        cases = [pair for pair in mutate.all_cases() if pair[0] == row["benches"][0]]
+        # Of the benches of an accelerator the last one is minutes shorter.
+        cases = [pair for pair in mutate.all_cases() if pair[0] == row["benches"][-1]]
         survey = mutate.Survey.make(cases[-1:], jobs=1)
         found = mutate.Campaign(survey, seed=1, count=FEW).run([row["unit"]], 2, deadline)
         verdicts += [outcome for _, outcome in found[row["unit"]]]
