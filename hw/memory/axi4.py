@@ -10,7 +10,7 @@ from amaranth.utils import exact_log2
 from hw.check import positive_int
 from hw.memory.port import check_port_bytes, port_signature
 
-__all__ = ["PAGE_BYTES", "WRITE_TRANSFERS", "Axi4Master", "axi4_signature"]
+__all__ = ["AXI4_IDENTIFIERS", "PAGE_BYTES", "WRITE_TRANSFERS", "Axi4Master", "axi4_signature"]
 
 #: No burst may cross a multiple of it.
 PAGE_BYTES = 4096
@@ -22,6 +22,9 @@ WRITE_TRANSFERS = 16
 #: of a accelerator has under way. LUT RAM of ECP5 holds 16 words in a block.
 _READS_OWED = 32
 _WRITES_OWED = 16
+
+#: Ports that subordinates of others want beside those of :func:`axi4_signature`, to stay 0.
+AXI4_IDENTIFIERS = {"awid": Out(1), "arid": Out(1), "bid": In(1), "rid": In(1)}
 
 _INCREMENTING = 0b01
 _BUFFERABLE = 0b0011        # normal memory, not cached

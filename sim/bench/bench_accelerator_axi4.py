@@ -13,8 +13,8 @@ from hw.common.stream import connect_stream
 from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Fault, Function, Instruction, Opcode
-from hw.memory.axi4 import Axi4Master, axi4_signature
-from sim.axi4 import AXI4_IDENTIFIERS, DECERR, SLVERR, Rules, Subordinate, pauses
+from hw.memory.axi4 import AXI4_IDENTIFIERS, Axi4Master, axi4_signature
+from sim.axi4 import DECERR, SLVERR, Rules, Subordinate, pauses
 from sim.bench.bench_accelerator import CONFIGURATIONS, Driver, Writer
 from sim.runner import bench_case
 from sim.streams import StreamSink

@@ -14,9 +14,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from hw.memory.axi4 import WRITE_TRANSFERS, Axi4Master, axi4_signature
+from hw.memory.axi4 import AXI4_IDENTIFIERS, WRITE_TRANSFERS, Axi4Master, axi4_signature
 from hw.memory.port import port_signature
-from sim.axi4 import AXI4_IDENTIFIERS, DECERR, LATENCY, SLVERR, Rules, Subordinate, pauses
+from sim.axi4 import DECERR, LATENCY, SLVERR, Rules, Subordinate, pauses
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import axi4_read_cycles

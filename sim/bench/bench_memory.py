@@ -13,11 +13,11 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from hw.common.stream import connect_stream
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.arbiter import SharedPort
-from hw.memory.axi4 import Axi4Master, axi4_signature
+from hw.memory.axi4 import AXI4_IDENTIFIERS, Axi4Master, axi4_signature
 from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.port import error_layout, port_signature, read_layout
 from hw.memory.read_engine import Kind, ReadEngine, burst_transfers
-from sim.axi4 import AXI4_IDENTIFIERS, DECERR, LATENCY, Subordinate
+from sim.axi4 import DECERR, LATENCY, Subordinate
 from sim.golden.fetch import fetched_bytes, fetched_transfers
 from sim.resets import hold_inputs, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start

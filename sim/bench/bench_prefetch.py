@@ -1,6 +1,7 @@
 """Prefetch on random programs: which fetches, in which order, and what it waits for."""
 
 import functools
+from collections.abc import Iterable
 
 import cocotb
 import numpy as np
@@ -138,6 +139,18 @@ async def idle(dut, cycles: int) -> None:
         await RisingEdge(dut.clk)
 
 
+async def load(dut, spec: Prefetch, program: Iterable[bytes]) -> None:
+    """Write a program, from instruction 0 on."""
+    layout = spec.instruction.shape()
+    for index, instruction in enumerate(program):
+        dut.instruction.value = layout.const({
+            "index": index, "instruction": int.from_bytes(instruction, "little")}).as_bits()
+        dut.write.value = 1
+        await RisingEdge(dut.clk)
+    dut.write.value = 0
+    dut.instruction.value = 0
+
+
 async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None:
     """Execute passes of a random program beside prefetch, and compare its fetches."""
     config = CONFIGURATIONS[bench_case()]
@@ -145,15 +158,7 @@ async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None
     rng = np.random.default_rng(seed)
     prefix = int(rng.integers(0, 4))
     program = random_program(rng, config, waits=waits, prefix=prefix)
-    layout = spec.instruction.shape()
-    for index, instruction in enumerate(program):
-        dut.instruction.value = layout.const({
-            "index": index,
-            "instruction": int.from_bytes(encode(instruction), "little")}).as_bits()
-        dut.write.value = 1
-        await RisingEdge(dut.clk)
-    dut.write.value = 0
-    dut.instruction.value = 0
+    await load(dut, spec, map(encode, program))
     sink = StreamSink(dut, "o_fetches", spec.o_fetches.p.shape(), stall=stall, seed=seed)
     #: Fetches that came, each with the fences that had been executed.
     came: list[tuple[dict, int]] = []
@@ -244,15 +249,9 @@ async def faults(dut):
     await begin(dut)
     config = CONFIGURATIONS[bench_case()]
     spec = DUTS[bench_case()]()
-    load = Instruction(opcode=Opcode.LOAD, target=4, count=4, address=16)
-    program = [encode(load), bytes([0xEE]) + bytes(15), encode(load)]
-    layout = spec.instruction.shape()
-    for index, instruction in enumerate(program):
-        dut.instruction.value = layout.const({
-            "index": index, "instruction": int.from_bytes(instruction, "little")}).as_bits()
-        dut.write.value = 1
-        await RisingEdge(dut.clk)
-    dut.write.value = 0
+    vector = Instruction(opcode=Opcode.LOAD, target=4, count=4, address=16)
+    program = [encode(vector), bytes([0xEE]) + bytes(15), encode(vector)]
+    await load(dut, spec, program)
     dut.pass_begins.value = 1
     await RisingEdge(dut.clk)
     dut.pass_begins.value = 0

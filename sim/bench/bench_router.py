@@ -5,13 +5,12 @@ import random
 
 import cocotb
 import numpy as np
-from amaranth import Cat, Module, Signal
+from amaranth import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from cocotb.triggers import ReadOnly, RisingEdge
 
 from hw.activations.router import ColumnRouter, EntryCollector
-from hw.common.stream import connect_stream
 from hw.config import ENTRY_DEPTH, RESULT_DEPTH, AcceleratorConfig, EngineConfig
 from hw.engine.loop_nest import entry_layout
 from hw.isa import Batch
@@ -58,10 +57,8 @@ class Router(wiring.Component):
                 inner, outer = getattr(unit, name), getattr(self, prefix + name)
                 if member.is_port:
                     m.d.comb += (inner.eq(outer) if member.flow is In else outer.eq(inner))
-                elif member.flow is In:
-                    connect_stream(m, wiring.flipped(outer), inner)
                 else:
-                    connect_stream(m, inner, wiring.flipped(outer))
+                    wiring.connect(m, wiring.flipped(outer), inner)
         engine, columns, out = self.router.o_entries, self.router.i_columns, self.r_o_entries
         entry = Signal(range(8))                # of its column
         first = (entry == 0) & ~engine.p.end
@@ -76,7 +73,7 @@ class Router(wiring.Component):
             self.column_index.eq(columns.p.index),
         ]
         with m.If(engine.valid & accepts):
-            m.d.sync += entry.eq(Cat(entry + 1)[:3] & ((1 << self.batch_log2) - 1))
+            m.d.sync += entry.eq((entry + 1) & ((1 << self.batch_log2) - 1))
             with m.If(engine.p.end):
                 m.d.sync += entry.eq(0)
         return m
@@ -89,7 +86,7 @@ class Bench:
     """All ends of both units, and what was seen at those that are always ready."""
 
     def __init__(self, dut, *, stall: float, seed: int):
-        self.dut, self.seed = dut, seed
+        self.dut = dut
         self.config = next(config for config in CONFIGURATIONS.values()
                            if hasattr(dut, "c_batch") == (config.engine.max_batch > 1))
         self.engine = self.config.engine

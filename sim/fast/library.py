@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,13 @@ from amaranth.back import rtlil
 from amaranth.hdl import ClockDomain, ClockSignal, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 
-from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
+from sim.tools import (
+    ToolMissing,
+    cache_folder,
+    missing_tools,
+    simulation_environment,
+    spaceless,
+)
 
 __all__ = ["Design", "Progress", "SimulatorStopped", "build_library"]
 
@@ -147,11 +152,6 @@ def _contents_in_loops(match: re.Match) -> str:
             + "".join(constants + loops) + "  end\n")
 
 
-def _cache_folder() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "tally"
-
-
 def _library_key(design: Design, config: object) -> str:
     """Hash of everything the library is made of."""
     made_with = config, _YOSYS, _VERILATOR_OPTIONS, _COMPILER_OPTIONS, _LEVELS
@@ -185,16 +185,14 @@ def build_library(design: Design, config: object,
         If one of them stops with an error.
     """
     progress = progress or (lambda done, what: None)
-    library = _cache_folder() / f"{design.name}-{_library_key(design, config)}.so"
+    library = cache_folder() / f"{design.name}-{_library_key(design, config)}.so"
     if library.exists():
         return library
     missing = missing_tools("verilator", "g++", "make", "perl")
     if missing:
         raise ToolMissing("; ".join(missing))
     library.parent.mkdir(parents=True, exist_ok=True)
-    # make takes no path with a space: such a cache is built elsewhere.
-    place = None if " " in str(library.parent) else library.parent
-    with tempfile.TemporaryDirectory(dir=place, prefix="build-") as temporary:
+    with tempfile.TemporaryDirectory(dir=spaceless(library.parent), prefix="build-") as temporary:
         folder = pathlib.Path(temporary)
         environment = simulation_environment()
         sources = spaceless(ROOT)
@@ -217,8 +215,7 @@ def build_library(design: Design, config: object,
               "CFG_CXXFLAGS_PCH_I=-include", *_LEVELS], folder, environment, "make",
              lambda: progress(0.4 + 0.6 * _compiled_share(folder / "objects"), "compiling C++"))
         # The library appears by one rename, so another process sees all of it or nothing.
-        with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as beside:
-            os.replace(shutil.copy(folder / "objects" / "top.so", beside), library)
+        os.replace(folder / "objects" / "top.so", library)
     progress(1.0, "ready")
     return library
 

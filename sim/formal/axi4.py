@@ -16,7 +16,8 @@ from amaranth.hdl import Assert, Assume, Fragment
 from amaranth.lib import fifo
 
 import hw.memory.axi4
-from sim.formal.monitors import Order, accept, assert_stable, assert_within, offer, transfer
+from hw.common.stream import accepted
+from sim.formal.monitors import Order, accept, assert_stable, assert_within, offer
 
 __all__ = ["axi4_rules", "read_after_write", "reads", "write_lengths", "write_progress",
            "writes"]
@@ -60,14 +61,14 @@ def _build(m: Module, *, restarts: bool) -> SimpleNamespace:
     accept(m, SimpleNamespace(valid=bus.arvalid & asked.w_rdy, ready=ar_ready), every=2)
     m.d.comb += [
         bus.arready.eq(ar_ready & asked.w_rdy),
-        asked.w_en.eq(transfer(channels.ar)),
+        asked.w_en.eq(accepted(channels.ar)),
         asked.w_data.eq(bus.arlen),
     ]
 
     # Writes of a burst follow one another in memory; what breaks off ends with a restart only.
     inside, following = Signal(), Signal.like(port.writes.p.address)
     offer(m, port.writes, legal=lambda p: ~inside | (p.address == following))
-    with m.If(transfer(port.writes)):
+    with m.If(accepted(port.writes)):
         m.d.sync += [inside.eq(~port.writes.p.last), following.eq(port.writes.p.address + 1)]
     offer(m, port.reads, legal=lambda p: (p.transfers != 0) & (p.transfers <= _LONGEST_READ))
     accept(m, port.data, every=2)
@@ -89,8 +90,8 @@ def _build(m: Module, *, restarts: bool) -> SimpleNamespace:
         r_waits.eq(bus.rvalid & ~bus.rready), rdata.eq(bus.rdata),
         b_waits.eq(bus.bvalid & ~bus.bready),
         come.eq(Mux(asked.r_en, 0, come + r_taken)),
-        aw_taken.eq(aw_taken + transfer(channels.aw) - answered),
-        w_taken.eq(w_taken + (transfer(channels.w) & bus.wlast) - answered),
+        aw_taken.eq(aw_taken + accepted(channels.aw) - answered),
+        w_taken.eq(w_taken + (accepted(channels.w) & bus.wlast) - answered),
     ]
 
     def offered(stream):
@@ -146,14 +147,14 @@ def reads(m: Module) -> None:
     m.d.comb += Assume(~port.writes.valid)
     assert_stable(m, port.data)
     count, address = port.reads.p.transfers[:2], port.reads.p.address
-    order = Order(m, given=Mux(transfer(port.reads), count, 0),
+    order = Order(m, given=Mux(accepted(port.reads), count, 0),
                   item=lambda k: (address + k)[:len(address)],
-                  taken=Mux(transfer(at.ar), (bus.arlen + 1)[:2], 0),
+                  taken=Mux(accepted(at.ar), (bus.arlen + 1)[:2], 0),
                   found=lambda k: (bus.araddr + k)[:len(address)], capacity=3 * _LONGEST_READ)
     m.d.comb += Assert(~bus.arvalid | (bus.arlen < _LONGEST_READ))
-    Order(m, given=at.r_taken, item=lambda _: bus.rdata, taken=transfer(port.data),
+    Order(m, given=at.r_taken, item=lambda _: bus.rdata, taken=accepted(port.data),
           found=lambda _: port.data.p.data, capacity=3)
-    assert_within(m, (order.inside != 0) & ~at.asked.r_rdy, transfer(at.ar), 6)
+    assert_within(m, (order.inside != 0) & ~at.asked.r_rdy, accepted(at.ar), 6)
 
 
 def writes(m: Module) -> None:
@@ -161,13 +162,13 @@ def writes(m: Module) -> None:
     at = _build(m, restarts=False)
     port, bus = at.port, at.bus
     m.d.comb += Assume(~port.reads.valid)
-    given = transfer(port.writes)
+    given = accepted(port.writes)
     # Data are the lowest bits of the address, so that one order is that of both.
     m.d.comb += Assume(~port.writes.valid | (port.writes.p.data == port.writes.p.address[:2]))
-    Order(m, given=given, item=lambda _: port.writes.p.data[:2], taken=transfer(at.w),
+    Order(m, given=given, item=lambda _: port.writes.p.data[:2], taken=accepted(at.w),
           found=lambda _: bus.wdata[:2], capacity=2 * _WRITE_TRANSFERS + 2)
     Order(m, given=given, item=lambda _: port.writes.p.address,
-          taken=Mux(transfer(at.aw), (bus.awlen + 1)[:2], 0),
+          taken=Mux(accepted(at.aw), (bus.awlen + 1)[:2], 0),
           found=lambda k: (bus.awaddr + k)[:len(bus.awaddr)], capacity=2 * _WRITE_TRANSFERS)
 
 
@@ -175,7 +176,7 @@ def write_lengths(m: Module) -> None:
     """Check that ``wlast`` is where the length says, and that no data come before their address."""
     at = _build(m, restarts=True)
     Order(m, given=Mux(at.new_aw, (at.bus.awlen + 1)[:2], 0), item=lambda k: k == at.bus.awlen,
-          taken=transfer(at.w), found=lambda _: at.bus.wlast, through=True,
+          taken=accepted(at.w), found=lambda _: at.bus.wlast, through=True,
           capacity=2 * _WRITE_TRANSFERS + 2)
 
 
@@ -193,7 +194,7 @@ def read_after_write(m: Module) -> None:
     ]
     before = Signal()
     m.d.sync += [
-        begun.eq(begun_now + transfer(port.writes)),
+        begun.eq(begun_now + accepted(port.writes)),
         unanswered.eq(unanswered_now - at.answered),
         before.eq((begun_now != 0) | (unanswered_now != 0)),
     ]

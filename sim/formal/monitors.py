@@ -11,13 +11,7 @@ from amaranth import *
 from amaranth.asserts import AnySeq
 from amaranth.hdl import Assert, Assume
 
-__all__ = ["Order", "accept", "assert_delayed", "assert_stable", "assert_within", "offer",
-           "transfer"]
-
-
-def transfer(stream) -> Value:
-    """Return whether a transfer happens in this cycle."""
-    return stream.valid & stream.ready
+__all__ = ["Order", "accept", "assert_delayed", "assert_stable", "assert_within", "offer"]
 
 
 def _patience(m: Module, waits: Value, limit: int | None) -> Value:

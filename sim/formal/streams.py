@@ -19,7 +19,7 @@ from hw.arith.dequantize import ScaleUnit
 from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
-from hw.common.stream import StreamBuffer, StreamQueue
+from hw.common.stream import StreamBuffer, StreamQueue, accepted
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.engine.engine import TernaryEngine
 from hw.engine.gearbox import Gearbox
@@ -39,7 +39,6 @@ from sim.formal.monitors import (
     assert_stable,
     assert_within,
     offer,
-    transfer,
 )
 
 _PAIR = data.StructLayout({"data": 2})
@@ -57,12 +56,12 @@ def _pass_on(m: Module, i, o, *, capacity: int, every: int, within: int | None =
     offer(m, i, **options)
     accept(m, o, every=every)
     assert_stable(m, o)
-    order = Order(m, given=transfer(i), item=lambda _: i.p.as_value(), taken=transfer(o),
+    order = Order(m, given=accepted(i), item=lambda _: i.p.as_value(), taken=accepted(o),
                   found=lambda _: o.p.as_value(), capacity=capacity)
     if within:
         assert_within(m, i.valid, i.ready, within)
     if out_within:
-        assert_within(m, order.inside != 0, transfer(o), out_within)
+        assert_within(m, order.inside != 0, accepted(o), out_within)
     return order
 
 
@@ -91,11 +90,11 @@ def answers(m: Module) -> None:
     assert_stable(m, unit.o)
     for source in sources[:2]:
         assert_within(m, source.valid, source.ready, 3)
-        m.d.comb += Assert(transfer(source) == (transfer(unit.o) & source.valid))
+        m.d.comb += Assert(accepted(source) == (accepted(unit.o) & source.valid))
     # A fault of the memory is three answers, the last of which takes it.
     fault = unit.i_faults
     assert_within(m, fault.valid, fault.ready, 9)
-    m.d.comb += Assert(transfer(fault) == (transfer(unit.o) & fault.valid & unit.o.p.last))
+    m.d.comb += Assert(accepted(fault) == (accepted(unit.o) & fault.valid & unit.o.p.last))
     m.d.comb += Assert(~unit.o.valid | Cat(valid).any())
 
 
@@ -118,14 +117,14 @@ def _gearbox(m: Module, *, port_bytes: int, lanes: int, order: bool) -> None:
 
     offer(m, unit.i, legal=legal)
     padding = unit.i.p.spare if port_bytes > word else whole[total]
-    m.d.comb += count.eq(Mux(transfer(unit.i), port_bytes - Mux(unit.i.p.last, padding, 0), 0))
-    with m.If(transfer(unit.i)):
+    m.d.comb += count.eq(Mux(accepted(unit.i), port_bytes - Mux(unit.i.p.last, padding, 0), 0))
+    with m.If(accepted(unit.i)):
         m.d.sync += filled.eq(Mux(unit.i.p.last, 0, whole[total]))
     accept(m, unit.o, every=2)
     assert_stable(m, unit.o)
     if order:
         Order(m, given=count, item=lambda k: unit.i.p.data.word_select(k, 8),
-              taken=Mux(transfer(unit.o), word, 0),
+              taken=Mux(accepted(unit.o), word, 0),
               found=lambda k: unit.o.p.codes.word_select(k[:2], 8),
               capacity=10 * max(word, port_bytes))
     else:
@@ -173,9 +172,9 @@ def _result_queue(m: Module, *, order: bool) -> None:
     assert_stable(m, unit.o_results)
     if order:
         inside = Order(m, given=unit.valid, item=lambda _: Cat(values[:2] | values[2:], last),
-                       taken=transfer(unit.o_results),
+                       taken=accepted(unit.o_results),
                        found=lambda _: unit.o_results.p.as_value(), capacity=8 + 2).inside
-        assert_within(m, inside != 0, transfer(unit.o_results), 8)
+        assert_within(m, inside != 0, accepted(unit.o_results), 8)
     else:
         assert_within(m, C(1), unit.room, 24)
 
@@ -260,16 +259,16 @@ def block_ram_memory(m: Module) -> None:
     row = Signal(2)
     offer(m, writes, legal=lambda p: p.data == p.address)
     offer(m, reads, legal=lambda p: (p.transfers != 0) & (p.transfers <= depth) & written.all())
-    with m.If(transfer(writes) & ~ResetSignal()):
+    with m.If(accepted(writes) & ~ResetSignal()):
         m.d.sync += written.bit_select(writes.p.address, 1).eq(1)
     accept(m, answers_, every=2)
     assert_stable(m, answers_)
     m.d.comb += row.eq(reads.p.address)
-    order = Order(m, given=Mux(transfer(reads), reads.p.transfers[:3], 0),
-                  item=lambda k: (row + k)[:2], taken=transfer(answers_),
+    order = Order(m, given=Mux(accepted(reads), reads.p.transfers[:3], 0),
+                  item=lambda k: (row + k)[:2], taken=accepted(answers_),
                   found=lambda _: answers_.p.data[:2], capacity=2 * depth + 2)
-    m.d.comb += Assert(~transfer(answers_) | (answers_.p.data[2:] == 0))
-    assert_within(m, order.inside != 0, transfer(answers_), 4)
+    m.d.comb += Assert(~accepted(answers_) | (answers_.p.data[2:] == 0))
+    assert_within(m, order.inside != 0, accepted(answers_), 4)
     assert_within(m, reads.valid, reads.ready, 2 * depth + 4)
 
 
@@ -291,17 +290,17 @@ def shared_port(m: Module) -> None:
     offer(m, memory.data, allowed=owed != 0, every=3)
     for stream in (memory.reads, memory.writes, host):
         assert_stable(m, stream)
-    asked = Mux(transfer(memory.reads), memory.reads.p.transfers, 0)
-    come = transfer(memory.data)
-    from_accelerator, from_host = transfer(accelerator.reads), transfer(unit.i_reads)
+    asked = Mux(accepted(memory.reads), memory.reads.p.transfers, 0)
+    come = accepted(memory.data)
+    from_accelerator, from_host = accepted(accelerator.reads), accepted(unit.i_reads)
     m.d.sync += [
         owed.eq(owed + asked - come),
         awaited.eq(awaited + Mux(from_accelerator, accelerator.reads.p.transfers, 0)
-                   - transfer(accelerator.data)),
+                   - accepted(accelerator.data)),
         host_owed.eq((host_owed | from_host) & ~(come & host_owed)),
     ]
     m.d.comb += [
-        Assert(transfer(memory.reads) == (from_accelerator | from_host),
+        Assert(accepted(memory.reads) == (from_accelerator | from_host),
                "reads are what was asked for"),
         Assert(~(from_accelerator & from_host)),
         Assert(~from_accelerator | (memory.reads.p == accelerator.reads.p)),
@@ -309,17 +308,17 @@ def shared_port(m: Module) -> None:
                              & (memory.reads.p.transfers == 1))),
         Assert(owed == awaited + host_owed),
         Assert(~host_owed | (awaited == 0), "one asks at a time"),
-        Assert(transfer(accelerator.data) == (come & ~host_owed), "each gets its own"),
-        Assert(~transfer(accelerator.data) | (accelerator.data.p == memory.data.p)),
+        Assert(accepted(accelerator.data) == (come & ~host_owed), "each gets its own"),
+        Assert(~accepted(accelerator.data) | (accelerator.data.p == memory.data.p)),
     ]
     Order(m, given=come & host_owed, item=lambda _: memory.data.p.as_value(),
-          taken=transfer(host), found=lambda _: host.p.as_value(), capacity=1)
+          taken=accepted(host), found=lambda _: host.p.as_value(), capacity=1)
     inside = Signal()                           # a burst of the accelerator
-    writes, host_writes = transfer(accelerator.writes), transfer(unit.i_writes)
+    writes, host_writes = accepted(accelerator.writes), accepted(unit.i_writes)
     with m.If(writes):
         m.d.sync += inside.eq(~accelerator.writes.p.last)
     m.d.comb += [
-        Assert(transfer(memory.writes) == (writes | host_writes)),
+        Assert(accepted(memory.writes) == (writes | host_writes)),
         Assert(~(writes & host_writes)),
         Assert(~writes | (memory.writes.p == accelerator.writes.p)),
         Assert(~host_writes | ((memory.writes.p.address == unit.i_writes.p.address)
@@ -344,11 +343,11 @@ def uart_line(m: Module) -> None:
     m.d.comb += receiver.rx.eq(transmitter.tx)
     offer(m, transmitter.i)
     accept(m, receiver.o, every=1)
-    order = Order(m, given=transfer(transmitter.i), item=lambda _: transmitter.i.p.data,
-                  taken=transfer(receiver.o), found=lambda _: receiver.o.p.data, capacity=2)
+    order = Order(m, given=accepted(transmitter.i), item=lambda _: transmitter.i.p.data,
+                  taken=accepted(receiver.o), found=lambda _: receiver.o.p.data, capacity=2)
     m.d.comb += Assert(~receiver.error)
     assert_within(m, transmitter.i.valid, transmitter.i.ready, 10 * divisor + 1)
-    assert_within(m, order.inside != 0, transfer(receiver.o), 10 * divisor + 8)
+    assert_within(m, order.inside != 0, accepted(receiver.o), 10 * divisor + 8)
 
 
 def uart_receiver(m: Module) -> None:
@@ -373,7 +372,7 @@ def frame_transmitter(m: Module) -> None:
     m.submodules.unit = unit = FrameTransmitter(content_bytes=3)
     length = Signal(2)
     offer(m, unit.i, every=2, legal=lambda p: p.last == (length == 2))
-    with m.If(transfer(unit.i)):
+    with m.If(accepted(unit.i)):
         m.d.sync += length.eq(Mux(unit.i.p.last, 0, length + 1))
     accept(m, unit.o, every=2)
     assert_stable(m, unit.o)
@@ -410,11 +409,11 @@ def top_k(m: Module) -> None:
     offer(m, unit.i_results, every=2, allowed=left != 0, legal=lambda p: p.last == (left <= 2))
     accept(m, unit.o_top_k, every=2)
     assert_stable(m, unit.o_top_k)
-    with m.If(transfer(unit.i_commands)):
+    with m.If(accepted(unit.i_commands)):
         m.d.sync += [left.eq(unit.i_commands.p.rows), rows.eq(unit.i_commands.p.rows), begun.eq(0)]
-    with m.Elif(transfer(unit.i_results)):
+    with m.Elif(accepted(unit.i_results)):
         m.d.sync += left.eq(Mux(left > 2, left - 2, 0))
-    with m.If(transfer(unit.o_top_k)):
+    with m.If(accepted(unit.o_top_k)):
         m.d.sync += begun.eq(~unit.o_top_k.p.last)
         m.d.comb += Assert(unit.o_top_k.p.last == ((rows == 1) | begun))
     assert_within(m, unit.i_commands.valid, unit.i_commands.ready, 40)
@@ -433,15 +432,15 @@ def _read_engine(m: Module, *, order: bool) -> None:
     accept(m, unit.o_vector, every=2)
     owed = Signal(4)
     offer(m, unit.i_data, allowed=owed != 0, every=2)
-    asked = Mux(transfer(unit.o_reads), unit.o_reads.p.transfers, 0)
-    m.d.sync += owed.eq(owed + asked - transfer(unit.i_data))
+    asked = Mux(accepted(unit.o_reads), unit.o_reads.p.transfers, 0)
+    m.d.sync += owed.eq(owed + asked - accepted(unit.i_data))
     for stream in (unit.o_reads, unit.o_vector):
         assert_stable(m, stream)
     m.d.comb += [Assert(unit.i_data.ready), Assert(owed <= config.queue_words),
                  Assert(~unit.o_weights.valid)]
     if order:
-        Order(m, given=transfer(unit.i_data), item=lambda _: unit.i_data.p.data,
-              taken=transfer(unit.o_vector), found=lambda _: unit.o_vector.p.data, capacity=5)
+        Order(m, given=accepted(unit.i_data), item=lambda _: unit.i_data.p.data,
+              taken=accepted(unit.o_vector), found=lambda _: unit.o_vector.p.data, capacity=5)
     else:
         assert_within(m, unit.i_fetches.valid, unit.i_fetches.ready, 40)
 

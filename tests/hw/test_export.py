@@ -35,11 +35,10 @@ def written(tmp_path_factory):
     return {unit: write_unit(unit, needed(unit), folder / f"{unit}.v") for unit in UNITS}
 
 
-def ports(path):
-    """Ports of the module that comes first: the unit's own."""
-    text = path.read_text()
-    top = text[text.index("module "):text.index("endmodule")]
-    return {name: flow for flow, name in PORT.findall(top)}
+def ports(text, module):
+    """Return the ports of a module, {name: flow}."""
+    top = text[text.index(f"module {module}("):]
+    return {name: flow for flow, name in PORT.findall(top[:top.index("endmodule")])}
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -51,8 +50,7 @@ def test_names(written, unit):
     assert all(re.fullmatch(r"tally_\w+", module) for module in modules)
     assert len(set(modules)) == len(modules)
     assert "[-1:0]" not in text
-    top = text[text.index(f"module {name}("):]
-    found = {port: flow for flow, port in PORT.findall(top[:top.index("endmodule")])}
+    found = ports(text, name)
     assert found
     assert all(re.fullmatch(r"[a-z]\w*", port) and port not in KEYWORDS for port in found)
     assert not any("payload" in port for port in found)
@@ -61,9 +59,7 @@ def test_names(written, unit):
 
 
 def test_ports_of_the_accelerator_are_those_of_the_buses(written):
-    text = written["accelerator"][0].read_text()
-    top = text[text.index("module tally_accelerator("):]
-    found = {port: flow for flow, port in PORT.findall(top[:top.index("endmodule")])}
+    found = ports(written["accelerator"][0].read_text(), "tally_accelerator")
     expected = {"aclk": "input", "aresetn": "input", "i_program_index": "input",
                 "i_program_instruction": "input", "i_program_ready": "output",
                 "o_top_k_index": "output", "o_top_k_value": "output", "o_top_k_last": "output",

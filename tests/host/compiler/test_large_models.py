@@ -18,7 +18,7 @@ import host.cli.images
 import host.compiler.allocate
 import host.compiler.cache
 import host.compiler.emit
-import sim.fast.library
+import sim.tools
 from host.cli import main as cli
 from host.cli.images import compiled_image
 from host.compiler.compile import compile_fitted, compile_model
@@ -211,7 +211,7 @@ class TestCache:
 
     def test_beside_the_simulators(self, cache):
         assert host.compiler.cache.image_folder() == cache
-        assert cache.parent == sim.fast.library._cache_folder()
+        assert cache.parent == sim.tools.cache_folder()
 
     def test_second_time(self, llama, compiled, monkeypatch, cache):
         first, tokenizer, words = self.get(llama)
