@@ -10,8 +10,8 @@ import json
 from hw.check import one_of, positive_int
 from hw.formats.trits import PACKINGS
 
-__all__ = ["ATTENTION_FIELDS", "BURST_TRANSFERS", "ENTRY_DEPTH", "GEARBOX_DEPTH", "RESULT_DEPTH",
-           "RESULT_SPARE", "TARGETS", "TILE", "AcceleratorConfig", "EngineConfig"]
+__all__ = ["ATTENTION_FIELDS", "BURST_TRANSFERS", "ENTRY_DEPTH", "GEARBOX_DEPTH", "INDEX_BITS",
+           "RESULT_DEPTH", "RESULT_SPARE", "TARGETS", "TILE", "AcceleratorConfig", "EngineConfig"]
 
 #: How memories and carry chains are described: ``generic`` leaves both to synthesis, ``ecp5``
 #: instantiates CCU2C and DP16KD, which synthesis would not use as well as they can be used.
@@ -19,6 +19,9 @@ TARGETS = ("generic", "ecp5")
 
 #: Elements of a tile of the list: an index within a tile is a byte.
 TILE = 256
+
+#: Bits of a column index at most: as many tokens as an instruction can count.
+INDEX_BITS = 22
 
 #: Transfers of the memory port's longest burst.
 BURST_TRANSFERS = 256
@@ -287,7 +290,7 @@ class AcceleratorConfig:
             value = getattr(self, name)
             if value & (value - 1):
                 raise ValueError(f"Configuration field {name} must be a power of two, not {value}")
-        # Fields of an instruction hold elements, rows and entries in 16 bits, addresses in 32.
+        # Fields of an instruction hold places of elements and entries in 16 bits, addresses in 32.
         for name, limit in (("vector_depth", 2 ** 16), ("list_depth", 2 ** 16 - TILE),
                             ("address_width", 32)):
             if getattr(self, name) > limit:
@@ -302,6 +305,9 @@ class AcceleratorConfig:
         if self.engine.activation_width != 8:
             raise ValueError(f"Activation width of an accelerator's engine must be 8, "
                              f"not {self.engine.activation_width}")
+        if self.engine.index_width > INDEX_BITS:
+            raise ValueError(f"Index width of an accelerator's engine must be at most "
+                             f"{INDEX_BITS}, not {self.engine.index_width}")
         if self.context:
             self._check_attention()
 

@@ -8,9 +8,11 @@ bit. This module imports no Amaranth.
 import dataclasses
 import enum
 
+from hw.config import INDEX_BITS
+
 __all__ = ["ADDRESSED", "ATTENTION", "BATCH_FIELDS", "FIELDS", "FUNCTIONS", "MASKED",
            "INSTRUCTION_BYTES", "REGISTERS", "USED", "Batch", "Fault", "Function", "Instruction",
-           "MemoryFailure", "Opcode", "decode", "disassemble", "encode"]
+           "MemoryFailure", "Opcode", "decode", "decode_known", "disassemble", "encode"]
 
 #: Bytes of an instruction in a program.
 INSTRUCTION_BYTES = 16
@@ -19,8 +21,8 @@ INSTRUCTION_BYTES = 16
 REGISTERS = 16
 
 #: Fields of an instruction with their widths in bits, from bit 0 up.
-FIELDS = {"opcode": 8, "function": 8, "target": 16, "a": 16, "b": 16, "count": 16, "constant": 16,
-          "address": 32}
+FIELDS = {"opcode": 5, "function": 5, "count": INDEX_BITS, "target": 16, "a": 16, "b": 16,
+          "constant": 16, "address": 32}
 
 
 class Opcode(enum.IntEnum):
@@ -47,33 +49,33 @@ class Opcode(enum.IntEnum):
     #: mixed may share one.
     KV_APPEND = 0x05
     #: The list becomes one entry: the column of the token's number, with activation 1.
-    TOKEN = 0x10
+    TOKEN = 0x08
     #: The list becomes ``Q(v[a])``, and ``r[target] = 2**k``; NONZERO writes no register.
     #: KEEP_TOP_K and KEEP_ABOVE look at the vector of integers ``v[b]``, norms of the columns: 1 if
     #: ``b`` is 0. With DENSE, ``constant`` may say that the list is that of a :class:`Batch`.
-    QUANTIZE = 0x11
+    QUANTIZE = 0x09
     #: A product is queued: the list times the matrix of ``a`` rows, ``count`` columns and ``b``
     #: planes whose packed columns, or rows, begin at ``address``. A matrix with fewer rows than
     #: lanes, or more than accumulators, is several. ``target`` is the number of vectors in a list
     #: of a batch, 0 or 1 otherwise; the product then has ``a`` rows for each, vector by vector.
-    MATMUL = 0x12
+    MATMUL = 0x0A
     #: ``v[target] = function(S(product, constant * r[a] * r[b]))``, of the product's next
     #: ``count`` rows. A product by row is taken whole; only the listed elements are written.
-    WRITE_BACK = 0x13
+    WRITE_BACK = 0x0B
     #: The largest of the ``count`` integers that are left of the product are delivered to the
     #: host, with the scalar ``constant * r[a] * r[b]`` that makes logits of them.
-    TOP_K = 0x14
+    TOP_K = 0x0C
     #: ``v[target] = function(v[a], v[b])``, element by element.
-    VECTOR = 0x20
+    VECTOR = 0x10
     #: ``r[target] = 1 / sqrt(sum of squares of v[a])``, 0 for a zero vector.
-    NORM = 0x21
+    NORM = 0x11
     #: The keys up to the position, from ``address`` on, are scored with ``target`` heads of
     #: ``constant`` elements each, ``count`` together: those of ``v[a]``, or their first halves in
     #: ``v[a]`` and their second ones in ``v[b]``, if ``b`` is not 0.
-    QK = 0x30
+    QK = 0x18
     #: ``v[target]`` is what the heads that were scored last make of the values from ``address``
     #: on, appended to cache ``a``; ``count`` and ``constant`` are those of the QK.
-    PV = 0x31
+    PV = 0x19
 
 
 class Function(enum.IntEnum):
@@ -98,14 +100,14 @@ class Function(enum.IntEnum):
     SUBTRACT = 0x11
     LMUL = 0x12
     #: VECTOR, of ``a`` alone; the first two also WRITE_BACK.
-    COPY = 0x20
-    RELU = 0x21
+    COPY = 0x14
+    RELU = 0x15
     #: ``1 / (1 + exp(a))``: the share of the state that is replaced.
-    SIGMOID_OF_NEGATIVE = 0x22
-    SILU = 0x23
+    SIGMOID_OF_NEGATIVE = 0x16
+    SILU = 0x17
     #: KV_APPEND, QK and PV: elements of a cache.
-    BF16 = 0x30
-    E4M3 = 0x31
+    BF16 = 0x18
+    E4M3 = 0x19
 
 
 #: Fields that each opcode uses beside ``opcode``; all others must be zero.
@@ -284,10 +286,10 @@ class Instruction:
 
     opcode: Opcode
     function: int = 0
+    count: int = 0
     target: int = 0
     a: int = 0
     b: int = 0
-    count: int = 0
     constant: int = 0
     address: int = 0
 
@@ -330,6 +332,12 @@ def decode(data: bytes) -> Instruction:
         raise ValueError(f"Opcode must be one of {', '.join(f'{code:#04x}' for code in Opcode)}, "
                          f"not {opcode:#04x}")
     return Instruction(opcode=Opcode(opcode), **values)
+
+
+def decode_known(data: bytes) -> Instruction | None:
+    """Return the instruction as :func:`decode` does, None if its opcode is none."""
+    known = data[0] % 2 ** FIELDS["opcode"] in set(Opcode)
+    return decode(data) if known else None
 
 
 def disassemble(instruction: Instruction) -> str:

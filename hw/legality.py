@@ -5,10 +5,11 @@ docs/machine.md has the faults in words. What an instruction depends on beside i
 """
 
 from hw.config import AcceleratorConfig
-from hw.isa import ATTENTION, FUNCTIONS, MASKED, REGISTERS, Function, Opcode
+from hw.isa import ATTENTION, FIELDS, FUNCTIONS, MASKED, REGISTERS, Function, Opcode
 
 __all__ = ["CACHE_BYTES", "CACHE_FORMATS", "HALVED", "REGISTERS_READ", "REGISTERS_WRITTEN",
-           "SECOND_VECTOR", "VECTORS", "functions", "matrix_limits", "opcodes", "register_range"]
+           "SECOND_VECTOR", "VECTORS", "functions", "matrix_limits", "opcodes", "product_rows",
+           "register_range"]
 
 #: Fields that hold where a vector begins in the vector memory. ``b`` of QUANTIZE and VECTOR is one
 #: with functions of :data:`SECOND_VECTOR` only, that of :data:`HALVED` if it is not 0.
@@ -75,6 +76,13 @@ def matrix_limits(config: AcceleratorConfig, function: Function) -> dict[str, in
         ``a``: rows; ``b``: planes; ``count``: columns.
     """
     engine = config.engine
+    rows, columns = engine.max_rows, engine.max_columns
     if function == Function.BY_ROW:
-        return {"a": engine.max_columns, "b": engine.max_planes, "count": engine.row_columns}
-    return {"a": engine.max_rows, "b": engine.max_planes, "count": engine.max_columns}
+        rows, columns = columns, engine.row_columns
+    return {name: min(limit, 2 ** FIELDS[name] - 1) for name, limit in (
+        ("a", rows), ("b", engine.max_planes), ("count", columns))}
+
+
+def product_rows(config: AcceleratorConfig) -> int:
+    """Return the rows of the largest product, those of all its vectors: a field counts them."""
+    return min(config.engine.max_rows, 2 ** FIELDS["a"] - 1)

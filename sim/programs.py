@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hw.isa import Opcode, decode
+from hw.isa import decode_known
 from hw.order import OrderError, check_order
 from hw.records import read_record, write_record
 from sim.fast.library import SimulatorStopped
@@ -81,7 +81,7 @@ def verdict(case: Case, make: Callable[[Case], Machine] = Case.machine, *,
     simulate_undefined : bool
         See that a case without a result ends.
     """
-    program = [decode(data) if data[0] in set(Opcode) else None for data in case.program]
+    program = [decode_known(data) for data in case.program]
     wanted, undefined = None, ""
     try:
         wanted = expected(case, make)

@@ -59,9 +59,12 @@ def _field(case: Case, rng: np.random.Generator) -> Case | None:
 def _opcode(case: Case, rng: np.random.Generator) -> Case | None:
     """Put another opcode in front of the same fields, or one that is none."""
     index = int(rng.integers(len(case.program)))
-    code = int(rng.choice(np.array([*Opcode, rng.integers(256), 0])))
+    codes = 2 ** FIELDS["opcode"]
+    code = int(rng.choice(np.array([*Opcode, rng.integers(codes), 0])))
     if code not in set(Opcode):
-        data = bytes([code]) + rng.bytes(INSTRUCTION_BYTES - 1)
+        # The opcode is in the lowest bits of the first byte.
+        anything = rng.bytes(INSTRUCTION_BYTES)
+        data = bytes([anything[0] // codes * codes + code]) + anything[1:]
         return dataclasses.replace(case, program=(*case.program[:index], data,
                                                   *case.program[index + 1:]))
     fields = dataclasses.asdict(decode(case.program[index]))
@@ -93,7 +96,7 @@ def _not_finite(case: Case, rng: np.random.Generator) -> Case | None:
     step = case.config.port_bytes // 2 or 1
     places = np.flatnonzero(words[:len(words) - case.config.vector_lanes:step] == bf16.infinity)
     takers = [index for index, data in enumerate(case.program)
-              if data[0] in (Opcode.QUANTIZE, Opcode.KV_APPEND, Opcode.QK)]
+              if decode(data).opcode in (Opcode.QUANTIZE, Opcode.KV_APPEND, Opcode.QK)]
     if not places.size or not takers:
         return None
     index = int(rng.choice(takers))
@@ -126,9 +129,10 @@ def _long_sequence(case: Case, rng: np.random.Generator) -> Case | None:
 
 def _batch(case: Case, rng: np.random.Generator) -> Case | None:
     """Make a list one of a batch, or a product one of another."""
-    places = [index for index, data in enumerate(case.program)
-              if data[0] == Opcode.MATMUL
-              or (data[0] == Opcode.QUANTIZE and data[1] == Function.DENSE)]
+    places = [index for index, instruction in enumerate(map(decode, case.program))
+              if instruction.opcode is Opcode.MATMUL
+              or (instruction.opcode is Opcode.QUANTIZE
+                  and instruction.function == Function.DENSE)]
     if not places:
         return None
     index = int(rng.choice(places))

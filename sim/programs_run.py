@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.isa import USED, Batch, Function, Opcode, decode, disassemble, encode
+from hw.isa import USED, Batch, Function, Opcode, decode_known, disassemble, encode
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
 from sim.golden.machine import Machine, MachineFault, TopKResult
@@ -128,8 +128,9 @@ def run_case(case: Case, wanted: Expected | None) -> Outcome:
         return Outcome(str(stopped), True, accelerator.cycles - begin)
     if not difference:
         # A KV_APPEND may have written some of its vector when it finds what is wrong in it.
-        faulty = wanted.fault and case.program[wanted.fault.instruction:][:1]
-        if not faulty or faulty[0][0] != Opcode.KV_APPEND:
+        faulty = [decode_known(data) for data in case.program[wanted.fault.instruction:][:1]
+                  ] if wanted.fault else []
+        if not any(found is not None and found.opcode is Opcode.KV_APPEND for found in faulty):
             wrong = np.flatnonzero(accelerator.memory != wanted.memory)
             if wrong.size:
                 at = int(wrong[0])
@@ -173,8 +174,8 @@ def listing(case: Case) -> str:
     lines = [f"configuration {case.configuration}; passes (token, start): {case.passes}",
              f"{case.timing}"]
     for index, data in enumerate(case.program):
-        known = data[0] in set(Opcode)
-        lines.append(f"{index:4}  {disassemble(decode(data)) if known else data.hex()}")
+        known = decode_known(data)
+        lines.append(f"{index:4}  {data.hex() if known is None else disassemble(known)}")
     used = np.flatnonzero(np.frombuffer(case.memory, np.uint8))
     lines.append(f"{used.size} of {len(case.memory)} bytes of memory are not 0"
                  + (f", from {used[0]:#x} to {used[-1]:#x}" if used.size else ""))
@@ -278,9 +279,9 @@ def _groups(case: Case) -> list[set[int]]:
     queued: deque[tuple[set[int], int]] = deque()       # products with their rows left
     slots: set[int] = set()
     for index, data in enumerate(case.program):
-        if data[0] not in set(Opcode):
+        instruction = decode_known(data)
+        if instruction is None:
             continue
-        instruction = decode(data)
         match instruction.opcode:
             case Opcode.MATMUL:
                 groups.append({index})
@@ -307,10 +308,9 @@ def _kept(case: Case, kept: tuple[int, ...]) -> dict:
 
 def _simpler(case: Case, index: int) -> list[bytes]:
     """Return simpler variants of an instruction: a smaller count, smaller or no other fields."""
-    data = case.program[index]
-    if data[0] not in set(Opcode):
+    instruction, lanes = decode_known(case.program[index]), case.config.vector_lanes
+    if instruction is None:
         return []
-    instruction, lanes = decode(data), case.config.vector_lanes
     found = []
     for name in USED[instruction.opcode]:
         value = getattr(instruction, name)

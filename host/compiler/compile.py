@@ -22,13 +22,6 @@ at once; other heads lie one behind the other.
 sequence clears the state: each copy doubles what is zero. A vector keeps its place until it has
 been read for the last time; a step may write its result over an operand that nobody reads again.
 
-**Vocabulary.** A field of an instruction and an index of a list name so many tokens; a larger
-vocabulary is divided into ranges. All ranges share the columns of the embedding: a column holds the
-vectors of one token of each, one below the other. They are drained one after the other, each times
-a NORM that is 1 for the range of the token and 0 for all others, and added up. A pass is told the
-range by where it begins (:attr:`host.files.image.Program.ranges`); the vector that the NORMs look
-at has a word for each range, and one in front of them that is moved into one of these.
-
 **Sparsity.** A list that leaves out what is zero changes no result. In a gated network, a row of
 the up projection counts only where its gate is not zero: it is walked by row, for a list of the
 gates that are alive, and drained into a place of its own, which holds finite numbers from the
@@ -46,7 +39,6 @@ from host.compiler.emit import Compiler, Magnitudes
 from host.compiler.errors import CompileError
 from host.compiler.layout import Layout
 from host.compiler.pack import row_bounds
-from host.compiler.products import most_tokens, range_tokens
 from host.files.image import Image
 from host.models.base import LanguageModel
 from hw.config import TILE, AcceleratorConfig
@@ -125,9 +117,6 @@ def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskM
                            f"to {most}, not {prefill}")
     if prefill == 1:
         return
-    if range_tokens(model, config) < model.vocab:
-        raise CompileError(f"Model {model.name} must have at most {most_tokens(config)} tokens "
-                           f"for prompts that are read together, not {model.vocab}")
     if masks:
         raise CompileError("Masks leave out entries of each token's list, so that tokens of a "
                            "prompt cannot be read together (try without one of the two)")
@@ -155,7 +144,8 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
                    progress: Progress | None = None) -> Image:
     """Compile for an accelerator that is as large as it must be, if ``base`` may be too small.
 
-    That is so for a transformer, and for prompts that are read several tokens at once.
+    That is so for a transformer, for prompts that are read several tokens at once, and for a
+    vocabulary that has more tokens than ``base`` has column indices.
 
     The accelerator has attention for the model's context, or :data:`CONTEXT` tokens if that is
     longer, unless ``base`` says how many. Its accumulators hold the sums of the longest rows.
@@ -178,6 +168,9 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     attends = [step for step in steps if step.kind is Kind.ATTEND]
     layout = Layout(steps, base)
     longest = max(len(layout(step.operands[0])) for step in steps if step.kind is Kind.CODES)
+    engine = dataclasses.replace(base.engine, index_width=max(
+        base.engine.index_width, (model.vocab - 1).bit_length()))
+    base = _replace(model, base, {"engine": engine})
     fields: dict[str, Any] = {
         "list_depth": max(base.list_depth, -(-longest * prefill // TILE) * TILE)}
     if not attends:
@@ -198,6 +191,15 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     return _compile_fitted(model, base, fields, sparse, masks, prefill, progress)
 
 
+def _replace(model: LanguageModel, base: AcceleratorConfig,
+             fields: dict[str, Any]) -> AcceleratorConfig:
+    """Change fields of a configuration as a model needs them."""
+    try:
+        return dataclasses.replace(base, **fields)
+    except ValueError as error:
+        raise CompileError(f"Model {model.name}: {error}") from None
+
+
 def _accumulator_width(steps: Sequence[Value], config: AcceleratorConfig) -> int:
     """Bits that hold every product of the matrices, as pack_matrix wants them."""
     most = max(int(row_bounds(step.weights.weights, config.engine).max())
@@ -212,12 +214,9 @@ def _compile_fitted(model: LanguageModel, base: AcceleratorConfig, fields: dict[
 
     How large they must be, a program for the largest ones says; no weight is laid out for that.
     """
-    try:
-        # Fields of an instruction hold elements in 16 bits.
-        largest = dataclasses.replace(base, **fields, program_depth=2 ** 16,
-                                      vector_depth=2 ** 16 - 2 ** 16 % base.vector_lanes)
-    except ValueError as error:
-        raise CompileError(f"Model {model.name}: {error}") from None
+    # Fields of an instruction hold elements in 16 bits.
+    largest = _replace(model, base, fields | {
+        "program_depth": 2 ** 16, "vector_depth": 2 ** 16 - 2 ** 16 % base.vector_lanes})
     known: Magnitudes = {}
     instructions, elements = _compiler(model, largest, sparse, masks, prefill, known).plan()
     config = dataclasses.replace(

@@ -11,7 +11,7 @@ from host.compiler.allocate import ImageMemory, Progress, VectorMemory
 from host.compiler.errors import CompileError
 from host.compiler.layout import Layout, lay
 from host.compiler.pack import pieces, planes_needed, row_magnitudes
-from host.compiler.products import Action, Laid, Product, Rows, range_tokens, split_rows
+from host.compiler.products import Action, Laid, Product, Rows, split_rows
 from host.files.image import Image, Program
 from host.models.base import LanguageModel
 from host.text.vocabulary import Vocabulary
@@ -25,12 +25,8 @@ from sim.golden.wina import Mask, MaskMap
 
 __all__ = ["Compiler", "Magnitudes"]
 
-# Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms. A list of a
-# token has no exponent: there it says whether the token is of a range.
+# Scalar registers: 0 is always 1, this one belongs to the list, the rest hold norms.
 _EXPONENT = 1
-
-# A bf16 number whose NORM is 1, and not only nearly: L-Mul makes more of a square than it is.
-_MARK = 0x3F7C
 
 
 def _bf16(value: float) -> int:
@@ -46,8 +42,8 @@ _FUNCTIONS = {Kind.ADD: Function.ADD, Kind.SUBTRACT: Function.SUBTRACT,
               Kind.SIGMOID_OF_NEGATIVE: Function.SIGMOID_OF_NEGATIVE}
 
 
-#: Largest magnitude in each row of a step's matrix, in each range of its columns.
-Magnitudes = dict[Value, list[NDArray[np.int64]]]
+#: Largest magnitude in each row of a step's matrix.
+Magnitudes = dict[Value, NDArray[np.int64]]
 
 
 class Compiler:
@@ -65,11 +61,6 @@ class Compiler:
         self._sparse = sparse
         self._masks = dict(masks or {})
         self._prefill = prefill
-        # Tokens of each range of the vocabulary, the last one may have fewer; and its first one.
-        self._tokens = range_tokens(model, config)
-        self._ranges = range(0, model.vocab, self._tokens)
-        self._table = 0                         # address of the marks that tell ranges apart
-        self._marks = self._none = 0            # places: of the token's, and of none
         self._batch = 1                         # vectors of the lists that are made
         self._slot = 0                          # ... and the one that is worked on
         self._normed: tuple[Value, int] | None = None   # what the last register is the norm of
@@ -104,12 +95,6 @@ class Compiler:
         # A walk by row is of one vector.
         columns = {step: self._memory.by_column([self._matrix(step)]) for step in self._live
                    } if self._prefill > 1 else {}
-        if len(self._ranges) > 1:
-            # One mark: what begins so many words in front of it has it there.
-            count = len(self._ranges)
-            marks = np.zeros((2 * count + 1, self._layout.unit), np.uint16)
-            marks[count, 0] = _MARK
-            self._table = self._memory.vector("ranges", marks.reshape(-1))
         self._reserve(steps)
         states = [step for step in steps if step.kind is Kind.RECURRENCE]
         size = sum(map(self._size, states))
@@ -129,7 +114,6 @@ class Compiler:
         for step in states:
             self._places[step], first = first, first + self._size(step)
         body = len(self._instructions)
-        starts = self._choose() if len(self._ranges) > 1 else []
         actions = [action for phase in self._phases(steps) for action in self._order(phase)]
         last = {operand: index for index, action in enumerate(actions) if action.product is None
                 for operand in action.step.operands}
@@ -144,11 +128,10 @@ class Compiler:
             self._live = {}
             self._products |= columns
             begins = self._read_prompt(steps, cleared)
-        ranges = tuple(zip(self._ranges, starts, self._announce(), strict=True)) if starts else ()
         heads = tuple((part.first, part.count) for product in self._products[steps[-1]]
                       for part in product.parts)
         self._program = Program(tuple(self._instructions), tuple(self._notes), body, heads,
-                                self._vectors.table, begins, ranges)
+                                self._vectors.table, begins)
         return len(self._instructions), self._vectors.end
 
     def compile(self, progress: Progress | None = None) -> Image:
@@ -173,72 +156,7 @@ class Compiler:
 
     def _stop(self, note: str) -> None:
         # Where passes begin at several places, prefetch waits for the next one.
-        waits = self._prefill > 1 or len(self._ranges) > 1
-        self._emit(Opcode.STOP, note, constant=int(waits))
-
-    # Ranges of the vocabulary.
-
-    def _choose(self) -> list[int]:
-        """Write where a token of each range begins; return that, the first range first.
-
-        A pass moves the mark in front of all ranges to the one where it begins: what comes behind
-        that finds nothing to move. It is moved to the first range by looking at both.
-        """
-        count = (len(self._ranges) + 1) * self._layout.unit
-        self._marks = self._vectors.take("range", count)
-        self._none = self._vectors.take("no range", count)
-        starts = []
-        for index, first in reversed([*enumerate(self._ranges)]):
-            self._where = f"token from {first}"
-            starts.append(len(self._instructions))
-            if index:
-                place, count = self._mark(index)[0], self._config.vector_lanes
-                self._vector(Function.ADD, f"it is of range {index}, unless another was announced",
-                             place, place, self._marks, count=count)
-                self._vector(Function.COPY, "... and of no other", self._marks, 0, count=count)
-        return starts[::-1]
-
-    def _mark(self, index: int) -> tuple[int, int]:
-        """Find the elements of which one is not zero if the token is of a range: first, count."""
-        unit = self._layout.unit
-        return self._marks + (1 + index if index else 0) * unit, unit if index else 2 * unit
-
-    def _announce(self) -> Iterator[int]:
-        """Write the passes that precede a token at instruction 0; yield where each begins.
-
-        They move the mark already, and load what it is at the beginning of all other passes.
-        """
-        words, unit = len(self._ranges) + 1, self._layout.unit
-        for index, first in enumerate(self._ranges):
-            yield len(self._instructions)
-            self._where = f"new sequence, token from {first}"
-            for target, word, note in ((self._none, 0, "no range"),
-                                       (self._marks, 1 + index, f"range {index}")):
-                self._emit(Opcode.LOAD, note, target=target, count=words * unit,
-                           address=self._table + (words - 1 - word) * 2 * unit)
-            self._stop("the range is known")
-
-    def _take_ranges(self, part: Rows) -> None:
-        """Take rows of the embedding, which has all ranges one below the other, and add them up."""
-        step, size = part.step, self._size(part.step)
-        if step not in self._places:
-            self._places[step] = self._vectors.take(step.name, size)
-        other = self._vectors.take("other range", size)
-        for index in range(part.first // size, -(-part.end // size)):
-            first, end = max(part.first - index * size, 0), min(part.end - index * size, size)
-            target, (place, count) = self._places[step] + first, self._mark(index)
-            self._emit(Opcode.NORM, f"1 for a token of range {index}, 0 for others",
-                       target=_EXPONENT, a=place, count=count)
-            self._emit(Opcode.WRITE_BACK, f"{step.name} of range {index} = {part.name}",
-                       function=Function.COPY, target=other + first if index else target,
-                       b=_EXPONENT, count=end - first, constant=_bf16(step.weights.scale))
-            if index:
-                self._vector(Function.ADD, f"{step.name} = that of all ranges", target, target,
-                             other + first, count=end - first)
-        self._vectors.free(other, size)
-        if part.last:
-            self._vector(Function.COPY, "the next token is of no range yet", self._marks,
-                         self._none, count=(len(self._ranges) + 1) * self._layout.unit)
+        self._emit(Opcode.STOP, note, constant=int(self._prefill > 1))
 
     # The prompt.
 
@@ -382,42 +300,23 @@ class Compiler:
         elif step.operands:
             across = self._layout(step.operands[0].operands[0])
         filled = (rows >= 0).astype(np.int64)
-        magnitudes = [lay(found, rows) for found in self._magnitudes(step)]
-        if len(magnitudes) == 1:
-            def take(first: int, end: int, begin: int, stop: int) -> NDArray[np.integer]:
-                return lay(lay(weights, across[begin:stop], axis=1), rows[first:end])
 
-            return Rows(step, Laid(len(across), magnitudes[0], take), filled * columns, 0,
-                        len(rows))
+        def take(first: int, end: int, begin: int, stop: int) -> NDArray[np.integer]:
+            return lay(lay(weights, across[begin:stop], axis=1), rows[first:end])
 
-        # The columns of all ranges, one below the other.
-        def below(first: int, end: int, begin: int, stop: int) -> NDArray[np.integer]:
-            parts = []
-            for token in self._ranges:
-                part = lay(weights[:, token + begin:min(token + stop, token + self._tokens)], rows)
-                parts.append(np.pad(part, ((0, 0), (0, stop - begin - part.shape[1]))))
-            return np.concatenate(parts)[first:end]
+        return Rows(step, Laid(len(across), lay(self._magnitudes(step), rows), take),
+                    filled * columns, 0, len(rows))
 
-        tokens = [min(self._tokens, columns - token) for token in self._ranges]
-        return Rows(step, Laid(self._tokens, np.concatenate(magnitudes), below),
-                    np.concatenate([each * filled for each in tokens]), 0, len(rows) * len(tokens))
+    def _magnitudes(self, step: Value) -> NDArray[np.int64]:
+        """Find the largest magnitude in each row of a step's matrix, once for all that is compiled.
 
-    def _magnitudes(self, step: Value) -> list[NDArray[np.int64]]:
-        """Find the largest magnitude in each row of a step's matrix, in each range of an embedding.
-
-        A matrix is looked at once for all that is compiled of it.
+        A matrix is looked at in pieces.
         """
         if step not in self._known:
             weights = step.weights.weights
-            ranges = [(0, weights.shape[1])]
-            if step.kind is Kind.EMBEDDING:
-                ranges = [(first, min(first + self._tokens, weights.shape[1]))
-                          for first in self._ranges]
-            self._known[step] = [
-                np.stack([row_magnitudes(weights[:, begin:stop]) for begin, stop in
-                          ((first + one, first + other) for one, other in
-                           pieces(end - first, len(weights)))]).max(axis=0)
-                for first, end in ranges]
+            self._known[step] = np.stack(
+                [row_magnitudes(weights[:, begin:stop]) for begin, stop in
+                 pieces(weights.shape[1], len(weights))]).max(axis=0)
         return self._known[step]
 
     @staticmethod
@@ -550,7 +449,7 @@ class Compiler:
         if step.kind is Kind.LINEAR and self._leaves_out(step.operands[0]):
             steps = [reader for reader in self._readers[step.operands[0]]
                      if reader.kind is Kind.LINEAR and reader not in self._live]
-        counts = {planes_needed(int(max(found.max() for found in self._magnitudes(item))))
+        counts = {planes_needed(int(self._magnitudes(item).max()))
                   for item in steps}
         if len(steps) == 1 or len(counts) > 1:
             yield [self._matrix(step)]
@@ -661,9 +560,6 @@ class Compiler:
     def _take(self, part: Rows) -> None:
         """Take rows of the oldest product from the queue."""
         step = part.step
-        if step.kind is Kind.EMBEDDING and len(self._ranges) > 1:
-            self._take_ranges(part)
-            return
         scale, exponent, norm = step.weights.scale, 0, 0
         if step.kind is Kind.HEAD:
             scale = self._model.logit_scales["lmul"]

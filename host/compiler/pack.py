@@ -119,7 +119,7 @@ def row_blocks(name: str, rows: int, columns: int, largest: int, config: EngineC
     """
     if columns > config.max_columns:
         raise CompileError(f"Matrix {name} must have at most {config.max_columns} columns for this "
-                           f"engine, not {columns}")
+                           f"engine, not {columns} (engine field index_width)")
     count = planes_needed(largest)
     if count > config.max_planes:
         raise CompileError(f"Matrix {name} must fit {config.max_planes} trit planes, but its "

@@ -6,16 +6,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.models.base import LanguageModel
-from hw.config import AcceleratorConfig
 from hw.isa import FIELDS
 from sim.golden.graph import Value
 
-__all__ = ["FIELD_LIMIT", "Action", "Laid", "Product", "Rows", "joined_name", "most_tokens",
-           "range_tokens", "split_rows"]
+__all__ = ["FIELD_LIMIT", "Action", "Laid", "Product", "Rows", "joined_name", "split_rows"]
 
-# Rows of a product, and columns, that a field of an instruction holds.
-FIELD_LIMIT = 2 ** FIELDS["count"] - 1
+# Rows of a product that a field of an instruction holds.
+FIELD_LIMIT = 2 ** FIELDS["a"] - 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,13 +142,3 @@ def split_rows(rows: Sequence[Rows], count: int) -> tuple[list[Rows], list[Rows]
             rest.append(dataclasses.replace(part, first=part.first + taken,
                                             count=part.count - taken))
     return first, rest
-
-
-def most_tokens(config: AcceleratorConfig) -> int:
-    """Count the tokens that a field of an instruction and an index of a list can name."""
-    return min(FIELD_LIMIT, config.engine.max_columns)
-
-
-def range_tokens(model: LanguageModel, config: AcceleratorConfig) -> int:
-    """Count the tokens of a range of the vocabulary: all, if a product can have so many columns."""
-    return -(-model.vocab // -(-model.vocab // most_tokens(config)))

@@ -127,7 +127,7 @@ class AcceleratorDevice(Device[AcceleratorConfig]):
                               f"{image.model} has room for, but token {token} is one more")
         self._continues = False
         try:
-            results = [self._token(*one) for one in image.program.passes(token, new=new, slot=slot)]
+            result = self._token(token, image.program.start(new=new, slot=slot))
         except MachineFault as error:
             self._reset()
             raise DeviceError(f"The {self.label} stopped at instruction {error.instruction} "
@@ -138,8 +138,7 @@ class AcceleratorDevice(Device[AcceleratorConfig]):
             raise
         self._continues = True
         self._length += 1
-        return TokenResult(results[-1].top_k, sum(result.cycles for result in results),
-                           sum(result.transfers for result in results))
+        return result
 
     @abc.abstractmethod
     def _load(self, image: Image, report: Report) -> None:
@@ -177,25 +176,21 @@ class GoldenAccelerator(AcceleratorDevice):
         # In between, cycles grow with the position.
         self._last = max(0, image.context - 1)
         program = image.program
-        starts = {start for _, start, _ in program.ranges} | {program.body}
         self._sparse = any(instruction.opcode is Opcode.QUANTIZE
                            and instruction.function != Function.DENSE
                            for instruction in program.token())
-        self._costs = {} if self._sparse else {
-            start: [self._cost(image, start, position) for position in (0, self._last)]
-            for start in starts}
-        self._announced = {start: passes_cycles(image.config, program.instructions, [start],
-                                                latency=LATENCY, refresh=REFRESH)
-                           for _, _, start in program.ranges}
+        self._costs = () if self._sparse else tuple(
+            self._cost(image, position) for position in (0, self._last))
         self._prefill = image.program.prefill
         if self._prefill:
             self._prompt = passes_cycles(image.config, image.program.instructions,
                                          self._prefill[1:], latency=LATENCY, refresh=REFRESH)
 
-    def _cost(self, image: Image, start: int, position: int) -> tuple[float, int]:
-        """Cycles and transfers of a pass whose lists are those of the latest one."""
-        cost = token_cycles(image.config, image.program.instructions, start, latency=LATENCY,
-                            refresh=REFRESH, position=position, lists=self._machine.list_counts())
+    def _cost(self, image: Image, position: int) -> tuple[float, int]:
+        """Cycles and transfers of a token whose lists are those of the latest one."""
+        cost = token_cycles(image.config, image.program.instructions, image.program.body,
+                            latency=LATENCY, refresh=REFRESH, position=position,
+                            lists=self._machine.list_counts())
         return cost.cycles, cost.transfers
 
     def _token(self, token: int, start: int) -> TokenResult:
@@ -207,16 +202,12 @@ class GoldenAccelerator(AcceleratorDevice):
             raise DeviceError(str(error)) from error
         if start in self._prefill:          # its share of what the tokens take together
             cycles, transfers = (value / (len(self._prefill) - 1) for value in self._prompt)
-        elif start in self._announced:
-            cycles, transfers = self._announced[start]
+        elif self._sparse:
+            cycles, transfers = self._cost(self._image, self._machine.position)
         else:
-            body, position = start or self._image.program.body, self._machine.position
-            if self._sparse:
-                cycles, transfers = self._cost(self._image, body, position)
-            else:
-                share = position / self._last if self._last else 0.0
-                cycles, transfers = (begin + share * (end - begin) for begin, end
-                                     in zip(*self._costs[body], strict=True))
+            share = self._machine.position / self._last if self._last else 0.0
+            cycles, transfers = (begin + share * (end - begin) for begin, end
+                                 in zip(*self._costs, strict=True))
         return TokenResult(list(best), round(cycles), round(transfers))
 
     def _reset(self) -> None:

@@ -111,8 +111,7 @@ class CheckedTokens:
         self._passes += 1
         began = time.perf_counter()
         try:
-            for one in self._program.passes(token, new=new, slot=slot):
-                expected = self.machine.run(*one)
+            expected = self.machine.run(token, self._program.start(new=new, slot=slot))
         except (MachineFault, HazardError) as error:
             raise MismatchError(f"In {place} the golden machine stopped, but the "
                                 f"{self.device.label} did not: {error}") from error

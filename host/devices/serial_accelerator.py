@@ -1,6 +1,5 @@
 """An accelerator on a serial port: an image once, then tokens in and largest logits out."""
 
-import collections
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from hw.link.protocol import (
     transfer_bytes,
 )
 from sim.golden.machine import MachineFault, TopKResult
-from sim.timing.program import passes_cycles, token_cycles
+from sim.timing.program import token_cycles
 
 __all__ = ["SerialAccelerator", "accelerator_config"]
 
@@ -90,10 +89,7 @@ class SerialAccelerator(AcceleratorDevice):
             self._send(Command.WRITE, data[first:first + step].tobytes())
         # The device counts no transfers; the program says how many there are.
         program = image.program
-        every = token_cycles(image.config, program.instructions, program.body).transfers
-        self._moved = collections.defaultdict(lambda: every, {
-            start: passes_cycles(image.config, program.instructions, [start])[1]
-            for _, _, start in program.ranges})
+        self._moved = token_cycles(image.config, program.instructions, program.body).transfers
         # What lies behind the program must be no instruction of another one.
         room = len(program.instructions) < self.config.program_depth
         encoded = np.frombuffer(program.encoded() + bytes(room * INSTRUCTION_BYTES),
@@ -162,7 +158,7 @@ class SerialAccelerator(AcceleratorDevice):
                 raise
             best = [self._best() for _ in range(self._image.program.emissions(start))]
             cycles = self.status()["cycles"]
-        return TokenResult(best, cycles, self._moved[start])
+        return TokenResult(best, cycles, self._moved)
 
     def _reset(self) -> None:
         with self._board.unsettled():

@@ -2,12 +2,9 @@
 
 The file: 8 bytes :data:`MAGIC`, the header's length and its CRC-32 (4 bytes each, little endian),
 the header, the program, the memory. The header is JSON: the configuration with its
-configuration_hash, facts about the model, and the table of parts with the CRC-32 of each. Where the
-vocabulary is divided into ranges, the version in the first 8 bytes is one higher: a driver that
-knows none would send what is no column.
+configuration_hash, facts about the model, and the table of parts with the CRC-32 of each.
 """
 
-import bisect
 import dataclasses
 import json
 import mmap
@@ -21,20 +18,19 @@ from typing import Any, BinaryIO
 from host.checks import LONGEST_JSON, FileError, JSONError, parse_json, printable
 from host.text.tokenizer import SPLITS
 from host.text.vocabulary import Vocabulary, wrong_merges, wrong_tokens
-from hw.config import AcceleratorConfig, EngineConfig
+from hw.config import INDEX_BITS, AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
 from hw.order import OrderError, check_order
 
 __all__ = ["Image", "ImageError", "Part", "Program", "check_configuration", "is_image", "listing",
            "read_image", "write_image"]
 
-MAGIC = b"TALLY\x00\x03\n"
-_MAGIC_RANGES = b"TALLY\x00\x04\n"
+MAGIC = b"TALLY\x00\x05\n"
 _LENGTHS = struct.Struct("<II")
 
 # Bounds of a header's numbers; a program of SmolLM2 has some thousand instructions.
 _MOST_INSTRUCTIONS = 1 << 16
-_MOST_VOCAB = 1 << 24
+_MOST_VOCAB = 1 << INDEX_BITS
 _LARGEST_CRC = (1 << 32) - 1
 _LARGEST_FIELD = 1 << 24        # of a configuration
 
@@ -52,8 +48,7 @@ class Program:
     notes : tuple of str
         What each instruction is for.
     body : int
-        Where a token begins that continues a sequence; of ranges, one of the last, which has the
-        longest way. A new sequence begins at 0.
+        Where a token begins that continues a sequence. A new sequence begins at 0.
     heads : tuple of (first row, rows)
         Rows of the head that each TOP_K covers.
     vectors : dict of (first element, elements)
@@ -62,10 +57,6 @@ class Program:
         Where the passes begin that read tokens of a prompt together: the first token of a new
         sequence, then the first, second, ... token of a sequence that goes on. Empty if each token
         is read on its own.
-    ranges : tuple of (first token, start, announced)
-        Of a vocabulary with more tokens than a product has columns, its ranges in order: its first
-        token, where a token of it begins that continues a sequence, and where the pass begins that
-        comes before one that begins a sequence. Empty if it is not divided.
     """
 
     instructions: tuple[Instruction, ...]
@@ -74,7 +65,6 @@ class Program:
     heads: tuple[tuple[int, int], ...]
     vectors: dict[str, tuple[int, int]]
     prefill: tuple[int, ...] = ()
-    ranges: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def prefill_tokens(self) -> int:
@@ -82,34 +72,15 @@ class Program:
         return max(1, len(self.prefill) - 1)
 
     def start(self, *, new: bool, slot: int | None = None) -> int:
-        """Where a pass begins: that of a token, or of token ``slot`` of those read together.
-
-        It knows no ranges; :meth:`passes` does.
-        """
+        """Where a pass begins: that of a token, or of token ``slot`` of those read together."""
         if slot is None:
             return 0 if new else self.body
         return self.prefill[0 if new and slot == 0 else 1 + slot]
 
-    def passes(self, token: int, *, new: bool,
-               slot: int | None = None) -> tuple[tuple[int, int], ...]:
-        """Return the passes that a token takes: each {what is sent for the token, start}.
-
-        There are two where a sequence begins with a token of a range. A position is counted for
-        each pass, and 0 is that of a pass at instruction 0; so the range is announced before that.
-        The last pass delivers the logits.
-        """
-        if not self.ranges:
-            return (token, self.start(new=new, slot=slot)),
-        first, start, announced = self.ranges[
-            bisect.bisect(self.ranges, token, key=lambda entry: entry[0]) - 1]
-        column = token - first
-        return ((column, announced), (column, 0)) if new else ((column, start),)
-
     @property
     def starts(self) -> tuple[int, ...]:
         """Where passes begin."""
-        ranges = [start for _, *starts in self.ranges for start in starts]
-        return tuple(dict.fromkeys((0, self.body, *self.prefill, *ranges)))
+        return tuple(dict.fromkeys((0, self.body, *self.prefill)))
 
     def token(self) -> tuple[Instruction, ...]:
         """Return the instructions of a token that continues a sequence, up to their STOP."""
@@ -198,20 +169,17 @@ class Image:
 def listing(program: Program) -> str:
     """Print a program for people: index, instruction, what it is for."""
     lines = []
-    labels = {program.body: ["body:"]}
-    for first, start, announced in program.ranges:
-        labels.setdefault(start, []).append(f"token from {first}:")
-        labels.setdefault(announced, []).append(f"new sequence, token from {first}:")
     for index, (instruction, note) in enumerate(
             zip(program.instructions, program.notes, strict=True)):
-        lines += labels.get(index, [])
+        if index == program.body:
+            lines.append("body:")
         lines.append(f"{index:5}  {disassemble(instruction):72}  ; {printable(note)}")
     return "\n".join(lines)
 
 
 def write_image(path: str | os.PathLike, image: Image) -> None:
     """Write an image to a file."""
-    program, ranges = image.program.encoded(), image.program.ranges
+    program = image.program.encoded()
     header = json.dumps({
         "configuration": dataclasses.asdict(image.config),
         "configuration_hash": f"{image.config.configuration_hash():08x}",
@@ -221,7 +189,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
         "program": {"bytes": len(program), "crc32": zlib.crc32(program),
                     "body": image.program.body, "heads": image.program.heads,
                     "notes": image.program.notes, "vectors": image.program.vectors,
-                    "prefill": image.program.prefill} | ({"ranges": ranges} if ranges else {}),
+                    "prefill": image.program.prefill},
         "memory_bytes": len(image.memory),
         "context": image.context,
         "room": image.room,
@@ -229,7 +197,7 @@ def write_image(path: str | os.PathLike, image: Image) -> None:
                   for part in image.parts],
     }).encode()
     with open(path, "wb") as file:
-        file.write(_MAGIC_RANGES if ranges else MAGIC)
+        file.write(MAGIC)
         file.write(_LENGTHS.pack(len(header), zlib.crc32(header)))
         file.write(header)
         file.write(program)
@@ -292,7 +260,10 @@ def read_image(path: str | os.PathLike, config: AcceleratorConfig | None = None,
 def _read(path: Path, file: BinaryIO, size: int, config: AcceleratorConfig | None,
           mapped: bool) -> Image:
     begin = file.read(len(MAGIC) + _LENGTHS.size)
-    if begin[:len(MAGIC)] not in (MAGIC, _MAGIC_RANGES):
+    if begin[:6] == MAGIC[:6] and begin[:len(MAGIC)] != MAGIC:
+        raise ImageError(f"{path}: an image of version {begin[7]}, but this driver reads version "
+                         f"{MAGIC[7]}: compile the model again")
+    if begin[:len(MAGIC)] != MAGIC:
         raise ImageError(f"{path}: not an image: it must begin with {MAGIC!r}, "
                          f"not {begin[:len(MAGIC)]!r}")
     start = len(MAGIC) + _LENGTHS.size
@@ -461,18 +432,11 @@ def _program(path: Path, facts: _Fields, encoded: bytes) -> Program:
         if len(places[name]) != 2:
             raise facts.error(f"field program.vectors.{name} must have 2 integers, "
                               f"not {len(places[name])}")
-    ranges = facts.rows("ranges", 3, _MOST_VOCAB)
-    if any(start > last or announced > last for _, start, announced in ranges) or (
-            [first for first, *_ in ranges] != sorted({first for first, *_ in ranges})) or (
-            ranges and ranges[0][0]):
-        raise facts.error("field program.ranges must have ascending first tokens, from 0 on, and "
-                          "starts within the program")
     return Program(
         instructions=tuple(instructions), notes=notes, body=facts.integer("body", 0, last),
         heads=tuple((first, rows) for first, rows in facts.rows("heads", 2, _MOST_VOCAB)),
         vectors={name: (first, count) for name, (first, count) in places.items()},
-        prefill=facts.integers("prefill", last),
-        ranges=tuple((first, start, announced) for first, start, announced in ranges))
+        prefill=facts.integers("prefill", last))
 
 
 def _vocabulary(fields: _Fields, vocab: int) -> Vocabulary | None:

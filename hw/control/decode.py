@@ -27,6 +27,7 @@ from hw.legality import (
     functions,
     matrix_limits,
     opcodes,
+    product_rows,
     register_range,
 )
 
@@ -148,21 +149,21 @@ class Decoder(wiring.Component):
 
         # Bytes of a matrix: word bytes times planes times groups times columns, one factor after
         # the other, from its lowest bit up; by row it is the other way round. A vector has two
-        # bytes for each element.
-        largest = engine.word_bytes * (2 ** len(at.b) - 1) * (2 ** len(groups) - 1) * (
-            2 ** len(at.count) - 1)
-        bytes_ = Signal(range(largest + 1), reset_less=True)
-        term = Signal.like(bytes_)
-        factor = Signal(len(groups), reset_less=True)
+        # bytes for each element. What does not fit is more than any memory has.
+        width = max(len(at.address), len(at.column_bytes))
+        bytes_ = Signal(width, reset_less=True)
+        term = Signal(width, reset_less=True)
+        too_large, term_too_large = Signal(reset_less=True), Signal(reset_less=True)
+        factor = Signal(max(len(groups), len(at.count)), reset_less=True)
         passes = Signal(range(3), reset_less=True)      # behind the present one
-        end = Signal(max(len(bytes_), len(at.address)) + 1)
+        end = Signal(width + 1)
         beyond = Signal()                               # the address of the position
         m.d.comb += [
             end.eq(at.address + bytes_),
             seen.MEMORY_ADDRESS.eq(
                 opcode_in(opcode for opcode in ADDRESSED if opcode in legal)
                 & ((at.address & (config.port_bytes - 1)).any() | (end > config.memory_bytes)
-                   | beyond)),
+                   | too_large | beyond)),
         ]
         places = opcode_in((Opcode.LOAD_AT, Opcode.KV_APPEND))     # ... depends on the position
         m.d.sync += found.eq(seen)
@@ -177,6 +178,8 @@ class Decoder(wiring.Component):
             with m.State("BEGIN"):
                 m.d.sync += [
                     term.eq(engine.word_bytes),
+                    too_large.eq(0),
+                    term_too_large.eq(0),
                     factor.eq(at.b),
                     passes.eq(2),
                     bytes_.eq(Mux(at.opcode == Opcode.MATMUL, 0, at.count << 1)),
@@ -199,9 +202,15 @@ class Decoder(wiring.Component):
                         with m.If(~self.known):
                             m.next = "BEGIN"
             with m.State("MULTIPLY"):
+                total = Signal(width + 1)
+                m.d.comb += total.eq(bytes_ + term)
                 m.d.sync += [term.eq(term << 1), factor.eq(factor >> 1)]
+                with m.If(term[-1]):
+                    m.d.sync += term_too_large.eq(1)
                 with m.If(factor[0]):
-                    m.d.sync += bytes_.eq(bytes_ + term)
+                    m.d.sync += bytes_.eq(total)
+                    with m.If(total[-1] | term_too_large):
+                        m.d.sync += too_large.eq(1)
                 with m.If(factor == 0):
                     m.d.sync += passes.eq(passes - 1)
                     with m.If(passes == 0):
@@ -214,7 +223,9 @@ class Decoder(wiring.Component):
                             # Those of a plane first, then those of a column.
                             at.column_bytes.eq(bytes_),
                             term.eq(bytes_),
+                            term_too_large.eq(too_large),
                             bytes_.eq(0),
+                            too_large.eq(0),
                             factor.eq(Mux(passes == 2, groups, Mux(by_row, at.a, at.count))),
                         ]
             if config.context:
@@ -267,7 +278,8 @@ class Decoder(wiring.Component):
                 part.across, (part.slot == 0) & ~at.count[:log2].any(),
                 (part.slot < 1 << log2) & (at.count <= config.list_depth >> log2)))
             multiplied.append((at.target == 1 << log2) & ~by_row & filled
-                              & (groups <= engine.accumulator_depth >> log2))
+                              & (groups <= engine.accumulator_depth >> log2)
+                              & (at.a <= product_rows(config) >> log2))
         m.d.comb += seen.BATCH.eq(
             ((at.opcode == Opcode.QUANTIZE) & (at.function == Function.DENSE) & at.constant.any()
              & ~(Cat(packed).any() & ~above))

@@ -163,7 +163,7 @@ class Dispatch(wiring.Component):
             "o_entries": entry_layout(config.engine),
             "o_products": job_layout(config.engine),
             "o_write_backs": write_back_layout(config),
-            "o_choices": data.StructLayout({"rows": FIELDS["count"]}),
+            "o_choices": data.StructLayout({"rows": FIELDS["a"]}),
             "o_scale": scalar_layout(),
             "o_moves": move_layout(config),
             "o_faults": fault_layout(config),

@@ -17,7 +17,7 @@ __all__ = ["Answers", "answer_layout"]
 def answer_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of a :class:`hw.link.protocol.Answer`."""
     width = max(config.engine.accumulator_width, len(Signal(scalar_layout()).exponent))
-    return data.StructLayout({"kind": range(len(Answer)), "index": FIELDS["count"],
+    return data.StructLayout({"kind": range(len(Answer)), "index": FIELDS["a"],
                               "value": signed(width), "last": 1})
 
 
@@ -73,7 +73,7 @@ class Answers(wiring.Component):
             with m.If(source.valid):
                 m.d.comb += [self.o.p.kind.eq(kind), self.o.p.index.eq(index),
                              self.o.p.value.eq(value)]
-        half = FIELDS["count"]
+        half = FIELDS["a"]
         with m.If(second_half):
             m.d.comb += [
                 self.o.p.kind.eq(Answer.ERROR),

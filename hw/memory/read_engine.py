@@ -11,6 +11,8 @@ from amaranth.utils import bits_for, ceil_log2, exact_log2
 from hw.common.block_ram import BlockRam
 from hw.config import BURST_TRANSFERS, AcceleratorConfig
 from hw.engine.gearbox import port_layout
+from hw.isa import Function
+from hw.legality import matrix_limits
 from hw.memory.port import (
     check_port_bytes,
     read_layout,
@@ -37,8 +39,8 @@ class Kind(enum.Enum, shape=unsigned(2)):
 
 
 def _count_width(config: AcceleratorConfig) -> int:
-    # The instruction's ``count`` has 16 bits; a vector counts its words.
-    columns = min(config.engine.max_columns, 2 ** 16 - 1)
+    # A vector counts its words.
+    columns = matrix_limits(config, Function.BY_COLUMN)["count"]
     return bits_for(max(columns, config.vector_depth // config.vector_lanes, config.context))
 
 

@@ -15,7 +15,7 @@ __all__ = ["TopK", "top_k_layout"]
 def top_k_layout(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of one of the largest integers."""
     return data.StructLayout({
-        "index": FIELDS["count"],
+        "index": FIELDS["a"],
         "value": signed(config.engine.accumulator_width),
         "last": 1,
     })
@@ -56,7 +56,7 @@ class TopK(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         super().__init__({
-            "i_commands": In(stream.Signature(data.StructLayout({"rows": FIELDS["count"]}))),
+            "i_commands": In(stream.Signature(data.StructLayout({"rows": FIELDS["a"]}))),
             "i_results": In(stream.Signature(result_layout(config.engine))),
             "o_top_k": Out(stream.Signature(top_k_layout(config))),
             "active": Out(1),
@@ -72,7 +72,7 @@ class TopK(wiring.Component):
         # integers. They are kept inverted: a comparison is the carry of an addition, and in carry
         # cells an inverter would cost a LUT for each bit.
         inverted = [Signal(width + 1, name=f"inverted_{k}", init=-1) for k in range(count)]
-        rows = [Signal(FIELDS["count"], name=f"row_{k}", reset_less=True) for k in range(count)]
+        rows = [Signal(FIELDS["a"], name=f"row_{k}", reset_less=True) for k in range(count)]
         filled = Signal(range(count + 1))
 
         def unsigned_(value: Value) -> Value:
@@ -89,8 +89,8 @@ class TopK(wiring.Component):
         found = Signal()
         found_value = Signal(width + 1, reset_less=True)
         found_inverted = Signal(width + 1, reset_less=True)
-        found_row = Signal(FIELDS["count"], reset_less=True)
-        number = Signal(FIELDS["count"] - below, reset_less=True)   # of the transfer
+        found_row = Signal(FIELDS["a"], reset_less=True)
+        number = Signal(FIELDS["a"] - below, reset_less=True)   # of the transfer
         begun = Signal()                                            # ... one was accepted
         final = Signal(below, reset_less=True)                      # lane of the last row
         accept = Signal()

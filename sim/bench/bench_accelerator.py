@@ -488,7 +488,7 @@ async def faults(dut, kind):
     copy = writer.place(bytes(2 * config.vector_depth))
     infinite = writer.place(np.full(lanes, bf16.infinity, "<u2").tobytes())
     wrong = {
-        "opcode": Instruction(opcode=Opcode.VECTOR, function=0xFF, target=lanes, a=lanes,
+        "opcode": Instruction(opcode=Opcode.VECTOR, function=0x1F, target=lanes, a=lanes,
                               count=lanes),
         "address": Instruction(opcode=Opcode.LOAD, target=lanes, count=lanes,
                                address=config.memory_bytes - 2 * lanes + config.port_bytes),

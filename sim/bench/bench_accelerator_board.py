@@ -221,7 +221,7 @@ async def hello_is_always_executed(dut):
 async def fault_stops_until_reset(dut):
     """Tell a fault once; then the accelerator is busy until a reset, and right after it."""
     host = await begin(dut)
-    wrong = Instruction(opcode=Opcode.VECTOR, function=0xFF, target=4, a=4, count=4)
+    wrong = Instruction(opcode=Opcode.VECTOR, function=0x1F, target=4, a=4, count=4)
     model = Model(wrong)
     await model.load(host)
     try:

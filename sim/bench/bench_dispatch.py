@@ -37,7 +37,8 @@ from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
 
 CONFIGURATIONS = {
-    "sixteen": AcceleratorConfig(engine=EngineConfig(lanes=16, row_columns=64), list_depth=768),
+    "sixteen": AcceleratorConfig(engine=EngineConfig(lanes=16, row_columns=64, index_width=20),
+                                 list_depth=768),
     "one": AcceleratorConfig(
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
@@ -249,8 +250,8 @@ def random_instruction(rng: np.random.Generator, config: AcceleratorConfig,
     edges = [0, 1, lanes, 2 * lanes, lanes + 1, 15, 16, config.list_depth,
              config.list_depth + lanes, config.vector_depth - lanes, config.vector_depth,
              engine.max_rows, engine.max_rows + 1, engine.max_columns, engine.max_columns + 1,
-             engine.max_planes, engine.max_planes + 1, 2 ** 16 - lanes, 2 ** 16 - 1]
-    edges = [edge for edge in edges if edge < 2 ** 16]
+             engine.max_planes, engine.max_planes + 1, 2 ** 16 - lanes, 2 ** 16 - 1, 2 ** 16,
+             2 ** FIELDS["count"] - 1]
     registers = [(Opcode.QUANTIZE, "target"), (Opcode.NORM, "target"),
                  *((reader, name) for reader in (Opcode.WRITE_BACK, Opcode.TOP_K) for name in "ab")]
     values = {}
@@ -258,7 +259,8 @@ def random_instruction(rng: np.random.Generator, config: AcceleratorConfig,
         kind = rng.integers(8)
         if name == "function":
             legal = [int(function) for function in FUNCTIONS[opcode]]
-            values[name] = int(rng.choice(legal)) if kind else int(rng.integers(256))
+            values[name] = int(rng.choice(legal)) if kind else int(
+                rng.integers(2 ** FIELDS[name]))
         elif name == "address":
             anywhere = int(rng.integers(2 ** 32))
             step = config.port_bytes
@@ -267,9 +269,9 @@ def random_instruction(rng: np.random.Generator, config: AcceleratorConfig,
                             min(config.memory_bytes, 2 ** 32 - step), 1,
                             anywhere % 4096 // step * step)[kind]
         elif kind == 0:
-            values[name] = int(rng.integers(2 ** 16))
+            values[name] = int(rng.integers(2 ** FIELDS[name]))
         elif kind < 3:
-            values[name] = int(rng.choice(edges))
+            values[name] = int(rng.choice([edge for edge in edges if edge < 2 ** FIELDS[name]]))
         elif (opcode, name) in registers:
             values[name] = int(rng.integers(1, 16))
         elif opcode is Opcode.MATMUL or (opcode, name) in (
@@ -294,7 +296,7 @@ async def instructions(dut, stall):
         for _ in range(40):
             cases.append(random_instruction(rng, config, opcode))
     for opcode in FUNCTIONS:
-        for function in range(256):
+        for function in range(2 ** FIELDS["function"]):
             fields = dict.fromkeys(("target", "a", "count"), config.vector_lanes)
             if opcode is Opcode.MATMUL:
                 fields["b"] = 1
@@ -309,12 +311,14 @@ async def instructions(dut, stall):
     for _ in range(60):
         # The last byte of the matrix is the memory's last one, or the next transfer's.
         rows, columns = (int(rng.integers(1, limit + 1))
-                         for limit in (4 * engine.lanes, 40))
+                         for limit in (4 * engine.lanes, rng.choice((40, engine.max_columns))))
+        function = Function.BY_COLUMN
+        if engine.row_columns and columns < 2 ** FIELDS["a"] and rng.integers(2):
+            function = Function.BY_ROW
         matrix = {"a": rows, "b": int(rng.integers(1, engine.max_planes + 1)), "count": columns}
         size = columns * engine.column_bytes(rows, matrix["b"])
-        function = Function.BY_COLUMN
-        if engine.row_columns and rng.integers(2):
-            function, matrix["a"], matrix["count"] = Function.BY_ROW, columns, rows
+        if function is Function.BY_ROW:
+            matrix["a"], matrix["count"] = columns, rows
         first = (config.memory_bytes - size) // config.port_bytes * config.port_bytes
         for address in (first, first + config.port_bytes):
             if 0 <= address < 2 ** 32:
@@ -349,9 +353,9 @@ async def instructions(dut, stall):
     missing |= {Fault.OPCODE} if config.context else {Fault.CONTEXT, Fault.HEADS}
     assert seen == set(Fault) - missing
     opcodes = {opcode for opcode in Opcode if config.context or opcode not in ATTENTION}
-    for code in range(256):
+    for code in range(2 ** FIELDS["opcode"]):
         rest = int(rng.integers(1 << 60)) << 60
-        await source.send([rest << 8 & ((1 << 128) - 1) | code])
+        await source.send([rest & ~(2 ** FIELDS["opcode"] - 1) & ((1 << 128) - 1) | code])
         decoded = (await sink.receive(1))[0]
         assert (decoded.fault == Fault.OPCODE) == (code not in opcodes)
 

@@ -32,10 +32,11 @@ SHARED_BYTES = 16
 READS_AHEAD = 4096
 
 
-def _accelerator(*, queue_words: int, context: int = 0, **engine) -> AcceleratorConfig:
+def _accelerator(*, queue_words: int, context: int = 0, index_width: int = 10,
+                 **engine) -> AcceleratorConfig:
     return AcceleratorConfig(
         context=context,
-        engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=10, **engine),
+        engine=EngineConfig(accumulator_depth=16, max_planes=2, index_width=index_width, **engine),
         queue_words=queue_words, vector_depth=1024, address_width=ADDRESS_WIDTH)
 
 
@@ -43,7 +44,7 @@ def _accelerator(*, queue_words: int, context: int = 0, **engine) -> Accelerator
 READ_ENGINES = {
     "smaller": _accelerator(queue_words=128, context=32),
     "larger": _accelerator(port_bytes=32, lanes=8, packing="3in5", queue_words=64),
-    "equal": _accelerator(lanes=40, queue_words=64),
+    "equal": _accelerator(lanes=40, queue_words=64, index_width=20),
 }
 
 

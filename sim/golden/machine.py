@@ -31,7 +31,7 @@ from hw.isa import (
     Instruction,
     MemoryFailure,
     Opcode,
-    decode,
+    decode_known,
 )
 from hw.legality import (
     CACHE_BYTES,
@@ -44,6 +44,7 @@ from hw.legality import (
     functions,
     matrix_limits,
     opcodes,
+    product_rows,
     register_range,
 )
 from hw.order import Order, OrderError
@@ -212,7 +213,7 @@ class Machine:
             raise ValueError(f"Program must have at most {config.program_depth} instructions, "
                              f"not {len(program) // INSTRUCTION_BYTES}")
         self.config = config
-        self._program = [_decode(program[k:k + INSTRUCTION_BYTES])
+        self._program = [decode_known(program[k:k + INSTRUCTION_BYTES])
                          for k in range(0, len(program), INSTRUCTION_BYTES)]
         self.memory = np.frombuffer(memory, np.uint8).copy()
         self.vectors = np.zeros(config.vector_depth, np.uint16)
@@ -369,7 +370,8 @@ class Machine:
             return (batch <= engine.max_batch and batch & (batch - 1) == 0
                     and instruction.function == Function.BY_COLUMN
                     and instruction.a % self.config.vector_lanes == 0
-                    and engine.groups(instruction.a) * batch <= engine.accumulator_depth)
+                    and engine.groups(instruction.a) * batch <= engine.accumulator_depth
+                    and instruction.a * batch <= product_rows(self.config))
         if (instruction.opcode is Opcode.QUANTIZE and instruction.function == Function.DENSE
                 and instruction.constant):
             part = Batch.of(instruction.constant)
@@ -675,8 +677,3 @@ class Machine:
 def _product(x: int, y: int) -> int:
     """Return the product of two bf16 numbers, rounded once."""
     return int(exact_product(bf16, *np.array([x, y], np.uint16)[:, np.newaxis])[0])
-
-
-def _decode(data: bytes) -> Instruction | None:
-    """Return the instruction, None if its opcode is none."""
-    return decode(data) if data[0] in set(Opcode) else None

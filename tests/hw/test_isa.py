@@ -56,10 +56,11 @@ def test_round_trip(opcode):
 
 
 def test_bit_positions():
-    """Positions written out: a field of its own byte each, little endian."""
+    """Positions written out, little endian: opcode, function and count share four bytes."""
     instruction = Instruction(opcode=Opcode.VECTOR, function=Function.LMUL, target=0x0201, a=0x0403,
-                              b=0x0605, count=0x0807)
-    assert encode(instruction) == bytes([0x20, 0x12, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0])
+                              b=0x0605, count=0x090807)
+    first = (0x10 | 0x12 << 5 | 0x090807 << 10).to_bytes(4, "little")
+    assert encode(instruction) == first + bytes([1, 2, 3, 4, 5, 6, 0, 0, 0, 0, 0, 0])
     instruction = Instruction(opcode=Opcode.WRITE_BACK, constant=0x3F81)
     assert encode(instruction)[10:12] == b"\x81\x3F"
     instruction = Instruction(opcode=Opcode.MATMUL, address=0x04030201)
@@ -70,8 +71,8 @@ def test_bit_positions():
     (Instruction(opcode=Opcode.STOP), "STOP"),
     (Instruction(opcode=Opcode.VECTOR, function=Function.LMUL, target=768, a=512, b=256, count=256),
      "VECTOR     LMUL target=768 a=512 b=256 count=256"),
-    (Instruction(opcode=Opcode.QUANTIZE, function=0x77, target=1, a=8, count=16),
-     "QUANTIZE   function=0x77 target=1 a=8 count=16"),
+    (Instruction(opcode=Opcode.QUANTIZE, function=0x1F, target=1, a=8, count=16),
+     "QUANTIZE   function=0x1f target=1 a=8 count=16"),
     (Instruction(opcode=Opcode.QUANTIZE, function=Function.ADD, target=1, a=8, count=16),
      "QUANTIZE   function=0x10 target=1 a=8 count=16"),
     (Instruction(opcode=Opcode.QUANTIZE, function=Function.KEEP_TOP_K, target=1, a=8, b=16,
@@ -87,7 +88,8 @@ def test_disassemble(instruction, text):
 
 
 class TestErrors:
-    @pytest.mark.parametrize(("field", "limit"), [("a", 65535), ("address", 4294967295)])
+    @pytest.mark.parametrize(("field", "limit"), [
+        ("a", 65535), ("count", 4194303), ("address", 4294967295)])
     def test_field_too_large(self, field, limit):
         with pytest.raises(ValueError, match=rf"^Field {field} of MATMUL must be in 0\.\.{limit}, "
                                              rf"not {limit + 1}$"):
@@ -106,5 +108,5 @@ class TestErrors:
     def test_opcode(self):
         known = ", ".join(f"{code:#04x}" for code in Opcode)
         with pytest.raises(ValueError, match=rf"^Opcode must be one of {re.escape(known)}, "
-                                             rf"not 0x7f$"):
+                                             rf"not 0x1f$"):
             decode(b"\x7f" + bytes(15))

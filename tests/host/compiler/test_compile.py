@@ -263,8 +263,9 @@ class TestErrors:
                             "needs 3", engine=EngineConfig(max_planes=2))
 
     def test_columns(self, model):
-        self.refused(model, "Matrix blk.0.ffn_down must have at most 256 columns for this engine, "
-                            "not 512", engine=EngineConfig(index_width=8))
+        self.refused(model, "Matrix embedding must have at most 256 columns for this engine, "
+                            "not 259 (engine field index_width)",
+                     engine=EngineConfig(index_width=8))
 
     def test_accumulator(self, model):
         """The embedding fits, since a token is one column; the head is the widest matrix."""
@@ -387,5 +388,5 @@ class TestCommandLine:
     def test_no_image(self, capsys, model_path):
         status, _, err = self.run(capsys, "disassemble", model_path)
         assert (status, err) == (1, f"tally disassemble: {model_path}: not an image: it "
-                                    f"must begin with b'TALLY\\x00\\x03\\n', "
+                                    f"must begin with b'TALLY\\x00\\x05\\n', "
                                     f"not b'GGUF\\x03\\x00\\x00\\x00'\n")

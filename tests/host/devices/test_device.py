@@ -189,7 +189,7 @@ class TestErrors:
 
     def test_columns(self):
         with pytest.raises(CompileError, match=r"^Matrix m must have at most 16 columns for this "
-                                               r"engine, not 17$"):
+                                               r"engine, not 17 \(engine field index_width\)$"):
             pack_matrix("m", np.ones((1, 17), np.int8), EngineConfig(index_width=4))
 
     def test_planes(self):

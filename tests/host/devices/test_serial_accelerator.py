@@ -4,7 +4,6 @@
 import dataclasses
 import re
 
-import numpy as np
 import pytest
 import serial
 
@@ -72,21 +71,6 @@ def check_sequences(accelerator, image):
 def test_tokens_equal_golden(loaded, image):
     check_sequences(loaded, image)
     assert loaded.link.repetitions == 0
-
-
-def test_ranges_of_the_vocabulary(loaded, image):
-    """A token that begins a sequence is two passes, and the first one delivers nothing."""
-    model = tiny_model(width=16, ffn_width=32, layers=1)
-    embedding = np.random.default_rng(4).integers(-13, 14, (520, 16), np.int8)
-    large = compile_model(dataclasses.replace(model, embedding=embedding), CONFIG)
-    assert [first for first, _, _ in large.program.ranges] == [0, 260]
-    loaded.load(large)
-    checked = CheckedTokens(loaded, large)
-    for token, new in ((260, True), (0, False), (519, False), (259, True), (260, False)):
-        result = checked.token(token, new=new)
-        assert result.cycles > 1000
-    loaded.load(image)
-    check_sequences(loaded, image)
 
 
 def test_info(loaded):

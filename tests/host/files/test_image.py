@@ -76,7 +76,7 @@ class TestErrors:
     def test_no_image(self, tmp_path, text):
         path = tmp_path / "x.tally"
         path.write_bytes(text)
-        refused(path, rf"not an image: it must begin with b'TALLY\x00\x03\n', not {text[:8]!r}")
+        refused(path, rf"not an image: it must begin with b'TALLY\x00\x05\n', not {text[:8]!r}")
 
     def test_no_header(self, path):
         path.write_bytes(path.read_bytes()[:12])

@@ -301,7 +301,7 @@ class TestFaults:
         (program(TOKEN), Fault.OPCODE, 1),
         (program(TOKEN, pack(4, 4, function=Function.ADD)), Fault.FUNCTION, 1),
         (program(vector(Function.DENSE, 4, 8, count=4)), Fault.FUNCTION, 0),
-        (program(vector(0x7F, 4, 8, count=4)), Fault.FUNCTION, 0),
+        (program(vector(0x1F, 4, 8, count=4)), Fault.FUNCTION, 0),
         (program(load(4, 0, 0)), Fault.VECTOR_ADDRESS, 0),
         (program(load(4, 6, 0)), Fault.VECTOR_ADDRESS, 0),
         (program(load(6, 4, 0)), Fault.VECTOR_ADDRESS, 0),
