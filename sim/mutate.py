@@ -56,7 +56,7 @@ _STAGES = ("unit", "accelerator", "boards")
 #: Minutes each under Icarus; smaller configurations of the same benches have all but the width.
 _LEFT_OUT = {("engine", "wide"), ("engine", "wide_rows"), ("accelerator", "equal"),
              ("vector", "eight"),
-             ("sparsity", "eight"), ("attention", "wide"), ("attention", "group"),
+             ("sparsity", "eight"), ("attention", "wide"),
              ("axi4", "between")}
 
 _SLACK = 3              # of simulated and processor time, times the unmutated run
