@@ -1,5 +1,7 @@
 """An accelerator on a serial port: an image once, then tokens in and largest logits out."""
 
+import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, MemoryFailure
 from hw.link.protocol import (
     COUNT_BYTES,
+    MARK_BYTES,
     AcceleratorTransfers,
     Answer,
     Command,
@@ -20,7 +23,6 @@ from hw.link.protocol import (
     transfer_bytes,
 )
 from sim.golden.machine import MachineFault, TopKResult
-from sim.timing.program import token_cycles
 
 __all__ = ["SerialAccelerator", "accelerator_config"]
 
@@ -79,30 +81,54 @@ class SerialAccelerator(AcceleratorDevice):
         return self._board.status()
 
     def _load(self, image: Image, report: Report) -> None:
+        """Write program and memory, unless the board's mark says that they are there already."""
         self._reset()
-        rows = self._rows(image)
-        addresses = np.arange(len(rows), dtype=np.uint32) * self.config.port_bytes
-        data = np.concatenate([addresses.astype("<u4").view(np.uint8).reshape(-1, 4), rows], axis=1)
-        step = 64 * self._board.payload_bytes // data.shape[1]
-        for first in range(0, len(data), step):
-            report(first / len(data), "writing the weights")
-            self._send(Command.WRITE, data[first:first + step].tobytes())
-        # The device counts no transfers; the program says how many there are.
         program = image.program
-        self._moved = token_cycles(image.config, program.instructions, program.body).transfers
         # What lies behind the program must be no instruction of another one.
         room = len(program.instructions) < self.config.program_depth
-        encoded = np.frombuffer(program.encoded() + bytes(room * INSTRUCTION_BYTES),
-                                np.uint8).reshape(-1, INSTRUCTION_BYTES)
-        indices = np.arange(len(encoded), dtype="<u2").view(np.uint8).reshape(-1, 2)
-        self._send(Command.PROGRAM, np.concatenate([indices, encoded], axis=1).tobytes())
+        encoded = program.encoded() + bytes(room * INSTRUCTION_BYTES)
+        mark = hashlib.sha256(encoded)
+        mark.update(image.memory)
+        if self._marked() == mark.digest()[:MARK_BYTES]:
+            report(1.0, "the board holds the image already")
+            return
+        rows = np.frombuffer(encoded, np.uint8).reshape(-1, INSTRUCTION_BYTES)
+        indices = np.arange(len(rows), dtype="<u2").view(np.uint8).reshape(-1, 2)
+        self._send(Command.PROGRAM, np.concatenate([indices, rows], axis=1).tobytes())
+        self.write(0, image.memory, lambda share: report(share, "writing the weights"))
+        self._send(Command.MARK, mark.digest()[:MARK_BYTES])
         report(1.0, "ready")
 
-    def _rows(self, image: Image) -> np.ndarray:
-        """Return the memory as uint8 of shape (transfers, port_bytes)."""
-        port = self.config.port_bytes
-        filled = b"".join((image.memory, bytes(-len(image.memory) % port)))
-        return np.frombuffer(filled, np.uint8).reshape(-1, port)
+    def _marked(self) -> bytes:
+        """Return the mark of the image that the board holds."""
+        data = self.link.request(Command.MARKED, (1).to_bytes(COUNT_BYTES, "little"))
+        return self._board.checked(data, MARK_BYTES + 1)[:MARK_BYTES]
+
+    def write(self, address: int, contents: bytes | memoryview,
+              report: Callable[[float], None] | None = None) -> None:
+        """Write the memory; the board forgets which image it held.
+
+        Parameters
+        ----------
+        address : int
+            A multiple of ``port_bytes``.
+        contents : bytes
+            They are filled up with zeros to whole transfers.
+        report : callable, optional
+            Called with the share that is written.
+        """
+        port, limit = self.config.port_bytes, self.config.memory_bytes
+        end = address + len(contents) + -len(contents) % port
+        if address % port or not 0 <= address <= end <= limit:
+            raise ValueError(f"Memory must be written from a multiple of {port} on, below "
+                             f"{limit:,} bytes, not {len(contents):,} bytes from {address:,}")
+        self._send(Command.SEEK, packed(self._transfers.address, address=address))
+        step = 64 * (self._board.payload_bytes // port * port)
+        for first in range(0, len(contents), step):
+            if report is not None:
+                report(first / len(contents))
+            part = contents[first:first + step]
+            self._send(Command.WRITE, bytes(part) + bytes(-len(part) % port))
 
     def read(self, address: int, size: int) -> bytes:
         """Read the memory back.
@@ -131,9 +157,10 @@ class SerialAccelerator(AcceleratorDevice):
         image = self._image
         if image is None:
             raise DeviceError(f"The {self.label} must be given an image first")
-        wanted = self._rows(image).ravel()
-        found = np.frombuffer(self.read(0, wanted.size), np.uint8)
-        differ = np.flatnonzero(wanted != found)
+        wanted = np.frombuffer(image.memory, np.uint8)
+        size = wanted.size + -wanted.size % self.config.port_bytes
+        found = np.frombuffer(self.read(0, size), np.uint8)
+        differ = np.flatnonzero(wanted != found[:wanted.size])
         if differ.size:
             place = int(differ[0])
             part = next((part.name for part in reversed(image.parts) if part.address <= place),
@@ -157,8 +184,8 @@ class SerialAccelerator(AcceleratorDevice):
                 self._best()
                 raise
             best = [self._best() for _ in range(self._image.program.emissions(start))]
-            cycles = self.status()["cycles"]
-        return TokenResult(best, cycles, self._moved)
+            counted = self.status()
+        return TokenResult(best, counted["cycles"], counted["transfers"])
 
     def _reset(self) -> None:
         with self._board.unsettled():

@@ -15,11 +15,19 @@ from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import bf16
 from hw.link.answers import Answers
 from hw.link.frames import FrameReceiver, FrameTransmitter
-from hw.link.protocol import HEADER_BYTES, PROTOCOL_VERSION, AcceleratorTransfers, EngineTransfers
+from hw.link.image_loader import ImageLoader
+from hw.link.protocol import (
+    HEADER_BYTES,
+    MEMORY_COUNTERS,
+    PROTOCOL_VERSION,
+    AcceleratorTransfers,
+    EngineTransfers,
+)
 from hw.link.target import LinkTarget
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from hw.memory.arbiter import SharedPort
 from hw.memory.block_ram_memory import BlockRamMemory
+from hw.memory.monitor import PortMonitor
 
 __all__ = ["BoardSystem", "LinkedDevice", "description"]
 
@@ -150,28 +158,35 @@ class LinkedDevice(wiring.Component):
         # The link may lie at the other end of the chip, and block RAM delivers late in its cycle.
         program = StreamBuffer(accelerator.i_program.payload.shape())
         tokens = StreamBuffer(accelerator.i_tokens.payload.shape())
-        writes = StreamBuffer(shared.i_writes.payload.shape())
+        loader = ImageLoader(**port)
+        monitor = PortMonitor(**port)
+        writes = StreamBuffer(loader.i_data.payload.shape())
         reads = StreamBuffer(shared.i_reads.payload.shape())
         results = StreamBuffer(queue.o.payload.shape())
         target = self._target(m, AcceleratorTransfers(config), {
-            "program": program.i, "tokens": tokens.i, "writes": writes.i,
-            "reads": reads.i, "data": shared.o_data, "results": results.o})
+            "program": program.i, "tokens": tokens.i, "seek": loader.i_seek, "writes": writes.i,
+            "mark": loader.i_mark, "marked": loader.o_mark, "reads": reads.i,
+            "data": shared.o_data, "results": results.o})
         for producer, consumer in ((program.o, accelerator.i_program),
                                    (tokens.o, accelerator.i_tokens),
-                                   (writes.o, shared.i_writes), (reads.o, shared.i_reads),
+                                   (writes.o, loader.i_data), (loader.o_writes, shared.i_writes),
+                                   (reads.o, shared.i_reads),
                                    (accelerator.o_top_k, answers.i_top_k),
                                    (accelerator.o_scale, answers.i_scale),
                                    (accelerator.o_faults, answers.i_faults), (answers.o, queue.i),
                                    (queue.o, results.i)):
             connect_stream(m, producer, consumer)
         wiring.connect(m, accelerator.memory, shared.accelerator)
-        wiring.connect(m, shared.memory, memory.port)
+        wiring.connect(m, shared.memory, monitor.user)
+        wiring.connect(m, monitor.memory, memory.port)
+        # It outlives a reset of the device, as the memory does.
+        m.submodules.loader = loader
         # Reads that a reset cuts off must not be answered behind it.
         reset = ResetInserter(target.reset_device)
         for name, unit in (("accelerator", accelerator), ("shared", shared), ("memory", memory),
-                           ("program", program), ("tokens", tokens), ("writes", writes),
-                           ("reads", reads), ("answers", answers), ("queue", queue),
-                           ("results", results)):
+                           ("monitor", monitor), ("program", program), ("tokens", tokens),
+                           ("writes", writes), ("reads", reads), ("answers", answers),
+                           ("queue", queue), ("results", results)):
             m.submodules[name] = reset(unit)
         working = Signal()
         m.d.sync += working.eq(tokens.o.valid | ~accelerator.i_tokens.ready)
@@ -179,6 +194,9 @@ class LinkedDevice(wiring.Component):
             target.busy.eq(tokens.o.valid | working),
             target.begins.eq(tokens.o.valid & accelerator.i_tokens.ready),
             target.works.eq(~accelerator.i_tokens.ready),
+            loader.program_written.eq(program.i.valid & program.i.ready),
+            monitor.begins.eq(target.begins),
+            *(getattr(target, name).eq(getattr(monitor, name)) for name in MEMORY_COUNTERS),
         ]
         return target
 

@@ -24,12 +24,13 @@ import enum
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import FIELDS, INSTRUCTION_BYTES
 
-__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "PROTOCOL_VERSION",
+__all__ = ["COUNTERS", "COUNT_BYTES", "CRC_BYTES", "HEADER_BYTES", "MARK_BYTES",
+           "MEMORY_COUNTERS", "PROTOCOL_VERSION",
            "Answer", "Command", "AcceleratorTransfers", "EngineTransfers", "Exchange",
            "Fields", "Status", "encoded_bytes", "transfer_bytes"]
 
 #: First entry of the device's self-description; a driver refuses another one.
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: Bytes of CRC-32 (polynomial of zlib) that end a frame.
 CRC_BYTES = 4
@@ -40,6 +41,8 @@ HEADER_BYTES = 2
 #: Bytes of the number of transfers that a ``RESULTS`` request asks for.
 COUNT_BYTES = 2
 
+#: Bytes of the mark of an image.
+MARK_BYTES = 16
 
 
 class Command(enum.IntEnum):
@@ -68,12 +71,19 @@ class Command(enum.IntEnum):
     STATUS = 9
     #: Instructions, each with its index in the program.
     PROGRAM = 10
-    #: Transfers of the memory port, each with its address, to be written.
+    #: Transfers of the memory port, to be written one behind the other from where ``SEEK`` said.
     WRITE = 11
     #: Addresses; the data is the transfer that the memory has at each.
     READ = 12
     #: One token with the instruction to start at: a pass over the program begins.
     TOKEN = 13
+    #: An address: where the next ``WRITE`` begins.
+    SEEK = 14
+    #: :data:`MARK_BYTES` bytes, by which the host names the image that it has written. They are 0
+    #: after configuration, and again after a ``WRITE`` or ``PROGRAM``.
+    MARK = 15
+    #: The payload is the number 1; the data is the mark, and a byte that is 1.
+    MARKED = 16
 
 
 class Answer(enum.IntEnum):
@@ -106,10 +116,15 @@ class Status(enum.IntEnum):
     BUSY = 4
 
 
+#: Counters of the memory port since the latest ``TOKEN``: transfers that were read or written;
+#: cycles in which one was pending and none moved; refreshes that the memory began.
+MEMORY_COUNTERS = ("transfers", "waits", "refreshes")
+
 #: Counters in the data of ``STATUS``, 4 bytes each: cycles from the first entry that the engine
 #: took to the latest result that it gave, for the latest ``JOB``, or from the latest ``TOKEN`` to
-#: the end of its pass; commands executed; bad frames; UART bytes without a stop bit.
-COUNTERS = ("cycles", "executed", "bad_frames", "framing_errors")
+#: the end of its pass; commands executed; bad frames; UART bytes without a stop bit; those of the
+#: memory port, 0 without one.
+COUNTERS = ("cycles", "executed", "bad_frames", "framing_errors", *MEMORY_COUNTERS)
 
 #: Name and bytes of each field of a transfer, in order. A field of several values (``results``)
 #: appears once for each value.
@@ -258,11 +273,14 @@ class AcceleratorTransfers:
         """What each command moves."""
         return {
             Command.PROGRAM: Exchange(into="program", payload=self.instruction, idle=True),
-            Command.WRITE: Exchange(into="writes", payload=self.address + self.transfer, idle=True),
+            Command.SEEK: Exchange(into="seek", payload=self.address, idle=True),
+            Command.WRITE: Exchange(into="writes", payload=self.transfer, idle=True),
             Command.READ: Exchange(into="reads", payload=self.address, out_of="data",
                                    data=self.transfer, idle=True),
             Command.TOKEN: Exchange(into="tokens", payload=self.token, starts=True, idle=True),
             Command.RESULTS: Exchange(out_of="results", data=self.result),
+            Command.MARK: Exchange(into="mark", payload=(("mark", MARK_BYTES),), idle=True),
+            Command.MARKED: Exchange(out_of="marked", data=(("mark", MARK_BYTES), ("last", 1))),
         }
 
 

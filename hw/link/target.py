@@ -9,6 +9,7 @@ from hw.link.frames import FrameSignature
 from hw.link.protocol import (
     COUNT_BYTES,
     COUNTERS,
+    MEMORY_COUNTERS,
     Command,
     Exchange,
     Fields,
@@ -97,6 +98,8 @@ class LinkTarget(wiring.Component):
         High for one cycle, from a register: the device starts anew.
     busy : In(1)
         The device works on its own.
+    transfers, waits, refreshes : In(32)
+        Counters of the memory port, sent with the target's own.
     begins, works : In(1)
         For the counter of cycles: the first one counts, and the latest one in which it ``works``.
     o_NAME, i_NAME : Out(stream), In(stream)
@@ -118,6 +121,9 @@ class LinkTarget(wiring.Component):
     busy: Signal
     begins: Signal
     works: Signal
+    transfers: Signal
+    waits: Signal
+    refreshes: Signal
 
     def __init__(self, *, exchanges: dict[Command, Exchange], shapes: dict[str, data.StructLayout],
                  description: bytes, payload_bytes: int, watchdog_cycles: int):
@@ -145,6 +151,7 @@ class LinkTarget(wiring.Component):
             "busy": In(1),
             "begins": In(1),
             "works": In(1),
+            **dict.fromkeys(MEMORY_COUNTERS, In(32)),
             **members,
         })
 
@@ -187,8 +194,9 @@ class LinkTarget(wiring.Component):
                 result |= Mux(is_[code], value, 0)
             return result
 
-        counters = [Signal(32, name=name) for name in COUNTERS]
-        cycles, executed, bad_frames, framing_errors = counters
+        cycles, executed, bad_frames, framing_errors = own = [
+            Signal(32, name=name) for name in COUNTERS if name not in MEMORY_COUNTERS]
+        counters = [*own, *(getattr(self, name) for name in MEMORY_COUNTERS)]
         clock = Signal(32)
         timing = Signal()
         with m.If(self.bad_frame):

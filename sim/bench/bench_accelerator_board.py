@@ -13,7 +13,7 @@ from hw.boards.system import LinkedDevice, description
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.formats.minifloat import bf16
 from hw.isa import Fault, Function, Instruction, Opcode, encode
-from hw.link.protocol import Answer, Command, Status
+from hw.link.protocol import MARK_BYTES, Answer, Command, Status
 from hw.link.uart import ByteSignature
 from sim.bench.bench_accelerator import Writer
 from sim.bench.bench_board import Requests
@@ -21,6 +21,7 @@ from sim.golden.frames import encode_frame
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.resets import cancelled_tasks, resets_in_mid_work
 from sim.streams import StreamSink, StreamSource, start
+from sim.timing.program import token_cycles
 from sim.timing.units import dispatch_cycles
 
 CONFIG = AcceleratorConfig(
@@ -105,10 +106,10 @@ class Model:
         """Reset the accelerator, fill the memory and write the program."""
         await host.done(Command.RESET)
         port = CONFIG.port_bytes
-        transfers = [struct.pack("<I", place) + self.contents[place:place + port]
-                     for place in range(0, len(self.contents), port)]
-        for first in range(0, len(transfers), 40):
-            await host.done(Command.WRITE, b"".join(transfers[first:first + 40]))
+        contents = self.contents + bytes(-len(self.contents) % port)
+        await host.done(Command.SEEK, bytes(4))
+        for first in range(0, len(contents), 40 * port):
+            await host.done(Command.WRITE, contents[first:first + 40 * port])
         await host.done(Command.PROGRAM, b"".join(
             struct.pack("<H", k) + encode(instruction)
             for k, instruction in enumerate(self.program)))
@@ -185,7 +186,8 @@ async def busy_accelerator_refuses(dut):
         assert await host.reply() == bytes([200, Status.DONE])
     for command, payload in (
             (Command.TOKEN, struct.pack("<BH", 5, 0)), (Command.READ, bytes(4)),
-            (Command.WRITE, bytes(12)), (Command.PROGRAM, bytes(18))):
+            (Command.SEEK, bytes(4)), (Command.WRITE, bytes(8)), (Command.PROGRAM, bytes(18)),
+            (Command.MARK, bytes(MARK_BYTES))):
         assert await host.request(command, payload) == (Status.BUSY, b"")
     running = (await host.counters())["cycles"]
     assert (await host.counters())["cycles"] > running
@@ -197,6 +199,62 @@ async def busy_accelerator_refuses(dut):
     cycles = (await host.counters())["cycles"]
     assert (await host.counters())["cycles"] == cycles > running
     await model.token(host, 9)
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def the_mark_names_what_was_written(dut):
+    """Keep the mark through resets of the device and passes; clear it at whatever is written."""
+    host = await begin(dut)
+    mark = bytes(range(1, 1 + MARK_BYTES))
+
+    async def marked() -> bytes:
+        data = await host.done(Command.MARKED, struct.pack("<H", 1))
+        assert data[MARK_BYTES:] == b"\x01"
+        return data[:MARK_BYTES]
+
+    assert await marked() == bytes(MARK_BYTES)
+    model = Model()
+    stop = bytes(2) + encode(Instruction(opcode=Opcode.STOP))
+    for command, payload in ((Command.WRITE, bytes(8)), (Command.PROGRAM, stop)):
+        await model.load(host)
+        assert await marked() == bytes(MARK_BYTES)
+        await host.done(Command.MARK, mark)
+        assert await marked() == mark
+        await host.done(Command.RESET)
+        await model.token(host, 3, new=True)
+        await host.done(Command.SEEK, bytes(4))
+        await read(host, 0, 16)
+        assert await marked() == mark
+        await host.done(command, payload)
+        assert await marked() == bytes(MARK_BYTES)
+        model = Model()
+
+
+@cocotb.test(timeout_time=20, timeout_unit="ms")
+async def memory_counters(dut):
+    """Count the transfers of a pass as the program has them, and cycles without one."""
+    host = await begin(dut)
+    model = Model()
+    await model.load(host)
+    await model.token(host, 3, new=True)
+    for token in (5, 6):
+        await model.token(host, token)
+        counted = await host.counters()
+        # Of the next pass, what needs no list of it is read ahead: nothing here.
+        assert counted["transfers"] == token_cycles(
+            CONFIG, model.program, model.body).transfers
+        assert 0 < counted["waits"] < counted["cycles"] - counted["transfers"] // 2
+        assert counted["refreshes"] == 0
+    port = CONFIG.port_bytes
+    before = counted["transfers"]
+    await read(host, 0, 3 * port)
+    await host.done(Command.SEEK, bytes(4))
+    await host.done(Command.WRITE, model.contents[:2 * port])
+    assert (await host.counters())["transfers"] == before + 5
+    await host.done(Command.PROGRAM, bytes(2) + encode(Instruction(opcode=Opcode.STOP)))
+    await host.done(Command.TOKEN, struct.pack("<BH", 1, 0))
+    counted = await host.counters()
+    assert (counted["transfers"], counted["waits"]) == (0, 0)
 
 
 @cocotb.test(timeout_time=10, timeout_unit="ms")
@@ -255,7 +313,9 @@ async def wrong_requests_and_a_reset_leave_nothing(dut):
             (Command.LMUL, bytes(4), Status.UNKNOWN_COMMAND),
             (Command.TOKEN, b"", Status.WRONG_LENGTH),
             (Command.TOKEN, b"\x01\x00", Status.WRONG_LENGTH),
-            (Command.WRITE, bytes(11), Status.WRONG_LENGTH),
+            (Command.SEEK, bytes(3), Status.WRONG_LENGTH),
+            (Command.WRITE, bytes(7), Status.WRONG_LENGTH),
+            (Command.MARK, bytes(MARK_BYTES - 1), Status.WRONG_LENGTH),
             (Command.PROGRAM, bytes(17), Status.WRONG_LENGTH),
             (Command.READ, bytes(3), Status.WRONG_LENGTH),
             (Command.READ, bytes(4 * (limit + 1)), Status.WRONG_LENGTH),
@@ -277,7 +337,9 @@ async def resets(dut):
     await start(dut)
     kept, place = bytes(range(1, 9)), CONFIG.memory_bytes - CONFIG.port_bytes
     with cancelled_tasks():
-        await Host(dut).done(Command.WRITE, struct.pack("<I", place) + kept)
+        host = Host(dut)
+        await host.done(Command.SEEK, struct.pack("<I", place))
+        await host.done(Command.WRITE, kept)
 
     async def run(host, *tokens):
         model = Model()

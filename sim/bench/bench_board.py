@@ -70,7 +70,8 @@ class Requests:
 
     async def counters(self) -> dict[str, int]:
         """Return the device's counters."""
-        return dict(zip(COUNTERS, struct.unpack("<4I", await self.done(Command.STATUS)),
+        data = await self.done(Command.STATUS)
+        return dict(zip(COUNTERS, struct.unpack(f"<{len(COUNTERS)}I", data),
                         strict=True))
 
 

@@ -8,6 +8,7 @@ import pytest
 import serial
 
 from host.compiler.compile import compile_model
+from host.devices.accelerator import GoldenAccelerator
 from host.devices.checked import CheckedTokens
 from host.devices.errors import DeviceError
 from host.devices.link import StalledError
@@ -23,6 +24,7 @@ from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, Function, Instruction, Opcode
 from hw.link.protocol import AcceleratorTransfers, Answer, Command
 from sim.fast.serial_pins import build_board, serial_port
+from sim.timing.units import touched_transfers
 from sim.tools import ToolMissing
 from tests.host.devices.test_serial import HARMLESS, PATIENCE, SPOILED, FaultyPort
 
@@ -73,6 +75,78 @@ def test_tokens_equal_golden(loaded, image):
     assert loaded.link.repetitions == 0
 
 
+def test_transfers_are_counted_by_the_board(loaded, image):
+    """They are those of the formula, which takes a column of the embedding for one transfer."""
+    golden = GoldenAccelerator(CONFIG)
+    golden.load(image)
+    parts = [part for part in image.parts if part.name.startswith("embedding")]
+    for index, token in enumerate((7, 30, 31, 33)):
+        counted = loaded.token(token, new=index == 0)
+        derived = golden.token(token, new=index == 0)
+        touched = sum(touched_transfers(CONFIG, part.bytes // image.vocab, [token])
+                      for part in parts)
+        assert counted.transfers == derived.transfers + touched - len(parts)
+        status = loaded.status()
+        assert status["transfers"] == counted.transfers
+        assert 0 < status["waits"] < status["cycles"]
+
+
+def requests_of(accelerator, monkeypatch):
+    """List the commands that are sent from now on."""
+    sent, request = [], accelerator.link.request
+
+    def noted(command, payload=b""):
+        sent.append(command)
+        return request(command, payload)
+
+    monkeypatch.setattr(accelerator.link, "request", noted)
+    return sent
+
+
+def test_an_image_is_sent_once(loaded, port, image, monkeypatch):
+    """A second start finds it there; another image is sent."""
+    loaded.load(image)
+    again = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
+    sent, told = requests_of(again, monkeypatch), []
+    again.load(image, lambda share, what: told.append((share, what)))
+    assert sent == [Command.RESET, Command.MARKED]
+    assert told == [(1.0, "the board holds the image already")]
+    check_sequences(again, image)
+    sent.clear()
+    other = dataclasses.replace(image, memory=bytes(len(image.memory)))
+    again.load(other)
+    assert {Command.WRITE, Command.PROGRAM, Command.MARK} <= set(sent)
+    again.verify()
+    again.load(image)
+    again.verify()
+    again.close()
+
+
+def test_a_load_that_was_cut_off_begins_again(loaded, port, image, monkeypatch):
+    """Cut off at the first and at the last part of the weights, and at the mark."""
+    other = dataclasses.replace(image, memory=bytes(image.memory)[::-1])
+    for cut in (Command.PROGRAM, Command.WRITE, Command.MARK):
+        loaded.load(other)
+        broken = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
+        request = broken.link.request
+
+        def dropped(command, payload=b"", cut=cut, request=request):
+            if command == cut:
+                raise DeviceError("dropped")
+            return request(command, payload)
+
+        monkeypatch.setattr(broken.link, "request", dropped)
+        with pytest.raises(DeviceError, match=r"^dropped$"):
+            broken.load(image)
+        broken.close()
+        fresh = SerialAccelerator(port, config=CONFIG, timeout=PATIENCE)
+        fresh.load(image)
+        fresh.verify()
+        check_sequences(fresh, image)
+        fresh.close()
+    loaded.load(image)
+
+
 def test_info(loaded):
     info = loaded.info()
     assert (info["board"], info["clock_hz"]) == ("simulated", 5_000_000)
@@ -93,7 +167,7 @@ def test_faults_on_the_line_change_nothing(loaded, port, image, monkeypatch, fau
     monkeypatch.setattr(FaultyPort, "faults", [], raising=False)
     monkeypatch.setattr("host.devices.serial_board.serial.Serial", FaultyPort)
     accelerator = SerialAccelerator(port, config=CONFIG, timeout=4.0)
-    accelerator._image, accelerator._moved = image, loaded._moved         # the device has it
+    accelerator._image = image         # the device has it
     FaultyPort.faults[:] = ["none", fault, "none", fault]
     check_sequences(accelerator, image)
     assert (accelerator.link.repetitions >= 2) == (fault in SPOILED)
@@ -206,7 +280,7 @@ def test_pass_that_was_left_alone(loaded, port, image):
     """What another program has begun ends with the reset of the next one."""
     loaded._send(Command.TOKEN, b"\x01\x00\x00\x00")
     other = SerialAccelerator(port, timeout=PATIENCE)
-    other._image, other._moved = image, loaded._moved
+    other._image = image
     check_sequences(other, image)
     other.close()
 
