@@ -22,7 +22,8 @@ import shlex
 import sys
 import time
 
-from hw.boards.board import BOARDS, AcceleratorBoard, Board, EngineBoard
+from hw.boards.board import AcceleratorBoard, Board, EngineBoard
+from hw.boards.catalog import BOARDS
 from hw.boards.top import BoardTop, load_platform
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.export import UNITS, write_unit

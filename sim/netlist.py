@@ -14,7 +14,7 @@ import tempfile
 
 from amaranth.back import rtlil
 
-from hw.boards.board import BOARDS
+from hw.boards.catalog import BOARDS
 from hw.records import ROOT, write_record
 from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist, synthesize
 from hw.synth.tool import run_tool

@@ -12,7 +12,8 @@ from host.models.base import LanguageModel
 from host.models.registry import read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import AnyTokenizer, open_tokenizer
-from hw.boards.board import BOARDS, AcceleratorBoard
+from hw.boards.board import AcceleratorBoard
+from hw.boards.catalog import BOARDS
 from hw.config import AcceleratorConfig, EngineConfig
 from sim.golden.wina import MaskMap
 

@@ -234,7 +234,7 @@ def _known_rows() -> dict[str, _Known]:
     # Imported here: of all commands only those that know the hardware need Amaranth.
     from host.fuzz.fuzz import READERS
     from host.measure.soak import BOARDS as SOAKED
-    from hw.boards.board import BOARDS
+    from hw.boards.catalog import BOARDS
     from hw.synth.units import UNITS
     from sim.faults import FAULTS
     from sim.formal.proofs import PROOFS
@@ -292,7 +292,7 @@ def _orphan(name: str, record: _Row) -> Iterator[Finding]:
 
 def _unknown(name: str, record: _Row, known: _Known) -> Iterator[Finding]:
     """Report rows of what is no more there."""
-    from hw.boards.board import BOARDS
+    from hw.boards.catalog import BOARDS
     gone = list(dict.fromkeys(_label(_key(name, row)) for row in record["rows"]
                               if known.key(row) not in known.keys
                               # Boards have netlists as well, which take hours.

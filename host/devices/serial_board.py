@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from host.devices.errors import DeviceError
 from host.devices.link import Link, NoReplyError, port_in_use
-from hw.boards.board import BOARDS, AcceleratorBoard, EngineBoard
+from hw.boards.board import AcceleratorBoard, EngineBoard
+from hw.boards.catalog import BOARDS
 from hw.check import one_of
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.link.protocol import (

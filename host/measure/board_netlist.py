@@ -10,7 +10,8 @@ from host.devices.engine import Driver, GoldenEngine
 from host.devices.serial_accelerator import SerialAccelerator
 from host.devices.serial_engine import SerialEngine
 from host.models.examples import tiny_model
-from hw.boards.board import BOARDS, AcceleratorBoard, EngineBoard
+from hw.boards.board import AcceleratorBoard, EngineBoard
+from hw.boards.catalog import BOARDS
 from hw.build import build
 from hw.synth.netlist import checked_netlist
 from sim.fast.serial_pins import build_board, serial_port
@@ -32,7 +33,7 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
     Parameters
     ----------
     name : str
-        Key of :data:`hw.boards.board.BOARDS`.
+        Key of :data:`hw.boards.catalog.BOARDS`.
     folder : path
         Where all files go.
 

@@ -1,11 +1,11 @@
-"""Boards: what is different between them, as plain data. The host reads it too."""
+"""What a board is, as plain data; each has a file of its own. The host reads it too."""
 
 import dataclasses
 
 from hw.check import positive_int
 from hw.config import AcceleratorConfig, EngineConfig
 
-__all__ = ["BOARDS", "Board", "AcceleratorBoard", "EngineBoard"]
+__all__ = ["Board", "AcceleratorBoard", "EngineBoard"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,31 +82,3 @@ class AcceleratorBoard(Board):
     config: AcceleratorConfig
     payload_bytes: int = 1024
     answer_queue: int = 256
-
-
-#: Every board by name.
-BOARDS: dict[str, EngineBoard | AcceleratorBoard] = {board.name: board for board in (
-    # 25 MHz * 3 from the PLL's oscillator at 600 MHz. The FT231X goes up to 3 Mbaud.
-    EngineBoard(name="ulx3s", platform="ulx3s.ULX3S_85F_Platform", clock_hz=75_000_000,
-                pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
-                config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",)),
-    # 25 MHz * 16 / 5 from the PLL's oscillator at 640 MHz. Block RAM limits the model, so that of
-    # the accumulators is LUT RAM. A word for 32 lanes needs 7 of the memory's 8 bytes a cycle. With
-    # 64 lanes, or 8 vector lanes, no placement that was tried met this clock.
-    AcceleratorBoard(name="ulx3s-accelerator", platform="ulx3s.ULX3S_85F_Platform",
-                     clock_hz=80_000_000,
-                     pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
-                     config=AcceleratorConfig(
-                         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20,
-                                             accumulator_depth=16, max_planes=3, max_batch=1,
-                                             index_width=12, port_bytes=8, target="ecp5"),
-                         vector_depth=4096, program_depth=512, list_depth=1024, queue_words=64,
-                         top_k=16, address_width=17),
-                     high_outputs=("uart_tx_enable",)),
-    # The UP5K has 30 block RAMs, and every lane takes two of them for its accumulators.
-    EngineBoard(name="icebreaker", platform="icebreaker.ICEBreakerPlatform", clock_hz=12_000_000,
-                baud=1_000_000, entry_queue=256,
-                config=EngineConfig(lanes=8, accumulator_width=24, accumulator_depth=128,
-                                    max_planes=3, max_batch=2, packing="1in2", port_bytes=1,
-                                    result_lanes=2)),
-)}

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hw.boards.board import BOARDS
+from hw.boards.catalog import BOARDS
 from hw.boards.top import BoardTop, load_platform
 from hw.build import main
 from hw.engine.trit_decoder import TritDecoder

@@ -9,7 +9,7 @@ from rich.console import Console
 from host.cli.terminal import say
 from host.errors import UserError
 from host.measure.board_netlist import run_board
-from hw.boards.board import BOARDS
+from hw.boards.catalog import BOARDS
 from hw.build import BuildError
 from hw.synth.netlist import NetlistError
 from hw.synth.tool import ToolFailed

@@ -10,7 +10,8 @@ import pytest
 from host.cli import main as cli
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
-from hw.boards.board import BOARDS, AcceleratorBoard
+from hw.boards.board import AcceleratorBoard
+from hw.boards.catalog import BOARDS
 
 BOARD = BOARDS["ulx3s-accelerator"]
 assert isinstance(BOARD, AcceleratorBoard)

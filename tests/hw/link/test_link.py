@@ -7,7 +7,8 @@ from amaranth.hdl import Shape
 from amaranth.lib import data
 from amaranth.sim import Simulator
 
-from hw.boards.board import BOARDS, EngineBoard
+from hw.boards.board import EngineBoard
+from hw.boards.catalog import BOARDS
 from hw.boards.system import description
 from hw.common.stream import StreamQueue
 from hw.config import AcceleratorConfig, EngineConfig
