@@ -3,7 +3,7 @@
 ::
 
     python -m hw.build list
-    python -m hw.build BOARD [--seed N] [--no-pnr] [--record] [--lanes N ...]
+    python -m hw.build BOARD [--seed N] [--no-pnr] [--program] [--record] [--lanes N ...]
     python -m hw.build verilog [--unit UNIT] [--lanes N ...] [--output FILE]
 
 Every field of the configuration is an option, for boards as well. docs/verilog.md describes the
@@ -28,7 +28,8 @@ from hw.boards.top import BoardTop, load_platform
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.export import UNITS, write_unit
 from hw.formats.minifloat import FORMATS, MiniFloat
-from hw.records import read_record, write_record
+from hw.records import read_record, source_hash, write_record
+from hw.synth.loader import load_bitstream
 from hw.synth.netlist import SYNTHESIS_OPTIONS, NetlistError, checked_netlist
 from hw.synth.tool import ToolFailed, run_tool
 
@@ -193,7 +194,7 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
         "configuration": dataclasses.asdict(board.config), "requested_mhz": board.clock_hz / 1e6,
         "baud": board.baud, "seed": seed,
         **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
-        "versions": _versions(tools, folder),
+        "versions": _versions(tools, folder), "sources": source_hash("hw"),
     }
     if isinstance(board, AcceleratorBoard):
         engine = board.config.engine
@@ -215,6 +216,20 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
         }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _built(board: Board, folder: pathlib.Path, seed: int) -> dict | None:
+    """Return the report of a bitstream in ``folder`` that a build would make again."""
+    try:
+        report = json.loads((folder / "report.json").read_text())
+        bitstream = pathlib.Path(report["bitstream"]).read_bytes()
+    except (OSError, ValueError, KeyError):
+        return None
+    same = (report["board"] == board.name and report["seed"] == seed
+            and report["configuration"] == dataclasses.asdict(board.config)
+            and report["sources"] == source_hash("hw")
+            and report["bitstream_sha256"] == hashlib.sha256(bitstream).hexdigest())
+    return report if same else None
 
 
 def _print_report(report: dict) -> None:
@@ -243,7 +258,7 @@ def _print_report(report: dict) -> None:
 def _record(report: dict) -> None:
     """Put a report into docs/results: one row for the board, and one for each of its parts."""
     whole = {name: value for name, value in report.items()
-             if name not in ("parts", "versions", "bitstream")}
+             if name not in ("parts", "versions", "bitstream", "sources")}
     parts = [{"board": report["board"], **part} for part in report["parts"]]
     for name, rows in (("boards", [whole]), ("board_parts", parts)):
         write_record(name, maker="hw.build", command="python -m hw.build BOARD --record",
@@ -292,6 +307,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="seed of a board's placement (default: 1)")
     parser.add_argument("--no-pnr", action="store_true",
                         help="stop a board's build after synthesis")
+    parser.add_argument("--program", action="store_true",
+                        help="load the bitstream into the board, which is connected; one that was "
+                             "built of the same sources and options is not built again")
     parser.add_argument("--record", action="store_true",
                         help="keep a board's report in docs/results/boards.json")
     parser.add_argument("--unit", metavar="UNIT",
@@ -313,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
 def _refuse(why: str, options: argparse.Namespace, *fields: dict, but: tuple[str, ...] = ()
             ) -> None:
     """Refuse every option that was given."""
-    given = [name for name in ("output", "seed", "no_pnr", "record", "unit", "format")
+    given = [name for name in ("output", "seed", "no_pnr", "program", "record", "unit", "format")
              if getattr(options, name) and name not in but]
     given += [name for group in fields for name in group]
     if given:
@@ -371,11 +389,23 @@ def _run(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"[{time.monotonic() - started:4.0f} s] {text}", file=sys.stderr, flush=True)
 
-    say("YoWASP tools compile themselves on first use, half a minute each")
-    report = build(board, options.output or pathlib.Path("build") / board.name,
-                   seed=1 if options.seed is None else options.seed,
-                   route=not options.no_pnr, say=say)
+    if options.program and options.no_pnr:
+        raise ValueError("Option --program needs a bitstream: leave out --no-pnr")
+    folder = options.output or pathlib.Path("build") / board.name
+    seed = 1 if options.seed is None else options.seed
+    report = _built(board, folder, seed) if options.program else None
+    if report is None:
+        say("YoWASP tools compile themselves on first use, half a minute each")
+        report = build(board, folder, seed=seed, route=not options.no_pnr, say=say)
+    else:
+        say(f"{report['bitstream']} is of the same sources and options: it is not built again")
     _print_report(report)
+    if options.program:
+        if not report["meets_clock"]:
+            raise BuildError(f"The bitstream is not loaded, since it does not meet its clock of "
+                             f"{report['requested_mhz']:g} MHz; try another --seed")
+        say(f"{board.name}: loading the bitstream")
+        load_bitstream(board.name, board.loader, pathlib.Path(report["bitstream"]))
     if options.record:
         _record(report)
     return 0 if report.get("meets_clock", True) else 1

@@ -55,7 +55,7 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
                       "module board (input clk, rst, rx, output tx);\n"
                       f"    top top ({wired});\nendmodule\n"])
     program = build_board(board, folder, netlist=text)
-    with serial_port(program, board.divisor) as port:
+    with serial_port(program, board) as port:
         compared, equal = (_check_accelerator(port, board) if isinstance(board, AcceleratorBoard)
                            else _check_engine(port, board))
     return NetlistResult(name, family, "the board's own", compared, 1, equal)

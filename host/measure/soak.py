@@ -240,7 +240,7 @@ def _opened(name: str) -> Iterator[SerialEngine | SerialAccelerator]:
     board = BOARDS[name]
     with tempfile.TemporaryDirectory() as folder:
         program = build_board(board, Path(folder), watchdog_cycles=_WATCHDOG_CYCLES)
-        with serial_port(program, board.divisor) as port:
+        with serial_port(program, board) as port:
             device = (SerialAccelerator if isinstance(board, AcceleratorBoard) else SerialEngine)(
                 port, timeout=_PATIENCE)
             try:

@@ -4,6 +4,7 @@ import dataclasses
 
 from hw.check import positive_int
 from hw.config import AcceleratorConfig, EngineConfig
+from hw.memory.sdram_chip import SdramChip
 
 __all__ = ["Board", "AcceleratorBoard", "EngineBoard"]
 
@@ -26,6 +27,8 @@ class Board:
     config : EngineConfig or AcceleratorConfig
     payload_bytes : int
         Longest payload of a frame.
+    loader : str
+        The board's name in openFPGALoader.
     high_outputs : tuple of str
         Output pins that must be high.
     """
@@ -37,6 +40,7 @@ class Board:
     baud: int
     config: EngineConfig | AcceleratorConfig
     payload_bytes: int = 512
+    loader: str = ""
     high_outputs: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -70,15 +74,31 @@ class EngineBoard(Board):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AcceleratorBoard(Board):
-    """An accelerator, with its memory in block RAM: all the bytes that an address can reach.
+    """An accelerator and its memory: all the bytes that an address can reach.
 
     Attributes
     ----------
     config : AcceleratorConfig
     answer_queue : int
         Results that a pass delivers without waiting for the host.
+    sdram : SdramChip, optional
+        The memory; block RAM without one. It has the clock of everything, inverted at the chip.
+    sdram_pin_cycles : int
+        Cycles from a command at the controller to the chip and of its data back, beside the CAS
+        latency.
     """
 
     config: AcceleratorConfig
     payload_bytes: int = 1024
     answer_queue: int = 256
+    sdram: SdramChip | None = None
+    sdram_pin_cycles: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sdram is not None:
+            self.sdram.cycles(self.clock_hz)
+            if self.config.memory_bytes != self.sdram.memory_bytes:
+                raise ValueError(f"Address width of board {self.name} must reach the "
+                                 f"{self.sdram.memory_bytes:,} bytes of its SDRAM, not "
+                                 f"{self.config.memory_bytes:,}")

@@ -28,6 +28,7 @@ from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from hw.memory.arbiter import SharedPort
 from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.monitor import PortMonitor
+from hw.memory.sdram import SdramController, pins_signature
 
 __all__ = ["BoardSystem", "LinkedDevice", "description"]
 
@@ -55,6 +56,13 @@ def description(board: Board) -> bytes:
     return json.dumps(facts, separators=(",", ":")).encode("ascii")
 
 
+def sdram_members(board: Board) -> dict[str, wiring.Member]:
+    """Return the members of whoever has the pins of a board's SDRAM: none without one."""
+    if not isinstance(board, AcceleratorBoard) or board.sdram is None:
+        return {}
+    return {"sdram": Out(pins_signature(board.sdram))}
+
+
 class LinkedDevice(wiring.Component):
     """Frames, and behind the link either ternary engine and bf16 L-Mul unit, or an accelerator.
 
@@ -72,18 +80,22 @@ class LinkedDevice(wiring.Component):
         Bytes from and to the host.
     framing_error : In(1)
         A byte was lost on the line.
+    sdram : Out of :func:`hw.memory.sdram.pins_signature`
+        Only of a board with SDRAM.
     """
 
     i: stream.Interface
     o: stream.Interface
     framing_error: Signal
+    sdram: wiring.PureInterface
 
     def __init__(self, board: EngineBoard | AcceleratorBoard, *,
                  watchdog_cycles: int | None = None):
         self.board = board
         self.watchdog_cycles = watchdog_cycles or (
             1 << (24 if isinstance(board, AcceleratorBoard) else 16))
-        super().__init__({"i": In(ByteSignature), "o": Out(ByteSignature), "framing_error": In(1)})
+        super().__init__({"i": In(ByteSignature), "o": Out(ByteSignature), "framing_error": In(1),
+                          **sdram_members(board)})
 
     def elaborate(self, platform):
         m = Module()
@@ -150,8 +162,7 @@ class LinkedDevice(wiring.Component):
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
         accelerator = Accelerator(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)
-        memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
-                                target=config.engine.target)
+        memory = self._memory(m, board, port)
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
@@ -196,9 +207,22 @@ class LinkedDevice(wiring.Component):
             target.works.eq(~accelerator.i_tokens.ready),
             loader.program_written.eq(program.i.valid & program.i.ready),
             monitor.begins.eq(target.begins),
+            monitor.busy.eq(target.works),
+            monitor.refreshing.eq(memory.refreshing if board.sdram is not None else 0),
             *(getattr(target, name).eq(getattr(monitor, name)) for name in MEMORY_COUNTERS),
         ]
         return target
+
+
+    def _memory(self, m, board: AcceleratorBoard, port) -> BlockRamMemory | SdramController:
+        config = board.config
+        if board.sdram is None:
+            return BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
+                                  target=config.engine.target)
+        memory = SdramController(chip=board.sdram, clock_hz=board.clock_hz, **port,
+                                 target=config.engine.target, pin_cycles=board.sdram_pin_cycles)
+        wiring.connect(m, memory.pins, wiring.flipped(self.sdram))
+        return memory
 
 
 class BoardSystem(wiring.Component):
@@ -215,16 +239,19 @@ class BoardSystem(wiring.Component):
         Serial line from the host.
     tx : Out(1)
         Serial line to the host.
+    sdram : Out of :func:`hw.memory.sdram.pins_signature`
+        Only of a board with SDRAM.
     """
 
     rx: Signal
     tx: Signal
+    sdram: wiring.PureInterface
 
     def __init__(self, board: EngineBoard | AcceleratorBoard, *,
                  watchdog_cycles: int | None = None):
         self.divisor = board.divisor
         self.device = LinkedDevice(board, watchdog_cycles=watchdog_cycles)
-        super().__init__({"rx": In(1), "tx": Out(1)})
+        super().__init__({"rx": In(1), "tx": Out(1), **sdram_members(board)})
 
     def elaborate(self, platform):
         m = Module()
@@ -238,4 +265,6 @@ class BoardSystem(wiring.Component):
             self.tx.eq(transmitter.tx),
             device.framing_error.eq(receiver.error),
         ]
+        if sdram_members(self.device.board):
+            wiring.connect(m, device.sdram, wiring.flipped(self.sdram))
         return m

@@ -116,8 +116,9 @@ class Status(enum.IntEnum):
     BUSY = 4
 
 
-#: Counters of the memory port since the latest ``TOKEN``: transfers that were read or written;
-#: cycles in which one was pending and none moved; refreshes that the memory began.
+#: Counters of the memory port since the latest ``TOKEN``: transfers that were read or written; and
+#: until its pass ended cycles in which one was pending and none moved, and refreshes that the
+#: memory began.
 MEMORY_COUNTERS = ("transfers", "waits", "refreshes")
 
 #: Counters in the data of ``STATUS``, 4 bytes each: cycles from the first entry that the engine

@@ -28,11 +28,13 @@ class PortMonitor(wiring.Component):
     user : In of :func:`hw.memory.port.port_signature`
     memory : Out of :func:`hw.memory.port.port_signature`
     begins : In(1)
-        All counters are cleared.
+        A pass begins: all counters are cleared.
+    busy : In(1)
+        A pass is under way: waits and refreshes are counted.
     refreshing : In(1)
         The memory begins a refresh.
     transfers : Out(32)
-        Transfers that were read or written.
+        Transfers that were read or written, ahead of the next pass too.
     waits : Out(32)
         Cycles in which a read or write was pending and no transfer moved.
     refreshes : Out(32)
@@ -41,6 +43,7 @@ class PortMonitor(wiring.Component):
     user: wiring.PureInterface
     memory: wiring.PureInterface
     begins: Signal
+    busy: Signal
     refreshing: Signal
     transfers: Signal
     waits: Signal
@@ -49,7 +52,8 @@ class PortMonitor(wiring.Component):
     def __init__(self, *, address_width: int, port_bytes: int):
         port = port_signature(address_width=address_width, port_bytes=port_bytes)
         super().__init__({
-            "user": In(port), "memory": Out(port), "begins": In(1), "refreshing": In(1),
+            "user": In(port), "memory": Out(port), "begins": In(1), "busy": In(1),
+            "refreshing": In(1),
             "transfers": Out(_COUNTER_BITS), "waits": Out(_COUNTER_BITS),
             "refreshes": Out(_COUNTER_BITS)})
 
@@ -69,8 +73,8 @@ class PortMonitor(wiring.Component):
         waiting, refreshing = Signal(reset_less=True), Signal(reset_less=True)
         m.d.sync += [
             moved.eq(read + written),
-            waiting.eq(((owed != 0) | reads.valid | writes.valid) & ~read & ~written),
-            refreshing.eq(self.refreshing),
+            waiting.eq(((owed != 0) | reads.valid | writes.valid) & ~read & ~written & self.busy),
+            refreshing.eq(self.refreshing & self.busy),
             self.transfers.eq(self.transfers + moved),
             self.waits.eq(self.waits + waiting),
             self.refreshes.eq(self.refreshes + refreshing),

@@ -1,5 +1,8 @@
-// Moves bytes between a pseudo-terminal and the serial pins of the simulated board.
-// Arguments: file descriptor of the terminal's master side, clock cycles per bit.
+// Moves bytes between a pseudo-terminal and the serial pins of the simulated board, and puts a
+// checked SDRAM chip behind the others, if it has them (SDRAM is defined).
+// Arguments: file descriptor of the terminal's master side, clock cycles per bit; with an SDRAM the
+// cycles that the pins add to its CAS latency, the fields of SdramParameters, and a file from which
+// the chip is filled.
 
 #include <poll.h>
 #include <unistd.h>
@@ -9,6 +12,9 @@
 #include <deque>
 
 #include "Vboard.h"
+#ifdef SDRAM
+#include "sdram_chip.h"
+#endif
 #include "verilated.h"
 
 namespace {
@@ -18,10 +24,74 @@ constexpr int kBusyCycles = 64;    // between looks at the terminal
 constexpr int kIdleCycles = 4096;  // the same when both lines have been idle for as long
 constexpr int kIdleMilliseconds = 1;
 
+#ifdef SDRAM
+
+// Verilator writes two underscores so.
+#define SDRAM_PIN(name) board.sdram___05F##name
+
+constexpr int kSdramFields = sizeof(SdramParameters) / sizeof(long);
+
+// The chip behind the registers of its pins. Its clock is inverted: it takes in the middle of a
+// cycle what a register gave at the beginning. Its data come so late in the cycle after that they
+// are registered at the end of the next one: two cycles are the registers', others are delay.
+class Sdram {
+public:
+    explicit Sdram(char** arguments)
+        : chip_(parameters(arguments + 1)), delay_(std::atol(arguments[0]), 0) {
+        std::vector<unsigned char> bytes;
+        if (std::FILE* file = std::fopen(arguments[1 + kSdramFields], "rb")) {
+            unsigned char chunk[1 << 16];
+            while (const size_t count = std::fread(chunk, 1, sizeof chunk, file))
+                bytes.insert(bytes.end(), chunk, chunk + count);
+            std::fclose(file);
+        }
+        chip_.preload(bytes);
+    }
+
+    // Before the board's rising edge.
+    void sample(const Vboard& board) {
+        pins_.cke = SDRAM_PIN(cke);
+        pins_.cs_n = SDRAM_PIN(cs_n);
+        pins_.ras_n = SDRAM_PIN(ras_n);
+        pins_.cas_n = SDRAM_PIN(cas_n);
+        pins_.we_n = SDRAM_PIN(we_n);
+        pins_.ba = SDRAM_PIN(ba);
+        pins_.a = SDRAM_PIN(a);
+        pins_.dqm = SDRAM_PIN(dqm);
+        pins_.dq = SDRAM_PIN(dq_o);
+        pins_.dq_driven = SDRAM_PIN(dq_oe);
+    }
+
+    // Behind it.
+    void drive(Vboard& board) {
+        delay_.push_back(chip_.edge(pins_));
+        SDRAM_PIN(dq_i) = delay_.front();
+        delay_.pop_front();
+    }
+
+private:
+    static SdramParameters parameters(char** arguments) {
+        SdramParameters found;
+        long* field = &found.data_bits;
+        for (int k = 0; k < kSdramFields; ++k) field[k] = std::atol(arguments[k]);
+        return found;
+    }
+
+    SdramChip chip_;
+    SdramPins pins_{};
+    std::deque<uint32_t> delay_;
+};
+
+constexpr int kArguments = 3 + 1 + kSdramFields + 1;
+#else
+constexpr int kArguments = 3;
+#endif
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 3) return std::fprintf(stderr, "usage: %s TERMINAL DIVISOR\n", argv[0]), 2;
+    if (argc != kArguments)
+        return std::fprintf(stderr, "usage: %s TERMINAL DIVISOR [SDRAM...]\n", argv[0]), 2;
     const int terminal = std::atoi(argv[1]);
     const int divisor = std::atoi(argv[2]);
     const pid_t parent = getppid();
@@ -35,13 +105,22 @@ int main(int argc, char** argv) {
     unsigned receive_shift = 0;
     long idle = 0;
 
+#ifdef SDRAM
+    Sdram sdram{argv + 3};
+#endif
     board.rx = 1;
     for (unsigned long cycle = 0;; ++cycle) {
         board.rst = cycle < 2;
         board.clk = 0;
         board.eval();
+#ifdef SDRAM
+        sdram.sample(board);
+#endif
         board.clk = 1;
         board.eval();
+#ifdef SDRAM
+        sdram.drive(board);
+#endif
 
         if (send_timer > 0) {
             --send_timer;

@@ -12,6 +12,7 @@ from amaranth.back import verilog
 
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.boards.system import BoardSystem
+from hw.memory.sdram_chip import SdramChip
 from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
 
 __all__ = ["build_board", "serial_port"]
@@ -48,7 +49,8 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     (work_dir / "board.v").write_text(text)
     # The benches of the units mind Verilator's warnings; here they would only stop the build.
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
-               "--Wno-lint", "--Wno-style", "--CFLAGS", "-O1", "--MAKEFLAGS",
+               "--Wno-lint", "--Wno-style", "--CFLAGS",
+               "-O1 -DSDRAM" if _sdram(board) is not None else "-O1", "--MAKEFLAGS",
                "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", "build", "board.v",
                str(spaceless(pathlib.Path(__file__).parent) / "serial_pins.cpp")]
     environment = simulation_environment()
@@ -59,16 +61,53 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     return work_dir / "build" / "Vboard"
 
 
+def _sdram(board: EngineBoard | AcceleratorBoard) -> SdramChip | None:
+    return board.sdram if isinstance(board, AcceleratorBoard) else None
+
+
+def _sdram_arguments(board: EngineBoard | AcceleratorBoard,
+                     contents: pathlib.Path | None) -> list[str]:
+    """Return what the program must know of the chip: the fields of ``SdramParameters``."""
+    chip = _sdram(board)
+    if chip is None or not isinstance(board, AcceleratorBoard):
+        return []
+    cycles = chip.cycles(board.clock_hz)
+    fields = (chip.data_bits, chip.rows, chip.columns, chip.cas_latency, cycles.t_rp, cycles.t_rcd,
+              cycles.t_wr, cycles.t_rfc, cycles.t_ras, cycles.t_rc, cycles.t_rrd, cycles.t_mrd,
+              cycles.power_up, cycles.refresh_window, chip.refresh_rows)
+    return [*map(str, (board.sdram_pin_cycles, *fields)), str(contents or "")]
+
+
 @contextlib.contextmanager
-def serial_port(program: pathlib.Path, divisor: int) -> Iterator[str]:
-    """Run a simulated board and yield the path of its serial port."""
+def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
+                contents: pathlib.Path | None = None) -> Iterator[str]:
+    """Run a simulated board and yield the path of its serial port.
+
+    Parameters
+    ----------
+    program : path
+        As :func:`build_board` returns it.
+    board : EngineBoard or AcceleratorBoard
+    contents : path, optional
+        File with what the SDRAM holds from address 0 on; all else is random.
+
+    Raises
+    ------
+    RuntimeError
+        When the simulation has ended by itself, as it does when the SDRAM's rules are broken.
+    """
     master, slave = os.openpty()
     tty.setraw(slave)
-    process = subprocess.Popen([program, str(master), str(divisor)], pass_fds=[master])
+    process = subprocess.Popen([program, str(master), str(board.divisor),
+                                *_sdram_arguments(board, contents)], pass_fds=[master],
+                               stderr=subprocess.PIPE, text=True)
     try:
         yield os.ttyname(slave)
     finally:
+        ended = process.poll()
         process.terminate()
-        process.wait()
+        _, errors = process.communicate()
         os.close(master)
         os.close(slave)
+        if ended is not None:
+            raise RuntimeError(f"The simulation of board {board.name} has ended: {errors.strip()}")

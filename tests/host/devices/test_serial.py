@@ -41,7 +41,7 @@ def port(tmp_path_factory):
         program = build_board(BOARD, tmp_path_factory.mktemp("board"), watchdog_cycles=20_000)
     except ToolMissing as problem:
         pytest.skip(str(problem))
-    with serial_port(program, BOARD.divisor) as path:
+    with serial_port(program, BOARD) as path:
         yield path
 
 
