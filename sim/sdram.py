@@ -145,7 +145,9 @@ class SdramModel:
                 f"{self._chip.refresh_us} us")
             # Any word, but for what the controller can take at the next edge.
             word = self._valid.pop(self._edge + 1 + self._lead, None)
-            self._dq.value = self._random.getrandbits(self._chip.data_bits) if word is None else word
+            if word is None:
+                word = self._random.getrandbits(self._chip.data_bits)
+            self._dq.value = word
             self._driven.discard(self._edge - 2)
 
     def _say(self, command: str, rule: str) -> str:

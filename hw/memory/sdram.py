@@ -9,20 +9,21 @@ from amaranth.lib import data, enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from hw.check import positive_int
+from hw.check import one_of, positive_int
 from hw.common.block_ram import BlockRam
 from hw.common.stream import accepted, connect_stream
 from hw.config import TARGETS
-from hw.check import one_of
 from hw.memory.port import check_port_bytes, port_signature
-from hw.memory.sdram_chip import SdramChip
-from hw.memory.sdram_runs import READ_RUN, RunCutter, columns_per_transfer, run_layout
+from hw.memory.sdram_chip import (
+    READ_RUN,
+    REFRESHES,
+    SdramChip,
+    columns_per_transfer,
+    refresh_interval,
+)
+from hw.memory.sdram_runs import RunCutter, run_layout
 
-__all__ = ["COUNTER_BITS", "REFRESHES", "SdramController", "counters_layout", "pins_signature",
-           "refresh_interval"]
-
-#: AUTO REFRESH commands that follow one another: the rows are closed and opened again once for all.
-REFRESHES = 4
+__all__ = ["COUNTER_BITS", "SdramController", "counters_layout", "pins_signature"]
 
 #: AUTO REFRESH commands of the initialization.
 _INITIAL_REFRESHES = 8
@@ -68,32 +69,8 @@ def counters_layout() -> data.StructLayout:
     cycles in which a read or a write was under way and the data bus carried none of its data;
     ``refreshes`` of a row of each bank.
     """
-    return data.StructLayout({name: COUNTER_BITS
-                              for name in ("cycles", "transfers", "waits", "refreshes")})
-
-
-def refresh_interval(chip: SdramChip, clock_hz: int, port_bytes: int) -> int:
-    """Cycles from one group of :data:`REFRESHES` refreshes to the next.
-
-    A group waits for at most three runs and for the opening of a row, so that two of them may be
-    so much farther apart; all groups of a window together are still in time.
-
-    Raises
-    ------
-    ValueError
-        If no time is left between the groups.
-    """
-    cycles = chip.cycles(clock_hz)
-    columns = columns_per_transfer(chip, port_bytes)
-    group = cycles.t_rp + REFRESHES * cycles.t_rfc
-    delay = (3 * READ_RUN * columns + group + cycles.t_ras + cycles.t_rc + cycles.t_rcd
-             + cycles.t_wr + 64)
-    groups = -(-chip.refresh_rows // REFRESHES)
-    interval = (cycles.refresh_window - delay) // groups
-    if interval <= 2 * group:
-        raise ValueError(f"SDRAM clock must be faster than {clock_hz} Hz to refresh "
-                         f"{chip.refresh_rows} rows in {chip.refresh_us} us")
-    return interval
+    names = ("cycles", "transfers", "waits", "refreshes")
+    return data.StructLayout(dict.fromkeys(names, COUNTER_BITS))
 
 
 class SdramController(wiring.Component):
@@ -110,8 +87,9 @@ class SdramController(wiring.Component):
     there is no free slot, and each such command takes one. A row stays open until another one
     of its bank is asked for, or a refresh is due.
 
-    **Refresh.** Every :func:`refresh_interval` cycles no more runs are begun; behind those under
-    way all rows are closed, :data:`REFRESHES` rows of each bank are refreshed, and work goes on.
+    **Refresh.** Every :func:`hw.memory.sdram_chip.refresh_interval` cycles no more runs are begun;
+    behind those under way all rows are closed, four rows of each bank are refreshed, and work goes
+    on.
 
     **Reset.** The chip may be in any state, with power. It is initialized from the beginning:
     power-up wait, all rows closed, 8 refreshes, mode register. What it holds stays, but for the
@@ -302,8 +280,11 @@ class SdramController(wiring.Component):
         turn_cycles = self.chip.cas_latency + self.columns + _TURNAROUND
         turn = Signal(range(turn_cycles))
         load = Signal()
+        # With transfers of one column no command slot is free: the first stage's commands go first.
+        blocked = opener.request if self.columns == 1 else C(0)
         m.d.comb += [
-            streamer.issue.eq(streamer.busy & (streamer.slot == 0) & ~(run.write & turn.any())),
+            streamer.issue.eq(streamer.busy & (streamer.slot == 0) & ~blocked
+                              & ~(run.write & turn.any())),
             load.eq(opener.next_valid & (~streamer.busy | (streamer.issue & last))),
             opener.next_taken.eq(load),
             opener.used.eq((streamer.busy & (run.bank == opener.run.bank))
@@ -314,11 +295,6 @@ class SdramController(wiring.Component):
             banks.read.eq(Mux(streamer.read, 1 << run.bank, 0)),
             banks.written.eq(Mux(streamer.write, 1 << run.bank, 0)),
         ]
-        if self.columns == 1:                   # no command slot is free: these commands go first
-            m.d.comb += [
-                streamer.issue.eq(streamer.busy & ~opener.request & ~(run.write & turn.any())),
-                opener.grant.eq(opener.request),
-            ]
         with m.If(turn.any()):
             m.d.sync += turn.eq(turn - 1)
         with m.If(streamer.read):
@@ -339,23 +315,26 @@ class SdramController(wiring.Component):
         return streamer
 
     def _maintain(self, m, opener, streamer, banks):
-        """Initialization, and refresh when it is due."""
+        """Initialize the chip, and refresh it when that is due."""
         t = self.cycles
         maintenance = SimpleNamespace(
             request=Signal(name="maintenance_request"),
             command=Signal(_Command, name="maintenance_command"),
-            refresh=Signal(name="refresh"))
+            refresh=Signal(name="refresh"),
+            initialized=Signal(name="initialized"))
         # From the end of a pause two cycles pass to COMPARE, one more to an ACTIVE.
         refreshed, loaded = max(0, t.t_rfc - 4), max(0, t.t_mrd - 4)
         timer = Signal(range(max(t.power_up, t.t_rp, t.t_rfc, t.t_mrd)), name="maintenance_timer",
                        init=t.power_up - 1)
         remaining = Signal(range(_INITIAL_REFRESHES), init=_INITIAL_REFRESHES - 1)
-        initialized = Signal()
-        over = Signal()
+        over = Signal(init=int(t.power_up == 1))    # the timer is 0
         due = Signal(range(self._interval), init=self._interval - 1)
-        m.d.comb += over.eq(timer == 0)
+
+        def wait(cycles):
+            return [timer.eq(cycles), over.eq(int(cycles == 0))]
+
         with m.If(~over):
-            m.d.sync += timer.eq(timer - 1)
+            m.d.sync += [timer.eq(timer - 1), over.eq(timer == 1)]
         m.d.sync += due.eq(due - 1)
         with m.If(due == 0):
             m.d.sync += [due.eq(self._interval - 1), opener.pause.eq(1)]
@@ -371,16 +350,16 @@ class SdramController(wiring.Component):
             with m.State("PRECHARGE"):
                 m.d.comb += [maintenance.request.eq(1),
                              maintenance.command.eq(_Command.PRECHARGE)]
-                m.d.sync += [banks.open.eq(0), timer.eq(t.t_rp - 1)]
+                m.d.sync += [banks.open.eq(0), *wait(t.t_rp - 1)]
                 m.next = "REFRESH"
             with m.State("REFRESH"):
                 m.d.comb += [maintenance.request.eq(over), maintenance.refresh.eq(over),
                              maintenance.command.eq(_Command.REFRESH)]
                 with m.If(over):
-                    m.d.sync += [timer.eq(t.t_rfc - 1), remaining.eq(remaining - 1)]
+                    m.d.sync += [remaining.eq(remaining - 1), *wait(t.t_rfc - 1)]
                     with m.If(remaining == 0):
-                        with m.If(initialized):
-                            m.d.sync += timer.eq(refreshed)
+                        with m.If(maintenance.initialized):
+                            m.d.sync += wait(refreshed)
                             m.next = "END"
                         with m.Else():
                             m.next = "MODE"
@@ -388,16 +367,16 @@ class SdramController(wiring.Component):
                 m.d.comb += [maintenance.request.eq(over),
                              maintenance.command.eq(_Command.MODE)]
                 with m.If(over):
-                    m.d.sync += timer.eq(loaded)
+                    m.d.sync += wait(loaded)
                     m.next = "END"
             with m.State("END"):
                 with m.If(over):
-                    m.d.sync += [opener.pause.eq(0), initialized.eq(1)]
+                    m.d.sync += [opener.pause.eq(0), maintenance.initialized.eq(1)]
                     m.next = "WORK"
         return maintenance
 
     def _command(self, m, opener, streamer, maintenance):
-        """Registers of the command pins; at most one of the three has a command."""
+        """Set the registers of the command pins; at most one of the three has a command."""
         pins, columns = self.pins, self.columns
         command = Signal(_Command, init=_Command.NOP)
         column = Cat(C(0, exact_log2(columns)), streamer.run.column)
@@ -407,7 +386,8 @@ class SdramController(wiring.Component):
         m.d.sync += [
             # Dropping CKE in a reset would stop the chip's clock in the midst of a burst.
             pins.cs_n.eq(~(streamer.issue | opener.request | maintenance.request)),
-            pins.dqm.eq(0),
+            # A burst that a reset has cut off goes on in the chip.
+            pins.dqm.eq(Mux(maintenance.initialized, 0, ~0)),
         ]
         with m.If(streamer.issue):
             m.d.sync += [
@@ -429,7 +409,7 @@ class SdramController(wiring.Component):
         m.d.comb += pins.cke.eq(1)
 
     def _move(self, m, streamer, cutter, queue):
-        """Data of writes to the pins, and of reads from them to the queue."""
+        """Move data of writes to the pins, and of reads from them to the queue."""
         pins, width, columns = self.pins, self.chip.data_bits, self.columns
         word = Signal(8 * self.port_bytes, name="written_word", reset_less=True)
         m.d.comb += [pins.dq_o.eq(word[:width]), cutter.next_write.eq(streamer.write)]
@@ -464,7 +444,7 @@ class _DataQueue(wiring.Component):
 
     reserve: Signal     # places for so many transfers
     transfers: Signal
-    room: Signal        # for another run; two cycles late
+    room: Signal        # for another run, three cycles after a reservation
     data: Signal
     write: Signal
     o: stream.Interface
@@ -482,6 +462,7 @@ class _DataQueue(wiring.Component):
         m.submodules.ram = ram = BlockRam(width=len(self.data), depth=_QUEUE, target=self._target)
         free = Signal(range(_QUEUE + 1), init=_QUEUE)
         returned = Signal()
+        reserved = Signal.like(self.transfers)
         written = Signal(exact_log2(_QUEUE) + 1)    # a bit more, to tell full from empty
         fetched = Signal.like(written)
         stored = Signal()
@@ -499,7 +480,8 @@ class _DataQueue(wiring.Component):
         ]
         m.d.sync += [
             returned.eq(accepted(self.o)),
-            free.eq(free + returned - Mux(self.reserve, self.transfers, 0)),
+            reserved.eq(Mux(self.reserve, self.transfers, 0)),
+            free.eq(free + returned - reserved),
             self.room.eq(free >= READ_RUN),
             written.eq(written + self.write),
         ]

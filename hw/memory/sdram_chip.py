@@ -6,7 +6,15 @@ import dataclasses
 
 from hw.check import one_of, positive_int
 
-__all__ = ["SdramChip", "SdramCycles"]
+__all__ = ["READ_RUN", "REFRESHES", "WRITE_RUN", "SdramChip", "SdramCycles",
+           "columns_per_transfer", "refresh_interval"]
+
+#: Transfers of the longest run that the controller reads, and of the longest that it writes. The
+#: first bounds how long a refresh waits, the second is what is gathered before it is written.
+READ_RUN, WRITE_RUN = 64, 8
+
+#: AUTO REFRESH commands that follow one another: the rows are closed and opened again once for all.
+REFRESHES = 4
 
 _BANKS = 4
 
@@ -162,3 +170,42 @@ class SdramChip:
             t_rrd=up(self.t_rrd_ns), t_mrd=self.t_mrd_cycles,
             power_up=up(1000 * self.power_up_us),
             refresh_window=self.refresh_us * clock_hz // 10**6)
+
+
+def columns_per_transfer(chip: SdramChip, port_bytes: int) -> int:
+    """Columns of a transfer of the memory port, which are a burst of the chip.
+
+    Raises
+    ------
+    ValueError
+        If the chip has no burst of that length.
+    """
+    if port_bytes not in (chip.column_bytes * length for length in (1, 2, 4, 8)):
+        raise ValueError(f"Port byte count must be 1, 2, 4 or 8 times the SDRAM's "
+                         f"{chip.column_bytes}, not {port_bytes}")
+    return port_bytes // chip.column_bytes
+
+
+def refresh_interval(chip: SdramChip, clock_hz: int, port_bytes: int) -> int:
+    """Cycles from one group of :data:`REFRESHES` refreshes to the next.
+
+    A group waits for at most three runs and for the opening of a row, so that two of them may be
+    so much farther apart; all groups of a window together are still in time.
+
+    Raises
+    ------
+    ValueError
+        If no time is left between the groups.
+    """
+    cycles = chip.cycles(clock_hz)
+    columns = columns_per_transfer(chip, port_bytes)
+    group = cycles.t_rp + REFRESHES * cycles.t_rfc
+    # 64 cycles: from stage to stage, and from a read to a write or back.
+    delay = (3 * min(READ_RUN * columns, chip.columns) + group + cycles.t_ras + cycles.t_rc
+             + cycles.t_rcd + cycles.t_wr + cycles.t_rrd + 64)
+    groups = -(-chip.refresh_rows // REFRESHES)
+    interval = (cycles.refresh_window - delay) // groups
+    if interval <= delay:
+        raise ValueError(f"SDRAM clock must be faster than {clock_hz} Hz to refresh "
+                         f"{chip.refresh_rows} rows in {chip.refresh_us} us")
+    return interval

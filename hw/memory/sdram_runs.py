@@ -6,28 +6,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from hw.memory.port import read_layout, write_layout
-from hw.memory.sdram_chip import SdramChip
+from hw.memory.sdram_chip import READ_RUN, WRITE_RUN, SdramChip, columns_per_transfer
 
-__all__ = ["READ_RUN", "WRITE_RUN", "RunCutter", "columns_per_transfer", "run_layout"]
-
-#: Transfers of the longest run that is read, and of the longest that is written. The first bounds
-#: how long a refresh waits, the second the queue in which a run's data are gathered.
-READ_RUN, WRITE_RUN = 64, 8
-
-
-def columns_per_transfer(chip: SdramChip, port_bytes: int) -> int:
-    """Columns of a transfer, which are a burst of the chip.
-
-    Raises
-    ------
-    ValueError
-        If the chip has no burst of that length.
-    """
-    lengths = (1, 2, 4, 8)
-    if port_bytes not in (chip.column_bytes * length for length in lengths):
-        raise ValueError(f"Port byte count must be 1, 2, 4 or 8 times the SDRAM's "
-                         f"{chip.column_bytes}, not {port_bytes}")
-    return port_bytes // chip.column_bytes
+__all__ = ["RunCutter", "run_layout"]
 
 
 def run_layout(chip: SdramChip, port_bytes: int) -> data.StructLayout:
