@@ -55,10 +55,10 @@ class SdramPins(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for name, member in _OUTPUTS.items():
-            port = getattr(self._resource, name, None)
-            if port is None and name in _TIED:
+            if name in _TIED and not hasattr(self._resource, name):
                 continue
-            m.submodules[name] = buffer = io.FFBuffer(io.Direction.Output, port)
+            m.submodules[name] = buffer = io.FFBuffer(io.Direction.Output,
+                                                      getattr(self._resource, name))
             value = getattr(self.pins, member)
             m.d.comb += buffer.o.eq(~value if member.endswith("_n") else value)
         m.submodules.dq = dq = io.FFBuffer(io.Direction.Bidir, self._resource.dq)

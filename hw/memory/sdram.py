@@ -54,10 +54,9 @@ class _Command(enum.Enum, shape=unsigned(3)):
 def pins_signature(chip: SdramChip) -> wiring.Signature:
     """Build the controller's side of what the pins' registers take and give."""
     return wiring.Signature({
-        "cke": Out(1), "cs_n": Out(1, init=1),
-        "ras_n": Out(1, init=1), "cas_n": Out(1, init=1), "we_n": Out(1, init=1),
+        "cke": Out(1), "cs_n": Out(1), "ras_n": Out(1), "cas_n": Out(1), "we_n": Out(1),
         "ba": Out(exact_log2(chip.banks)), "a": Out(chip.address_bits),
-        "dqm": Out(chip.column_bytes, init=2 ** chip.column_bytes - 1),
+        "dqm": Out(chip.column_bytes),
         "dq_o": Out(chip.data_bits), "dq_oe": Out(1), "dq_i": In(chip.data_bits),
     })
 
@@ -137,7 +136,8 @@ class SdramController(wiring.Component):
                  target: str, pin_cycles: int = 2):
         self.chip = chip
         self.port_bytes = check_port_bytes(port_bytes)
-        self.target = one_of("Target", target, TARGETS)
+        one_of("Target", target, TARGETS)
+        self.target = target
         self.columns = columns_per_transfer(chip, port_bytes)
         self.cycles = chip.cycles(clock_hz)
         self.pin_cycles = positive_int("Pin cycle count", pin_cycles)
@@ -379,15 +379,21 @@ class SdramController(wiring.Component):
         """Set the registers of the command pins; at most one of the three has a command."""
         pins, columns = self.pins, self.columns
         command = Signal(_Command, init=_Command.NOP)
+        nothing, masked = Signal(init=1), Signal(init=1)
         column = Cat(C(0, exact_log2(columns)), streamer.run.column)
         all_banks = 1 << 10                     # A10
         mode = exact_log2(columns) | self.chip.cas_latency << 4
-        m.d.comb += [Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command)]
+        m.d.comb += [
+            # A reset that dropped CKE would stop the chip's clock in the midst of a burst.
+            pins.cke.eq(1),
+            pins.cs_n.eq(nothing),
+            Cat(pins.ras_n, pins.cas_n, pins.we_n).eq(command),
+            pins.dqm.eq(masked.replicate(len(pins.dqm))),
+        ]
         m.d.sync += [
-            # Dropping CKE in a reset would stop the chip's clock in the midst of a burst.
-            pins.cs_n.eq(~(streamer.issue | opener.request | maintenance.request)),
+            nothing.eq(~(streamer.issue | opener.request | maintenance.request)),
             # A burst that a reset has cut off goes on in the chip.
-            pins.dqm.eq(Mux(maintenance.initialized, 0, ~0)),
+            masked.eq(~maintenance.initialized),
         ]
         with m.If(streamer.issue):
             m.d.sync += [
@@ -406,7 +412,6 @@ class SdramController(wiring.Component):
             ]
             with m.If(opener.precharge):
                 m.d.sync += pins.a[10].eq(0)    # of this bank alone
-        m.d.comb += pins.cke.eq(1)
 
     def _move(self, m, streamer, cutter, queue):
         """Move data of writes to the pins, and of reads from them to the queue."""

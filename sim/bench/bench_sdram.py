@@ -25,7 +25,7 @@ QUEUE = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Memory:
+class Setup:
     """A chip, a clock and a port, whose addresses reach the chip or a bit less or more."""
 
     chip: SdramChip
@@ -59,21 +59,20 @@ def _chip(**fields) -> SdramChip:
                      | fields)
 
 
-MEMORIES = {
-    "x16": Memory(chip=_chip(), clock_hz=80_000_000, port_bytes=4, address_width=16),
-    "fast": Memory(chip=_chip(cas_latency=3), clock_hz=133_000_000, port_bytes=4,
-                   address_width=15),
-    "narrow": Memory(chip=_chip(columns=1024, refresh_us=60), clock_hz=100_000_000, port_bytes=2,
-                     address_width=18, pin_cycles=1),
-    "wide": Memory(chip=_chip(columns=1024, cas_latency=3, refresh_us=80), clock_hz=125_000_000,
-                   port_bytes=8, address_width=17, pin_cycles=3),
-    "x32": Memory(chip=_chip(data_bits=32, columns=256, refresh_us=100), clock_hz=60_000_000,
-                  port_bytes=4, address_width=16),
+SETUPS = {
+    "x16": Setup(chip=_chip(), clock_hz=80_000_000, port_bytes=4, address_width=16),
+    "fast": Setup(chip=_chip(cas_latency=3), clock_hz=133_000_000, port_bytes=4, address_width=15),
+    "narrow": Setup(chip=_chip(columns=1024, refresh_us=60), clock_hz=100_000_000, port_bytes=2,
+                    address_width=18, pin_cycles=1),
+    "wide": Setup(chip=_chip(columns=1024, cas_latency=3, t_rcd_ns=40, refresh_us=80),
+                  clock_hz=125_000_000, port_bytes=8, address_width=17, pin_cycles=3),
+    "x32": Setup(chip=_chip(data_bits=32, columns=256, refresh_us=100), clock_hz=60_000_000,
+                 port_bytes=4, address_width=16),
     # Timings in another order than those of real chips, rows shorter than the longest run.
-    "slow": Memory(chip=_chip(data_bits=32, columns=256, t_rp_ns=60, t_rcd_ns=50, t_wr_ns=55,
-                              t_rfc_ns=30, t_ras_ns=250, t_rc_ns=260, t_rrd_ns=110, t_mrd_cycles=7,
-                              refresh_us=125),
-                   clock_hz=100_000_000, port_bytes=32, address_width=17),
+    "slow": Setup(chip=_chip(data_bits=32, columns=256, t_rp_ns=60, t_rcd_ns=50, t_wr_ns=55,
+                             t_rfc_ns=30, t_ras_ns=250, t_rc_ns=260, t_rrd_ns=110, t_mrd_cycles=7,
+                             refresh_us=125),
+                  clock_hz=100_000_000, port_bytes=32, address_width=17),
 }
 
 
@@ -82,31 +81,31 @@ class Bench(wiring.Component):
 
     def __init__(self):
         members = {}
-        for name, memory in MEMORIES.items():
+        for name, setup in SETUPS.items():
             members |= {
-                f"port_{name}": In(port_signature(address_width=memory.address_width,
-                                                  port_bytes=memory.port_bytes)),
+                f"port_{name}": In(port_signature(address_width=setup.address_width,
+                                                  port_bytes=setup.port_bytes)),
                 f"counters_{name}": Out(counters_layout()),
-                f"{name}_bus": Out(sdram_bus_layout(memory.chip)),
-                f"{name}_dq": In(memory.chip.data_bits),
+                f"{name}_bus": Out(sdram_bus_layout(setup.chip)),
+                f"{name}_dq": In(setup.chip.data_bits),
             }
         super().__init__(members)
 
     def elaborate(self, platform):
         """Put the units side by side."""
         m = Module()
-        for name, memory in MEMORIES.items():
+        for name, setup in SETUPS.items():
             m.submodules[name] = controller = SdramController(
-                chip=memory.chip, clock_hz=memory.clock_hz, address_width=memory.address_width,
-                port_bytes=memory.port_bytes, target="generic", pin_cycles=memory.pin_cycles)
+                chip=setup.chip, clock_hz=setup.clock_hz, address_width=setup.address_width,
+                port_bytes=setup.port_bytes, target="generic", pin_cycles=setup.pin_cycles)
             widths = {"cs": 1, "ras": 1, "cas": 1, "we": 1, "clk_en": 1, "ba": 2,
-                      "a": memory.chip.address_bits, "dqm": memory.chip.column_bytes}
+                      "a": setup.chip.address_bits, "dqm": setup.chip.column_bytes}
             resource = _Resource()
             for pin, width in widths.items():
                 setattr(resource, pin, io.SimulationPort(
                     "o", width, name=f"{name}_{pin}", invert=pin in ("cs", "ras", "cas", "we")))
-            resource.dq = io.SimulationPort("io", memory.chip.data_bits, name=f"{name}_dq")
-            m.submodules[f"{name}_pins"] = pins = SdramPins(chip=memory.chip, resource=resource)
+            resource.dq = io.SimulationPort("io", setup.chip.data_bits, name=f"{name}_dq")
+            m.submodules[f"{name}_pins"] = pins = SdramPins(chip=setup.chip, resource=resource)
             wiring.connect(m, wiring.flipped(getattr(self, f"port_{name}")), controller.port)
             wiring.connect(m, controller.pins, pins.pins)
             bus = getattr(self, f"{name}_bus")
@@ -135,12 +134,12 @@ class Port:
     """A user of a port, and what was written by it."""
 
     def __init__(self, dut, name, *, stall=0.0, seed=0):
-        self.memory = MEMORIES[name]
-        self.bytes = self.memory.port_bytes
+        self.setup = SETUPS[name]
+        self.bytes = self.setup.port_bytes
         self.rng = random.Random(seed)
-        self.contents = bytearray(self.memory.size)
-        self.written = bytearray(self.memory.size)      # 1 where it was written
-        spec = port_signature(address_width=self.memory.address_width,
+        self.contents = bytearray(self.setup.size)
+        self.written = bytearray(self.setup.size)      # 1 where it was written
+        spec = port_signature(address_width=self.setup.address_width,
                               port_bytes=self.bytes).create()
         self.reads = StreamSource(dut, f"port_{name}__reads", spec.reads.payload.shape(),
                                   stall=stall, seed=seed)
@@ -166,7 +165,7 @@ class Port:
 
     async def take(self, bursts: Iterable[tuple[int, int]]) -> None:
         """Take what was asked for, and compare what was written before."""
-        places = [(address + k * self.bytes) % self.memory.size
+        places = [(address + k * self.bytes) % self.setup.size
                   for address, count in bursts for k in range(count)]
         for place, transfer in zip(places, await self.data.receive(len(places)), strict=True):
             if self.written[place]:
@@ -189,15 +188,15 @@ class Port:
         half : int
             Half of the memory in which it lies; below 0 it may be anywhere.
         """
-        size = self.memory.size if half < 0 else self.memory.size // 2
+        size = self.setup.size if half < 0 else self.setup.size // 2
         count = self.rng.choice((1, 1, 2, 7, 8, 9, self.rng.randint(1, longest)))
-        rows = size // self.memory.row_bytes
+        rows = size // self.setup.row_bytes
         row = self.rng.choice((0, 1, 4, 5, self.rng.randrange(rows))) % rows
-        place = row * self.memory.row_bytes // self.bytes
+        place = row * self.setup.row_bytes // self.bytes
         if self.rng.random() < 0.4:
             place -= self.rng.randint(0, count)
         else:
-            place += self.rng.randrange(self.memory.row_bytes // self.bytes)
+            place += self.rng.randrange(self.setup.row_bytes // self.bytes)
         place = min(max(place, 0), size // self.bytes - count)
         return max(half, 0) * size + place * self.bytes, count
 
@@ -218,9 +217,9 @@ class Port:
 
 def model(dut, name, *, seed=0) -> SdramModel:
     """Start the chip behind a port."""
-    memory = MEMORIES[name]
-    return SdramModel(dut, name, memory.chip, clock_hz=memory.clock_hz, burst=memory.columns,
-                      lead=2 - memory.pin_cycles, seed=seed)
+    setup = SETUPS[name]
+    return SdramModel(dut, name, setup.chip, clock_hz=setup.clock_hz, burst=setup.columns,
+                      lead=2 - setup.pin_cycles, seed=seed)
 
 
 async def begin(dut) -> None:
@@ -234,7 +233,7 @@ def _counters(dut, name):
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-@cocotb.parametrize(name=list(MEMORIES), stall=[0.0, 0.3])
+@cocotb.parametrize(name=list(SETUPS), stall=[0.0, 0.3])
 async def keeps_what_is_written(dut, name, stall):
     """Random bursts of any length, reads and writes at once, with and without stalls."""
     await begin(dut)
@@ -242,12 +241,12 @@ async def keeps_what_is_written(dut, name, stall):
     port = Port(dut, name, stall=stall, seed=len(name))
     await port.exercise(10)
     # Bits of an address above the chip's are ignored.
-    if 2 ** port.memory.address_width > port.memory.size:
+    if 2 ** port.setup.address_width > port.setup.size:
         burst = port.burst(30)
         await port.write(*burst)
-        await port.read([(burst[0] + port.memory.size, burst[1])])
+        await port.read([(burst[0] + port.setup.size, burst[1])])
     assert chip.commands["ACTIVE"] > 20
-    assert chip.columns == port.memory.columns * _counters(dut, name).transfers
+    assert chip.columns == port.setup.columns * _counters(dut, name).transfers
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
@@ -267,12 +266,12 @@ async def refreshes_are_in_time(dut, name):
             await port.write(*port.burst(256, half=1))
 
     tasks = [cocotb.start_soon(task()) for task in (read, write)]
-    cycles = 5 * port.memory.chip.cycles(port.memory.clock_hz).refresh_window // 2
+    cycles = 5 * port.setup.chip.cycles(port.setup.clock_hz).refresh_window // 2
     await ClockCycles(dut.clk, cycles)
     for task in tasks:
         task.cancel()
     counters = _counters(dut, name)
-    assert chip.refreshes >= 2 * port.memory.chip.refresh_rows
+    assert chip.refreshes >= 2 * port.setup.chip.refresh_rows
     # Two cycles pass from the controller to the chip.
     assert chip.refreshes <= counters.refreshes - 8 <= chip.refreshes + REFRESHES
     assert counters.waits < counters.cycles
@@ -280,16 +279,16 @@ async def refreshes_are_in_time(dut, name):
 
 async def _stream(dut, chip, name, burst, columns):
     """Read {burst} transfers at a time; return cycles as counted and as the formula says."""
-    memory = MEMORIES[name]
+    setup = SETUPS[name]
     port = Port(dut, name, seed=3)
     # Behind the first group of refreshes, so that no other one is under way.
     while chip.refreshes < REFRESHES:
         await ClockCycles(dut.clk, 1)
     await ClockCycles(dut.clk, 40)
     # From the middle of a row on; at the chip's end its first row follows.
-    place = 3 * memory.row_bytes // 2
-    count = -(-columns // memory.columns // burst)
-    bursts = [((place + k * burst * port.bytes) % memory.size, burst) for k in range(count)]
+    place = 3 * setup.row_bytes // 2
+    count = -(-columns // setup.columns // burst)
+    bursts = [((place + k * burst * port.bytes) % setup.size, burst) for k in range(count)]
     refreshes, rows = chip.refreshes, chip.commands["ACTIVE"] + chip.commands["PRECHARGE"]
     before = _counters(dut, name)
     await port.read(bursts)
@@ -299,17 +298,17 @@ async def _stream(dut, chip, name, burst, columns):
     moved = (after.transfers - before.transfers) % 2**32
     assert moved == count * burst
     taken = port.data.last_cycle - port.reads.first_cycle + 1
-    formula = sdram_cycles(memory.chip, memory.clock_hz, moved, port_bytes=memory.port_bytes,
-                           pin_cycles=memory.pin_cycles, refresh_groups=refreshes // REFRESHES,
+    formula = sdram_cycles(setup.chip, setup.clock_hz, moved, port_bytes=setup.port_bytes,
+                           pin_cycles=setup.pin_cycles, refresh_groups=refreshes // REFRESHES,
                            row_commands=rows)
-    return taken, formula, moved * memory.columns / taken
+    return taken, formula, moved * setup.columns / taken
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
-@cocotb.parametrize(name=list(MEMORIES), burst=[256, 64, 17])
+@cocotb.parametrize(name=list(SETUPS), burst=[256, 64, 17])
 async def cycles_equal_formula(dut, name, burst):
     """Stream reads from consecutive places, refreshes included."""
-    if MEMORIES[name].columns == 1 and burst < 64:
+    if SETUPS[name].columns == 1 and burst < 64:
         return                                  # rows are not opened in time
     await begin(dut)
     taken, formula, _ = await _stream(dut, model(dut, name), name, burst, 4500)
@@ -327,10 +326,10 @@ async def streams_use_the_bus(dut, name):
     assert taken == formula
     assert chip.refreshes >= 4 * REFRESHES
     assert share >= 0.97
-    memory = MEMORIES[name]
-    expected = sdram_share(memory.chip, memory.clock_hz, port_bytes=memory.port_bytes)
+    setup = SETUPS[name]
+    expected = sdram_share(setup.chip, setup.clock_hz, port_bytes=setup.port_bytes)
     # A group of refreshes more or less falls into the time.
-    group = sdram_refresh_cycles(memory.chip, memory.clock_hz, port_bytes=memory.port_bytes)
+    group = sdram_refresh_cycles(setup.chip, setup.clock_hz, port_bytes=setup.port_bytes)
     assert abs(share - expected) <= (group + 30) / taken
 
 
@@ -348,7 +347,7 @@ async def nobody_takes_what_is_read(dut, first, name="x16"):
     bursts = [(port.bytes, first), *((64 * port.bytes * k, 64) for k in range(12))]
     asking = cocotb.start_soon(port.ask(bursts))
     await ClockCycles(dut.clk, 3000)
-    read = (chip.columns - columns) // port.memory.columns
+    read = (chip.columns - columns) // port.setup.columns
     # Another run of 64 has no room.
     assert QUEUE - READ_RUN < read <= QUEUE
     assert not asking.done()
@@ -357,7 +356,7 @@ async def nobody_takes_what_is_read(dut, first, name="x16"):
     port.writes._stall = 0.9
     await port.write(*burst)
     await ClockCycles(dut.clk, 100)
-    assert (chip.columns - columns) // port.memory.columns == read + 200
+    assert (chip.columns - columns) // port.setup.columns == read + 200
     await port.take(bursts)
     await port.read([burst])
 
@@ -376,7 +375,7 @@ async def resets(dut, name):
         port = Port(dut, name, stall=stall, seed=seed)
         port.contents[:] = first.contents
         port.written[:] = first.written
-        row = port.memory.row_bytes
+        row = port.setup.row_bytes
         bursts = [(row * k, count) for k, count in ((1, 17), (2, 40), (5, 3), (6, 1))]
         for burst in bursts:
             await port.write(*burst)
