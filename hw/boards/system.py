@@ -162,7 +162,7 @@ class LinkedDevice(wiring.Component):
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
         accelerator = Accelerator(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)
-        memory = self._memory(m, board, port)
+        memory, refreshing = self._memory(m, board, port)
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
@@ -208,21 +208,23 @@ class LinkedDevice(wiring.Component):
             loader.program_written.eq(program.i.valid & program.i.ready),
             monitor.begins.eq(target.begins),
             monitor.busy.eq(target.works),
-            monitor.refreshing.eq(memory.refreshing if board.sdram is not None else 0),
+            monitor.refreshing.eq(refreshing),
             *(getattr(target, name).eq(getattr(monitor, name)) for name in MEMORY_COUNTERS),
         ]
         return target
 
 
-    def _memory(self, m, board: AcceleratorBoard, port) -> BlockRamMemory | SdramController:
+    def _memory(self, m, board: AcceleratorBoard, port: dict[str, int]
+                ) -> tuple[BlockRamMemory | SdramController, Value]:
+        """Return the memory, and whether it begins a refresh."""
         config = board.config
         if board.sdram is None:
             return BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
-                                  target=config.engine.target)
+                                  target=config.engine.target), C(0)
         memory = SdramController(chip=board.sdram, clock_hz=board.clock_hz, **port,
                                  target=config.engine.target, pin_cycles=board.sdram_pin_cycles)
         wiring.connect(m, memory.pins, wiring.flipped(self.sdram))
-        return memory
+        return memory, memory.refreshing
 
 
 class BoardSystem(wiring.Component):

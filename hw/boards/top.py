@@ -7,7 +7,7 @@ from amaranth import *
 from amaranth.lib import io, wiring
 
 from hw.boards.board import AcceleratorBoard, Board, EngineBoard
-from hw.boards.sdram_pins import SdramPins
+from hw.boards.sdram_pins import SdramClock, SdramPins
 from hw.boards.system import BoardSystem
 
 __all__ = ["BoardTop", "load_platform"]
@@ -42,9 +42,10 @@ class BoardTop(Elaboratable):
         m.submodules.system = self.system
         m.d.comb += [self.system.rx.eq(rx.i), tx.o.eq(self.system.tx)]
         if isinstance(self.board, AcceleratorBoard) and self.board.sdram is not None:
-            m.submodules.sdram = sdram = SdramPins(self.board.sdram,
-                                                   platform.request("sdram", 0, dir="-"))
-            wiring.connect(m, self.system.sdram, sdram.controller)
+            resource = platform.request("sdram", 0, dir="-")
+            m.submodules.sdram = sdram = SdramPins(chip=self.board.sdram, resource=resource)
+            m.submodules.sdram_clock = SdramClock(resource=resource)
+            wiring.connect(m, self.system.sdram, sdram.pins)
         for name in self.board.high_outputs:
             pin = platform.request(name, 0, dir="-")
             m.submodules[name] = buffer = io.Buffer(io.Direction.Output, pin)

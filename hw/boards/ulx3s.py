@@ -8,7 +8,8 @@ __all__ = ["ULX3S", "ULX3S_85F", "ULX3S_ACCELERATOR"]
 
 # 25 MHz * 3 from the PLL's oscillator at 600 MHz. The FT231X goes up to 3 Mbaud.
 ULX3S = EngineBoard(
-    name="ulx3s", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s", clock_hz=75_000_000,
+    name="ulx3s", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
+    clock_hz=75_000_000,
     pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
     config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",))
 
@@ -16,7 +17,8 @@ ULX3S = EngineBoard(
 # accumulators is LUT RAM. A word for 32 lanes needs 7 of the memory's 8 bytes a cycle. With 64
 # lanes, or 8 vector lanes, no placement that was tried met this clock.
 ULX3S_ACCELERATOR = AcceleratorBoard(
-    name="ulx3s-accelerator", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s", clock_hz=80_000_000,
+    name="ulx3s-accelerator", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
+    clock_hz=80_000_000,
     pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
     config=AcceleratorConfig(
         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
@@ -30,7 +32,8 @@ ULX3S_ACCELERATOR = AcceleratorBoard(
 # bytes a cycle at most. 32 lanes take 1.75 bytes each cycle of a dense list, more than it gives of
 # a sparse one.
 ULX3S_85F = AcceleratorBoard(
-    name="ulx3s-85f", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s", clock_hz=80_000_000,
+    name="ulx3s-85f", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
+    clock_hz=80_000_000,
     pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
     config=AcceleratorConfig(
         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=128,

@@ -22,6 +22,8 @@ from hw.formats.trits import PACKINGS
 from hw.memory.axi4 import Axi4Master
 from hw.memory.block_ram_memory import BlockRamMemory
 from hw.memory.read_engine import ReadEngine
+from hw.memory.sdram import SdramController
+from hw.memory.sdram_chip import SdramChip
 from hw.output.top_k import TopK
 from hw.synth.floorplan import block_ram_site
 from hw.synth.measure import Unit
@@ -122,6 +124,11 @@ UNITS: dict[str, Unit] = {
                                            depth=2 ** 14, target="ecp5"), bars=(_clock(95),)),
     "axi4": Unit(unit="AXI4 manager", format="8 bytes", build=partial(Axi4Master, **_PORT),
                  clock_mhz=150, bars=(_clock(95),)),
+    "sdram": Unit(unit="SDRAM controller", format="x16, 4 bytes", clock_mhz=170,
+                  bars=(Bar("lut4_eq", "<=", 900), _clock(140), Bar("block_ram", "<=", 2)),
+                  build=partial(SdramController, chip=SdramChip(cas_latency=3),
+                                clock_hz=133_000_000, address_width=25, port_bytes=4,
+                                target="ecp5")),
     "dispatch": Unit(unit="dispatch and decoder", format="", build=partial(Dispatch, _ACCELERATOR),
                      clock_mhz=150, bars=(_clock(95),)),
     "top-k": Unit(unit="top-k", format="int24", build=partial(TopK, _ACCELERATOR),

@@ -10,6 +10,13 @@ from numpy.typing import NDArray
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import ATTENTION, MASKED, Function, Instruction, Opcode
 from hw.link.protocol import CRC_BYTES
+from hw.memory.sdram_chip import (
+    REFRESHES,
+    SdramChip,
+    SdramCycles,
+    columns_per_transfer,
+    refresh_interval,
+)
 from sim.golden.frames import encode_frame
 from sim.golden.gearbox import port_transfers
 from sim.golden.select import select_bound
@@ -21,7 +28,8 @@ __all__ = ["INSTRUCTION_CYCLES", "SCALAR_CYCLES", "append_cycles", "axi4_read_cy
            "engine_row_cycles", "engine_row_period", "engine_sequence", "fetch_cycles",
            "frame_delivery_cycles", "frame_send_cycles", "gearbox_cycles", "instruction_cycles",
            "list_cycles", "load_cycles", "pv_cycles", "norm_cycles", "quantize_cycles",
-           "port_transfers", "product_cycles", "qk_cycles", "qk_fault_cycles",
+           "port_transfers", "product_cycles", "qk_cycles", "qk_fault_cycles", "sdram_cycles",
+           "sdram_refresh_cycles", "sdram_share",
            "select_cycles", "store_cycles", "threshold_cycles", "top_k_cycles", "touched_transfers",
            "uart_cycles", "vector_cycles"]
 
@@ -571,3 +579,61 @@ def fetch_cycles(transfers: list[int], *, latency: int, aligned: bool = True,
     """
     # 16 cycles make the table, 6 the read; the queue takes 3, the aligner 2.
     return 22 + latency + 3 + 2 * aligned + sum(transfers) + padded_list
+
+
+def sdram_refresh_cycles(chip: SdramChip, clock_hz: int, *, port_bytes: int) -> int:
+    """Cycles by which a group of refreshes makes a stream of reads longer.
+
+    From the last READ before it to the first one behind it: the rows are closed when they may be,
+    refreshed, and one is opened.
+    """
+    t, columns = chip.cycles(clock_hz), columns_per_transfer(chip, port_bytes)
+    held = max(columns, max(t.t_ras, t.t_rc - t.t_rp) - t.t_rcd, 2)
+    # Four cycles from the end of a pause to the ACTIVE lie in t_rfc.
+    return (held + t.t_rp + (REFRESHES - 1) * t.t_rfc + max(t.t_rfc, 4)
+            + _sdram_opening_cycles(t) - columns)
+
+
+def _sdram_opening_cycles(t: SdramCycles) -> int:
+    """Cycles from the ACTIVE of a row to its first READ, if nothing else is under way."""
+    return max(3, t.t_rcd, t.t_rrd - 1)
+
+
+def sdram_cycles(chip: SdramChip, clock_hz: int, transfers: int, *, port_bytes: int,
+                 pin_cycles: int = 2, refresh_groups: int = 0, row_commands: int = 0) -> int:
+    """Cycles of the SDRAM controller from the first read accepted to the last transfer delivered.
+
+    Both are included; the reads follow one another in time and in place, and begin in a row that
+    is to be opened. Where a transfer has two columns or more, rows are opened behind the data, if
+    each read has 17 transfers or more; where it has but one, each command to open or close a row
+    takes its cycle, if each read has 64 or more.
+
+    Parameters
+    ----------
+    chip : SdramChip
+    clock_hz : int
+    transfers : int
+        Of all reads.
+    port_bytes, pin_cycles : int
+        As in :class:`hw.memory.sdram.SdramController`.
+    refresh_groups : int
+        Groups of refreshes among them; when they come depends on what was before.
+    row_commands : int
+        ACTIVE and PRECHARGE commands, where a transfer has but one column.
+    """
+    t, columns = chip.cycles(clock_hz), columns_per_transfer(chip, port_bytes)
+    cycles = transfers * columns + chip.cas_latency + pin_cycles + 10 + _sdram_opening_cycles(t)
+    cycles += refresh_groups * sdram_refresh_cycles(chip, clock_hz, port_bytes=port_bytes)
+    if columns == 1:
+        # The first one opens, and a group of refreshes closes and opens while nothing streams.
+        cycles += row_commands - 1 - 2 * refresh_groups
+    return cycles
+
+
+def sdram_share(chip: SdramChip, clock_hz: int, *, port_bytes: int) -> float:
+    """Share of the data bus that a stream of reads uses, refreshes included.
+
+    As :func:`sdram_cycles` counts, with two columns or more in a transfer.
+    """
+    refresh = sdram_refresh_cycles(chip, clock_hz, port_bytes=port_bytes)
+    return 1 - refresh / refresh_interval(chip, clock_hz, port_bytes)
