@@ -1,5 +1,7 @@
 """The accelerator: token in, largest logits out. Instances and connections of all units."""
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -23,11 +25,13 @@ from hw.output.writeback import WriteBack, scalar_layout
 from hw.vector.memory import VectorMemory
 from hw.vector.unit import VectorUnit
 
-__all__ = ["UNITS", "Accelerator"]
+__all__ = ["Accelerator", "unit_names"]
 
-#: Units that wait for commands, and do nothing meanwhile.
-UNITS = ("quantizer", "sparsity_policy", "vector_unit", "load_store", "write_back", "top_k",
-         "dispatch", "execution_reader", "prefetch_reader", "rows")
+def unit_names(config: AcceleratorConfig) -> tuple[str, ...]:
+    """Return the names of the units that wait for commands, and do nothing meanwhile."""
+    return ("quantizer", *(("sparsity_policy",) if config.masks else ()), "vector_unit",
+            "load_store", "write_back", "top_k", "dispatch", "execution_reader", "prefetch_reader",
+            "rows")
 
 
 class Accelerator(wiring.Component):
@@ -40,8 +44,8 @@ class Accelerator(wiring.Component):
     ----------
     config : AcceleratorConfig
     unit_clocks : bool
-        Units have clock domains of their own, by the names in :data:`UNITS`: for a simulator that
-        leaves out what would change nothing. Otherwise all is in the one domain.
+        Units have clock domains of their own, by :func:`unit_names`: for a simulator that leaves
+         out what would change nothing. Otherwise all is in the one domain.
 
     Members
     -------
@@ -54,9 +58,9 @@ class Accelerator(wiring.Component):
     executing : Out
         Index of the instruction that is executed, for whoever counts cycles.
     active : Out
-        A bit for each of :data:`UNITS`: whether the next clock edge changes anything in it but what
-        the edge that accepts its next command overwrites. Without that edge, nothing else changes
-        in any cycle.
+        A bit for each of :func:`unit_names`: whether the next clock edge changes anything in it but
+        what the edge that accepts its next command overwrites. Without that edge, nothing else
+        changes in any cycle.
 
     Raises
     ------
@@ -77,7 +81,7 @@ class Accelerator(wiring.Component):
     def __init__(self, config: AcceleratorConfig, *, unit_clocks: bool = False):
         self.config = config
         self._unit_clocks = unit_clocks
-        *_, execution, prefetch, rows = UNITS if unit_clocks else 3 * ("sync",)
+        *_, execution, prefetch, rows = unit_names(config) if unit_clocks else 3 * ("sync",)
         self._dispatch = Dispatch(config, reader_domain=execution)
         self._prefetch = Prefetch(config, reader_domain=prefetch)
         self._read_engine, self._load_store = ReadEngine(config), LoadStore(config)
@@ -91,14 +95,16 @@ class Accelerator(wiring.Component):
             "memory": Out(port_signature(address_width=config.address_width,
                                          port_bytes=config.port_bytes)),
             "executing": Out(self._dispatch.executing.shape()),
-            "active": Out(len(UNITS)),
+            "active": Out(len(unit_names(config))),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
         dispatch, load_store = self._dispatch, self._load_store
-        quantizer, sparsity_policy = Quantizer(config), SparsityPolicy(config)
+        quantizer, policies = Quantizer(config), []
+        if config.masks:
+            policies.append(SparsityPolicy(config))
         vector_unit, write_back, top_k = VectorUnit(config), WriteBack(config), TopK(config)
         m.submodules.prefetch = prefetch = self._prefetch
         m.submodules.read_engine = read_engine = self._read_engine
@@ -107,9 +113,10 @@ class Accelerator(wiring.Component):
         m.submodules.sparse_vector = sparse_vector = SparseVectorMemory(config)
         m.submodules.column_router = router = ColumnRouter(config)
         m.submodules.vector_memory = vector_memory = VectorMemory(
-            config, readers=(3 + bool(config.context), 2), writers=3)
-        units = quantizer, sparsity_policy, vector_unit, load_store, write_back, top_k, dispatch
-        for name, unit in zip(UNITS, units, strict=False):
+            config, readers=(3 + bool(config.context), 1 + bool(config.masks)), writers=3)
+        units: list[Any] = [quantizer, *policies, vector_unit, load_store, write_back, top_k,
+                            dispatch]
+        for name, unit in zip(unit_names(config), units, strict=False):
             m.submodules[name] = DomainRenamer(name)(unit) if self._unit_clocks else unit
         m.d.comb += self.active.eq(Cat(
             (unit.active for unit in (*units, dispatch.reader, prefetch.reader)),
@@ -123,13 +130,11 @@ class Accelerator(wiring.Component):
                 (vector_unit.o_results, dispatch.i_numbers),
                 (dispatch.o_quantizes, quantizer.i_commands),
                 (quantizer.o_results, dispatch.i_quantized),
-                (dispatch.o_selections, sparsity_policy.i_commands),
                 (dispatch.o_write_backs, write_back.i_commands),
                 (dispatch.o_choices, top_k.i_commands),
                 (dispatch.o_moves, load_store.i_moves),
                 (dispatch.o_products, sparse_vector.i_products),
                 (dispatch.o_entries, collector.i_token),
-                (sparsity_policy.o_entries, collector.i_entries),
                 (collector.o_entries, sparse_vector.i_entries),
                 (sparse_vector.o_jobs, engine_slice.i_jobs),
                 (sparse_vector.o_entries, router.i_entries),
@@ -162,19 +167,27 @@ class Accelerator(wiring.Component):
             readers.append(attention.read)
             self._connect_attention(m, dispatch, prefetch, read_engine, load_store, attention)
         for reads, users in ((vector_memory.reads_0, readers),
-                             (vector_memory.reads_1, (vector_unit.read_1, sparsity_policy.read))):
+                             (vector_memory.reads_1, (
+                                 vector_unit.read_1, *(policy.read for policy in policies)))):
             for port, user in zip(reads, users, strict=True):
                 wiring.connect(m, user, port)
         for port, user in zip(vector_memory.writes,
                               (vector_unit.write, write_back.write, load_store.write), strict=True):
             wiring.connect(m, user, port)
 
-        # Norms may still be on their way when their list is packed.
-        norms_loaded = ~dispatch.loading
+        entries = quantizer.o_entries
+        for policy in policies:
+            connect_stream(m, dispatch.o_selections, policy.i_commands)
+            # Norms may still be on their way when their list is packed.
+            norms_loaded = ~dispatch.loading
+            m.d.comb += [
+                policy.i_entries.p.eq(entries.p),
+                policy.i_entries.valid.eq(entries.valid & norms_loaded),
+                entries.ready.eq(policy.i_entries.ready & norms_loaded),
+            ]
+            entries = policy.o_entries
+        connect_stream(m, entries, collector.i_entries)
         m.d.comb += [
-            sparsity_policy.i_entries.p.eq(quantizer.o_entries.p),
-            sparsity_policy.i_entries.valid.eq(quantizer.o_entries.valid & norms_loaded),
-            quantizer.o_entries.ready.eq(sparsity_policy.i_entries.ready & norms_loaded),
             collector.quantize_valid.eq(dispatch.o_quantizes.valid),
             collector.quantize_begins.eq(accepted(dispatch.o_quantizes)),
             collector.sparse.eq(dispatch.o_quantizes.p.sparse),
@@ -184,8 +197,7 @@ class Accelerator(wiring.Component):
             router.on_demand.eq(collector.on_demand),
             router.by_row.eq(dispatch.o_products.p.by_row if config.engine.row_columns else 0),
             router.product_begins.eq(accepted(engine_slice.i_jobs)),
-            dispatch.list_complete.eq(accepted(sparsity_policy.o_entries)
-                                      & sparsity_policy.o_entries.p.end),
+            dispatch.list_complete.eq(accepted(entries) & entries.p.end),
             dispatch.written_back.eq(write_back.done),
             dispatch.chosen.eq(accepted(top_k.o_top_k) & top_k.o_top_k.p.last),
             dispatch.moved.eq(load_store.loaded | load_store.stored),

@@ -248,6 +248,8 @@ class AcceleratorConfig:
         Transfers of the memory port that are read ahead, a power of two.
     top_k : int
         Largest logits that one TOP_K delivers.
+    masks : int
+        1 with the sparsity policy, which masks lists (KEEP_TOP_K, KEEP_ABOVE); 0 leaves it out.
     address_width : int
         Bits of a byte address: the memory has ``2**address_width`` bytes.
     context : int
@@ -273,6 +275,7 @@ class AcceleratorConfig:
     product_depth: int = 4
     queue_words: int = 1024
     top_k: int = 16
+    masks: int = 1
     address_width: int = 32
     context: int = 0
     head_elements: int = 64
@@ -284,7 +287,8 @@ class AcceleratorConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and (field.name, value) != ("context", 0):
+            if field.type is int and (field.name, value) not in (
+                    ("context", 0), ("masks", 0)):
                 positive_int(f"Configuration field {field.name}", value)
         for name in ("program_depth", "queue_words"):
             value = getattr(self, name)
@@ -302,6 +306,8 @@ class AcceleratorConfig:
         if self.vector_depth % self.vector_lanes:
             raise ValueError(f"Vector depth ({self.vector_depth}) must be a multiple of the result "
                              f"lane count ({self.vector_lanes})")
+        if self.masks > 1:
+            raise ValueError(f"Configuration field masks must be 0 or 1, not {self.masks}")
         if self.engine.activation_width != 8:
             raise ValueError(f"Activation width of an accelerator's engine must be 8, "
                              f"not {self.engine.activation_width}")

@@ -52,7 +52,8 @@ def opcodes(config: AcceleratorConfig) -> list[Opcode]:
 def functions(config: AcceleratorConfig) -> dict[Opcode, tuple[Function, ...]]:
     """Return the functions of each opcode that has some."""
     return {opcode: tuple(function for function in found
-                          if CACHE_FORMATS.get(function, "bf16") in config.cache_formats)
+                          if CACHE_FORMATS.get(function, "bf16") in config.cache_formats
+                          and (config.masks or function not in MASKED))
             for opcode, found in FUNCTIONS.items() if opcode in opcodes(config)}
 
 

@@ -107,6 +107,9 @@ MAKERS: dict[str, Maker] = {
     "host experiment device": Maker(
         ("compression_device",), _always("host/cli/experiment/device.py", "host.compress.pareto",
                                          *_SIMULATED)),
+    "host experiment board": Maker(
+        ("board_tokens",), _always("host.measure.board_tokens", "sim/fast/",
+                                   "host.compiler.compile")),
     "host experiment netlist": Maker(("netlists",), _always(*_BOARD_NETLIST)),
 }
 

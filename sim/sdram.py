@@ -36,6 +36,10 @@ def sdram_bus_layout(chip: SdramChip) -> data.StructLayout:
         "dqm": chip.column_bytes, "ba": 2, "a": chip.address_bits, "dq": chip.data_bits})
 
 
+#: Chips that a controller has initialized since the simulation began: they have power.
+_INITIALIZED: set[str] = set()
+
+
 class _Bank:
     """What a bank has open, and when it got the last commands of each kind, in nanoseconds."""
 
@@ -80,6 +84,7 @@ class SdramModel:
     def __init__(self, dut: Any, name: str, chip: SdramChip, *, clock_hz: int, burst: int,
                  lead: int = 0, seed: int = 0):
         self._dut, self._chip, self._burst, self._lead = dut, chip, burst, lead
+        self._name = name
         self._bus, self._dq = dut[f"{name}_bus"], dut[f"{name}_dq"]
         self._period = 1e9 / clock_hz
         self._random = random.Random(seed)
@@ -95,8 +100,14 @@ class SdramModel:
         self._reading: tuple[int, int] | None = None            # bank, last edge that drives
         self.refreshes = self.columns = 0
         self.commands: dict[str, int] = dict.fromkeys(_COMMANDS.values(), 0)
+        self._last_refresh = self._last_mode = self._last_active = float("-inf")
         self._begin()
         self._task = cocotb.start_soon(self._run())
+
+    @property
+    def initialized(self) -> bool:
+        """Whether the mode register was loaded since the latest reset."""
+        return self._mode is not None
 
     def stop(self) -> None:
         """Take no more commands."""
@@ -108,12 +119,11 @@ class SdramModel:
 
     def _begin(self) -> None:
         """Expect an initialization; banks stay as they are."""
-        self._powered = self._now
+        self._powered = float("-inf") if self._name in _INITIALIZED else self._now
         self._initial: list[str] = []
         self._mode: int | None = None
         self._refreshed: deque[float] = deque(maxlen=self._chip.refresh_rows)
         self._deadline = float("inf")
-        self._last_refresh = self._last_mode = self._last_active = float("-inf")
 
     async def _run(self) -> None:
         clk, rst, bus = self._dut.clk, self._dut.rst, self._bus
@@ -174,6 +184,7 @@ class SdramModel:
                 assert address == chip.cas_latency << 4 | length, self._say(
                     command, f"mode is {address:#x}")
                 self._mode, self._last_mode = address, self._now
+                _INITIALIZED.add(self._name)
                 self._refreshed.clear()
                 self._refresh_by_now()
             case "AUTO REFRESH":

@@ -30,6 +30,7 @@ from host.devices.engine import EngineDevice
 from host.devices.errors import DeviceError
 from host.devices.generate import AcceleratorReader, EngineReader, Generator, Phase
 from host.devices.registry import NAMES, DeviceName, open_accelerator, open_engine
+from host.devices.serial_accelerator import SerialAccelerator
 from host.errors import UserError
 from host.files.image import Image, is_image, read_image
 from host.text.sampling import Sampler
@@ -332,16 +333,26 @@ def _accelerator_facts(options: argparse.Namespace, generator: Generator,
     yield _speed(device, options, cycles)
     if checked:
         machine = checked.machine
+        latency, refresh = LATENCY, REFRESH
+        if isinstance(device, SerialAccelerator):
+            latency, refresh = device.memory_timing() or (LATENCY, 0.0)
         cost = token_cycles(config, image.program.instructions, image.program.body,
-                            latency=LATENCY, refresh=REFRESH, lists=machine.list_counts(),
+                            latency=latency, refresh=refresh, lists=machine.list_counts(),
                             position=total.tokens // 2)
         yield ("... by the formula", f"{cost.cycles:,.0f}",
                f"derived; {cost.cycles / cycles - 1:+.2%}")
         trits = machine.trits / total.tokens
-        useful = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - REFRESH))
+        useful = BITS_PER_TRIT * trits / (8 * config.port_bytes * cycles * (1 - refresh))
         yield ("Trits added per cycle", f"{trits / cycles:.1f}",
                f"{device.evidence}, by {config.engine.lanes} lanes")
         yield ("Memory port, useful", f"{useful:.1%}", f"{device.evidence}, refresh not counted")
+        if isinstance(device, SerialAccelerator):
+            moved = counters.transfers / total.tokens / (cycles * (1 - refresh))
+            yield ("Memory port, used", f"{moved:.1%}",
+                   f"{device.evidence}, of what the memory can give")
+            yield ("... waits, refreshes",
+                   f"{device.waits / total.tokens:,.0f}, {device.refreshes / total.tokens:,.0f}",
+                   f"{device.evidence}: cycles with a transfer pending, a token")
         if machine.skipped:
             yield ("Weights not read",
                    f"{machine.skipped / (machine.trits + machine.skipped):.1%}",

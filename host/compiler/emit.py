@@ -745,6 +745,9 @@ class Compiler:
             self._quantize_masked(step, mask, note, fields)
 
     def _quantize_masked(self, step: Value, mask: Mask, note: str, fields: dict[str, int]) -> None:
+        if not self._config.masks:
+            raise CompileError("Masks need configuration field masks to be 1, but this accelerator "
+                               "has no sparsity policy")
         if (mask.norms != 1).any():
             count = fields["count"]
             fields["b"] = self._vectors.take("norms", count)

@@ -10,14 +10,16 @@ import numpy as np
 
 from host.compiler.compile import compile_model
 from host.compiler.errors import CompileError
+from host.models.base import LanguageModel
 from host.models.mmfreelm import Layer, TernaryLM, TernaryMatrix
 from host.text.vocabulary import Vocabulary
 from hw.boards.board import AcceleratorBoard
 from hw.records import write_record
+from sim.golden.machine import Machine
+from sim.timing.memory import memory_timing
 from sim.timing.program import token_cycles
-from sim.timing.units import block_ram_memory_cycles
 
-__all__ = ["Fit", "Shape", "fit", "largest", "write_fits"]
+__all__ = ["Fit", "ModelFit", "Shape", "fit", "fit_model", "largest", "write_fits"]
 
 _HEAD_PLANES = 3        # trit planes of embedding and head
 
@@ -105,14 +107,70 @@ def fit(board: AcceleratorBoard, shape: Shape) -> Fit:
                            f"{board.name}, but its {shape.trits:,} trits alone have "
                            f"{shape.trits // 5:,}")
     image = compile_model(shape.model(), config)
+    latency, refresh = memory_timing(board)
     cost = token_cycles(config, image.program.instructions, image.program.body,
-                        latency=block_ram_memory_cycles([1]) - 1)
+                        latency=latency, refresh=refresh)
     return Fit(
         shape=shape, trits=sum(part.trits for part in image.parts), bytes=len(image.memory),
         left=config.memory_bytes - len(image.memory),
         instructions=len(image.program.instructions),
         elements=sum(count for _, count in image.program.vectors.values()),
         cycles=cost.cycles, limit=cost.limit, tokens_per_second=board.clock_hz / cost.cycles)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFit:
+    """A model on a board.
+
+    Attributes
+    ----------
+    bytes, left : int
+        Of the memory, used by the image and its caches, and not.
+    cycles : float
+        Of a token, derived from the lists that tokens of a text had.
+    limit : str
+        What binds.
+    tokens_per_second : float
+        At the board's clock, derived.
+    """
+
+    bytes: int
+    left: int
+    cycles: float
+    limit: str
+    tokens_per_second: float
+
+
+def fit_model(board: AcceleratorBoard, model: LanguageModel, tokens: Sequence[int]) -> ModelFit:
+    """Compile a model for a board, and derive what a token costs where zeros are left out.
+
+    Parameters
+    ----------
+    board : AcceleratorBoard
+    model : LanguageModel
+    tokens : sequence of int
+        A text that the golden machine reads, for what its lists hold; the first token of a
+        sequence is not counted.
+
+    Raises
+    ------
+    CompileError
+        If the model does not fit: the first thing that is too small.
+    """
+    config = board.config
+    image = compile_model(model, config, sparse=True)
+    latency, refresh = memory_timing(board)
+    program = image.program
+    machine = Machine(config, program.encoded(), image.contents())
+    costs = []
+    for index, token in enumerate(tokens):
+        machine.lists.clear()
+        machine.run(token, program.start(new=index == 0))
+        costs.append(token_cycles(config, program.instructions, program.body, latency=latency,
+                                  refresh=refresh, lists=machine.list_counts(), position=index))
+    cycles = float(np.mean([cost.cycles for cost in costs[1:]]))
+    return ModelFit(image.memory_bytes, config.memory_bytes - image.memory_bytes, cycles,
+                    costs[-1].limit, board.clock_hz / cycles)
 
 
 def largest(board: AcceleratorBoard, shape: Shape) -> Fit:

@@ -83,6 +83,13 @@ class AcceleratorDevice(Device[AcceleratorConfig]):
         DeviceError
             If the image was made for another configuration, or the device has no room for it.
         """
+        self.check(image)
+        self._image, self._continues = None, False
+        self._load(image, report or (lambda done, what: None))
+        self._image = image
+
+    def check(self, image: Image) -> None:
+        """Raise ``DeviceError`` if an image was made for another device, or is too large."""
         check_configuration(f"Image of {image.model}", image.config, self.config)
         for what, size, limit in (
                 ("instructions", len(image.program.instructions), self.config.program_depth),
@@ -90,9 +97,6 @@ class AcceleratorDevice(Device[AcceleratorConfig]):
             if size > limit:
                 raise DeviceError(f"Image of {image.model} must have at most {limit} {what} for "
                                   f"the {self.label}, not {size}")
-        self._image, self._continues = None, False
-        self._load(image, report or (lambda done, what: None))
-        self._image = image
 
     def token(self, token: int, *, new: bool = False, slot: int | None = None) -> TokenResult:
         """Make the passes over the program that a token takes.

@@ -11,6 +11,8 @@ from host.devices.errors import DeviceError
 from host.devices.link import BusyError
 from host.devices.serial_board import SerialBoard, packed
 from host.files.image import Image
+from hw.boards.board import AcceleratorBoard
+from hw.boards.catalog import BOARDS
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, MemoryFailure
 from hw.link.protocol import (
@@ -23,6 +25,7 @@ from hw.link.protocol import (
     transfer_bytes,
 )
 from sim.golden.machine import MachineFault, TopKResult
+from sim.timing.memory import memory_timing
 
 __all__ = ["SerialAccelerator", "accelerator_config"]
 
@@ -51,6 +54,9 @@ class SerialAccelerator(AcceleratorDevice):
     Attributes
     ----------
     link : Link
+    waits, refreshes : int
+        Of all passes: cycles in which a transfer of the memory port was pending and none moved, and
+        refreshes that the memory began.
 
     Raises
     ------
@@ -70,11 +76,17 @@ class SerialAccelerator(AcceleratorDevice):
         self.link = self._board.link
         super().__init__(accelerator_config(self._board.facts["accelerator"]))
         self.label = f"accelerator on {port}"
+        self.waits = self.refreshes = 0
         self._transfers = AcceleratorTransfers(self.config)
 
     def info(self) -> dict[str, Any]:
         """Facts of every device, and the board's name and clock."""
         return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
+
+    def memory_timing(self) -> tuple[int, float] | None:
+        """Return latency and idle share of the board's memory; None if the board is not known."""
+        board = BOARDS.get(self._board.facts["board"])
+        return memory_timing(board) if isinstance(board, AcceleratorBoard) else None
 
     def status(self) -> dict[str, int]:
         """Return the device's counters; ``cycles`` are those of the latest token."""
@@ -82,6 +94,21 @@ class SerialAccelerator(AcceleratorDevice):
 
     def _load(self, image: Image, report: Report) -> None:
         """Write program and memory, unless the board's mark says that they are there already."""
+        self._write(image, report, memory=True)
+
+    def adopt(self, image: Image) -> None:
+        """Write the program of an image whose memory the device holds already, by other means.
+
+        Raises
+        ------
+        DeviceError
+            As :meth:`load` does.
+        """
+        self.check(image)
+        self._write(image, lambda share, what: None, memory=False)
+        self._image = image
+
+    def _write(self, image: Image, report: Report, *, memory: bool) -> None:
         self._reset()
         program = image.program
         # What lies behind the program must be no instruction of another one.
@@ -95,7 +122,8 @@ class SerialAccelerator(AcceleratorDevice):
         rows = np.frombuffer(encoded, np.uint8).reshape(-1, INSTRUCTION_BYTES)
         indices = np.arange(len(rows), dtype="<u2").view(np.uint8).reshape(-1, 2)
         self._send(Command.PROGRAM, np.concatenate([indices, rows], axis=1).tobytes())
-        self.write(0, image.memory, lambda share: report(share, "writing the weights"))
+        if memory:
+            self.write(0, image.memory, lambda share: report(share, "writing the weights"))
         self._send(Command.MARK, mark.digest()[:MARK_BYTES])
         report(1.0, "ready")
 
@@ -185,6 +213,8 @@ class SerialAccelerator(AcceleratorDevice):
                 raise
             best = [self._best() for _ in range(self._image.program.emissions(start))]
             counted = self.status()
+        self.waits += counted["waits"]
+        self.refreshes += counted["refreshes"]
         return TokenResult(best, counted["cycles"], counted["transfers"])
 
     def _reset(self) -> None:

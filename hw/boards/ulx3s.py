@@ -39,6 +39,6 @@ ULX3S_85F = AcceleratorBoard(
         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=128,
                             max_planes=3, max_batch=1, index_width=12, port_bytes=4,
                             row_columns=256, target="ecp5"),
-        vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16,
+        vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
         address_width=25),
     sdram=SdramChip(), high_outputs=("uart_tx_enable",))

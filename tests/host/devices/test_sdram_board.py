@@ -1,12 +1,15 @@
 """A board with SDRAM, from its serial pins to the chip: a model is loaded and writes tokens."""
 
 import dataclasses
+import re
 
 import pytest
 
+from host.cli.main import main
 from host.compiler.compile import compile_model
 from host.devices.checked import CheckedTokens
 from host.devices.serial_accelerator import SerialAccelerator
+from host.files.image import write_image
 from host.models.examples import tiny_model
 from hw.boards.board import AcceleratorBoard
 from hw.config import AcceleratorConfig, EngineConfig
@@ -73,10 +76,39 @@ def test_preloaded(program, image, tmp_path):
     contents.write_bytes(image.memory)
     with serial_port(program, BOARD, contents=contents) as port:
         accelerator = SerialAccelerator(port, config=CONFIG, timeout=60.0)
-        accelerator.load(dataclasses.replace(image, memory=b""))
-        accelerator.close()
-        accelerator = SerialAccelerator(port, config=CONFIG, timeout=60.0)
-        accelerator._image = image
+        accelerator.adopt(image)
         accelerator.verify()
         write_tokens(accelerator, image)
         accelerator.close()
+
+
+def test_run(program, image, tmp_path, capsys):
+    """Nothing is sent at the second start, and the counters of the board are shown."""
+    path = tmp_path / "image"
+    write_image(path, image)
+    with serial_port(program, BOARD) as port:
+        for _ in range(2):
+            assert main(["run", str(path), "a", "--device", f"serial:{port}", "--tokens", "3"]) == 0
+            out = capsys.readouterr().out
+            assert re.search(r"Logits delivered +\d+ +all equal to the golden machine", out)
+            assert re.search(r"Memory port, used +\d+\.\d% +measured", out)
+            assert re.search(r"\.\.\. waits, refreshes +[\d,]+, \d+ +measured", out)
+
+
+@pytest.mark.parametrize(("change", "rule"), [
+    ({"t_rcd_ns": 60}, "tRCD"), ({"t_rp_ns": 60}, "tRP"), ({"t_rfc_ns": 140}, "tRFC"),
+    ({"t_ras_ns": 200}, "tRAS"), ({"cas_latency": 3}, "another CAS latency"),
+    ({"refresh_us": 16_000}, "late by more than eight intervals")])
+def test_a_slower_chip_is_noticed(program, image, change, rule):
+    """The board was made for another chip: the simulated one says which rule is broken."""
+    slower = dataclasses.replace(BOARD, sdram=dataclasses.replace(CHIP, **change))
+
+    def use():
+        with serial_port(program, slower) as port:
+            accelerator = SerialAccelerator(port, config=CONFIG, timeout=4.0)
+            accelerator.load(image)
+            write_tokens(accelerator, image)
+
+    with pytest.raises(RuntimeError, match=rf"^The simulation of board simulated has ended: SDRAM, "
+                                           rf"cycle \d+: .*({rule})$"):
+        use()

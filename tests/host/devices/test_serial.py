@@ -270,7 +270,8 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    message = r"^Board must be one of 'ulx3s', 'ulx3s-accelerator', 'icebreaker', not 'x'$"
+    message = r"^Board must be one of 'ulx3s', 'ulx3s-accelerator', 'ulx3s-85f', " \
+              r"'icebreaker', not 'x'$"
     with pytest.raises(ValueError, match=message):
         SerialEngine("/dev/nothing", board="x")
 
@@ -278,7 +279,7 @@ def test_unknown_board():
 @pytest.mark.parametrize(("answer", "problem"), [
     (b"OK", "does not describe itself as a board of this project"),
     (b"[]", "does not describe itself as a board of this project"),
-    (b'{"protocol":9}', "must speak protocol version 1, not 9; build its bitstream again"),
+    (b'{"protocol":9}', "must speak protocol version 2, not 9; build its bitstream again"),
 ])
 def test_device_of_another_kind(device, port, monkeypatch, answer, problem):
     monkeypatch.setattr("host.devices.link.Link.request", lambda *arguments: answer)
