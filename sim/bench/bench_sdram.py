@@ -149,13 +149,13 @@ class Port:
         self.writes = StreamSource(dut, f"port_{name}__writes", self.write_shape, stall=stall,
                                    seed=seed + 2)
 
-    async def write(self, address: int, transfers: int) -> None:
-        """Write a burst of random bytes."""
+    async def write(self, address: int, transfers: int, *, last: bool = True) -> None:
+        """Write a burst of random bytes, or without ``last`` the beginning of one."""
         text = self.rng.randbytes(transfers * self.bytes)
         self.contents[address:address + len(text)] = text
         self.written[address:address + len(text)] = bytes([1]) * len(text)
         await self.writes.send(
-            {"address": address + k, "last": k + self.bytes == len(text),
+            {"address": address + k, "last": last and k + self.bytes == len(text),
              "data": int.from_bytes(text[k:k + self.bytes], "little")}
             for k in range(0, len(text), self.bytes))
 
@@ -385,6 +385,22 @@ async def nobody_takes_what_is_read(dut, first, name="narrow"):
     assert (chip.columns - columns) // port.setup.columns == read + count
     await port.take(bursts)
     await port.read([(3 * 256 * port.bytes, count)])
+
+
+@cocotb.test(timeout_time=2, timeout_unit="ms")
+async def reads_find_transfers_of_a_burst_that_goes_on(dut, name="x16"):
+    """Read in the midst of a burst, and find the transfers that were accepted before."""
+    await begin(dut)
+    model(dut, name)
+    port = Port(dut, name)
+    for begun in (1, 5, 7, 8, 13):
+        place = 64 * begun * port.bytes
+        await port.write(place, 20)             # what must not be found
+        await port.write(place, begun, last=False)
+        reading = cocotb.start_soon(port.read([(place, begun)]))
+        await ClockCycles(dut.clk, 60)
+        await port.write(place + begun * port.bytes, 20 - begun)
+        await reading
 
 
 @cocotb.test(timeout_time=4, timeout_unit="ms")
