@@ -145,10 +145,20 @@ class Rules:
         return bool(valid and not waited), bool(valid and ready), payload
 
     async def _run(self) -> None:
+        resets = 0                              # cycles of a reset
         while True:
             await RisingEdge(self._dut.clk)
             if self._dut.rst.value:
+                # Subordinate and manager are reset together, and owe nothing afterwards.
+                resets += 1
+                self._waiting.clear()
+                for lengths in self.owed.values():
+                    lengths.clear()
+                self.unanswered = 0
+                if resets > 1:
+                    assert self._get("awvalid", "wvalid", "arvalid") == (0, 0, 0), "in reset"
                 continue
+            resets = 0
             for channel in ("aw", "ar"):
                 names = [channel + name for name in ("addr", "len", "size", "burst", "cache",
                                                      "prot")]
