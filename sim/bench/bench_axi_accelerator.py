@@ -247,6 +247,30 @@ async def writes_are_taken_whole_or_refused(dut):
     assert await port.read("PROGRAM_INDEX") == {"index": config.program_depth}
 
 
+@cocotb.test(timeout_time=200, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.6])
+async def accesses_under_way_together(dut, stall):
+    """Ask for several writes and reads at once: addresses and data come at any distance."""
+    device = Device(dut, register_stall=stall, seed=9)
+    await device.start()
+    port, rng = device.registers, random.Random(8)
+    bits = {"BASE_HIGH": 32, "TOKEN": device.config.engine.index_width, "INTERRUPT_ENABLE": 3,
+            "FIRST": device.config.program_depth.bit_length() - 1}
+    for _ in range(12):
+        values = {name: rng.getrandbits(width) for name, width in bits.items()}
+        order = rng.sample(list(bits), len(bits))
+        writes = [cocotb.start_soon(port.write_word(REGISTERS[name].address, values[name]))
+                  for name in order]
+        reads = [cocotb.start_soon(port.read_word(REGISTERS["IDENTIFICATION"].address + place))
+                 for place in (0, 4, 8)]
+        assert [await task for task in writes] == [0] * len(writes)
+        assert [await task for task in reads] == [
+            (IDENTIFICATION, 0), (MAP_VERSION[0] << 16 | MAP_VERSION[1], 0),
+            (device.config.configuration_hash(), 0)]
+        for name, value in values.items():
+            assert await port.read_word(REGISTERS[name].address) == (value, 0), name
+
+
 @cocotb.test(timeout_time=400, timeout_unit="us")
 @cocotb.parametrize(stall=[0.0, 0.5])
 async def tokens_equal_golden(dut, stall):
