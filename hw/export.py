@@ -199,20 +199,30 @@ def _module(name: str, component: wiring.Component, *, axi: bool) -> tuple[str, 
     else:
         clock, reset = domain.clk, domain.rst
     ports = [_Port(clock, In), _Port(reset, In), *ports]
-    if isinstance(component, AxiAccelerator):
-        attributes = interface_attributes((port.signal.name for port in ports),
-                                          port_bytes=component.config.port_bytes)
-        for port in ports:
-            port.signal.attrs.update(attributes[port.signal.name])
     text = verilog.convert(m, name=name, ports=[port.signal for port in ports], emit_src=False,
                            strip_internal_attrs=True)
-    # Yosys gives attributes to all wires of a port, but only the port is Vivado's.
-    text = re.sub(r"^( *\(\* X_INTERFACE_.*\n)+(?= *(wire|reg) )", "", text, flags=re.MULTILINE)
     # Amaranth names a module after the path of its instance, and declares what has no bits.
     text = re.sub(r"^ *wire \[-1:0\] \S+ *;\n", "", text, flags=re.MULTILINE)
     for module in sorted(re.findall(r"^module \\(\S+)", text, re.MULTILINE), key=len, reverse=True):
         text = text.replace(f"\\{module} ", _module_name(module) + " ")
+    if isinstance(component, AxiAccelerator):
+        text = _with_attributes(text, name, interface_attributes(
+            (port.signal.name for port in ports), port_bytes=component.config.port_bytes))
     return text, ports
+
+
+def _with_attributes(text: str, module: str, attributes: dict[str, dict[str, str]]) -> str:
+    """Return Verilog with attributes at the ports of a module.
+
+    Those of an Amaranth signal would go to whatever wires Yosys finds equal to it.
+    """
+    def declared(found: re.Match) -> str:
+        lines = [f'  (* {name} = "{value}" *)\n' for name, value in attributes[found[1]].items()]
+        return "".join((*lines, found[0]))
+    before, top = text.split(f"module {module}(", 1)
+    top, end, behind = top.partition("endmodule")
+    top = re.sub(r"^  (?:input|output) (?:\[\d+:0\] )?(\w+);$", declared, top, flags=re.MULTILINE)
+    return f"{before}module {module}({top}{end}{behind}"
 
 
 def _module_name(path: str) -> str:

@@ -101,6 +101,7 @@ def pynq_driver() -> type:
 
         def accelerator(self, **settings: Any) -> MappedAccelerator:
             """Open the accelerator, with the settings of :class:`MappedAccelerator`."""
-            return MappedAccelerator(PynqBus(self, pynq.allocate), **{"name": self._name} | settings)
+            return MappedAccelerator(PynqBus(self, pynq.allocate),
+                                     **{"name": self._name} | settings)
 
     return TallyAccelerator

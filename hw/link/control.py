@@ -7,7 +7,7 @@ from amaranth.lib import fifo, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
-from hw.common.stream import accepted, connect_stream
+from hw.common.stream import accepted
 from hw.config import AcceleratorConfig
 from hw.control.dispatch import fault_layout, token_layout
 from hw.control.program import program_layout

@@ -175,7 +175,7 @@ async def errors_of_the_memory_are_named(dut):
 
 @cocotb.test(timeout_time=3, timeout_unit="ms")
 async def nothing_waits_forever(dut):
-    """A memory that does not answer, and somebody else at the registers, become DeviceErrors."""
+    """Raise when the memory does not answer, and when somebody else uses the registers."""
     bench = await started(dut)
     requests = bench.memory.channels["ar"]
 

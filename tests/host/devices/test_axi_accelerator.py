@@ -70,7 +70,7 @@ class Registers:
 
     def __init__(self, **values):
         text = description(CONFIG)
-        self.words = {name: 0 for name in REGISTERS} | {
+        self.words = dict.fromkeys(REGISTERS, 0) | {
             "IDENTIFICATION": IDENTIFICATION, "VERSION": 1 << 16, "DESCRIPTION": len(text),
             "CONFIGURATION": CONFIG.configuration_hash()} | values
         self.text = text
