@@ -134,6 +134,7 @@ class MappedAccelerator(AcceleratorDevice):
         self._memory: SharedMemory | None = None
         self._room = 0                          # bytes of the memory
         self._settled = False                   # no pass was cut off
+        self._opened = False                    # no pass has begun since the reset
         found = self.registers("IDENTIFICATION")["number"]
         if found != IDENTIFICATION:
             raise DeviceError(f"The {self.label} must have {IDENTIFICATION:#010x} in "
@@ -228,16 +229,11 @@ class MappedAccelerator(AcceleratorDevice):
                 self._memory.free()
                 self._memory = None
             self._memory, self._room = self._bus.allocate(room), room
-        base = self._memory.address
-        if base % page or base + room > 1 << 64:
-            raise DeviceError(f"The memory of the {self.label} must begin at a multiple of {page} "
-                              f"bytes, not at {base:#x}")
+        self._write_base(self._memory.address)
         contents = memoryview(image.memory)
         for place in range(0, len(contents), _COPIED_BYTES):
             report(place / len(contents), "writing the weights")
             self._memory.write(place, contents[place:place + _COPIED_BYTES])
-        self._write("BASE_LOW", address=(base & 0xFFFF_FFFF) >> PAGE_BITS)
-        self._write("BASE_HIGH", address=base >> 32)
         # What lies behind the program must be no instruction of another one.
         behind = len(image.program.instructions) < self.config.program_depth
         words = np.frombuffer(image.program.encoded() + bytes(behind * INSTRUCTION_BYTES), "<u4")
@@ -251,7 +247,8 @@ class MappedAccelerator(AcceleratorDevice):
         assert self._image is not None
         if not self._settled:
             self._reset()
-        self._settled = False
+        self._check_state()
+        self._settled = self._opened = False
         self._write("TOKEN", token=token)
         self._write("FIRST", instruction=start)
         self._write("CONTROL", start=1)
@@ -268,7 +265,27 @@ class MappedAccelerator(AcceleratorDevice):
         self._write("CONTROL", reset=1)
         self._wait("end its reset, for which its memory must answer",
                    lambda status: not status["resetting"])
-        self._settled = True
+        self._settled = self._opened = True
+        if self._memory is not None:
+            self._write_base(self._memory.address)
+
+    def _write_base(self, base: int) -> None:
+        """Write where the memory begins."""
+        page = 1 << PAGE_BITS
+        if base % page or not 0 <= base <= (1 << 64) - self._room:
+            raise DeviceError(f"The memory of the {self.label} must begin at a multiple of {page} "
+                              f"bytes below 2**64, not at {base:#x}")
+        self._write("BASE_LOW", address=(base & 0xFFFF_FFFF) >> PAGE_BITS)
+        self._write("BASE_HIGH", address=base >> 32)
+
+    def _check_state(self) -> None:
+        """Refuse an accelerator that somebody else has reset or used: its base may be lost."""
+        assert self._memory is not None
+        base = self.registers("BASE_HIGH")["address"] << 32 | (
+            self.registers("BASE_LOW")["address"] << PAGE_BITS)
+        if base != self._memory.address or self.registers("STATUS")["open"] != self._opened:
+            raise DeviceError(f"The {self.label} must be left alone between tokens, but somebody "
+                              f"else has reset or used it")
 
     def _best(self) -> TopKResult:
         """Take what one TOP_K delivers."""
