@@ -28,7 +28,7 @@ from sim.axi4 import DECERR, SLVERR, Rules, Subordinate, pauses
 from sim.axi_lite import LiteRules, RegisterPort
 from sim.bench.bench_accelerator import CONFIGURATIONS
 from sim.bench.bench_accelerator_axi4 import network
-from sim.golden.machine import Machine
+from sim.golden.machine import Emission, Machine
 from sim.runner import bench_case
 from sim.streams import CLOCK_NS
 
@@ -123,10 +123,8 @@ class Device:
     async def compare(self, emissions) -> None:
         """Take the results of a pass and compare them."""
         for expected in emissions:
-            wanted = [(0, row, value) for row, value in zip(
-                expected.rows.tolist(), expected.values.tolist(), strict=True)]
-            wanted.append((1, int(expected.number), int(expected.exponent)))
-            assert [await self.pop() for _ in wanted] == wanted
+            entries = wanted(expected)
+            assert [await self.pop() for _ in entries] == entries
 
     async def run(self, token: int, first: int = 0) -> None:
         """Make a pass on both; compare what it delivers and what it leaves in memory."""
@@ -145,6 +143,13 @@ class Device:
         """Wait until nothing that was written is unanswered."""
         while self.rules.unanswered:
             await RisingEdge(self.dut.clk)
+
+
+def wanted(emission: Emission) -> list[tuple[int, int, int]]:
+    """Return the results of a TOP_K as :meth:`Device.pop` returns them."""
+    logits = zip(emission.rows.tolist(), emission.values.tolist(), strict=True)
+    return [*((0, row, value) for row, value in logits),
+            (1, int(emission.number), int(emission.exponent))]
 
 
 def words(data: bytes) -> Iterator[int]:
@@ -383,7 +388,17 @@ async def nothing_hangs_the_registers_during_a_pass(dut):
     assert (await port.read("STATUS"))["busy"]
     await port.write("RESULT_POP", pop=0)
     assert await port.read("RESULTS") == {"count": 2 * rows}
-    await device.compare(expected)
+    # A logit enters for each result that leaves, and the scale for the last one of them.
+    await port.write("INTERRUPT_STATUS", done=1, results=1)
+    taken = []
+    for number in range(rows):
+        assert not (await port.read("INTERRUPT_STATUS"))["results"], number
+        taken.append(await device.pop())
+        await ClockCycles(dut.clk, 10)
+    assert (await port.read("INTERRUPT_STATUS"))["results"]
+    first, *others = expected
+    assert taken == wanted(first)
+    await device.compare(others)
     assert not (await device.end())["fault"]
     assert await port.read("RESULTS") == {"count": 0}
     assert await port.try_write("RESULT_POP", pop=1) == SLVERR
@@ -435,6 +450,10 @@ async def a_fault_stops_the_accelerator(dut, kind):
                  "INTERRUPT_STATUS", "PROGRAM_INDEX"):
         assert not any((await port.read(name)).values()), name
     assert await port.read("INTERRUPT_ENABLE") == {"done": 0, "results": 0, "fault": 1}
+    # Nothing is asked for before a pass begins, so the base can be written.
+    asked = len(rules.read_addresses)
+    await ClockCycles(dut.clk, 200)
+    assert len(rules.read_addresses) == asked
     await device.run(7)
     await device.run(1, device.body)
 
@@ -464,6 +483,7 @@ async def resets_of_the_accelerator_in_mid_pass(dut, stall):
         assert not any(device.rules.owed.values())
         assert device.rules.unanswered == 0
         assert (await port.read("STATUS"))["open"]
+        assert not any((await port.read("INTERRUPT_STATUS")).values())
         if number % 2:
             await device.write_program()
     assert cut > 3
