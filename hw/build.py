@@ -8,6 +8,7 @@
 
 Every field of the configuration is an option, for boards as well. docs/verilog.md describes the
 ports of what ``verilog`` writes, by default the whole accelerator with an AXI4 memory port.
+Unit ``axi-accelerator`` has registers on AXI4-Lite too, and files for Vivado, FuseSoC and LiteX.
 """
 
 import argparse
@@ -361,6 +362,8 @@ def _write_verilog(options: argparse.Namespace, engine: dict, accelerator: dict)
     written = write_unit(name, needed, options.output
                          or pathlib.Path("build") / f"tally_{name.replace('-', '_')}.v")
     print(f"{name} written to {written[0]}, an example of its instantiation to {written[1]}")
+    for what, path in zip(("Vivado", "FuseSoC", "LiteX"), written[2:], strict=False):
+        print(f"for {what}: {path}")
     return 0
 
 

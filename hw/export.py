@@ -1,7 +1,8 @@
 """Units as Verilog for other projects: named ports, modules with the project's prefix, an example.
 
 A port of a struct becomes one port for each field, named after the path to it; a stream's ``i_`` or
-``o_`` goes. The whole accelerator has AXI4 as its memory port, with the bus's own names.
+``o_`` goes. The whole accelerator has AXI4 as its memory port, with the bus's own names; with
+registers on AXI4-Lite, what other tools need to use it lies beside it (hw/packaging.py).
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from hw.arith.exact import ExactMultiplier
 from hw.arith.lmul import LMul
 from hw.arith.lmul_dot import LMulDot
 from hw.attention.unit import AttentionUnit
+from hw.axi_accelerator import AxiAccelerator
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.control.decode import Decoder
 from hw.control.dispatch import Dispatch
@@ -39,6 +41,7 @@ from hw.memory.load_store import LoadStore
 from hw.memory.read_engine import ReadEngine
 from hw.output.top_k import TopK
 from hw.output.writeback import WriteBack
+from hw.packaging import interface_attributes, write_packaging
 from hw.vector.unit import VectorUnit
 
 __all__ = ["LINT_WAIVERS", "UNITS", "Unit", "write_unit"]
@@ -56,6 +59,7 @@ LINT_WAIVERS = {
     "CASEINCOMPLETE": "what no case assigns keeps the value assigned before it",
     "CMPCONST": "a configuration can make a comparison true for all values",
     "UNSIGNED": "a configuration can make a comparison true for all values",
+    "SYMRSVDWORD": "a port is called interrupt, which is a function of the C library too",
 }
 
 
@@ -113,6 +117,8 @@ class _AcceleratorAxi4(wiring.Component):
 UNITS: dict[str, Unit] = {
     "accelerator": Unit("the whole accelerator, its memory port an AXI4 manager",
                         _AcceleratorAxi4),
+    "axi-accelerator": Unit("the whole accelerator with AXI4 to its memory and AXI4-Lite to its "
+                            "registers", AxiAccelerator),
     "slice": Unit("ternary engine behind a weight port of any width", EngineSlice, EngineConfig),
     "engine": Unit("ternary engine", TernaryEngine, EngineConfig),
     "gearbox": Unit("transfers to weight words of another width", Gearbox, EngineConfig),
@@ -179,7 +185,10 @@ def _expose(m: Module, component: wiring.Component) -> list[_Port]:
 
 
 def _module(name: str, component: wiring.Component, *, axi: bool) -> tuple[str, list[_Port]]:
-    """Return the Verilog of module ``name``, and its ports; AXI has its own clock and reset."""
+    """Return the Verilog of module ``name``, and its ports; AXI has its own clock and reset.
+
+    Ports of an :class:`AxiAccelerator` have the attributes by which Vivado knows its interfaces.
+    """
     m = Module()
     m.submodules.unit = component
     ports = _expose(m, component)
@@ -196,7 +205,24 @@ def _module(name: str, component: wiring.Component, *, axi: bool) -> tuple[str, 
     text = re.sub(r"^ *wire \[-1:0\] \S+ *;\n", "", text, flags=re.MULTILINE)
     for module in sorted(re.findall(r"^module \\(\S+)", text, re.MULTILINE), key=len, reverse=True):
         text = text.replace(f"\\{module} ", _module_name(module) + " ")
+    if isinstance(component, AxiAccelerator):
+        text = _with_attributes(text, name, interface_attributes(
+            (port.signal.name for port in ports), port_bytes=component.config.port_bytes))
     return text, ports
+
+
+def _with_attributes(text: str, module: str, attributes: dict[str, dict[str, str]]) -> str:
+    """Return Verilog with attributes at the ports of a module.
+
+    Those of an Amaranth signal would go to whatever wires Yosys finds equal to it.
+    """
+    def declared(found: re.Match) -> str:
+        lines = [f'  (* {name} = "{value}" *)\n' for name, value in attributes[found[1]].items()]
+        return "".join((*lines, found[0]))
+    before, top = text.split(f"module {module}(", 1)
+    top, end, behind = top.partition("endmodule")
+    top = re.sub(r"^  (?:input|output) (?:\[\d+:0\] )?(\w+);$", declared, top, flags=re.MULTILINE)
+    return f"{before}module {module}({top}{end}{behind}"
 
 
 def _module_name(path: str) -> str:
@@ -222,6 +248,8 @@ def write_unit(unit: str, needed: AcceleratorConfig | EngineConfig | MiniFloat |
                output: pathlib.Path) -> list[pathlib.Path]:
     """Write a unit as Verilog, and beside it an example of its instantiation.
 
+    Beside ``axi-accelerator`` lies what :func:`hw.packaging.write_packaging` writes, too.
+
     Parameters
     ----------
     unit : str
@@ -234,7 +262,7 @@ def write_unit(unit: str, needed: AcceleratorConfig | EngineConfig | MiniFloat |
     Returns
     -------
     list of path
-        Both files.
+        The unit, the example, and what else was written.
 
     Raises
     ------
@@ -243,7 +271,7 @@ def write_unit(unit: str, needed: AcceleratorConfig | EngineConfig | MiniFloat |
     """
     component = UNITS[unit].build(*([] if needed is None else [needed]))
     name = PREFIX + unit.replace("-", "_")
-    text, ports = _module(name, component, axi=unit == "accelerator")
+    text, ports = _module(name, component, axi=unit in ("accelerator", "axi-accelerator"))
     waivers = "\n".join(f"/* verilator lint_off {rule} */  // {reason}"
                         for rule, reason in LINT_WAIVERS.items())
     header = (f"// {UNITS[unit].what}, of Tally (Apache-2.0).\n// Made by 'python -m hw.build "
@@ -252,4 +280,7 @@ def write_unit(unit: str, needed: AcceleratorConfig | EngineConfig | MiniFloat |
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(header + re.sub(r"^/\* Generated by .*\n", "", text, flags=re.MULTILINE))
     example.write_text(_example(name, ports))
-    return [output, example]
+    packaging = []
+    if isinstance(component, AxiAccelerator):
+        packaging = write_packaging(name, output, port_bytes=component.config.port_bytes)
+    return [output, example, *packaging]

@@ -37,6 +37,10 @@ class Subordinate:
         Bytes of the memory.
     stall : float
         Share of the time in which each of the five channels pauses.
+    clock, reset : handle, optional
+        Without them ``clk`` and ``rst``.
+    active_high : bool
+        Of the reset.
 
     Attributes
     ----------
@@ -49,9 +53,11 @@ class Subordinate:
         Transfers on R and on B that were answered so far; some may still wait for their channel.
     """
 
-    def __init__(self, dut: Any, prefix: str, size: int, *, stall: float = 0.0, seed: int = 0):
+    def __init__(self, dut: Any, prefix: str, size: int, *, stall: float = 0.0, seed: int = 0,
+                 clock: Any = None, reset: Any = None, active_high: bool = True):
         bus = AxiBus.from_prefix(dut, prefix)
-        self.ram = AxiRam(bus, dut.clk, dut.rst, size=size)
+        self.ram = AxiRam(bus, dut.clk if clock is None else clock,
+                          dut.rst if reset is None else reset, active_high, size=size)
         for half in (self.ram.write_if, self.ram.read_if):
             half.log.setLevel("WARNING")
         self.read_failures: dict[int, int] = {}
@@ -97,6 +103,8 @@ class Rules:
         As of :class:`Subordinate`.
     width : int
         Bytes of a transfer.
+    clock, reset, active_high
+        As of :class:`Subordinate`.
 
     Attributes
     ----------
@@ -111,8 +119,12 @@ class Rules:
         Of each burst on AW.
     """
 
-    def __init__(self, dut: Any, prefix: str, width: int):
+    def __init__(self, dut: Any, prefix: str, width: int, *, clock: Any = None, reset: Any = None,
+                 active_high: bool = True):
         self._dut, self._prefix, self._width = dut, prefix, width
+        self._clock = dut.clk if clock is None else clock
+        self._reset = dut.rst if reset is None else reset
+        self._in_reset = int(active_high)
         self._signals: dict[str, Any] = {}
         self._waiting: dict[str, tuple[int, ...]] = {}
         self.owed: dict[str, deque[int]] = {"aw": deque(), "ar": deque()}
@@ -145,10 +157,20 @@ class Rules:
         return bool(valid and not waited), bool(valid and ready), payload
 
     async def _run(self) -> None:
+        resets = 0                              # cycles of a reset
         while True:
-            await RisingEdge(self._dut.clk)
-            if self._dut.rst.value:
+            await RisingEdge(self._clock)
+            if self._reset.value == self._in_reset:
+                # Subordinate and manager are reset together, and owe nothing afterwards.
+                resets += 1
+                self._waiting.clear()
+                for lengths in self.owed.values():
+                    lengths.clear()
+                self.unanswered = 0
+                if resets > 1:
+                    assert self._get("awvalid", "wvalid", "arvalid") == (0, 0, 0), "in reset"
                 continue
+            resets = 0
             for channel in ("aw", "ar"):
                 names = [channel + name for name in ("addr", "len", "size", "burst", "cache",
                                                      "prot")]

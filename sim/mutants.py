@@ -19,10 +19,10 @@ __all__ = ["OPERATORS", "Mutant", "draw", "mutants", "unit_path", "units"]
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Tables are NumPy. What synthesizes or writes Verilog, and the top of a board around its pins,
-# which no bench elaborates without a platform, are no units.
+# Tables are NumPy. What synthesizes, writes Verilog or surrounds it, and the top of a board around
+# its pins, which no bench elaborates without a platform, are no units.
 _TABLES = "tables.py"
-_NO_UNITS = re.compile(r"hw/(build|export|synth/.*|boards/top)\.py")
+_NO_UNITS = re.compile(r"hw/(build|export|packaging|synth/.*|boards/top)\.py")
 _COMPARISONS = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
                 ast.GtE: (">=", ">"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "==")}
 _BINARY = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"),

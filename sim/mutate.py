@@ -51,7 +51,8 @@ JUDGEMENTS = pathlib.Path(__file__).parent / "mutants_judged.json"
 BUILD = ROOT / "build" / "mutate"
 
 _SIMULATOR = "icarus"
-_ACCELERATOR, _BOARDS = ("accelerator", "accelerator_axi4"), ("board", "accelerator_board")
+_ACCELERATOR = ("accelerator", "accelerator_axi4")
+_BOARDS = ("board", "accelerator_board", "axi_accelerator")
 _STAGES = ("unit", "accelerator", "boards")
 #: Minutes each under Icarus; smaller configurations of the same benches have all but the width.
 _LEFT_OUT = {("engine", "wide"), ("engine", "wide_rows"), ("accelerator", "equal"),

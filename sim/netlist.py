@@ -51,6 +51,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "uart": {"ecp5": ("divisors",), "ice40": ("divisors",)},
     "axi4": {"ecp5": ("ends",)},
     "accelerator_axi4": {"ecp5": ("small",)},
+    "axi_accelerator": {"ecp5": ("small",)},
 }
 
 _CACHE = ROOT / "build" / "netlists"

@@ -21,7 +21,7 @@ from sim.tools import ToolMissing, missing_tools, simulation_environment, spacel
 
 __all__ = ["SIMULATORS", "BenchResult", "TestRun", "bench_case", "bench_cases", "bench_names",
            "cocotb_without_spaces",
-           "bench_verilog", "run_bench", "slow_runs"]
+           "bench_verilog", "run_bench", "slow_runs", "with_starters"]
 
 #: Simulators by name, each with the programs that it needs.
 SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("iverilog",)}
@@ -30,7 +30,8 @@ SIMULATORS = {"verilator": ("verilator", "g++", "make", "perl"), "icarus": ("ive
 _YOSYS_IDIOMS = ("CASEINCOMPLETE", "CASEOVERLAP", "WIDTHEXPAND", "WIDTHTRUNC", "UNSIGNED",
                  "CMPCONST", "ASCRANGE", "ALWNEVER")
 _BUILD_ARGS = {
-    "verilator": ["--assert", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS)],
+    # SYMRSVDWORD: a port is called `interrupt`, which is a function of the C library too.
+    "verilator": ["--assert", "-Wno-SYMRSVDWORD", *(f"-Wno-{rule}" for rule in _YOSYS_IDIOMS)],
     "icarus": [],
 }
 # The models of the cells are not Tally's; where they have warnings is none of its business.
@@ -208,10 +209,15 @@ def _own_sources(name: str, case: str, simulator: str, folder: pathlib.Path,
     if text is None:
         text = bench_verilog(name, case)
     if simulator == "icarus":
-        text = _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
+        text = with_starters(text)
     source = folder / f"{name}.v"
     source.write_text(text)
     return [source, *map(pathlib.Path, getattr(_bench_module(name), "MODELS", ()))]
+
+
+def with_starters(text: str) -> str:
+    """Return Verilog of Yosys that starts under Icarus too."""
+    return _STARTER.sub(r"\1 ;\n  initial #0 \2 = 0;", text)
 
 
 def _test_run(item: ElementTree.Element) -> TestRun:

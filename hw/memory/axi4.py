@@ -97,6 +97,8 @@ class Axi4Master(wiring.Component):
     bus : Out of :func:`axi4_signature`
     restart : In(1)
         The user of the port is reset with this cycle's clock edge.
+    draining : Out(1)
+        From the cycle after ``restart`` on, until nothing of before is owed on the bus.
 
     Raises
     ------
@@ -107,6 +109,7 @@ class Axi4Master(wiring.Component):
     port: wiring.PureInterface
     bus: wiring.PureInterface
     restart: Signal
+    draining: Signal
 
     def __init__(self, *, address_width: int, port_bytes: int):
         self.port_bytes = check_port_bytes(port_bytes)
@@ -118,7 +121,7 @@ class Axi4Master(wiring.Component):
         super().__init__({
             "port": In(port_signature(address_width=address_width, port_bytes=port_bytes)),
             "bus": Out(axi4_signature(address_width=address_width, data_width=8 * port_bytes)),
-            "restart": In(1),
+            "restart": In(1), "draining": Out(1),
         })
 
     def elaborate(self, platform):
@@ -131,7 +134,7 @@ class Axi4Master(wiring.Component):
                 getattr(bus, f"{prefix}cache").eq(_BUFFERABLE),
             ]
         m.d.comb += bus.wstrb.eq(~0)
-        draining = Signal()                     # since a restart, until nothing of before is owed
+        draining = self.draining
         writing = Signal()                      # something is not yet known to be written
         written, write_address = self._write(m, draining, writing)
         read, read_address = self._read(m, draining, writing)

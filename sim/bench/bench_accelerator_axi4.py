@@ -69,9 +69,13 @@ class BusMemory(Subordinate):
         return bytes(self.ram.read(0, self._bytes))
 
 
-def network(config: AcceleratorConfig) -> tuple[list[Instruction], int, bytes]:
-    """Return a program with a state in memory, where its body begins, and the memory."""
+def network(config: AcceleratorConfig, *, room: int = 0) -> tuple[list[Instruction], int, bytes]:
+    """Return a program with a state in memory, where its body begins, and the memory.
+
+    There are ``room`` bytes before all that is used.
+    """
     writer = Writer(config, 3)
+    writer.place(bytes(room))
     add, lanes, vocab = writer.add, config.vector_lanes, 50
     width = 2 * config.engine.lanes
     x, y, state = (lanes + k * width for k in range(3))

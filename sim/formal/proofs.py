@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from amaranth import *
 
-from sim.formal import axi4, lists, streams
+from sim.formal import axi4, axi_lite, lists, streams
 from sim.formal.solver import prove
 
 __all__ = ["PROOFS", "Proof", "Spec"]
@@ -143,6 +143,13 @@ PROOFS: tuple[Proof, ...] = (
         "no read is asked for while a write before it is unanswered",), mode="bounded", depth=16),
     Proof("Axi4Master", axi4.write_progress, (
         _within("a write is taken", 12),), mode="bounded", depth=20),
+    Proof("AxiLiteSubordinate", axi_lite.lite_writes, (
+        _STABLE, "each write reaches the registers once, with its own address and data",
+        "a write is answered as its register says, and nothing else is",
+        "a write waits for nothing but the answer before it")),
+    Proof("AxiLiteSubordinate", axi_lite.lite_reads, (
+        _STABLE, "a read is answered as its register says, and nothing else is",
+        "a read is answered within 3 cycles, whatever the registers do")),
     Proof("SparseVectorMemory", lists.list_slots, ("no tile overflows",), mode="induction",
           depth=2),
     Proof("SparseVectorMemory", lists.list_order, (

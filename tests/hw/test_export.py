@@ -75,7 +75,7 @@ def test_linters_say_nothing(written, unit):
     missing = missing_tools("verilator", "iverilog")
     if missing:
         pytest.skip("; ".join(missing))
-    unit_file, example = written[unit]
+    unit_file, example, *_ = written[unit]
     top = f"tally_{unit.replace('-', '_')}"
     for command in (
             ["verilator", "--lint-only", "-Wall", "--top-module", top, unit_file],
@@ -100,7 +100,8 @@ def test_the_command_writes_both_files(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["verilog", "--unit", "core"], r"'core' is no unit \(try accelerator, slice, .*\)"),
+    (["verilog", "--unit", "core"],
+     r"'core' is no unit \(try accelerator, axi-accelerator, slice, .*\)"),
     (["verilog", "--seed", "3"], "Unit 'accelerator' has no such setting: leave out --seed"),
     (["verilog", "--unit", "engine", "--vector-depth", "64", "--no-pnr"],
      "Unit 'engine' has no such setting: leave out --no-pnr, --vector-depth"),

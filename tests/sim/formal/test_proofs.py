@@ -9,10 +9,11 @@ import pytest
 
 from hw.arith.lmul import LMul
 from hw.common.stream import StreamBuffer
+from hw.link.axi_lite import AxiLiteSubordinate
 from hw.memory.arbiter import SharedPort
 from hw.memory.axi4 import Axi4Master
 from hw.memory.block_ram_memory import BlockRamMemory
-from sim.formal import axi4, lists, streams
+from sim.formal import axi4, axi_lite, lists, streams
 from sim.formal.proofs import PROOFS, Spec
 from sim.formal.solver import ProofFailed, prove
 from sim.tools import missing_tools
@@ -74,6 +75,21 @@ FAULTS = {
     "address is withdrawn": (
         Axi4Master, "with m.If(bus.awready):", "with m.If(1):", axi4.axi4_rules,
         "what is offered stays offered"),
+    "write does not wait for its data": (
+        AxiLiteSubordinate, "addressed & filled & ~bus.bvalid", "addressed & ~bus.bvalid",
+        axi_lite.lite_writes, "a write has both its parts|one write at a time"),
+    "answer of a write depends on the response": (
+        AxiLiteSubordinate, "bus.bvalid.eq(1)", "bus.bvalid.eq(write.response == OKAY)",
+        axi_lite.lite_writes, "a write, and nothing else, is answered"),
+    "address of a read is not kept": (
+        AxiLiteSubordinate, "m.d.comb += read.valid.eq(1)",
+        "m.d.comb += read.valid.eq(1)\n                m.d.sync += read.address.eq(bus.araddr)",
+        axi_lite.lite_reads, "what is read is what was asked for"),
+    "registers can make a read wait": (
+        AxiLiteSubordinate, 'm.next = "ANSWER"', 'm.next = "ANSWER"\n'
+        "                with m.If(read.response == DECERR):\n"
+        '                    m.d.sync += bus.rvalid.eq(0)\n                    m.next = "TAKE"',
+        axi_lite.lite_reads, "a read is answered"),
 }
 
 
