@@ -284,12 +284,13 @@ class SdramController(wiring.Component):
         # From a READ to a WRITE: CAS latency, data, and the cycles in which nobody drives the bus.
         turn_cycles = self.chip.cas_latency + self.columns + _TURNAROUND
         turn = Signal(range(turn_cycles))
+        turning = Signal()                      # turn is not 0
         load = Signal()
         # With transfers of one column no command slot is free: the first stage's commands go first.
         blocked = opener.request if self.columns == 1 else C(0)
         m.d.comb += [
             streamer.issue.eq(streamer.busy & (streamer.slot == 0) & ~blocked
-                              & ~(run.write & turn.any())),
+                              & ~(run.write & turning)),
             load.eq(opener.next_valid & (~streamer.busy | (streamer.issue & last))),
             opener.next_taken.eq(load),
             opener.used.eq((streamer.busy & (run.bank == opener.run.bank))
@@ -300,10 +301,10 @@ class SdramController(wiring.Component):
             banks.read.eq(Mux(streamer.read, 1 << run.bank, 0)),
             banks.written.eq(Mux(streamer.write, 1 << run.bank, 0)),
         ]
-        with m.If(turn.any()):
-            m.d.sync += turn.eq(turn - 1)
+        with m.If(turning):
+            m.d.sync += [turn.eq(turn - 1), turning.eq(turn != 1)]
         with m.If(streamer.read):
-            m.d.sync += turn.eq(turn_cycles - 1)
+            m.d.sync += [turn.eq(turn_cycles - 1), turning.eq(1)]
         with m.If(streamer.slot != 0):
             m.d.sync += streamer.slot.eq(streamer.slot - 1)
         with m.If(streamer.issue):
