@@ -1,8 +1,8 @@
 // Moves bytes between a pseudo-terminal and the serial pins of the simulated board, and puts a
 // checked SDRAM chip behind the others, if it has them (SDRAM is defined).
 // Arguments: file descriptor of the terminal's master side, clock cycles per bit; with an SDRAM the
-// cycles that the pins add to its CAS latency, the fields of SdramParameters, and a file from which
-// the chip is filled.
+// cycles that the pins add to its CAS latency, the address pin that is stuck at 0 or -1, the fields
+// of SdramParameters, and a file from which the chip is filled.
 
 #include <poll.h>
 #include <unistd.h>
@@ -37,9 +37,11 @@ constexpr int kSdramFields = sizeof(SdramParameters) / sizeof(long);
 class Sdram {
 public:
     explicit Sdram(char** arguments)
-        : chip_(parameters(arguments + 1)), delay_(std::atol(arguments[0]), 0) {
+        : chip_(parameters(arguments + 2)), delay_(std::atol(arguments[0]), 0) {
+        const long stuck = std::atol(arguments[1]);
+        if (stuck >= 0) address_mask_ = ~(1u << stuck);
         std::vector<unsigned char> bytes;
-        if (std::FILE* file = std::fopen(arguments[1 + kSdramFields], "rb")) {
+        if (std::FILE* file = std::fopen(arguments[2 + kSdramFields], "rb")) {
             unsigned char chunk[1 << 16];
             while (const size_t count = std::fread(chunk, 1, sizeof chunk, file))
                 bytes.insert(bytes.end(), chunk, chunk + count);
@@ -56,7 +58,7 @@ public:
         pins_.cas_n = SDRAM_PIN(cas_n);
         pins_.we_n = SDRAM_PIN(we_n);
         pins_.ba = SDRAM_PIN(ba);
-        pins_.a = SDRAM_PIN(a);
+        pins_.a = SDRAM_PIN(a) & address_mask_;
         pins_.dqm = SDRAM_PIN(dqm);
         pins_.dq = SDRAM_PIN(dq_o);
         pins_.dq_driven = SDRAM_PIN(dq_oe);
@@ -79,10 +81,11 @@ private:
 
     SdramChip chip_;
     SdramPins pins_{};
+    unsigned address_mask_ = ~0u;
     std::deque<uint32_t> delay_;
 };
 
-constexpr int kArguments = 3 + 1 + kSdramFields + 1;
+constexpr int kArguments = 3 + 2 + kSdramFields + 1;
 #else
 constexpr int kArguments = 3;
 #endif

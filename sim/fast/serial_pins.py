@@ -65,8 +65,8 @@ def _sdram(board: EngineBoard | AcceleratorBoard) -> SdramChip | None:
     return board.sdram if isinstance(board, AcceleratorBoard) else None
 
 
-def _sdram_arguments(board: EngineBoard | AcceleratorBoard,
-                     contents: pathlib.Path | None) -> list[str]:
+def _sdram_arguments(board: EngineBoard | AcceleratorBoard, contents: pathlib.Path | None,
+                     stuck_address_pin: int | None) -> list[str]:
     """Return what the program must know of the chip: the fields of ``SdramParameters``."""
     chip = _sdram(board)
     if chip is None or not isinstance(board, AcceleratorBoard):
@@ -75,12 +75,14 @@ def _sdram_arguments(board: EngineBoard | AcceleratorBoard,
     fields = (chip.data_bits, chip.rows, chip.columns, chip.cas_latency, cycles.t_rp, cycles.t_rcd,
               cycles.t_wr, cycles.t_rfc, cycles.t_ras, cycles.t_rc, cycles.t_rrd, cycles.t_mrd,
               cycles.power_up, cycles.refresh_window, chip.refresh_rows)
-    return [*map(str, (board.sdram_pin_cycles, *fields)), str(contents or "")]
+    stuck = -1 if stuck_address_pin is None else stuck_address_pin
+    return [*map(str, (board.sdram_pin_cycles, stuck, *fields)), str(contents or "")]
 
 
 @contextlib.contextmanager
 def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
-                contents: pathlib.Path | None = None) -> Iterator[str]:
+                contents: pathlib.Path | None = None,
+                stuck_address_pin: int | None = None) -> Iterator[str]:
     """Run a simulated board and yield the path of its serial port.
 
     Parameters
@@ -90,6 +92,8 @@ def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
     board : EngineBoard or AcceleratorBoard
     contents : path, optional
         File with what the SDRAM holds from address 0 on; all else is random.
+    stuck_address_pin : int, optional
+        A fault: this address pin of the SDRAM is always 0.
 
     Raises
     ------
@@ -99,7 +103,8 @@ def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
     master, slave = os.openpty()
     tty.setraw(slave)
     process = subprocess.Popen([program, str(master), str(board.divisor),
-                                *_sdram_arguments(board, contents)], pass_fds=[master],
+                                *_sdram_arguments(board, contents, stuck_address_pin)],
+                               pass_fds=[master],
                                stderr=subprocess.PIPE, text=True)
     try:
         yield os.ttyname(slave)

@@ -12,6 +12,7 @@ from host.devices.serial_accelerator import SerialAccelerator
 from host.files.image import write_image
 from host.models.examples import tiny_model
 from hw.boards.board import AcceleratorBoard
+from hw.boards.catalog import BOARDS
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.sdram_chip import SdramChip
 from sim.fast.serial_pins import build_board, serial_port
@@ -93,6 +94,75 @@ def test_run(program, image, tmp_path, capsys):
             assert re.search(r"Logits delivered +\d+ +all equal to the golden machine", out)
             assert re.search(r"Memory port, used +\d+\.\d% +measured", out)
             assert re.search(r"\.\.\. waits, refreshes +[\d,]+, \d+ +measured", out)
+
+
+class TestDoctor:
+    """A sound board, and faults that are each named."""
+
+    #: All bytes of the chip, but for the sound board a part: they go through the serial line.
+    BYTES = 1 << 15
+
+    @pytest.fixture(autouse=True)
+    def wide(self, monkeypatch):
+        """Let no table break its lines."""
+        monkeypatch.setenv("COLUMNS", "300")
+
+    def doctor(self, capsys, program, *, board=BOARD, size=BYTES, **fault):
+        # A chip that forgives what the board does to it.
+        forgiving = dataclasses.replace(board, sdram=dataclasses.replace(
+            board.sdram, refresh_us=10 ** 9))
+        with serial_port(program, forgiving, **fault) as port:
+            status = main(["doctor", "--device", f"serial:{port}", "--memory-bytes", str(size)])
+        return status, " ".join(capsys.readouterr().out.split())
+
+    def test_sound(self, capsys, program):
+        status, out = self.doctor(capsys, program)
+        assert status == 0
+        for name in ("addresses", "inverted addresses", "pseudo-random bytes"):
+            assert f"Memory, {name} {self.BYTES:,} bytes right written at" in out
+        assert re.search(r"Link \d+ round trips a second 0 requests repeated", out)
+        assert re.search(r"Known tokens 16 tokens right \d+ logits", out)
+        assert "WRONG" not in out
+
+    def test_stuck_address_line(self, capsys, program):
+        """Column bit 2, and the lowest bit of the row: addresses have row, bank, column, byte."""
+        for pin, bit in ((2, 3), (4, 5)):
+            status, out = self.doctor(capsys, program, stuck_address_pin=pin, size=4096)
+            assert status == 1
+            assert "Memory, addresses WRONG: address 0x" in out
+            assert (f"bit {bit} of the address does nothing: an address line is stuck or not "
+                    f"connected") in out
+
+    def test_wrong_phase(self, capsys, program):
+        """The chip's data come a cycle later than the board takes them."""
+        late = dataclasses.replace(BOARD, sdram_pin_cycles=3)
+        status, out = self.doctor(capsys, program, board=late, size=4096)
+        assert status == 1
+        assert "Memory, addresses WRONG: address 0x0 holds" in out
+        assert "taken at the wrong time (phase of its clock)" in out
+
+    def test_lost_refresh(self, capsys, monkeypatch, tmp_path):
+        """A board that never refreshes its memory; what it holds is right for a while."""
+        monkeypatch.setattr("hw.memory.sdram.refresh_interval", lambda *arguments: 1 << 30)
+        monkeypatch.setitem(BOARDS, BOARD.name, BOARD)
+        status, out = self.doctor(capsys, build_board(BOARD, tmp_path), size=4096)
+        assert status == 1
+        assert "Known tokens 16 tokens right" in out
+        assert "Refreshes WRONG: 0 in" in out
+        assert "the memory is not refreshed as it must be" in out
+
+    def test_refreshes_are_counted(self, capsys, program, monkeypatch):
+        monkeypatch.setitem(BOARDS, BOARD.name, BOARD)
+        status, out = self.doctor(capsys, program, size=4096)
+        assert status == 0
+        assert re.search(r"Refreshes \d+ in [\d,]+ cycles \d+ are due", out)
+
+    def test_other_devices(self, capsys):
+        assert main(["doctor", "--device", "golden"]) == 1
+        assert "Device 'golden' is no board: give serial:PORT" in capsys.readouterr().err
+        assert main(["doctor", "--memory-bytes", "8"]) == 1
+        assert "Option --memory-bytes needs a board: give it with --device" in \
+            capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("change", "rule"), [
