@@ -8,6 +8,7 @@ import time
 import pytest
 
 from host.cli import main as cli
+from host.cli.options import DEFAULT_MODEL
 from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
 from hw.boards.board import AcceleratorBoard
@@ -86,9 +87,35 @@ def test_some_fit(capsys):
 
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
-        1, "", "tally fit: 'ulx3s' is not a board with an accelerator (try 'ulx3s-accelerator')\n")
+        1, "", "tally fit: 'ulx3s' is not a board with an accelerator (try 'ulx3s-accelerator', "
+               "'ulx3s-85f')\n")
     assert run(capsys, "compile", "--board", "x") == (
-        1, "", "tally compile: 'x' is not a board with an accelerator (try 'ulx3s-accelerator')\n")
+        1, "", "tally compile: 'x' is not a board with an accelerator (try 'ulx3s-accelerator', "
+               "'ulx3s-85f')\n")
     status, _, err = run(capsys, "compile", "--board", "ulx3s-accelerator")
     assert status == 1
     assert err.startswith("tally compile: ")
+
+
+def test_model_on_a_board_with_sdram(capsys, monkeypatch):
+    """The shipped model, whose lists are those of a text: the memory port binds."""
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, err = run(capsys, "fit", "ulx3s-85f")
+    assert (status, err) == (0, "")
+    assert re.search(r"What binds +memory port", out)
+    rate = float(re.search(r"Tokens a second +([\d.]+) +derived, at the board's clock of 80 MHz",
+                           out)[1])
+    # 2 bytes a cycle are 160 MB/s, of which a sparse token takes 2.2 MB.
+    assert 60 < rate < 160 / 2.0
+
+
+def test_model_that_does_not_fit(capsys):
+    status, out, err = run(capsys, "fit", "ulx3s-accelerator", DEFAULT_MODEL)
+    assert (status, out) == (1, "")
+    assert err.startswith("tally fit: Image must have at most 131072 bytes for an address width "
+                          "of 17, but ")
+
+
+def test_model_and_shape(capsys):
+    assert run(capsys, "fit", "ulx3s-85f", "some.gguf", "--width", 64) == (
+        1, "", "tally fit: Option --width finds models of its own: leave it out, or some.gguf\n")
