@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "axi4": {"ecp5": ("ends",)},
     "accelerator_axi4": {"ecp5": ("small",)},
     "axi_accelerator": {"ecp5": ("small",)},
+    "sdram": {"ecp5": ("all",)},
 }
 
 _CACHE = ROOT / "build" / "netlists"

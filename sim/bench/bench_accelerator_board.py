@@ -30,7 +30,7 @@ CONFIG = AcceleratorConfig(
     vector_depth=128, program_depth=32, list_depth=16, queue_words=16, top_k=3, address_width=12)
 #: A pass with more results than the queue holds stays under way until they are asked for.
 BOARD = AcceleratorBoard(name="bench", platform="", clock_hz=5_000_000, baud=1_000_000,
-                         payload_bytes=480, answer_queue=2, config=CONFIG)
+                         payload_bytes=496, answer_queue=2, config=CONFIG)
 WATCHDOG_CYCLES = 4000
 VOCABULARY = 20
 WIDTH = 16

@@ -36,6 +36,7 @@ def test_list(capsys):
 def test_unknown_board(capsys):
     assert main(["ulx4s"]) == 2
     assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-accelerator', "
+                                       "'ulx3s-85f', "
                                        "'icebreaker')\n")
 
 

@@ -83,7 +83,7 @@ def test_units_that_stand_still_change_nothing(monkeypatch, stall):
     label = "blk.0.mix_in"
     masks = {label: Mask(np.ones(model.width, np.uint16), keep=5)}
     one_clock = dataclasses.replace(DESIGN, name="accelerator-one-clock", component=Accelerator,
-                                    clocks=())
+                                    clocks=lambda config: ())
     for options in ({}, {"sparse": True}, {"sparse": True, "masks": masks}):
         image = compile_model(model, config, **options)
         passes = [(token, image.program.body if k else 0) for k, token in enumerate(TOKENS)]
