@@ -30,8 +30,8 @@ ULX3S_ACCELERATOR = AcceleratorBoard(
 
 # The SDRAM of the boards has 512 columns and 32 MB, or 1,024 and 64 MB, of which a half is used: 2
 # bytes a cycle at most. 32 lanes take 1.75 bytes each cycle of a dense list, more than it gives of
-# a sparse one. 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz; for 80 MHz one placement of two
-# met its clock.
+# a sparse one. 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz; for 80 MHz one placement of
+# two met its clock.
 ULX3S_85F = AcceleratorBoard(
     name="ulx3s-85f", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
     clock_hz=70_000_000,
