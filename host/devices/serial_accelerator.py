@@ -94,7 +94,7 @@ class SerialAccelerator(AcceleratorDevice):
 
     def _load(self, image: Image, report: Report) -> None:
         """Write program and memory, unless the board's mark says that they are there already."""
-        self._write(image, report, memory=True)
+        self._install(image, report, memory=True)
 
     def adopt(self, image: Image) -> None:
         """Write the program of an image whose memory the device holds already, by other means.
@@ -105,10 +105,10 @@ class SerialAccelerator(AcceleratorDevice):
             As :meth:`load` does.
         """
         self.check(image)
-        self._write(image, lambda share, what: None, memory=False)
+        self._install(image, lambda share, what: None, memory=False)
         self._image = image
 
-    def _write(self, image: Image, report: Report, *, memory: bool) -> None:
+    def _install(self, image: Image, report: Report, *, memory: bool) -> None:
         self._reset()
         program = image.program
         # What lies behind the program must be no instruction of another one.

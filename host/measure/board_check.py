@@ -141,16 +141,14 @@ def _diagnosis(accelerator: SerialAccelerator, size: int, name: str, wanted: NDA
                found: NDArray[np.uint32], wrong: NDArray[np.intp]) -> str:
     """Say what wrong words point to."""
     differ = wanted[wrong] ^ found[wrong]
-    bits = [bit for bit in range(32) if (differ >> bit & 1).all()]
-    if bits and (differ == sum(1 << bit for bit in bits)).all() and len(bits) == 1:
-        if name != "addresses":
-            return f"data bit {bits[0] % 32} of a word of 32 is wrong wherever anything is"
-        # The word at this address was written for another: both are one place.
-        again = _aliases(accelerator, size)
-        if bits[0] in again:
-            return (f"bit {bits[0]} of the address does nothing: an address line is stuck or not "
+    first = int(differ[0])
+    if (differ == first).all() and first.bit_count() == 1:
+        bit = first.bit_length() - 1
+        # A word that differs in a bit of its address may have been written for another address.
+        if name == "addresses" and bit in _aliases(accelerator, size):
+            return (f"bit {bit} of the address does nothing: an address line is stuck or not "
                     f"connected")
-        return f"data bit {bits[0]} of a word of 32 is wrong"
+        return f"data bit {bit} of a word of 32 is wrong wherever anything is"
     if wrong.size > wanted.size // 2:
         return ("most words are wrong: the memory's data are taken at the wrong time (phase of its "
                 "clock), or it is not there")

@@ -77,7 +77,7 @@ def measure_board_tokens(board: AcceleratorBoard, image: Image, prompt: list[int
     # Cells of the FPGA are simulated by their meaning; no bit and no cycle differs.
     engine = dataclasses.replace(board.config.engine, target="generic")
     board = dataclasses.replace(board, config=dataclasses.replace(board.config, engine=engine))
-    totals = dict.fromkeys(("cycles", "transfers", "waits", "refreshes"), 0)
+    cycles = transfers = 0
     formula = 0.0
     with tempfile.TemporaryDirectory() as folder:
         program = build_board(board, Path(folder))
@@ -90,9 +90,8 @@ def measure_board_tokens(board: AcceleratorBoard, image: Image, prompt: list[int
             token = prompt[0]
             for index in range(count):
                 result = checked.token(token, new=index == 0)
-                counted = accelerator.status()
-                for name in totals:
-                    totals[name] += counted[name]
+                cycles += result.cycles
+                transfers += result.transfers
                 formula += token_cycles(
                     board.config, image.program.instructions, image.program.body,
                     latency=latency, refresh=refresh,
@@ -103,9 +102,11 @@ def measure_board_tokens(board: AcceleratorBoard, image: Image, prompt: list[int
                 if report is not None:
                     report(index + 1)
             accelerator.close()
+    counted = {"cycles": cycles, "transfers": transfers, "waits": accelerator.waits,
+               "refreshes": accelerator.refreshes}
     return BoardTokens(board.name, image.model, count, checked.checked,
                        formula_cycles=round(formula / count, 1),
-                       **{name: round(total / count, 1) for name, total in totals.items()})
+                       **{name: round(total / count, 1) for name, total in counted.items()})
 
 
 def record_board_tokens(found: BoardTokens, versions: dict[str, str]) -> None:

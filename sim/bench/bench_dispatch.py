@@ -355,7 +355,7 @@ async def instructions(dut, stall):
     opcodes = {opcode for opcode in Opcode if config.context or opcode not in ATTENTION}
     for code in range(2 ** FIELDS["opcode"]):
         rest = int(rng.integers(1 << 60)) << 60
-        await source.send([rest & ~(2 ** FIELDS["opcode"] - 1) & ((1 << 128) - 1) | code])
+        await source.send([rest | code])
         decoded = (await sink.receive(1))[0]
         assert (decoded.fault == Fault.OPCODE) == (code not in opcodes)
 

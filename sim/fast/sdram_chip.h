@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -64,8 +63,6 @@ public:
         check_refresh();
         return read_data();
     }
-
-    uint64_t refreshes() const { return refreshes_; }
 
 private:
     static constexpr unsigned kBanks = 4;
