@@ -56,7 +56,7 @@ def _bench_or_board(row: Row) -> tuple[str, ...]:
     bench = f"sim/bench/bench_{row.get('unit')}.py"
     if (ROOT / bench).is_file():
         return (bench.removesuffix(".py").replace("/", "."), "hw/synth/netlist.py",
-                "sim/netlist.py", "sim/models/")
+                "sim/netlist.py", "sim/models/ecp5.v", "sim/models/ecp5_netlist.v")
     return _BOARD_NETLIST
 
 

@@ -1,8 +1,12 @@
 """Synthesized netlists of whole boards, used through their pins by the host's own driver."""
 
 import pathlib
+import re
+from collections.abc import Mapping
 
 import numpy as np
+from amaranth import Shape
+from amaranth.lib.wiring import In
 
 from host.compiler.compile import compile_model
 from host.devices.checked import CheckedTokens
@@ -13,11 +17,31 @@ from host.models.examples import tiny_model
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.boards.catalog import BOARDS
 from hw.build import build
+from hw.memory.sdram import pins_signature
+from hw.records import ROOT
 from hw.synth.netlist import checked_netlist
+from hw.synth.tool import run_tool
 from sim.fast.serial_pins import build_board, serial_port
-from sim.netlist import NetlistResult, write_simulated
+from sim.netlist import NetlistResult, cell_models
 
 __all__ = ["run_board"]
+
+_PIN = r"(?ms)^module TRELLIS_IO\b.*?^endmodule$"
+_LUT = r"(?ms)^module LUT4\b.*?^endmodule$"
+
+_CELLS_THAT_STAY = "PDPW16KD DP16KD EHXPLLL ODDRX1F TRELLIS_IO SB_RAM40_4K* SB_IO"
+
+_PIN_MODELS = ROOT / "sim" / "models" / "ecp5_pins.v"
+
+#: Signals of module ``board`` by the pins of a top. The SDRAM's clock is the simulated chip's own.
+_PIN_SIGNALS = {
+    r"clk\d+_0__io": "clk", "uart_0__rx__io": "rx", "uart_0__tx__io": "tx",
+    "uart_tx_enable_0__io": "", "sdram_0__clk__io": "", "sdram_0__clk_en__io": "sdram__cke",
+    "sdram_0__dq__io": "sdram__dq_i", "sdram_0__a__io": "sdram__a", "sdram_0__ba__io": "sdram__ba",
+    "sdram_0__dqm__io": "sdram__dqm", "sdram_0__cs__io": "sdram__cs_n",
+    "sdram_0__ras__io": "sdram__ras_n", "sdram_0__cas__io": "sdram__cas_n",
+    "sdram_0__we__io": "sdram__we_n",
+}
 
 # Seconds for a reply of a whole board; on a busy machine a frame can take minutes.
 _PATIENCE = 1200.0
@@ -49,22 +73,63 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
     netlist = checked_netlist(folder / "top.json", "top")
     family = "ice40" if any(cell["type"].startswith("SB_") for cell in netlist["cells"].values()) \
         else "ecp5"
-    wired = ", ".join(f".{pin}({_signal_of(pin)})" for pin in netlist["ports"])
-    sources = write_simulated(folder, "top", family)
-    text = "\n".join([*(source.read_text() for source in sources),
-                      "module board (input clk, rst, rx, output tx);\n"
-                      f"    top top ({wired});\nendmodule\n"])
+    text = "\n".join([_simulated(folder, family), _PIN_MODELS.read_text(),
+                      _wrapper(board, netlist["ports"])])
     program = build_board(board, folder, netlist=text)
-    with serial_port(program, board) as port:
+    with serial_port(program, board, has_pins=True) as port:
         compared, equal = (_check_accelerator(port, board) if isinstance(board, AcceleratorBoard)
                            else _check_engine(port, board))
     return NetlistResult(name, family, "the board's own", compared, 1, equal)
 
 
-def _signal_of(pin: str) -> str:
-    """Signal of the simulated board that belongs to a pin of the top, or nothing."""
-    return next((signal for part, signal in (("clk", "clk"), ("__rx__", "rx"), ("__tx__", "tx"))
-                 if part in pin), "")
+def _simulated(folder: pathlib.Path, family: str) -> str:
+    """Return Verilog that stands for netlist ``top.v`` in ``folder``, without its wires' names.
+
+    They are most of it, and the time that Verilator takes.
+    """
+    models = cell_models(family)
+    lut = re.search(_LUT, (ROOT / "sim" / "models" / "ecp5.v").read_text())
+    assert lut, "sim/models/ecp5.v has a model of LUT4"
+    # An assignment instead of Yosys' seven wires; both are proved equal (tests/hw/test_ecp5.py).
+    (folder / "cells.v").write_text(re.sub(_LUT, lut.group(), models))
+    run_tool(["yosys", "-q", "-p",
+              f"read_verilog top.v cells.v; blackbox {_CELLS_THAT_STAY}; hierarchy -top top; proc; "
+              "flatten; opt_expr; opt_clean -purge; rename -hide w:*; "
+              "write_verilog -noattr simulated.v"], folder)
+    text = (folder / "simulated.v").read_text()
+    # The simulated board has an input where the top has a tristate pin.
+    text = re.sub(r'\bTRELLIS_IO #\(\s*\.DIR\("(\w+)"\)\s*\)', r"\1_pin", text)
+    return re.sub(r"(?m)^  inout\b", "  input", text) + re.sub(_PIN, "", models)
+
+
+def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) -> str:
+    """Return module ``board``, with the ports of :class:`BoardSystem`, around the top's ``pins``.
+
+    Raises
+    ------
+    ValueError
+        If the board has pins that nothing is known of.
+    """
+    ports = ["input clk, rst, rx", "output tx"]
+    wired, inner = [], ""
+    if isinstance(board, AcceleratorBoard) and board.sdram is not None:
+        chip = pins_signature(board.sdram)
+        for name, member in chip.members.items():
+            direction = "input" if member.flow is In else "output"
+            ports.append(f"{direction} [{Shape.cast(member.shape).width - 1}:0] sdram__{name}")
+        pad = r"top.\sdram.dq.buf.buf{} .{}"
+        driven = ", ".join(pad.format(bit, "I") for bit in reversed(range(board.sdram.data_bits)))
+        inner = (f"    assign sdram__dq_o = {{{driven}}};\n"
+                 f"    assign sdram__dq_oe = !{pad.format(0, 'T')};\n")
+    for pin in pins:
+        signal = next((signal for pattern, signal in _PIN_SIGNALS.items()
+                       if re.fullmatch(pattern, pin)), None)
+        if signal is None:
+            raise ValueError(f"Pin {pin} of board {board.name} belongs to no signal that is "
+                             f"simulated: add it to _PIN_SIGNALS")
+        wired.append(f".{pin}({signal})")
+    return (f"module board ({', '.join(ports)});\n{inner}"
+            f"    top top ({', '.join(wired)});\nendmodule\n")
 
 
 def _check_engine(port: str, board: EngineBoard) -> tuple[int, bool]:

@@ -17,6 +17,8 @@ from sim.tools import ToolMissing, missing_tools, simulation_environment, spacel
 
 __all__ = ["build_board", "serial_port"]
 
+_PIN_REGISTERS = 2      # cycles of hw.boards.sdram_pins.SdramPins, there and back
+
 
 def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *,
                 watchdog_cycles: int | None = None,
@@ -49,7 +51,7 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     (work_dir / "board.v").write_text(text)
     # The benches of the units mind Verilator's warnings; here they would only stop the build.
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
-               "--Wno-lint", "--Wno-style", "--CFLAGS",
+               "--Wno-lint", "--Wno-style", "--Wno-SPECIFYIGN", "--CFLAGS",
                "-O1 -DSDRAM" if _sdram(board) is not None else "-O1", "--MAKEFLAGS",
                "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", "build", "board.v",
                str(spaceless(pathlib.Path(__file__).parent) / "serial_pins.cpp")]
@@ -66,8 +68,8 @@ def _sdram(board: EngineBoard | AcceleratorBoard) -> SdramChip | None:
 
 
 def _sdram_arguments(board: EngineBoard | AcceleratorBoard, contents: pathlib.Path | None,
-                     stuck_address_pin: int | None) -> list[str]:
-    """Return what the program must know of the chip: the fields of ``SdramParameters``."""
+                     stuck_address_pin: int | None, has_pins: bool) -> list[str]:
+    """Return what the program must know of the chip: delay, fault, ``SdramParameters``, file."""
     chip = _sdram(board)
     if chip is None or not isinstance(board, AcceleratorBoard):
         return []
@@ -76,13 +78,14 @@ def _sdram_arguments(board: EngineBoard | AcceleratorBoard, contents: pathlib.Pa
               cycles.t_wr, cycles.t_rfc, cycles.t_ras, cycles.t_rc, cycles.t_rrd, cycles.t_mrd,
               cycles.power_up, cycles.refresh_window, chip.refresh_rows)
     stuck = -1 if stuck_address_pin is None else stuck_address_pin
-    return [*map(str, (board.sdram_pin_cycles, stuck, *fields)), str(contents or "")]
+    delay = board.sdram_pin_cycles - (_PIN_REGISTERS if has_pins else 0)
+    return [*map(str, (delay, stuck, *fields)), str(contents or "")]
 
 
 @contextlib.contextmanager
 def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
                 contents: pathlib.Path | None = None,
-                stuck_address_pin: int | None = None) -> Iterator[str]:
+                stuck_address_pin: int | None = None, has_pins: bool = False) -> Iterator[str]:
     """Run a simulated board and yield the path of its serial port.
 
     Parameters
@@ -94,6 +97,8 @@ def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
         File with what the SDRAM holds from address 0 on; all else is random.
     stuck_address_pin : int, optional
         A fault: this address pin of the SDRAM is always 0.
+    has_pins : bool
+        What was compiled contains the registers of the SDRAM's pins, as a whole top does.
 
     Raises
     ------
@@ -103,7 +108,8 @@ def serial_port(program: pathlib.Path, board: EngineBoard | AcceleratorBoard, *,
     master, slave = os.openpty()
     tty.setraw(slave)
     process = subprocess.Popen([program, str(master), str(board.divisor),
-                                *_sdram_arguments(board, contents, stuck_address_pin)],
+                                *_sdram_arguments(board, contents, stuck_address_pin,
+                                                 has_pins)],
                                pass_fds=[master],
                                stderr=subprocess.PIPE, text=True)
     try:

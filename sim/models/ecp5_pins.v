@@ -1,0 +1,22 @@
+// Cells at the pins of a whole board, as Verilator can simulate them.
+
+// TRELLIS_IO by its direction. Yosys' model has a tristate pin, which Verilator takes in few places.
+module INPUT_pin (input B, I, T, output O);
+    assign O = B;
+endmodule
+
+module OUTPUT_pin (output B, O, input I, T);
+    assign B = I, O = 0;
+    always @(*) if (T) $fatal(1, "An output pin that stops driving has no model");
+endmodule
+
+// B is what the other side drives; what this one does is I where T is 0.
+module BIDIR_pin (input B, I, T, output O);
+    assign O = T ? B : I;
+endmodule
+
+// An output that changes twice a cycle: D0 in its first half, D1 in its second. The cycles that the
+// cell takes are left out: the boards' inputs are constants, which make a clock of it.
+module ODDRX1F (input SCLK, RST, D0, D1, output Q);
+    assign Q = SCLK ? D0 : D1;
+endmodule
