@@ -24,8 +24,7 @@ __all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
-#: Where no board says what its clock is: what the accelerator of board ulx3s-accelerator is built
-#: for.
+#: Where no board says what its clock is: about what an ECP5 reaches.
 CLOCK_MHZ = 80.0
 
 

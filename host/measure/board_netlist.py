@@ -43,6 +43,10 @@ _PIN_SIGNALS = {
     "sdram_0__we__io": "sdram__we_n",
 }
 
+#: What a board ties instead of having the pin.
+_TIED = {"sdram_0__clk_en__io": ("sdram__cke", "1"), "sdram_0__cs__io": ("sdram__cs_n", "0"),
+         "sdram_0__dqm__io": ("sdram__dqm", "0")}
+
 # Seconds for a reply of a whole board; on a busy machine a frame can take minutes.
 _PATIENCE = 1200.0
 
@@ -121,6 +125,9 @@ def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) 
         driven = ", ".join(pad.format(bit, "I") for bit in reversed(range(board.sdram.data_bits)))
         inner = (f"    assign sdram__dq_o = {{{driven}}};\n"
                  f"    assign sdram__dq_oe = !{pad.format(0, 'T')};\n")
+        for pin, (tied, level) in _TIED.items():
+            if pin not in pins:
+                inner += f"    assign {tied} = {level};\n"
     for pin in pins:
         signal = next((signal for pattern, signal in _PIN_SIGNALS.items()
                        if re.fullmatch(pattern, pin)), None)

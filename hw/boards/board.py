@@ -17,7 +17,7 @@ class Board:
     ----------
     name : str
     platform : str
-        Module and class of its pins in ``amaranth_boards``.
+        Module and class of its pins, of ``amaranth_boards`` or of its own.
     clock_hz : int
         Clock of everything.
     pll : dict of str to int

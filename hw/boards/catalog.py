@@ -1,12 +1,13 @@
 """Every board by name."""
 
 from hw.boards.board import AcceleratorBoard, EngineBoard
+from hw.boards.colorlight import COLORLIGHT_I9
 from hw.boards.icebreaker import ICEBREAKER
-from hw.boards.ulx3s import ULX3S, ULX3S_85F, ULX3S_ACCELERATOR
+from hw.boards.ulx3s import ULX3S, ULX3S_85F
 
 __all__ = ["BOARDS"]
 
 #: Boards by name.
 BOARDS: dict[str, EngineBoard | AcceleratorBoard] = {
     board.name: board for board in (
-        ULX3S, ULX3S_ACCELERATOR, ULX3S_85F, ICEBREAKER)}
+        ULX3S, ULX3S_85F, COLORLIGHT_I9, ICEBREAKER)}

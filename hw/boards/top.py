@@ -16,7 +16,7 @@ __all__ = ["BoardTop", "load_platform"]
 def load_platform(board: Board) -> Any:
     """Return the platform of ``board``; raises ``ModuleNotFoundError`` without amaranth-boards."""
     module, name = board.platform.rsplit(".", 1)
-    return getattr(importlib.import_module(f"amaranth_boards.{module}"), name)()
+    return getattr(importlib.import_module(module), name)()
 
 
 class BoardTop(Elaboratable):

@@ -1,39 +1,24 @@
-"""ULX3S, a board with an ECP5 and an SDRAM: the engine alone, and accelerators."""
+"""ULX3S, a board with an ECP5 and an SDRAM: the engine alone, and the accelerator."""
 
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.sdram_chip import SdramChip
 
-__all__ = ["ULX3S", "ULX3S_85F", "ULX3S_ACCELERATOR"]
+__all__ = ["ULX3S", "ULX3S_85F"]
 
 # 25 MHz * 3 from the PLL's oscillator at 600 MHz. The FT231X goes up to 3 Mbaud.
 ULX3S = EngineBoard(
-    name="ulx3s", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
+    name="ulx3s", platform="amaranth_boards.ulx3s.ULX3S_85F_Platform", loader="ulx3s",
     clock_hz=75_000_000,
     pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
     config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",))
-
-# 25 MHz * 16 / 5 from the PLL's oscillator at 640 MHz. Block RAM limits the model, so that of the
-# accumulators is LUT RAM. A word for 32 lanes needs 7 of the memory's 8 bytes a cycle. With 64
-# lanes, or 8 vector lanes, no placement that was tried met this clock.
-ULX3S_ACCELERATOR = AcceleratorBoard(
-    name="ulx3s-accelerator", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
-    clock_hz=80_000_000,
-    pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
-    config=AcceleratorConfig(
-        engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
-                            max_planes=3, max_batch=1, index_width=12, port_bytes=8,
-                            target="ecp5"),
-        vector_depth=4096, program_depth=512, list_depth=1024, queue_words=64, top_k=16,
-        address_width=17),
-    high_outputs=("uart_tx_enable",))
 
 # The SDRAM of the boards has 512 columns and 32 MB, or 1,024 and 64 MB, of which a half is used: 2
 # bytes a cycle at most. 32 lanes take 1.75 bytes each cycle of a dense list, more than it gives of
 # a sparse one. 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz; for 80 MHz one placement of
 # two met its clock.
 ULX3S_85F = AcceleratorBoard(
-    name="ulx3s-85f", platform="ulx3s.ULX3S_85F_Platform", loader="ulx3s",
+    name="ulx3s-85f", platform="amaranth_boards.ulx3s.ULX3S_85F_Platform", loader="ulx3s",
     clock_hz=70_000_000,
     pll={"CLKI_DIV": 5, "CLKFB_DIV": 14, "CLKOP_DIV": 8}, baud=2_000_000,
     config=AcceleratorConfig(

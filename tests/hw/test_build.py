@@ -35,9 +35,8 @@ def test_list(capsys):
 
 def test_unknown_board(capsys):
     assert main(["ulx4s"]) == 2
-    assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-accelerator', "
-                                       "'ulx3s-85f', "
-                                       "'icebreaker')\n")
+    assert capsys.readouterr().err == ("'ulx4s' is not a board (try 'ulx3s', 'ulx3s-85f', "
+                                       "'colorlight-i9', 'icebreaker')\n")
 
 
 def test_wrong_configuration(capsys):
@@ -151,21 +150,21 @@ def test_report_of_an_accelerator(tools, tmp_path, capsys, monkeypatch):
         return ""
 
     monkeypatch.setattr("hw.build.run_tool", run_tool)
-    assert main(["ulx3s-accelerator", "--no-pnr", "--lanes", "32", "--address-width", "17",
+    assert main(["ulx3s-85f", "--no-pnr", "--lanes", "32", "--top-k", "8",
                  "--output", str(tmp_path)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     parts = {part["part"]: part for part in report["parts"]}
     assert parts["engine"]["lut4"] == parts["link"]["lut4"] == 1
     assert parts["quantizer and lists"]["block_ram"] == 1
     assert parts["vector unit"]["carry"] == parts["memory"]["ff"] == 1
-    assert (report["memory_bytes"], report["weight_trits"]) == (131072, 131072 // 7 * 32)
+    assert (report["memory_bytes"], report["weight_trits"]) == (1 << 25, (1 << 25) // 7 * 32)
     assert report["configuration"]["engine"]["lanes"] == 32
     printed = capsys.readouterr().out
-    assert re.search(r"^accelerator: +vector_depth 4096, .*address_width 17, context 0, ", printed,
+    assert re.search(r"^accelerator: +vector_depth 8192, .*top_k 8, .*context 0, ", printed,
                      re.MULTILINE)
     assert re.search(r"^engine: +lanes 32, ", printed, re.MULTILINE)
-    assert ("model:     131,072 bytes of memory, full with 599,168 trits; 'python -m host fit "
-            "ulx3s-accelerator' says which shapes fit\n") in printed
+    assert ("model:     33,554,432 bytes of memory, full with 153,391,680 trits; 'python -m host "
+            "fit ulx3s-85f' says which shapes fit\n") in printed
 
 
 def test_engine_has_no_accelerator(capsys):

@@ -19,8 +19,8 @@ from sim.tools import ToolMissing
 NAME = "netlist"
 HELP = "simulate the synthesized netlists of whole boards"
 DESCRIPTION = ("Synthesize whole boards as hw.build does, simulate the netlists under Verilator, "
-               "and compare what their pins deliver with the golden model. It takes a quarter of an "
-               "hour or more for each board.")
+               "and compare what their pins deliver with the golden model. It takes a quarter of "
+               "an hour or more for each board.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

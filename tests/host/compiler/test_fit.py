@@ -13,10 +13,25 @@ from host.compiler.errors import CompileError
 from host.compiler.fit import Shape, fit, largest
 from hw.boards.board import AcceleratorBoard
 from hw.boards.catalog import BOARDS
+from hw.config import AcceleratorConfig, EngineConfig
 
-BOARD = BOARDS["ulx3s-accelerator"]
-assert isinstance(BOARD, AcceleratorBoard)
+#: A board that is small enough to be filled: 128 KiB of block RAM.
+BOARD = AcceleratorBoard(
+    name="block-ram", platform="amaranth_boards.ulx3s.ULX3S_85F_Platform", clock_hz=80_000_000,
+    baud=2_000_000,
+    config=AcceleratorConfig(
+        engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
+                            max_planes=3, max_batch=1, index_width=12, port_bytes=8,
+                            target="ecp5"),
+        vector_depth=4096, program_depth=512, list_depth=1024, queue_words=64, top_k=16,
+        address_width=17))
 SHAPE = Shape(width=128, layers=1, ffn_width=256, vocab=256)
+
+
+@pytest.fixture(autouse=True)
+def catalog(monkeypatch):
+    """Give the small board a name for as long as a test runs."""
+    monkeypatch.setitem(BOARDS, BOARD.name, BOARD)
 
 
 def test_one_shape():
@@ -48,7 +63,7 @@ def test_far_too_large():
     began = time.perf_counter()
     trits = 10 * 99999 ** 2 + 2 * 3 * 512 * 99999
     with pytest.raises(CompileError, match=f"^Image must have at most 131072 bytes for board "
-                                           f"ulx3s-accelerator, but its {trits:,} trits alone have "
+                                           f"block-ram, but its {trits:,} trits alone have "
                                            f"{trits // 5:,}$"):
         largest(BOARD, Shape(width=99999, layers=1, ffn_width=2 * 99999, vocab=512))
     assert time.perf_counter() - began < 1
@@ -63,7 +78,7 @@ def run(capsys, *arguments):
 def test_command(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "fit.json"
-    status, out, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 64, 128, "--layers", 1,
+    status, out, err = run(capsys, "fit", BOARD.name, "--width", 64, 128, "--layers", 1,
                            "--json", path)
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) <= 80
@@ -77,22 +92,22 @@ def test_command(capsys, monkeypatch, tmp_path):
 
 def test_some_fit(capsys):
     """A width that does not fit is said, and the others are shown; none is an error."""
-    status, out, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 64, 256)
+    status, out, err = run(capsys, "fit", BOARD.name, "--width", 64, 256)
     assert (status, err) == (0, "")
     assert re.search(r"^Width 256: Image must have at most 131072 bytes ", out, re.MULTILINE)
-    status, _, err = run(capsys, "fit", "ulx3s-accelerator", "--width", 256)
+    status, _, err = run(capsys, "fit", BOARD.name, "--width", 256)
     assert status == 1
     assert err.startswith("tally fit: Width 256: Image must have at most 131072 bytes ")
 
 
 def test_mistakes(capsys):
     assert run(capsys, "fit", "ulx3s") == (
-        1, "", "tally fit: 'ulx3s' is not a board with an accelerator (try 'ulx3s-accelerator', "
-               "'ulx3s-85f')\n")
+        1, "", "tally fit: 'ulx3s' is not a board with an accelerator (try 'ulx3s-85f', "
+               "'colorlight-i9', 'block-ram')\n")
     assert run(capsys, "compile", "--board", "x") == (
-        1, "", "tally compile: 'x' is not a board with an accelerator (try 'ulx3s-accelerator', "
-               "'ulx3s-85f')\n")
-    status, _, err = run(capsys, "compile", "--board", "ulx3s-accelerator")
+        1, "", "tally compile: 'x' is not a board with an accelerator (try 'ulx3s-85f', "
+               "'colorlight-i9', 'block-ram')\n")
+    status, _, err = run(capsys, "compile", "--board", BOARD.name)
     assert status == 1
     assert err.startswith("tally compile: ")
 
@@ -110,7 +125,7 @@ def test_model_on_a_board_with_sdram(capsys, monkeypatch):
 
 
 def test_model_that_does_not_fit(capsys):
-    status, out, err = run(capsys, "fit", "ulx3s-accelerator", DEFAULT_MODEL)
+    status, out, err = run(capsys, "fit", BOARD.name, DEFAULT_MODEL)
     assert (status, out) == (1, "")
     assert err.startswith("tally fit: Image must have at most 131072 bytes for an address width "
                           "of 17, but ")

@@ -270,7 +270,7 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    message = r"^Board must be one of 'ulx3s', 'ulx3s-accelerator', 'ulx3s-85f', " \
+    message = r"^Board must be one of 'ulx3s', 'ulx3s-85f', 'colorlight-i9', " \
               r"'icebreaker', not 'x'$"
     with pytest.raises(ValueError, match=message):
         SerialEngine("/dev/nothing", board="x")

@@ -1,0 +1,24 @@
+"""Colorlight i9, a module with an ECP5-45F and an SDRAM of 32 bits, on its extension board."""
+
+from hw.boards.board import AcceleratorBoard
+from hw.config import AcceleratorConfig, EngineConfig
+from hw.memory.sdram_chip import SdramChip
+
+__all__ = ["COLORLIGHT_I9"]
+
+# M12L64322A or EM638325, 4 bytes a cycle: 4,096 AUTO REFRESH in 64 ms, all else as other chips.
+_SDRAM = SdramChip(data_bits=32, rows=2048, columns=256, refresh_rows=4096)
+
+# 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz. The extension board's serial port is that of
+# its CMSIS-DAP probe.
+COLORLIGHT_I9 = AcceleratorBoard(
+    name="colorlight-i9", platform="hw.boards.colorlight_platform.ColorlightI9Platform",
+    loader="colorlight-i9", clock_hz=70_000_000,
+    pll={"CLKI_DIV": 5, "CLKFB_DIV": 14, "CLKOP_DIV": 8}, baud=1_000_000,
+    config=AcceleratorConfig(
+        engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
+                            max_planes=3, max_batch=1, index_width=12, port_bytes=8,
+                            row_columns=256, target="ecp5"),
+        vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
+        address_width=23),
+    sdram=_SDRAM)
