@@ -82,7 +82,11 @@ class AcceleratorBoard(Board):
     answer_queue : int
         Results that a pass delivers without waiting for the host.
     sdram : SdramChip, optional
-        The memory; block RAM without one. It has the clock of everything, inverted at the chip.
+        The memory; block RAM without one. It has the clock of everything, shifted at the chip.
+    sdram_clock_phase : int
+        Degrees by which the clock rises later at the chip than commands and data change: 180 is the
+        inverted clock, any other has an output of the PLL of its own, in steps of
+        :attr:`phase_step`.
     sdram_pin_cycles : int
         Cycles from a command at the controller to the chip and of its data back, beside the CAS
         latency.
@@ -92,6 +96,7 @@ class AcceleratorBoard(Board):
     payload_bytes: int = 1024
     answer_queue: int = 256
     sdram: SdramChip | None = None
+    sdram_clock_phase: int = 180
     sdram_pin_cycles: int = 2
 
     def __post_init__(self):
@@ -102,3 +107,12 @@ class AcceleratorBoard(Board):
                 raise ValueError(f"Address width of board {self.name} must reach the "
                                  f"{self.sdram.memory_bytes:,} bytes of its SDRAM, not "
                                  f"{self.config.memory_bytes:,}")
+            if not 0 < self.sdram_clock_phase < 360 or self.sdram_clock_phase % self.phase_step:
+                raise ValueError(f"SDRAM clock phase of board {self.name} must be a multiple of "
+                                 f"{self.phase_step:g} degrees between 0 and 360, not "
+                                 f"{self.sdram_clock_phase}")
+
+    @property
+    def phase_step(self) -> float:
+        """Degrees between phases that the PLL has: eighths of a cycle of its oscillator."""
+        return 360 / (8 * self.pll["CLKOP_DIV"]) if self.pll else 180

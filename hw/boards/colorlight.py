@@ -21,4 +21,4 @@ COLORLIGHT_I9 = AcceleratorBoard(
                             row_columns=256, target="ecp5"),
         vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
         address_width=23),
-    sdram=_SDRAM)
+    sdram=_SDRAM, sdram_clock_phase=270)

@@ -44,7 +44,9 @@ class BoardTop(Elaboratable):
         if isinstance(self.board, AcceleratorBoard) and self.board.sdram is not None:
             resource = platform.request("sdram", 0, dir="-")
             m.submodules.sdram = sdram = SdramPins(chip=self.board.sdram, resource=resource)
-            m.submodules.sdram_clock = SdramClock(resource=resource)
+            own = self.board.sdram_clock_phase != 180
+            m.submodules.sdram_clock = SdramClock(
+                resource=resource, domain="sdram" if own else "sync", inverted=not own)
             wiring.connect(m, self.system.sdram, sdram.pins)
         for name in self.board.high_outputs:
             pin = platform.request(name, 0, dir="-")
@@ -61,6 +63,7 @@ class BoardTop(Elaboratable):
         locked_here = Signal(2)
         m.domains.sync = ClockDomain()
         # nextpnr derives the constraint of this clock from the oscillator's and the dividers.
+        outputs = self._sdram_clock(m)
         pll = Instance(
             "EHXPLLL", a_FREQUENCY_PIN_CLKI=str(platform.default_clk_frequency / 1e6),
             a_FREQUENCY_PIN_CLKOP=str(self.board.clock_hz / 1e6), a_ICP_CURRENT="12",
@@ -68,7 +71,7 @@ class BoardTop(Elaboratable):
             p_STDBY_ENABLE="DISABLED", p_DPHASE_SOURCE="DISABLED", p_OUTDIVIDER_MUXA="DIVA",
             p_CLKOP_ENABLE="ENABLED", p_CLKOP_CPHASE=self.board.pll["CLKOP_DIV"] - 1,
             p_CLKOP_FPHASE=0, p_FEEDBK_PATH="CLKOP",
-            **{f"p_{name}": value for name, value in self.board.pll.items()},
+            **{f"p_{name}": value for name, value in self.board.pll.items()}, **outputs,
             i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASESEL0=0, i_PHASESEL1=0,
             i_PHASEDIR=1, i_PHASESTEP=1, i_PHASELOADREG=1, i_PLLWAKESYNC=0, i_ENCLKOP=0,
             o_CLKOP=clock, o_LOCK=locked)
@@ -78,3 +81,19 @@ class BoardTop(Elaboratable):
         m.domains.unlocked = ClockDomain(local=True, reset_less=True)
         m.d.comb += ClockSignal("unlocked").eq(clock)
         m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
+
+    def _sdram_clock(self, m) -> dict[str, Any]:
+        """Return what the PLL of an ECP5 needs for the domain ``sdram``, if there is one."""
+        board = self.board
+        if (not isinstance(board, AcceleratorBoard) or board.sdram is None
+                or board.sdram_clock_phase == 180):
+            return {}
+        clock = Signal()
+        m.domains.sdram = ClockDomain(reset_less=True)
+        m.d.comb += ClockSignal("sdram").eq(clock)
+        # Cycles of the oscillator and their eighths, behind those of the first output.
+        cycles, eighths = divmod(round(board.sdram_clock_phase / board.phase_step), 8)
+        divider = board.pll["CLKOP_DIV"]
+        return {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider, "o_CLKOS": clock,
+                "p_CLKOS_CPHASE": divider - 1 + cycles, "p_CLKOS_FPHASE": eighths,
+                "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0}

@@ -16,7 +16,8 @@ ULX3S = EngineBoard(
 # The SDRAM of the boards has 512 columns and 32 MB, or 1,024 and 64 MB, of which a half is used: 2
 # bytes a cycle at most. 32 lanes take 1.75 bytes each cycle of a dense list, more than it gives of
 # a sparse one. 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz; for 80 MHz one placement of
-# two met its clock.
+# two met its clock. At 270 degrees the registers of the pins take the data near the middle of the
+# time in which they are valid (docs/boards/ulx3s.md).
 ULX3S_85F = AcceleratorBoard(
     name="ulx3s-85f", platform="amaranth_boards.ulx3s.ULX3S_85F_Platform", loader="ulx3s",
     clock_hz=70_000_000,
@@ -27,4 +28,4 @@ ULX3S_85F = AcceleratorBoard(
                             row_columns=256, target="ecp5"),
         vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
         address_width=25),
-    sdram=SdramChip(), high_outputs=("uart_tx_enable",))
+    sdram=SdramChip(), sdram_clock_phase=270, high_outputs=("uart_tx_enable",))
