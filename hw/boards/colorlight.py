@@ -9,12 +9,12 @@ __all__ = ["COLORLIGHT_I9"]
 # M12L64322A or EM638325, 4 bytes a cycle: 4,096 AUTO REFRESH in 64 ms, all else as other chips.
 _SDRAM = SdramChip(data_bits=32, rows=2048, columns=256, refresh_rows=4096)
 
-# 25 MHz * 14 / 5 from the PLL's oscillator at 560 MHz. The extension board's serial port is that of
-# its CMSIS-DAP probe.
+# 25 MHz * 16 / 5 from the PLL's oscillator at 640 MHz. The extension board's serial port is that of
+# its CMSIS-DAP probe. Accumulators of 16 words are LUT RAM, and cost the shipped model nothing.
 COLORLIGHT_I9 = AcceleratorBoard(
     name="colorlight-i9", platform="hw.boards.colorlight_platform.ColorlightI9Platform",
-    loader="colorlight-i9", clock_hz=70_000_000,
-    pll={"CLKI_DIV": 5, "CLKFB_DIV": 14, "CLKOP_DIV": 8}, baud=1_000_000,
+    loader="colorlight-i9", clock_hz=80_000_000,
+    pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=1_000_000,
     config=AcceleratorConfig(
         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
                             max_planes=3, max_batch=1, index_width=12, port_bytes=8,
