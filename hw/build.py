@@ -149,9 +149,9 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
     -------
     dict
         ``board``, ``device``, ``configuration``, the columns of :data:`AREA`, ``parts`` with the
-        same by part, ``requested_mhz``, ``versions``; of an accelerator ``memory_bytes`` and
-        ``weight_trits``, as many as fill it; and if routed ``fmax_mhz``, ``meets_clock``,
-        ``bitstream`` (its path) and ``bitstream_sha256``.
+        same by part, ``lanes``, ``port_bytes``, ``clock_mhz``, ``versions``; of an accelerator
+        ``memory_bytes`` and ``weight_trits``, as many as fill it; and if routed ``fmax_mhz``,
+        ``meets_clock``, ``bitstream`` (its path) and ``bitstream_sha256``.
 
     Raises
     ------
@@ -192,7 +192,9 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
     tools = [synthesis, place_and_route] if route else [synthesis]
     report: dict = {
         "board": board.name, "device": platform.device,
-        "configuration": dataclasses.asdict(board.config), "requested_mhz": board.clock_hz / 1e6,
+        "configuration": dataclasses.asdict(board.config),
+        "lanes": _engine(board.config).lanes, "port_bytes": board.config.port_bytes,
+        "clock_mhz": board.clock_hz / 1e6,
         "baud": board.baud, "seed": seed,
         **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
         "versions": _versions(tools, folder), "sources": source_hash("hw"),
@@ -249,7 +251,7 @@ def _print_report(report: dict) -> None:
               f"which shapes fit")
     if "fmax_mhz" in report:
         verdict = "met" if report["meets_clock"] else "NOT MET"
-        print(f"clock:     {report['fmax_mhz']} MHz achieved, {report['requested_mhz']:g} MHz "
+        print(f"clock:     {report['fmax_mhz']} MHz achieved, {report['clock_mhz']:g} MHz "
               f"requested: {verdict}")
         print(f"bitstream: {report['bitstream']}, SHA-256 {report['bitstream_sha256']}")
     print("tools:     " + ", ".join(f"{tool} {version}"
@@ -406,7 +408,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.program:
         if not report["meets_clock"]:
             raise BuildError(f"The bitstream is not loaded, since it does not meet its clock of "
-                             f"{report['requested_mhz']:g} MHz; try another --seed")
+                             f"{report['clock_mhz']:g} MHz; try another --seed")
         say(f"{board.name}: loading the bitstream")
         load_bitstream(board.name, board.loader, pathlib.Path(report["bitstream"]))
     if options.record:

@@ -110,6 +110,8 @@ MAKERS: dict[str, Maker] = {
     "host experiment board": Maker(
         ("board_tokens",), _always("host.measure.board_tokens", "sim/fast/",
                                    "host.compiler.compile")),
+    "host experiment memory": Maker(
+        ("memory",), _always("hw.memory.sdram", "hw/synth/netlist.py", "sim.timing.units")),
     "host experiment netlist": Maker(("netlists",), _always(*_BOARD_NETLIST)),
 }
 

@@ -53,7 +53,7 @@ _AREA = ("lut4_eq", "lut4", "ff", "block_ram")
 
 #: Bars of rows that have certain fields; those of units stand beside the units.
 _BARS: dict[str, tuple[tuple[Mapping[str, object], Bar], ...]] = {
-    "boards": (({}, Bar("fmax_mhz", ">=", 1, of="requested_mhz")),),
+    "boards": (({}, Bar("fmax_mhz", ">=", 1, of="clock_mhz")),),
     "fuzz": (({}, Bar("crashes", "<=", 0)),),
     "link_soak": (({}, Bar("wrong", "<=", 0)),),
     "netlists": (({}, Bar("equal", ">=", 1)), ({}, Bar("undefined_inputs", "<=", 0))),

@@ -148,7 +148,7 @@ class TestBars:
          "<= 8 LUT4 per trit at >= 200 MHz, no block RAM"),
         ((Bar("fmax_mhz", ">=", 95),), ">= 95 MHz"),
         ((Bar("speedup", ">=", 0.85, of="bound"),), "speedup >= 85 % of bound"),
-        ((Bar("fmax_mhz", ">=", 1, of="requested_mhz"),), "fmax mhz >= requested mhz"),
+        ((Bar("fmax_mhz", ">=", 1, of="clock_mhz"),), "fmax mhz >= clock mhz"),
         ((Bar("cycles_per_second", ">=", 5),), "cycles per second >= 5"),
         ((), "")])
     def test_sentence(self, bars, text):

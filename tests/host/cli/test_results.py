@@ -112,7 +112,7 @@ class TestCheck:
 
     @pytest.mark.parametrize(("name", "command", "row", "label"), [
         ("boards", "python -m hw.build BOARD --record", {"board": "x", "fmax_mhz": 2,
-                                                         "requested_mhz": 1}, "x"),
+                                                         "clock_mhz": 1}, "x"),
         ("board_parts", "python -m hw.build BOARD --record", {"board": "x", "part": "y"}, "x, y"),
         ("faults", "python -m sim faults", {"unit": "x", "fault": "y"}, "x, y"),
         ("fuzz", "python -m host fuzz", {"reader": "x", "crashes": 0}, "x"),
@@ -171,8 +171,8 @@ class TestCheck:
             "3 records: 1 warning"], [])
 
     @pytest.mark.parametrize(("name", "row", "message"), [
-        ("boards", {"board": "ulx3s", "fmax_mhz": 74.9, "requested_mhz": 75},
-         "Row 'ulx3s' misses its bar fmax mhz >= requested mhz: fmax_mhz is 74.9"),
+        ("boards", {"board": "ulx3s", "fmax_mhz": 74.9, "clock_mhz": 75},
+         "Row 'ulx3s' misses its bar fmax mhz >= clock mhz: fmax_mhz is 74.9"),
         ("fuzz", {"reader": "gguf", "crashes": 1},
          "Row 'gguf' misses its bar crashes <= 0: crashes is 1"),
         ("link_soak", {"device": "engine", "wrong": 2},
