@@ -15,14 +15,14 @@ ULX3S = EngineBoard(
 
 # The SDRAM of the boards has 512 columns and 32 MB, or 1,024 and 64 MB, of which a half is used: 2
 # bytes a cycle at most. 32 lanes take 1.75 bytes each cycle of a dense list, more than it gives of
-# a sparse one. 25 MHz * 16 / 5 from the PLL's oscillator at 640 MHz. Accumulators of 16 words are
+# a sparse one. 25 MHz * 3 from the PLL's oscillator at 600 MHz. Accumulators of 16 words are
 # LUT RAM: in block RAM, 128 deep, the board reached 79 MHz. The phase of the chip's clock is where
 # the registers of the pins take the data in the middle of the time in which they are valid
 # (docs/boards/ulx3s.md).
 ULX3S_85F = AcceleratorBoard(
     name="ulx3s-85f", platform="amaranth_boards.ulx3s.ULX3S_85F_Platform", loader="ulx3s",
-    clock_hz=80_000_000,
-    pll={"CLKI_DIV": 5, "CLKFB_DIV": 16, "CLKOP_DIV": 8}, baud=2_000_000,
+    clock_hz=75_000_000,
+    pll={"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
     config=AcceleratorConfig(
         engine=EngineConfig(lanes=32, result_lanes=4, accumulator_width=20, accumulator_depth=16,
                             max_planes=3, max_batch=1, index_width=12, port_bytes=4,
