@@ -27,7 +27,7 @@ from host.cli.options import (
     with_context,
 )
 from host.cli.terminal import Report, fact_table, listing_of, progress_bars, say, size, table
-from host.compiler.compile import CONTEXT, compile_fitted, compile_model
+from host.compiler.compile import CONTEXT, compile_fitted, compile_model, sequence_context
 from host.compiler.errors import CompileError
 from host.errors import UserError
 from host.files.image import Image, listing, write_image
@@ -105,7 +105,12 @@ def run(console: Console, options: argparse.Namespace) -> int:
         raise UserError(f"Option --context cannot change the context of board {board.name}")
     base = with_context(configuration(board.config if board else AcceleratorConfig(),
                                       options.fields),
-                        options.context, model)
+                        options.context, options.model, model.context)
+    context = sequence_context(model.context, base, fitted=board is None)
+    if context <= options.position != 0:
+        raise UserError(f"Option --position must be below {context}, the tokens of a sequence, "
+                        f"not {options.position}" if model.context else
+                        f"Option --position is for transformers, but {model.name} has no attention")
     clock = options.clock * 1e6 if options.clock else board.clock_hz if board else CLOCK_MHZ * 1e6
 
     def compiled(model: LanguageModel, report: Report | None = None) -> Image:
@@ -128,10 +133,6 @@ def run(console: Console, options: argparse.Namespace) -> int:
         image = compiled(model, bar("Compiling"))
     if options.listing:
         print(printable(listing(image.program), "\n"))
-    if image.context <= options.position != 0:
-        raise UserError(f"Option --position must be below {image.context}, the tokens of a "
-                        f"sequence, not {options.position}" if image.context else
-                        f"Option --position is for transformers, but {model.name} has no attention")
     cost = costs(image)
     console.print(fact_table(
         f"{image.model} for configuration {image.config.configuration_hash():08x}",

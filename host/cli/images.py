@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from host.cli.options import masks_of, read_model_and_tokenizer, with_context
+from host.cli.options import masks_of, read_head_and_tokenizer, with_context
 from host.cli.terminal import Report, say
 from host.compiler.cache import find_image, image_key, keep_image
-from host.compiler.compile import compile_fitted, compile_model
-from host.files.errors import ModelFileError
+from host.compiler.compile import compile_fitted, compile_model, sequence_context
+from host.errors import UserError
 from host.files.image import Image
-from host.models.registry import model_files, read_words
-from host.text.tokenizer import AnyTokenizer, open_tokenizer
+from host.models.registry import model_files, read_model
+from host.text.tokenizer import AnyTokenizer
 from host.text.vocabulary import Words
 from hw.config import AcceleratorConfig
 
@@ -26,6 +26,7 @@ SMALLEST = 1 << 20
 def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
                    bar: Callable[[str], Report], *, fitted: bool, sparse: bool = False,
                    options: argparse.Namespace | None = None,
+                   accept: Callable[[AnyTokenizer, Words, int], None] = lambda *_: None,
                    ) -> tuple[Image, AnyTokenizer, Words]:
     """Compile a model, unless the cache has its image.
 
@@ -42,6 +43,9 @@ def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
     sparse : bool
     options : Namespace, optional
         Has ``context``, ``masks``, ``mask_mode`` and ``prefill``, where the command has them.
+    accept : callable, optional
+        Called before any tensor is read, with the tokenizer, the vocabulary and the tokens that a
+        sequence may have (0: any number); what it raises is not caught.
 
     Raises
     ------
@@ -51,7 +55,13 @@ def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
     context = options.context if options else None
     prefill = options.prefill if options else 1
     masked = options.masks if options else None
-    files = model_files(path) if path.exists() else []
+    words, tokenizer, most = read_head_and_tokenizer(path)
+    fields = with_context(config, context, path, most)
+    if prefill > 1 and most:
+        raise UserError(f"Option --prefill is for models without attention: the prompts of {path} "
+                        f"are read token by token")
+    accept(tokenizer, words, sequence_context(most, fields, fitted=fitted))
+    files = model_files(path)
     key = ""
     if sum(file.stat().st_size for file in files) >= SMALLEST:
         report = bar("Looking for the image")
@@ -64,19 +74,14 @@ def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
             say(console, f"The image in the cache cannot be used, so it is made again: {wrong}",
                 "dim")
         if image is not None:
-            words = read_words(path)
-            try:
-                return image, open_tokenizer(words), words
-            except ValueError as error:
-                raise ModelFileError(f"{path}: {error}") from None
+            return image, tokenizer, words
     reading = bar("Reading the model")
     reading(0.0, "")
-    model, tokenizer = read_model_and_tokenizer(path)
+    model = read_model(path)
     reading(1.0, "")
     masks = masks_of(options, model) if options else None
     image = (compile_fitted if fitted else compile_model)(
-        model, with_context(config, context, model), sparse=sparse, masks=masks, prefill=prefill,
-        progress=bar("Compiling"))
+        model, fields, sparse=sparse, masks=masks, prefill=prefill, progress=bar("Compiling"))
     if key:
         wrong = keep_image(key, image)
         if wrong:

@@ -9,9 +9,10 @@ from host.compress.masks import MODES, read_masks
 from host.errors import UserError
 from host.files.errors import ModelFileError
 from host.models.base import LanguageModel
-from host.models.registry import read_model
+from host.models.registry import read_head, read_model
 from host.text.corpus import read_corpus
 from host.text.tokenizer import AnyTokenizer, open_tokenizer
+from host.text.vocabulary import Words
 from hw.boards.board import AcceleratorBoard
 from hw.boards.catalog import BOARDS
 from hw.config import AcceleratorConfig, EngineConfig
@@ -20,7 +21,8 @@ from sim.golden.wina import MaskMap
 __all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
            "add_masks", "add_json", "add_model", "add_workers", "bytes_of", "configuration",
            "accelerator_board", "masks_of", "integer", "output_file", "positive", "power_of_two",
-           "read_model_and_tokenizer", "read_texts", "share", "temperature", "with_context"]
+           "read_head_and_tokenizer", "read_model_and_tokenizer", "read_texts", "share",
+           "temperature", "with_context"]
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
@@ -97,6 +99,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
                              f"models/{DEFAULT_MODEL.name})")
 
 
+def read_head_and_tokenizer(path: Path) -> tuple[Words, AnyTokenizer, int]:
+    """Read a model's vocabulary, what turns text into its tokens, and how many it may read."""
+    words, context = read_head(path)
+    try:
+        return words, open_tokenizer(words), context
+    except ValueError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+
+
 def read_model_and_tokenizer(path: Path) -> tuple[LanguageModel, AnyTokenizer]:
     """Read a model and what turns text into its tokens."""
     model = read_model(path)
@@ -164,14 +175,14 @@ def add_context(parser: argparse.ArgumentParser, most: int) -> None:
                              f"power of two (default: the model's context, at most {most:,})")
 
 
-def with_context(base: AcceleratorConfig, context: int | None,
-                 model: LanguageModel) -> AcceleratorConfig:
-    """Set the context that was asked for."""
+def with_context(base: AcceleratorConfig, context: int | None, model: Path,
+                 most: int) -> AcceleratorConfig:
+    """Set the context that was asked for, of a model whose sequences have at most some tokens."""
     if context is None:
         return base
-    if not model.context:
-        raise UserError(f"Option --context is for transformers, but {model.name} has no attention: "
-                        f"its sequences may have any length")
+    if not most:
+        raise UserError(f"Option --context is for transformers, but {model} has no attention: its "
+                        f"sequences may have any length")
     return dataclasses.replace(base, context=power_of_two(context))
 
 

@@ -170,8 +170,8 @@ def _freshness() -> Callable[[str, _Row, _Row], bool]:
 
     def fresh(name: str, record: _Row, row: _Row) -> bool:
         if name == "mutants":
-            from sim.mutants import unit_path
-            from sim.mutate import own_hash
+            from sim.mutation.mutants import unit_path
+            from sim.mutation.mutate import own_hash
             try:
                 return row["sources"] == own_hash(unit_path(row["unit"]), row["benches"])
             except (KeyError, OSError):
@@ -238,7 +238,7 @@ def _known_rows() -> dict[str, _Known]:
     from hw.synth.units import UNITS
     from sim.faults import FAULTS
     from sim.formal.proofs import PROOFS
-    from sim.mutants import units
+    from sim.mutation.mutants import units
     from sim.netlist import CASES
     from sim.programs_random import CONFIGURATIONS
 

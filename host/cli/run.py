@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import itertools
 import os
 import time
@@ -18,7 +19,7 @@ from host.cli.options import (
     add_context,
     add_masks,
     integer,
-    read_model_and_tokenizer,
+    read_head_and_tokenizer,
     temperature,
 )
 from host.cli.terminal import Report, fact_table, progress_bars, say, size, write
@@ -28,14 +29,15 @@ from host.devices.base import Device
 from host.devices.checked import CheckedTokens
 from host.devices.engine import EngineDevice
 from host.devices.errors import DeviceError
-from host.devices.generate import AcceleratorReader, EngineReader, Generator, Phase
+from host.devices.generate import AcceleratorReader, EngineReader, Generator, Phase, check_length
 from host.devices.registry import NAMES, DeviceName, open_accelerator, open_engine
 from host.devices.serial_accelerator import SerialAccelerator
 from host.errors import UserError
 from host.files.image import Image, is_image, read_image
+from host.models.registry import read_model
 from host.text.sampling import Sampler
 from host.text.tokenizer import AnyTokenizer, Tokenizer
-from host.text.vocabulary import Words
+from host.text.vocabulary import Words, begin
 from hw.config import AcceleratorConfig
 from sim.timing.program import BITS_PER_TRIT, token_cycles
 
@@ -155,6 +157,12 @@ def _sampler(options: argparse.Namespace, top_k: int) -> Sampler:
                    top_k if options.top_k is None else options.top_k, options.seed)
 
 
+def _check_text(options: argparse.Namespace, prompt: str, tokenizer: AnyTokenizer, words: Words,
+                context: int) -> None:
+    """Refuse prompt and tokens that a context is too short for, before anything that takes long."""
+    check_length(len(begin(words, tokenizer.encode(prompt))), options.tokens, context)
+
+
 def _write_text(console: Console, options: argparse.Namespace, generator: Generator,
                 tokenizer: AnyTokenizer, prompt: str, top_k: int) -> tuple[int, float]:
     """Write prompt and tokens as they come; return the tokens' number and when the first came."""
@@ -198,7 +206,9 @@ def _run_engine(console: Console, options: argparse.Namespace, path: Path, promp
         if given:
             raise UserError(f"Option {option} needs an accelerator, but device "
                             f"{str(options.device)!r} is an engine alone")
-    model, tokenizer = read_model_and_tokenizer(path)
+    words, tokenizer, context = read_head_and_tokenizer(path)
+    _check_text(options, prompt, tokenizer, words, context)
+    model = read_model(path)
     with progress_bars(console) as bar:
         device = open_engine(options.device, bar("Opening the device"))
         try:
@@ -261,10 +271,19 @@ def _times(total: Phase, loading: float, first: float) -> Iterable[Fact]:
 
 # An accelerator.
 
-def _image(console: Console, path: Path, options: argparse.Namespace,
+def _check_top_k(options: argparse.Namespace, config: AcceleratorConfig) -> None:
+    """Refuse to draw from more logits than an accelerator delivers."""
+    if options.top_k is not None and not 1 <= options.top_k <= config.top_k:
+        raise UserError(f"Option --top-k must be from 1 to {config.top_k} on device "
+                        f"{str(options.device)!r}, which delivers so many logits, "
+                        f"not {options.top_k}")
+
+
+def _image(console: Console, path: Path, prompt: str, options: argparse.Namespace,
            device: AcceleratorDevice | None,
            bar: Callable[[str], Report]) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model for the device, or for an accelerator that fits it."""
+    accept = functools.partial(_check_text, options, prompt)
     if path.is_file() and is_image(path):
         image = read_image(path)
         if image.vocabulary is None:
@@ -274,12 +293,18 @@ def _image(console: Console, path: Path, options: argparse.Namespace,
             if given:
                 raise UserError(f"{path}: option {option} needs the model that the image was made "
                                 f"of, since the image is compiled already")
-        return image, Tokenizer(image.vocabulary), image.vocabulary
+        _check_top_k(options, image.config)
+        tokenizer = Tokenizer(image.vocabulary)
+        accept(tokenizer, image.vocabulary, image.context)
+        return image, tokenizer, image.vocabulary
     if device and options.context:
         raise UserError(f"Option --context cannot change the context of device "
                         f"{str(options.device)!r}")
-    return compiled_image(console, path, device.config if device else AcceleratorConfig(), bar,
-                          fitted=device is None, sparse=not options.dense, options=options)
+    # An accelerator that fits a model has as large a top_k as any.
+    config = device.config if device else AcceleratorConfig()
+    _check_top_k(options, config)
+    return compiled_image(console, path, config, bar, fitted=device is None,
+                          sparse=not options.dense, options=options, accept=accept)
 
 
 def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
@@ -294,12 +319,7 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
             if options.device.kind == "serial":
                 # What a model becomes depends on the board's accelerator.
                 device = open_accelerator(options.device)
-            image, tokenizer, words = _image(console, path, options, device, bar)
-            most = image.config.top_k
-            if options.top_k is not None and not 1 <= options.top_k <= most:
-                raise UserError(f"Option --top-k must be from 1 to {most} on device "
-                                f"{str(options.device)!r}, which delivers so many logits, "
-                                f"not {options.top_k}")
+            image, tokenizer, words = _image(console, path, prompt, options, device, bar)
             device = device or open_accelerator(options.device, image.config,
                                                 bar("Opening the device"))
             device.load(image, bar("Loading the model"))
@@ -312,7 +332,8 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
         # The golden machine has nothing beside it.
         checked = None if options.device.kind == "golden" else CheckedTokens(device, image)
         generator = Generator(AcceleratorReader(checked or device, image, words))
-        written, first = _write_text(console, options, generator, tokenizer, prompt, most)
+        written, first = _write_text(console, options, generator, tokenizer, prompt,
+                                     image.config.top_k)
         console.print(fact_table(f"{image.model} on the {device.label}", _accelerator_facts(
             options, generator, device, checked, image, written, loaded - began, first - began)))
     return 0

@@ -46,7 +46,7 @@ from hw.isa import REGISTERS
 from sim.golden.graph import Kind, Value
 from sim.golden.wina import MaskMap
 
-__all__ = ["CONTEXT", "compile_fitted", "compile_model"]
+__all__ = ["CONTEXT", "compile_fitted", "compile_model", "sequence_context"]
 
 
 def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bool = False,
@@ -77,8 +77,31 @@ def compile_model(model: LanguageModel, config: AcceleratorConfig, *, sparse: bo
     MemoryMissing
         If this machine has not enough memory for the image.
     """
+    if model.context and not config.context:
+        raise CompileError(f"Model {model.name} needs attention: configuration field context must "
+                           f"be a number of tokens, not 0")
+    _check(model, config, masks, prefill)
     pack = _prepare(model, progress)
     return _compiler(model, config, sparse, masks, prefill, {}).compile(pack)
+
+
+def sequence_context(most: int, config: AcceleratorConfig, *, fitted: bool) -> int:
+    """Return the tokens that a sequence may have when a model is compiled, before it is.
+
+    Parameters
+    ----------
+    most : int
+        The model's own context; 0 for one without attention.
+    config : AcceleratorConfig
+    fitted : bool
+        Whether :func:`compile_fitted` will compile it, and not :func:`compile_model`.
+
+    Returns
+    -------
+    int
+        0 for a model without attention: any number.
+    """
+    return min(most, config.context or (CONTEXT if fitted else 0))
 
 
 def _prepare(model: LanguageModel, progress: Progress | None) -> Progress | None:
@@ -89,47 +112,40 @@ def _prepare(model: LanguageModel, progress: Progress | None) -> Progress | None
     return lambda done, what: progress(_PREPARED + (1 - _PREPARED) * done, what)
 
 
-def _compiler(model: LanguageModel, config: AcceleratorConfig, sparse: bool,
-              masks: MaskMap | None, prefill: int, known: Magnitudes) -> Compiler:
-    """Check what can be checked before a program is written."""
+def _check(model: LanguageModel, config: AcceleratorConfig, masks: MaskMap | None,
+           prefill: int) -> None:
+    """Check what can be checked before the matrices' integers are found, which takes long."""
     if "lmul" not in model.logit_scales:
         raise CompileError(f"Model {model.name} must have a logit scale for arithmetic 'lmul'; "
                            f"find it with 'python -m host evaluate --fit'")
+    most = min(config.engine.max_batch, REGISTERS // 2)
+    if not 1 <= prefill <= most or prefill & (prefill - 1):
+        raise CompileError(f"Tokens of a prompt that are read together must be a power of two up "
+                           f"to {most}, not {prefill}")
+    if prefill > 1 and masks:
+        raise CompileError("Masks leave out entries of each token's list, so that tokens of a "
+                           "prompt cannot be read together (try without one of the two)")
+    if prefill > 1 and model.context:
+        raise CompileError(f"Model {model.name} has attention, whose prompts are read token by "
+                           f"token")
+
+
+def _compiler(model: LanguageModel, config: AcceleratorConfig, sparse: bool,
+              masks: MaskMap | None, prefill: int, known: Magnitudes) -> Compiler:
+    """Check what can be checked before a program is written."""
     steps = model.network().steps
-    if not config.context and any(step.kind is Kind.KV_APPEND for step in steps):
-        raise CompileError(f"Model {model.name} needs attention: configuration field context must "
-                           f"be a number of tokens, not 0")
     # What fills a vector up stays zero under all functions but this one.
     unit = math.lcm(config.vector_lanes, max(1, config.port_bytes // 2))
     for step in steps:
         if step.kind is Kind.SIGMOID_OF_NEGATIVE and step.elements % unit:
             raise CompileError(f"Model {model.name} must have a width that is a multiple of {unit} "
                                f"for this configuration, not {step.elements}")
-    _check_prefill(model, config, masks, prefill)
+        rows = config.engine.max_rows // prefill
+        if prefill > 1 and step.kind is Kind.LINEAR and len(step.weights.weights) > rows:
+            raise CompileError(f"Matrix {step.weights.name} must have at most {rows} rows for "
+                               f"{prefill} tokens at once (engine field accumulator_depth), "
+                               f"not {len(step.weights.weights)}")
     return Compiler(model, config, sparse, masks, prefill, known)
-
-
-def _check_prefill(model: LanguageModel, config: AcceleratorConfig, masks: MaskMap | None,
-                   prefill: int) -> None:
-    most = min(config.engine.max_batch, REGISTERS // 2)
-    if not 1 <= prefill <= most or prefill & (prefill - 1):
-        raise CompileError(f"Tokens of a prompt that are read together must be a power of two up "
-                           f"to {most}, not {prefill}")
-    if prefill == 1:
-        return
-    if masks:
-        raise CompileError("Masks leave out entries of each token's list, so that tokens of a "
-                           "prompt cannot be read together (try without one of the two)")
-    for step in model.network():
-        if step.kind is Kind.KV_APPEND:
-            raise CompileError(f"Model {model.name} has attention, whose prompts are read token by "
-                               f"token")
-        if step.kind is Kind.LINEAR:
-            rows = config.engine.max_rows // prefill
-            if len(step.weights.weights) > rows:
-                raise CompileError(f"Matrix {step.weights.name} must have at most {rows} rows for "
-                                   f"{prefill} tokens at once (engine field accumulator_depth), "
-                                   f"not {len(step.weights.weights)}")
 
 
 # Of the time that compiling takes, about how much it takes to find the matrices' integers.
@@ -163,6 +179,7 @@ def compile_fitted(model: LanguageModel, base: AcceleratorConfig, *, sparse: boo
     CompileError
         As :func:`compile_model` does, or if no accelerator can have such heads.
     """
+    _check(model, base, masks, prefill)
     progress = _prepare(model, progress)
     steps = model.network().steps
     attends = [step for step in steps if step.kind is Kind.ATTEND]

@@ -6,8 +6,9 @@ from typing import Any, Generic, TypeVar
 
 from hw.config import AcceleratorConfig, EngineConfig
 
-__all__ = ["Device"]
+__all__ = ["Config", "Device"]
 
+#: What configures a device.
 Config = TypeVar("Config", EngineConfig, AcceleratorConfig)
 
 

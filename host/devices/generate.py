@@ -26,7 +26,8 @@ from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, State, model_matrices
 from sim.golden.machine import TopKResult
 
-__all__ = ["AcceleratorReader", "EngineReader", "Generator", "Phase", "Reader", "candidates"]
+__all__ = ["AcceleratorReader", "EngineReader", "Generator", "Phase", "Reader", "candidates",
+           "check_length"]
 
 #: Tokens that may follow, and their logits.
 Candidates = tuple[NDArray[np.integer], NDArray[np.floating]]
@@ -82,6 +83,30 @@ class Reader(abc.ABC):
         """Continue the sequence with one token."""
 
 
+def check_length(prompt: int, count: int, context: int) -> None:
+    """Refuse a text that is longer than a sequence may be.
+
+    Parameters
+    ----------
+    prompt, count : int
+        Tokens of the prompt, with the one that documents begin with, and of the text after it.
+    context : int
+        Tokens of a sequence at most; 0 means any number.
+
+    Raises
+    ------
+    DeviceError
+        If the context is too short.
+    """
+    needed = prompt + count - 1         # the last token of the text is not read
+    if context and needed > context:
+        most = context + 1 - prompt
+        advice = f"ask for at most {most}" if most > 0 else "shorten the prompt"
+        raise DeviceError(f"A prompt of {prompt} tokens and a text of {count} need a context of "
+                          f"{needed} tokens, but it has {context}; {advice}, or take a larger "
+                          f"context")
+
+
 class Generator:
     """What writes a text.
 
@@ -125,14 +150,7 @@ class Generator:
             If a result of the device differs from the golden model's.
         """
         tokens = begin(self._reader.words, prompt)
-        # The last token of the text is not read.
-        needed, context = len(tokens) + count - 1, self._reader.context
-        if context and needed > context:
-            most = context + 1 - len(tokens)
-            advice = f"ask for at most {most}" if most > 0 else "shorten the prompt"
-            raise DeviceError(f"A prompt of {len(tokens)} tokens and a text of {count} need a "
-                              f"context of {needed} tokens, but it has {context}; {advice}, or "
-                              f"take a larger context")
+        check_length(len(tokens), count, self._reader.context)
         return self._generate(tokens, count, sampler, report)
 
     def _generate(self, tokens: Sequence[int], count: int, sampler: Sampler,

@@ -9,7 +9,7 @@ import numpy as np
 from host.devices.accelerator import AcceleratorDevice, Report, TokenResult
 from host.devices.errors import DeviceError
 from host.devices.link import BusyError
-from host.devices.serial_board import SerialBoard, packed
+from host.devices.serial_board import SerialBoard, SerialDevice, packed
 from host.files.image import Image
 from hw.boards.board import AcceleratorBoard
 from hw.boards.catalog import BOARDS
@@ -35,7 +35,7 @@ def accelerator_config(fields: dict[str, Any]) -> AcceleratorConfig:
     return AcceleratorConfig(**fields | {"engine": EngineConfig(**fields["engine"])})
 
 
-class SerialAccelerator(AcceleratorDevice):
+class SerialAccelerator(SerialDevice[AcceleratorConfig], AcceleratorDevice):
     """An accelerator with its memory on a board, or anything that speaks like one.
 
     Parameters
@@ -66,8 +66,6 @@ class SerialAccelerator(AcceleratorDevice):
         If ``board`` is unknown.
     """
 
-    evidence = "measured"
-
     def __init__(self, port: str, *, board: str | None = None,
                  config: AcceleratorConfig | None = None,
                  baud: int | None = None, timeout: float = 2.0):
@@ -78,19 +76,12 @@ class SerialAccelerator(AcceleratorDevice):
         self.label = f"accelerator on {port}"
         self.waits = self.refreshes = 0
         self._transfers = AcceleratorTransfers(self.config)
-
-    def info(self) -> dict[str, Any]:
-        """Facts of every device, and the board's name and clock."""
-        return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
+        self._exchanges = self._transfers.exchanges
 
     def memory_timing(self) -> tuple[int, float] | None:
         """Return latency and idle share of the board's memory; None if the board is not known."""
         board = BOARDS.get(self._board.facts["board"])
         return memory_timing(board) if isinstance(board, AcceleratorBoard) else None
-
-    def status(self) -> dict[str, int]:
-        """Return the device's counters; ``cycles`` are those of the latest token."""
-        return self._board.status()
 
     def _load(self, image: Image, report: Report) -> None:
         """Write program and memory, unless the board's mark says that they are there already."""
@@ -238,9 +229,6 @@ class SerialAccelerator(AcceleratorDevice):
         return TopKResult(np.array([answer["index"] for answer in best], np.int64),
                           np.array([answer["value"] for answer in best], np.int32),
                           end["index"], end["value"])
-
-    def _send(self, command: Command, data: bytes) -> list[bytes]:
-        return self._board.send(command, self._transfers.exchanges[command], data)
 
 
 def _memory_failure(halves: list[dict[str, int]]) -> MemoryFailure:

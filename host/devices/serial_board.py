@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import serial
 from numpy.typing import NDArray
 
+from host.devices.base import Config, Device
 from host.devices.errors import DeviceError
 from host.devices.link import Link, NoReplyError, port_in_use
 from hw.boards.board import AcceleratorBoard, EngineBoard
@@ -25,9 +26,7 @@ from hw.link.protocol import (
     transfer_bytes,
 )
 
-__all__ = ["SerialBoard", "different_fields", "packed"]
-
-_Config = TypeVar("_Config", AcceleratorConfig, EngineConfig)
+__all__ = ["SerialBoard", "SerialDevice", "different_fields", "packed"]
 
 #: What a board holds, by its name in the description; and the class of such boards.
 _KINDS = {"engine": ("a ternary engine", EngineBoard),
@@ -180,6 +179,34 @@ class SerialBoard:
     def close(self) -> None:
         """Close the port."""
         self._port.close()
+
+
+class SerialDevice(Device[Config]):
+    """An engine or an accelerator on a board: what both say of it.
+
+    Attributes
+    ----------
+    link : Link
+    """
+
+    evidence = "measured"
+    link: Link
+    _board: SerialBoard
+    _exchanges: Mapping[Command, Exchange]
+
+    def info(self) -> dict[str, Any]:
+        """Facts of every device, and the board's name and clock."""
+        return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
+
+    def status(self) -> dict[str, int]:
+        """Return the device's counters, :data:`hw.link.protocol.COUNTERS`.
+
+        ``cycles`` are those of the latest product or token.
+        """
+        return self._board.status()
+
+    def _send(self, command: Command, data: bytes) -> list[bytes]:
+        return self._board.send(command, self._exchanges[command], data)
 
 
 def different_fields(wanted: dict[str, Any],

@@ -1,13 +1,11 @@
 """A board on a serial port: the engine and the L-Mul unit behind the link."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from host.devices.engine import EngineDevice
 from host.devices.errors import DeviceError
-from host.devices.serial_board import SerialBoard, packed
+from host.devices.serial_board import SerialBoard, SerialDevice, packed
 from hw.config import EngineConfig
 from hw.link.protocol import COUNT_BYTES, Command, EngineTransfers, transfer_bytes
 
@@ -17,7 +15,7 @@ __all__ = ["SerialEngine"]
 _OPERAND_WIDTH = 16
 
 
-class SerialEngine(EngineDevice):
+class SerialEngine(SerialDevice[EngineConfig], EngineDevice):
     """A board on a serial port, or anything that speaks like one.
 
     The matrices stay with the host, which sends the listed columns with every product.
@@ -47,8 +45,6 @@ class SerialEngine(EngineDevice):
         If ``board`` is unknown.
     """
 
-    evidence = "measured"
-
     def __init__(self, port: str, *, board: str | None = None, config: EngineConfig | None = None,
                  baud: int | None = None, timeout: float = 2.0):
         self._board = SerialBoard(port, "engine", config=config, board=board, baud=baud,
@@ -59,14 +55,6 @@ class SerialEngine(EngineDevice):
         self._exchanges = self._transfers.exchanges
         self._entry_queue: int = self._board.facts["entry_queue"]
         self._stored: list[NDArray[np.uint8]] = []
-
-    def info(self) -> dict[str, Any]:
-        """Facts of every device, and the board's name and clock."""
-        return super().info() | {name: self._board.facts[name] for name in ("board", "clock_hz")}
-
-    def status(self) -> dict[str, int]:
-        """Return the device's counters, :data:`hw.link.protocol.COUNTERS`."""
-        return self._board.status()
 
     def lmul(self, x: NDArray[np.uint16], y: NDArray[np.uint16]) -> NDArray[np.uint16]:
         """L-Mul products of bf16 numbers, given and returned as bits."""
@@ -146,6 +134,3 @@ class SerialEngine(EngineDevice):
         wide = np.zeros((*values.shape[:2], 4), np.uint8)
         wide[:, :, 4 - width:] = values
         return (wide.view("<i4")[..., 0] >> 8 * (4 - width))[:, :rows].astype(np.int32)
-
-    def _send(self, command: Command, data: bytes) -> list[bytes]:
-        return self._board.send(command, self._exchanges[command], data)

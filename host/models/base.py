@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from host.files.errors import ModelFileError
 from host.text.vocabulary import Words
-from sim.golden.graph import Kind, Network
+from sim.golden.graph import Network
 
 __all__ = ["LanguageModel", "Source"]
 
@@ -78,8 +78,7 @@ class LanguageModel(abc.ABC):
     @property
     def context(self) -> int:
         """Tokens of a sequence at most; 0 for a model without attention."""
-        return min((step.operands[1].context for step in self.network()
-                    if step.kind is Kind.ATTEND), default=0)
+        return 0
 
     def network(self) -> Network:
         """Describe what a token goes through; the FFN's last matrix is ``blk.N.ffn_down``."""

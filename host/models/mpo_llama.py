@@ -148,6 +148,11 @@ class MpoLlamaLM(LanguageModel):
         """Number of tokens."""
         return self.head.shape[0]
 
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence at most."""
+        return self.attention.context
+
     def _describe(self) -> Network:
         n = Network()
         shape = self.attention

@@ -12,7 +12,7 @@ from host.models import bitnet, hgrn_bit, llama, mmfreelm, mpo_llama
 from host.models.base import LanguageModel
 from host.text.vocabulary import Words
 
-__all__ = ["ARCHITECTURES", "model_files", "read_model", "read_words"]
+__all__ = ["ARCHITECTURES", "model_files", "read_head", "read_model"]
 
 #: What reads a source of each architecture: the ``general.architecture`` of a GGUF file, or the
 #: ``model_type`` of a checkpoint.
@@ -39,18 +39,39 @@ def _open(path: Path) -> Checkpoint | Llama2cFile | GGUFFile:
     return Llama2cFile(path) if path.suffix == ".bin" else GGUFFile(path)
 
 
-def read_words(path: Path) -> Words:
-    """Read the vocabulary of a model that can be read, and nothing else.
+def _reader(source: Checkpoint | Llama2cFile | GGUFFile) -> Callable[[Any], LanguageModel]:
+    """Return what reads a source."""
+    read = ARCHITECTURES.get(source.architecture) if isinstance(source.architecture, str) else None
+    if read is None:
+        known = " or ".join(map(repr, ARCHITECTURES))
+        raise source.error(f"{source.architecture_key} must be {known}, "
+                           f"not {source.architecture!r}")
+    return read
+
+
+def read_head(path: Path) -> tuple[Words, int]:
+    """Read the vocabulary of a model and the tokens that its sequences may have, and no tensor.
+
+    Returns
+    -------
+    Vocabulary, PieceVocabulary or TokenizerFile
+    int
+        0 for a model without attention, whose sequences may have any length.
 
     Raises
     ------
     ModelFileError
-        As :func:`read_model` does.
+        As :func:`read_model` does, as far as the file is read.
     """
     source = _open(path)
+    attends = _reader(source) in (bitnet.read, llama.read, mpo_llama.read)
     if isinstance(source, Checkpoint):
-        return source.vocabulary(source.positive_int("vocab_size"))
-    return source.vocabulary()
+        context = source.positive_int("max_position_embeddings") if attends else 0
+        return source.vocabulary(source.positive_int("vocab_size")), context
+    if isinstance(source, Llama2cFile):
+        return source.vocabulary(), source.context
+    context = source.positive_int(f"{source.architecture}.context_length") if attends else 0
+    return source.vocabulary(), context
 
 
 def read_model(path: str | os.PathLike) -> LanguageModel:
@@ -64,9 +85,4 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
     """
     path = Path(path)
     source = _open(path)
-    read = ARCHITECTURES.get(source.architecture) if isinstance(source.architecture, str) else None
-    if read is None:
-        known = " or ".join(map(repr, ARCHITECTURES))
-        raise source.error(f"{source.architecture_key} must be {known}, "
-                           f"not {source.architecture!r}")
-    return read(source)
+    return _reader(source)(source)

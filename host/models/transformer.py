@@ -213,6 +213,11 @@ class Transformer(LanguageModel):
         """Number of tokens."""
         return self.embedding.shape[0]
 
+    @property
+    def context(self) -> int:
+        """Tokens of a sequence at most."""
+        return self.attention.context
+
     def reference(self) -> Self:
         """Return the model with its matrices as they were read: for arithmetic ``float``."""
         return dataclasses.replace(self, integers=False)

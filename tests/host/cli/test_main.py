@@ -106,8 +106,8 @@ def test_mistakes(capsys, arguments, message):
 @pytest.mark.parametrize("command", ["run", "compile"])
 def test_context_of_a_model_that_has_none(capsys, model_path, command):
     assert run(capsys, command, model_path, "--context", 16) == (
-        1, "", f"tally {command}: Option --context is for transformers, but tiny has no attention: "
-               f"its sequences may have any length\n")
+        1, "", f"tally {command}: Option --context is for transformers, but {model_path} has no "
+               f"attention: its sequences may have any length\n")
 
 
 def test_evaluate_plain_text(capsys, monkeypatch, model_path, tmp_path):

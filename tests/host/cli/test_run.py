@@ -8,18 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from host.cli.main import main
 from host.cli.options import DEFAULT_MODEL
 from host.cli.run import DEFAULT_PROMPT, _model_and_prompt, add_arguments
-from host.compiler.compile import compile_model
+from host.compiler.compile import compile_fitted, compile_model
 from host.devices.accelerator import GoldenAccelerator
 from host.devices.engine import GoldenEngine
 from host.devices.errors import DeviceError
 from host.devices.generate import AcceleratorReader, EngineReader, Generator
 from host.errors import UserError
-from host.models.examples import tiny_model
+from host.files.image import write_image
+from host.models.examples import llama_gguf, llama_tensors, tiny_model
 from host.models.mmfreelm import write_model
+from host.models.registry import read_model
 from host.text.sampling import Sampler
-from hw.config import EngineConfig
+from hw.config import AcceleratorConfig, EngineConfig
 from tests.host.accelerator_examples import SMALL
 
 
@@ -173,3 +176,74 @@ def test_context(monkeypatch):
         with pytest.raises(DeviceError, match=message):
             generator.generate(prompt, count, Sampler())
         assert generator.prompt.tokens == 0
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama") / "llama.gguf"
+    path.write_bytes(llama_gguf(llama_tensors()))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory, llama):
+    path = tmp_path_factory.mktemp("image") / "llama.tally"
+    write_image(path, compile_fitted(read_model(llama), AcceleratorConfig(context=32)))
+    return str(path)
+
+
+class TestRefusedAtOnce:
+    """What cannot end well is refused before a model is compiled or a device opened."""
+
+    @pytest.fixture
+    def refused(self, monkeypatch, capsys, tiny, llama, image):
+        """Return what starts the command and returns its message; nothing that takes long runs."""
+        def never(*arguments, **options):
+            raise AssertionError("Something that takes long was begun")
+
+        for module, names in (
+                ("host.cli.run", ("open_accelerator", "open_engine")),
+                ("host.models.llama.LlamaLM", ("_describe",)),
+                ("host.models.mmfreelm.TernaryLM", ("_describe",))):
+            for name in names:
+                monkeypatch.setattr(f"{module}.{name}", never)
+
+        def start(*arguments):
+            paths = {"LLAMA": llama, "TINY": str(tiny)}
+            assert main(["run", *(paths.get(word, word) for word in arguments)]) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            return captured.err.removeprefix("tally run: ").rstrip("\n")
+        return start
+
+    @pytest.mark.parametrize("device", ["simulated", "golden"])
+    @pytest.mark.parametrize(("context", "count", "has"), [
+        (["--context", "8"], "7", 8), (["--context", "5"], "7", 8),     # rounded up
+        ([], "63", 64), (["--context", "128"], "63", 64)])              # the model's own
+    def test_context_of_an_accelerator(self, refused, device, context, count, has):
+        assert refused("LLAMA", "he", "--device", device, "--tokens", count, *context) == (
+            f"A prompt of 3 tokens and a text of {count} need a context of {int(count) + 2} "
+            f"tokens, but it has {has}; ask for at most {has - 2}, or take a larger context")
+
+    def test_context_of_an_engine(self, refused):
+        assert refused("LLAMA", "he", "--device", "engine-golden", "--tokens", "63") == (
+            "A prompt of 3 tokens and a text of 63 need a context of 65 tokens, but it has 64; "
+            "ask for at most 62, or take a larger context")
+
+    @pytest.mark.parametrize(("arguments", "message"), [
+        (["TINY", "--context", "64"], "Option --context is for transformers, but {path} has no "
+                                      "attention: its sequences may have any length"),
+        (["TINY", "--top-k", "33"], "Option --top-k must be from 1 to 16 on device 'simulated', "
+                                    "which delivers so many logits, not 33"),
+        (["TINY", "--prefill", "3"], "Tokens of a prompt that are read together must be a power of "
+                                     "two up to 8, not 3"),
+        (["LLAMA", "--tokens", "4", "--prefill", "4"],
+         "Option --prefill is for models without attention: the prompts of {llama} are read token "
+         "by token")])
+    def test_options(self, refused, tiny, llama, arguments, message):
+        assert refused(*arguments) == message.format(path=tiny, llama=llama)
+
+    def test_context_of_an_image(self, refused, image):
+        assert refused(image, "he", "--tokens", "31", "--device", "golden") == (
+            "A prompt of 3 tokens and a text of 31 need a context of 33 tokens, but it has 32; "
+            "ask for at most 30, or take a larger context")

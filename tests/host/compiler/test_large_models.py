@@ -216,7 +216,7 @@ class TestCache:
     def test_second_time(self, llama, compiled, monkeypatch, cache):
         first, tokenizer, words = self.get(llama)
         # Neither compiled nor described: only the vocabulary is read.
-        monkeypatch.setattr(host.cli.images, "read_model_and_tokenizer", None)
+        monkeypatch.setattr(host.cli.images, "read_model", None)
         second, other, again = self.get(llama)
         assert len(compiled) == 1
         same(dataclasses.replace(first, vocabulary=None), second)

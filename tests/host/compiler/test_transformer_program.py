@@ -43,14 +43,11 @@ from sim.timing.program import token_cycles
 from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
 
-DATA = Path(__file__).parents[4] / "shared" / "data" / "models"
-STORIES = DATA / "stories260K.bin"
+STORIES = Path(__file__).parents[2] / "data" / "models" / "stories260K.bin"
 TOKENS = np.random.default_rng(3).integers(0, 259, 12)
 TEXT = ("Once upon a time, there was a little girl named Lily. She loved to play outside in the "
         "park. One day, she saw a big, red ball.")
 
-needs_stories = pytest.mark.skipif(not STORIES.is_file(), reason=f"{STORIES} is not here; the "
-                                   "licence of its weights is unconfirmed")
 needs_simulator = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
 
@@ -193,7 +190,6 @@ class TestGoldenMachine:
         assert "blk.0.attn_q[32:64]" in {part.name for part in image.parts}
         equal(image, llama)
 
-    @needs_stories
     def test_stories(self):
         model = read_model(STORIES)
         tokenizer = open_tokenizer(model.vocabulary)
@@ -434,7 +430,6 @@ class TestSimulatedAccelerator:
         for model in (llama, bitnet):
             simulated(compile_fitted(model, base))
 
-    @needs_stories
     def test_stories(self):
         """100 tokens, each with the logits of the golden machine, and the known text."""
         model = read_model(STORIES)

@@ -20,7 +20,7 @@ from host.compress.rotation import (
 )
 from host.files.errors import ModelFileError
 
-MODELS = Path(__file__).parents[4] / "shared" / "data" / "models"
+MODELS = Path(__file__).parents[2] / "data" / "models"
 
 
 def random_llama(*, tied=True, width=32, depth=3, heads=8, kv_heads=2, ffn=44, vocabulary=50):
@@ -169,7 +169,6 @@ def words(path):
     return found
 
 
-@pytest.mark.skipif(not MODELS.is_dir(), reason=f"{MODELS} is absent: no trained model to rotate")
 @pytest.mark.parametrize("change", [lambda model: model, rotate])
 def test_a_trained_model_writes_the_same(change):
     model = change(read_llama2c(MODELS / "stories260K.bin"))

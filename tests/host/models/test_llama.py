@@ -29,7 +29,7 @@ from sim.golden.graph import CACHES, Kind
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.quantizer import quantize
 
-DATA = Path(__file__).parents[4] / "shared" / "data"
+STORIES = Path(__file__).parents[2] / "data" / "models" / "stories260K.bin"
 HEADS, KV_HEADS = 4, 2
 TOKENS = np.random.default_rng(3).integers(0, 259, 24)
 Type = gguf.GGMLQuantizationType
@@ -417,18 +417,13 @@ def generate(model, arithmetic, prompt, count):
     return text
 
 
-needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} with models is not here; the "
-                                "licence of their weights is unconfirmed")
-
-
 @pytest.fixture(scope="module")
 def stories():
     """Model and tokenizer."""
-    model = read_model(DATA / "models" / "stories260K.bin")
+    model = read_model(STORIES)
     return model, open_tokenizer(model.vocabulary)
 
 
-@needs_data
 class TestStories260K:
     @pytest.mark.parametrize(("planes", "count"), [(None, 55), (5, 55)])
     def test_text(self, stories, planes, count):

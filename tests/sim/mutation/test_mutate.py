@@ -10,10 +10,10 @@ import time
 import pytest
 from amaranth.back import verilog
 
-from hw.records import RESULTS
-from sim import mutate
-from sim.equivalence import proved_equal
-from sim.mutants import OPERATORS, Mutant, draw, mutants, unit_path, units
+from hw.records import RESULTS, ROOT
+from sim.mutation import mutate
+from sim.mutation.equivalence import proved_equal
+from sim.mutation.mutants import OPERATORS, Mutant, draw, mutants, unit_path, units
 from sim.plant import planted
 from sim.tools import missing_tools
 
@@ -66,7 +66,7 @@ CHANGED = {
 
 
 def read(path):
-    return (mutate.ROOT / path).read_text()
+    return (ROOT / path).read_text()
 
 
 def change(path, old, new):

@@ -1,10 +1,10 @@
 """``python -m sim mutate``: break the hardware in many small ways and see which bench notices.
 
-A mutant (:mod:`sim.mutants`) is planted for the conversion to Verilog only; benches and golden
-functions stay as they are. It runs under Icarus against the benches of its unit, then that of the
-accelerator, then those of the boards, each time only where its Verilog differs from the original,
-until a test fails. A bench belongs to a unit if converting it executes a function of the unit's
-file.
+A mutant (:mod:`sim.mutation.mutants`) is planted for the conversion to Verilog only; benches and
+golden functions stay as they are. It runs under Icarus against the benches of its unit, then that
+of the accelerator, then those of the boards, each time only where its Verilog differs from the
+original, until a test fails. A bench belongs to a unit if converting it executes a function of the
+unit's file.
 
 A mutant is killed by a test that fails, or that takes more than three times the simulated time of
 the unmutated run, or by a simulator that takes more than three times the processor time and ten
@@ -33,10 +33,10 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 
-from hw.records import RESULTS, write_record
-from sim.equivalence import proved_equal
-from sim.limited import limits
-from sim.mutants import Mutant, draw, mutants, unit_path, units
+from hw.records import RESULTS, ROOT, write_record
+from sim.mutation.equivalence import proved_equal
+from sim.mutation.limited import limits
+from sim.mutation.mutants import Mutant, draw, mutants, unit_path, units
 from sim.plant import fresh_modules, planted
 from sim.runner import BenchResult, bench_cases, bench_names, run_bench
 from sim.tools import icarus_version, missing_tools
@@ -46,8 +46,7 @@ __all__ = ["HELP", "NAME", "Survey", "add_arguments", "own_hash", "run", "try_mu
 NAME = "mutate"
 HELP = "break units in many small ways, list what no bench notices, keep the table"
 
-ROOT = pathlib.Path(__file__).parent.parent
-JUDGEMENTS = pathlib.Path(__file__).parent / "mutants_judged.json"
+JUDGEMENTS = pathlib.Path(__file__).parent / "judged.json"
 BUILD = ROOT / "build" / "mutate"
 
 _SIMULATOR = "icarus"
@@ -295,7 +294,8 @@ def _killer(case: Case, text: str, unmutated: dict, seconds: float = math.inf) -
     allowed = {name: _SLACK * round(nanoseconds) + _SLACK_NS
                for name, nanoseconds in _first_tests(unmutated, seconds).items()}
     environment = limits(case.bench, allowed, _SLACK * unmutated["seconds"] + _SLACK_SECONDS)
-    result = _run(case, text, environment | {"COCOTB_MAX_FAILURES": "1"}, module="sim.limited")
+    result = _run(case, text, environment | {"COCOTB_MAX_FAILURES": "1"},
+                  module="sim.mutation.limited")
     if result is None:
         return "the simulator's end"
     return next((run.name for run in result.runs if not run.passed), "")

@@ -10,14 +10,13 @@ import ast
 import bisect
 import dataclasses
 import functools
-import pathlib
 import random
 import re
 from collections.abc import Callable, Iterator
 
-__all__ = ["OPERATORS", "Mutant", "draw", "mutants", "unit_path", "units"]
+from hw.records import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
+__all__ = ["OPERATORS", "Mutant", "draw", "mutants", "unit_path", "units"]
 
 # Tables are NumPy. What synthesizes, writes Verilog or surrounds it, and the top of a board around
 # its pins, which no bench elaborates without a platform, are no units.

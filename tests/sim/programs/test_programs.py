@@ -11,11 +11,12 @@ from hw.isa import Batch, Fault, Function, Instruction, Opcode, decode, encode
 from hw.order import OrderError, check_order
 from sim.command_line import main
 from sim.golden.machine import Machine
-from sim.programs import Campaign, seed_of_day, verdict
-from sim.programs_coverage import features, missing_features
-from sim.programs_illegal import MISTAKES, with_mistake
+from sim.programs.campaign import Campaign, seed_of_day, verdict
+from sim.programs.comparison import expected, read_case, run_case, write_case
+from sim.programs.coverage import features, missing_features
+from sim.programs.illegal import MISTAKES, with_mistake
+from sim.programs.reduction import reduced
 from sim.programs_random import CONFIGURATIONS, Case, Timing, random_case
-from sim.programs_run import expected, read_case, reduced, run_case, write_case
 from sim.tools import missing_tools
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")

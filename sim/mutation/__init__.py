@@ -1,0 +1,1 @@
+"""Mutants: the hardware broken in many small ways, and which bench notices."""
