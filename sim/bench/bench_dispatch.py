@@ -763,14 +763,22 @@ async def resets(dut):
 
     async def run(ends, *, stall, programs):
         rng, depth = ends.rng, ends.config.list_depth
-        lists = [np.flatnonzero(rng.random(depth) < share) for share in (.5, .01, .9, .1)]
-        lists = [indices[:60] for indices in lists]
-        given = [rng.integers(-1000, 1000, count) for count in (1, 40, 17)]
-        tasks = [cocotb.start_soon(task) for task in (
-            choose(ends, given, timed=not stall), walk(ends, lists, [2, 0, 1, 1]), decode(ends),
-            execute(ends, Units(dut, ends, stall=stall), programs))]
-        for task in tasks:
-            await task
+
+        async def use_others():
+            lists = [np.flatnonzero(rng.random(depth) < share) for share in (.5, .01, .9, .1)]
+            lists = [indices[:60] for indices in lists]
+            given = [rng.integers(-1000, 1000, count) for count in (1, 40, 17)]
+            tasks = [cocotb.start_soon(task) for task in (
+                choose(ends, given, timed=not stall), walk(ends, lists, [2, 0, 1, 1]),
+                decode(ends))]
+            for task in tasks:
+                await task
+
+        executed = cocotb.start_soon(execute(ends, Units(dut, ends, stall=stall), programs))
+        await use_others()
+        while stall and not executed.done():    # what is to be cut off is at work all the time
+            await use_others()
+        await executed
 
     await resets_in_mid_work(
         dut, ends.spec, lambda seed: run(Ends(dut, stall=0.3, seed=seed), stall=0.3, programs=2),
