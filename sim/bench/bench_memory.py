@@ -434,7 +434,7 @@ async def full_queue_stops_reading(dut):
 
 @cocotb.test(timeout_time=500, timeout_unit="us")
 async def what_has_waited_leaves_without_a_gap(dut):
-    """A transfer that nobody takes, and others some time after it, leave in a row."""
+    """Take a transfer that has waited, and others that came some time after it, in a row."""
     await begin(dut)
     for name in READ_ENGINES:
         machine = Machine(dut, name)
