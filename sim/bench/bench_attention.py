@@ -29,6 +29,10 @@ CONFIGURATIONS = {
     "narrow": AcceleratorConfig(engine=EngineConfig(lanes=16, result_lanes=2, port_bytes=1),
                                 vector_depth=256, context=64, head_elements=8, group=3,
                                 attention_heads=2, attention_elements=1),
+    # A single head, of which a transfer has four elements of e4m3, or two of bf16, one at a time.
+    "single": AcceleratorConfig(engine=EngineConfig(lanes=8, result_lanes=4, port_bytes=4),
+                                vector_depth=128, context=16, head_elements=8, group=1,
+                                attention_heads=1, attention_elements=1),
 }
 
 
@@ -56,7 +60,7 @@ class Bench(wiring.Component):
 
 
 DUTS = {name: lambda config=config: Bench(config) for name, config in CONFIGURATIONS.items()}
-SLOW = ("group-verilator", "wide-verilator")
+SLOW = ("group-verilator", "wide-verilator", "single-verilator")
 
 
 class Machine:

@@ -1,5 +1,6 @@
 """The parts of the dispatch, each against its golden function."""
 
+import dataclasses
 from collections import deque
 
 import cocotb
@@ -20,6 +21,7 @@ from hw.isa import (
     FUNCTIONS,
     MASKED,
     USED,
+    Batch,
     Fault,
     Function,
     Instruction,
@@ -37,8 +39,10 @@ from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import decode_cycles, dispatch_cycles, list_cycles, top_k_cycles
 
 CONFIGURATIONS = {
-    "sixteen": AcceleratorConfig(engine=EngineConfig(lanes=16, row_columns=64, index_width=20),
-                                 list_depth=768),
+    # A batch may be as large as its fields allow.
+    "sixteen": AcceleratorConfig(engine=EngineConfig(lanes=16, row_columns=64, index_width=20,
+                                                     max_batch=128),
+                                 list_depth=1024),
     "one": AcceleratorConfig(
         engine=EngineConfig(lanes=4, result_lanes=2, accumulator_width=20, index_width=9,
                             port_bytes=1),
@@ -50,6 +54,12 @@ CONFIGURATIONS = {
 }
 
 
+def with_wide_port(config: AcceleratorConfig) -> AcceleratorConfig:
+    """Return the configuration with transfers of two words of e4m3 numbers: a cache has none."""
+    return dataclasses.replace(config, engine=dataclasses.replace(
+        config.engine, port_bytes=2 * config.vector_lanes))
+
+
 class Bench(wiring.Component):
     """The units side by side, their streams named ``STREAM_UNIT``."""
 
@@ -57,6 +67,8 @@ class Bench(wiring.Component):
         self.config = config
         self.units = {"top_k": TopK(config), "list": SparseVectorMemory(config),
                       "decoder": Decoder(config), "dispatch": Dispatch(config)}
+        if config.context:
+            self.units["wide_decoder"] = Decoder(with_wide_port(config))
         super().__init__({f"{port}_{name}": member for name, unit in self.units.items()
                           for port, member in unit.signature.members.items()})
 
@@ -360,6 +372,37 @@ async def instructions(dut, stall):
         assert (decoded.fault == Fault.OPCODE) == (code not in opcodes)
 
 
+@cocotb.test(timeout_time=300, timeout_unit="us")
+async def heads(dut):
+    """Decode heads of every width, in two halves or whole, of each format that a cache can have."""
+    ends = Ends(dut, stall=0.0, seed=11)
+    await start(dut)
+    config, lanes = ends.config, ends.config.vector_lanes
+    if not config.context:
+        return
+    instructions_ = []
+    for elements in range(lanes, config.head_elements + 2 * lanes, lanes):
+        for function in FUNCTIONS[Opcode.QK]:
+            instructions_.append(Instruction(opcode=Opcode.PV, function=function, a=1,
+                                             count=elements, constant=elements))
+            for b in (0, 8 * lanes):
+                instructions_ += [
+                    Instruction(opcode=Opcode.QK, function=function, target=1, b=b, count=elements,
+                                constant=elements),
+                    Instruction(opcode=Opcode.KV_APPEND, function=function, b=b, count=elements,
+                                constant=1)]
+    for name, its in (("decoder", config), ("wide_decoder", with_wide_port(config))):
+        dut[f"position_{name}"].value = 1
+        dut[f"known_{name}"].value = 1
+        seen = set()
+        for instruction in instructions_:
+            await ends[f"i_{name}"].send([int.from_bytes(encode(instruction), "little")])
+            decoded = (await ends[f"o_{name}"].receive(1))[0]
+            assert decoded.fault == expected_fault(its, instruction, 1), (name, instruction)
+            seen.add(decoded.fault)
+        assert {Fault.NONE, Fault.HEADS} <= seen
+
+
 class Units:
     """What stands around the dispatch: answers each command, and notes it with its answer."""
 
@@ -369,8 +412,10 @@ class Units:
         self.log: list = []
         self.broken = False                     # the next vector to be packed is not finite
         self.held = ""                          # commands of this name are not answered yet
+        self.heads = 0                          # that were scored last
         for name in ("vectors", "quantizes", "selections", "entries", "products", "write_backs",
-                     "choices", "scale", "moves", "faults"):
+                     "choices", "scale", "moves", "faults",
+                     *["attends"] * bool(ends.config.context)):
             cocotb.start_soon(self._serve(name))
 
     async def _serve(self, name: str) -> None:
@@ -380,6 +425,11 @@ class Units:
             shape = found.shape()
             entry = {field: found[field] for field in shape.members}
             self.log.append((name, entry))
+            if name == "quantizes":
+                entry["batch"] = self.dut.batch_dispatch.value.to_unsigned()
+                entry["batch_incomplete"] = int(self.dut.batch_incomplete_dispatch.value)
+            elif name == "attends":
+                entry["cache"] = self.dut.cache_dispatch.value.to_unsigned()
             while self.held == name or self.rng.random() < self.stall:
                 await RisingEdge(self.dut.clk)
             match name:
@@ -396,11 +446,22 @@ class Units:
                 case "write_backs" | "choices" | "moves":
                     await self._pulse({"write_backs": "written_back", "choices": "chosen",
                                        "moves": "moved"}[name])
+                    if name == "write_backs" and self.ends.config.context:
+                        entry["of_attention"] = int(self.dut.pv_results_dispatch.value)
+                case "attends":
+                    if not entry["pv"]:
+                        self.heads = entry["heads"]
+                    entry["answers"] = [
+                        {"number": int(self.rng.integers(1 << 15)),
+                         "exponent": int(self.rng.integers(-512, 512))}
+                        for _ in range(self.heads if entry["pv"] else 1)]
+                    await self.ends["i_attended_dispatch"].send(entry["answers"])
 
     async def _pulse(self, name: str) -> None:
         pulse = self.dut[f"{name}_dispatch"]
         pulse.value = 1
         await RisingEdge(self.dut.clk)
+        assert self.dut.active_dispatch.value, f"{name} comes without a clock"
         pulse.value = 0
 
 
@@ -445,6 +506,9 @@ def check_log(config: AcceleratorConfig, program: list[Instruction], token: int,
                 assert name == "quantizes"
                 assert (found["sparse"], found["nonzero"], found["a"], found["words"]) == (
                     instruction.function != Function.DENSE, nonzero, a // lanes, words)
+                dense = instruction.function == Function.DENSE
+                part = Batch.of(instruction.constant if dense else 0)
+                assert (found["batch"], found["batch_incomplete"]) == (part.constant, not part.last)
                 if not nonzero:
                     registers[target] = (bf16.one, found["answer"])
             case Opcode.MATMUL:
@@ -486,11 +550,23 @@ def check_log(config: AcceleratorConfig, program: list[Instruction], token: int,
     assert list(rest) == []
 
 
+def random_batch(rng: np.random.Generator, config: AcceleratorConfig, count: int) -> int:
+    """Make the constant of a DENSE QUANTIZE: of one vector, or of any vector of a batch."""
+    log2 = int(rng.integers(config.engine.max_batch.bit_length()))
+    if log2 and not count % (1 << log2) and rng.integers(2):
+        return Batch(log2=log2, across=True).constant
+    if log2 and count << log2 <= config.list_depth:
+        return Batch(log2=log2, slot=int(rng.integers(1 << log2))).constant
+    return 0
+
+
 def random_program(rng: np.random.Generator, config: AcceleratorConfig) -> list[Instruction]:
     """Make a program without faults that takes each product that it queues, some in parts."""
     lanes, engine = config.vector_lanes, config.engine
+    # Icarus leaves a field undefined until what it depends on has changed once: ``b`` too.
     program = [Instruction(opcode=Opcode.QUANTIZE, function=Function.DENSE, target=target, a=0,
-                           count=lanes) for target in range(1, 16)]
+                           b=lanes, count=lanes, constant=random_batch(rng, config, lanes))
+               for target in range(1, 16)]
     rows: list[tuple[int, bool]] = []
 
     def vector():
@@ -531,7 +607,7 @@ def random_program(rng: np.random.Generator, config: AcceleratorConfig) -> list[
                                "constant": int(rng.integers(1 << 16)),
                                "address": int(rng.integers(1 << 30))}
                     if values["function"] == Function.DENSE:
-                        values["constant"] = 0
+                        values["constant"] = random_batch(rng, config, count)
             case Opcode.VECTOR:
                 values = {"function": int(rng.choice(FUNCTIONS[opcode])), "target": vector(),
                           "a": vector(), "b": vector()}
@@ -591,6 +667,92 @@ async def passes(dut, stall):
     ends = Ends(dut, stall=stall, seed=4)
     await start(dut)
     await execute(ends, Units(dut, ends, stall=stall), 12)
+
+
+def attention_program(rng: np.random.Generator, config: AcceleratorConfig) -> list[Instruction]:
+    """Make a program of vectors that have a position, scores of heads, and their mixtures."""
+    lanes = config.vector_lanes
+    program = []
+    for split in (1, 0):                        # in two halves first: Icarus has to see ``b``
+        heads = 1 + int(rng.integers(config.group))
+        step = lanes << split
+        elements = step * int(rng.integers(1, config.head_elements // step + 1))
+        last = (config.vector_depth - heads * elements) // lanes
+        a, b, target = (int(x) * lanes for x in rng.integers(1, last + 1, 3))
+        function = int(rng.choice(FUNCTIONS[Opcode.QK]))
+        cache = int(rng.integers(config.caches))
+        addresses = [64 * int(x) for x in rng.integers(100, size=4)]
+        program += [
+            Instruction(opcode=Opcode.QK, function=function, target=heads, a=a, b=split * b,
+                        count=heads * elements, constant=elements, address=addresses[2]),
+            *[Instruction(opcode=Opcode.PV, function=function, target=target, a=cache,
+                          count=heads * elements, constant=elements, address=addresses[3])]
+            * int(rng.integers(3)),
+            Instruction(opcode=Opcode.LOAD_AT, target=target, count=elements,
+                        address=addresses[0]),
+            Instruction(opcode=Opcode.KV_APPEND, function=function, a=a, b=split * b,
+                        count=elements, constant=cache, address=addresses[1])]
+    return [*program, Instruction(opcode=Opcode.STOP)]
+
+
+def check_attention(config: AcceleratorConfig, program: list[Instruction], position: int,
+                    bound: int, log: list) -> None:
+    """Compare the commands of a pass of :func:`attention_program` with it."""
+    lanes, rest, heads = config.vector_lanes, iter(log), 0
+    for instruction in program[:-1]:
+        appends = instruction.opcode is Opcode.KV_APPEND
+        target, a, b = instruction.target // lanes, instruction.a // lanes, instruction.b // lanes
+        words = (instruction.constant if instruction.opcode in (Opcode.QK, Opcode.PV)
+                 else instruction.count) // lanes
+        e4m3 = instruction.function == Function.E4M3
+        name, found = next(rest)
+        if name == "moves":
+            assert (found["address"], found["words"]) == (
+                placed_address(config, instruction, position), words)
+            assert (found["store"], found["append"]) == (appends, appends)
+            assert found["vector"] == (a if appends else target)
+            if appends:
+                assert [found[field] for field in ("e4m3", "split", "second", "cache")] == [
+                    e4m3, b > 0, b, instruction.constant]
+            continue
+        mixes = instruction.opcode is Opcode.PV
+        assert (name, found["pv"], found["e4m3"], found["tokens"], found["words"]) == (
+            "attends", mixes, e4m3, position + 1, words)
+        if not mixes:
+            heads = instruction.target
+            assert [found[field] for field in ("heads", "split", "a", "b")] == [heads, b > 0, a, b]
+            continue
+        assert (found["cache"], found["bound"]) == (instruction.a, bound)
+        for head, answer in enumerate(found["answers"]):
+            name, drained = next(rest)
+            assert (name, drained["target"], drained["words"], drained["of_attention"]) == (
+                "write_backs", target + head * words, words, 1)
+            assert (drained["by_row"], drained["relu"]) == (0, 0)
+            assert {field: drained["scalar"][field] for field in answer} == answer
+        assert len(found["answers"]) == heads
+    assert list(rest) == []
+
+
+@cocotb.test(timeout_time=300, timeout_unit="us")
+@cocotb.parametrize(stall=[0.0, 0.5])
+async def attention(dut, stall):
+    """Place, score and mix at each position: a mixture is drained head by head."""
+    ends = Ends(dut, stall=stall, seed=12)
+    await start(dut)
+    config, rng = ends.config, ends.rng
+    if not config.context:
+        return
+    units = Units(dut, ends, stall=stall)
+    for position in range(8):
+        program = attention_program(rng, config)
+        bound = int(rng.integers(256))
+        dut.bound_dispatch.value = bound
+        first = 0 if position == 0 else int(rng.integers(1, 9))
+        await load(ends, program, first)
+        units.log.clear()
+        await ends["i_tokens_dispatch"].send([{"token": 0, "start": first}])
+        await load(ends, [Instruction(opcode=Opcode.STOP)])     # once the pass has ended
+        check_attention(config, program, position, bound, units.log)
 
 
 @cocotb.test(timeout_time=300, timeout_unit="us")
@@ -685,7 +847,7 @@ async def errors_of_the_memory(dut, during):
 
 @cocotb.test(timeout_time=1000, timeout_unit="us")
 @cocotb.parametrize(kind=["static", "not_finite", "no_product", "fewer_rows", "more_rows",
-                          "part_by_row", "no_stop"])
+                          "part_by_row", "chosen_by_row", "no_stop"])
 async def faults(dut, kind):
     """Stop at a fault, tell it once, and do nothing more; a reset starts the accelerator again."""
     ends = Ends(dut, stall=0.3, seed=6)
@@ -699,8 +861,9 @@ async def faults(dut, kind):
     product = Instruction(opcode=Opcode.MATMUL, function=Function.BY_COLUMN, a=2 * lanes - 1, b=1,
                           count=1)
     by_row = Instruction(opcode=Opcode.MATMUL, function=Function.BY_ROW, a=2 * lanes, b=1, count=1)
+    choose_all = Instruction(opcode=Opcode.TOP_K, count=2 * lanes)
     several = [product] * min(2, config.product_depth)
-    if kind == "part_by_row" and not config.engine.row_columns:
+    if kind in ("part_by_row", "chosen_by_row") and not config.engine.row_columns:
         return
     stop = Instruction(opcode=Opcode.STOP)
     units.broken = kind == "not_finite"
@@ -714,6 +877,7 @@ async def faults(dut, kind):
         "fewer_rows": ([token, product, take, token, stop], Fault.NO_PRODUCT, 2),
         "more_rows": ([token, *several, drain, drain, stop], Fault.NO_PRODUCT, len(several) + 2),
         "part_by_row": ([token, by_row, drain, token, stop], Fault.NO_PRODUCT, 2),
+        "chosen_by_row": ([token, by_row, choose_all, token, stop], Fault.NO_PRODUCT, 2),
         "no_stop": ([token, token, token], Fault.OPCODE, 3),
     }[kind]
     await load(ends, [stop])
@@ -728,6 +892,7 @@ async def faults(dut, kind):
                 "no_product": ["entries"] * 2, "fewer_rows": ["entries"] * 2 + ["products"],
                 "more_rows": ["entries"] * 2 + ["products"] * len(several) + ["write_backs"],
                 "part_by_row": ["entries"] * 2 + ["products"],
+                "chosen_by_row": ["entries"] * 2 + ["products"],
                 "no_stop": ["entries"] * 6}[kind]
     assert commands == expected
     assert not dut.i_tokens_dispatch__ready.value
@@ -763,14 +928,22 @@ async def resets(dut):
 
     async def run(ends, *, stall, programs):
         rng, depth = ends.rng, ends.config.list_depth
-        lists = [np.flatnonzero(rng.random(depth) < share) for share in (.5, .01, .9, .1)]
-        lists = [indices[:60] for indices in lists]
-        given = [rng.integers(-1000, 1000, count) for count in (1, 40, 17)]
-        tasks = [cocotb.start_soon(task) for task in (
-            choose(ends, given, timed=not stall), walk(ends, lists, [2, 0, 1, 1]), decode(ends),
-            execute(ends, Units(dut, ends, stall=stall), programs))]
-        for task in tasks:
-            await task
+
+        async def use_others():
+            lists = [np.flatnonzero(rng.random(depth) < share) for share in (.5, .01, .9, .1)]
+            lists = [indices[:60] for indices in lists]
+            given = [rng.integers(-1000, 1000, count) for count in (1, 40, 17)]
+            tasks = [cocotb.start_soon(task) for task in (
+                choose(ends, given, timed=not stall), walk(ends, lists, [2, 0, 1, 1]),
+                decode(ends))]
+            for task in tasks:
+                await task
+
+        executed = cocotb.start_soon(execute(ends, Units(dut, ends, stall=stall), programs))
+        await use_others()
+        while stall and not executed.done():    # what is to be cut off is at work all the time
+            await use_others()
+        await executed
 
     await resets_in_mid_work(
         dut, ends.spec, lambda seed: run(Ends(dut, stall=0.3, seed=seed), stall=0.3, programs=2),

@@ -163,6 +163,15 @@ class Machine:
         result = (await sink.receive(1))[0]
         return result, sink.last_cycle - first + 1
 
+    async def watch_scale(self) -> None:
+        """Compare in every cycle, from now on, whether transfers are in the scale unit."""
+        dut, inside = self.dut, 0
+        while True:
+            await RisingEdge(dut.clk)
+            assert dut.under_way_scale.value == (inside > 0), inside
+            inside += int(dut.i_scale__valid.value and dut.i_scale__ready.value)
+            inside -= int(dut.o_scale__valid.value and dut.o_scale__ready.value)
+
     async def vector(self, function: Function, *, words: int, target: int, a: int,
                      b: int = 0) -> None:
         """Run a VECTOR and update the copy."""
@@ -397,6 +406,7 @@ async def scales(dut, stall):
     """Integers of every size times every significand and sign, exponents to both ends."""
     machine = Machine(dut, stall=stall, seed=4)
     await machine.start()
+    cocotb.start_soon(machine.watch_scale())
     rng = machine.rng
     width = machine.config.engine.accumulator_width
     limit = 1 << width - 1
@@ -505,6 +515,7 @@ async def resets(dut):
 
     async def run(machine, *functions):
         machine.words[-kept:] = remembered
+        cocotb.start_soon(machine.watch_scale())
         await machine.poke(0, numbers(machine.rng, (18, machine.lanes), 2))
         tasks = [cocotb.start_soon(task) for task in (
             compute(machine, functions), scale_all(machine, 30), add_all(machine, 40))]
