@@ -21,7 +21,7 @@ __all__ = ["OPERATORS", "Mutant", "draw", "mutants", "unit_path", "units"]
 # Tables are NumPy. What synthesizes, writes Verilog or surrounds it, and the top of a board around
 # its pins, which no bench elaborates without a platform, are no units.
 _TABLES = "tables.py"
-_NO_UNITS = re.compile(r"hw/(build|export|packaging|synth/.*|boards/top)\.py")
+_NO_UNITS = re.compile(r"hw/(build|export|packaging|synth/.*|boards/(top|\w+_platform))\.py")
 _COMPARISONS = {ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="),
                 ast.GtE: (">=", ">"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "==")}
 _BINARY = {ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"),

@@ -81,7 +81,7 @@ class TestHelp:
         assert count > 100
 
     def test_each_command_has_a_parser_and_a_description(self, commands):
-        assert len(commands) == len(cli.COMMANDS) + 11
+        assert len(commands) == len(cli.COMMANDS) + 12
         for parser in commands:
             assert parser.description.endswith(".") or parser.description == next(
                 command.HELP for command in cli.COMMANDS

@@ -118,10 +118,10 @@ def test_model_on_a_board_with_sdram(capsys, monkeypatch):
     status, out, err = run(capsys, "fit", "ulx3s-85f")
     assert (status, err) == (0, "")
     assert re.search(r"What binds +memory port", out)
-    rate = float(re.search(r"Tokens a second +([\d.]+) +derived, at the board's clock of 70 MHz",
+    rate = float(re.search(r"Tokens a second +([\d.]+) +derived, at the board's clock of 75 MHz",
                            out)[1])
-    # 2 bytes a cycle are 140 MB/s, of which a sparse token takes 2.2 MB.
-    assert 60 < rate < 140 / 2.0
+    # 2 bytes a cycle are 150 MB/s, of which a sparse token takes 2.2 MB.
+    assert 60 < rate < 150 / 2.0
 
 
 def test_model_that_does_not_fit(capsys):
