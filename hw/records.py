@@ -76,7 +76,7 @@ MAKERS: dict[str, Maker] = {
     "sim lmul-error": Maker(("lmul_error",), _always("sim.lmul_error")),
     "sim mutate": Maker(("mutants",), _always()),       # its rows have hashes of their own
     "sim netlist": Maker(("netlists",), _bench_or_board),
-    "sim programs": Maker(("programs",), _always("sim.programs", "sim/fast/")),
+    "sim programs": Maker(("programs",), _always("sim.programs.command", "sim/fast/")),
     "sim prove": Maker(("proofs",), _always("sim.formal.proofs", "sim.formal.solver")),
     "host attention": Maker(("attention",), _always("host.measure.speed", *_SIMULATED)),
     "host compare": Maker(("transformers",), _always("host.measure.compare", *_MODELS)),

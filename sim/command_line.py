@@ -12,9 +12,10 @@ import sys
 import types
 
 from hw.records import write_record
-from sim import lmul_error, netlist, programs, prove
+from sim import lmul_error, netlist, prove
 from sim.faults import FAULTS, try_fault
 from sim.mutation import mutate
+from sim.programs import command as programs
 from sim.runner import SIMULATORS, bench_cases, bench_names, run_bench
 from sim.tables import DOCUMENTS, render_document
 from sim.tools import (

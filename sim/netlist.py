@@ -57,7 +57,7 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
 
 _CACHE = ROOT / "build" / "netlists"
 _MODELS = ROOT / "sim" / "models"
-_CELLS_THAT_STAY = "PDPW16KD DP16KD EHXPLLL TRELLIS_IO SB_RAM40_4K* SB_IO"
+_CELLS_THAT_STAY = "PDPW16KD DP16KD SB_RAM40_4K*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def write_simulated(folder: pathlib.Path, name: str, family: str) -> list[pathli
     """Write the Verilog that stands for netlist ``name``.v in ``folder``, and return its files.
 
     Yosys puts its models in the place of logic cells and flip-flops, which halves the time that
-    Icarus takes. Memories, PLL and pins stay cells, with their models beside them.
+    Icarus takes. Memories stay cells, with their models beside them.
 
     Raises
     ------

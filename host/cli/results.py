@@ -240,7 +240,7 @@ def _known_rows() -> dict[str, _Known]:
     from sim.formal.proofs import PROOFS
     from sim.mutation.mutants import units
     from sim.netlist import CASES
-    from sim.programs_random import CONFIGURATIONS
+    from sim.programs.random import CONFIGURATIONS
 
     known: dict[str, set[tuple[object, ...]]] = {
         "board_parts": {(name,) for name in BOARDS},

@@ -26,8 +26,8 @@ from sim.netlist import NetlistResult, cell_models
 
 __all__ = ["run_board"]
 
-#: Of these sim/models/ecp5_pins.v has what Verilator can simulate.
-_PINS = r"(?ms)^module (TRELLIS_IO|EHXPLLL)\b.*?^endmodule$"
+#: Of this one sim/models/ecp5_pins.v has what Verilator can simulate.
+_PIN = r"(?ms)^module TRELLIS_IO\b.*?^endmodule$"
 _LUT = r"(?ms)^module LUT4\b.*?^endmodule$"
 
 _CELLS_THAT_STAY = "PDPW16KD DP16KD EHXPLLL ODDRX1F TRELLIS_IO SB_RAM40_4K* SB_IO"
@@ -104,7 +104,7 @@ def _simulated(folder: pathlib.Path, family: str) -> str:
     text = (folder / "simulated.v").read_text()
     # The simulated board has an input where the top has a tristate pin.
     text = re.sub(r'\bTRELLIS_IO #\(\s*\.DIR\("(\w+)"\)\s*\)', r"\1_pin", text)
-    return re.sub(r"(?m)^  inout\b", "  input", text) + re.sub(_PINS, "", models)
+    return re.sub(r"(?m)^  inout\b", "  input", text) + re.sub(_PIN, "", models)
 
 
 def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) -> str:

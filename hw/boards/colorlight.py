@@ -1,10 +1,11 @@
-"""Colorlight i9, a module with an ECP5-45F and an SDRAM of 32 bits, on its extension board."""
+"""Colorlight i5 and i9, modules with an ECP5 and an SDRAM of 32 bits, on their extension board."""
 
 from hw.boards.board import AcceleratorBoard
+from hw.boards.ecp5_25f import PLL_25_TO_75, small_accelerator
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.sdram_chip import SdramChip
 
-__all__ = ["COLORLIGHT_I9"]
+__all__ = ["COLORLIGHT_I5", "COLORLIGHT_I9"]
 
 # M12L64322A or EM638325, 4 bytes a cycle: 4,096 AUTO REFRESH in 64 ms, all else as other chips.
 _SDRAM = SdramChip(data_bits=32, rows=2048, columns=256, refresh_rows=4096)
@@ -21,4 +22,10 @@ COLORLIGHT_I9 = AcceleratorBoard(
                             row_columns=256, target="ecp5"),
         vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
         address_width=23),
+    sdram=_SDRAM, sdram_clock_phase=270)
+
+COLORLIGHT_I5 = AcceleratorBoard(
+    name="colorlight-i5", platform="hw.boards.colorlight_platform.ColorlightI5Platform",
+    loader="colorlight-i5", clock_hz=75_000_000, pll=PLL_25_TO_75, baud=1_000_000,
+    config=small_accelerator(port_bytes=8, address_width=23),
     sdram=_SDRAM, sdram_clock_phase=270)

@@ -1,24 +1,24 @@
 # Ref: github.com/wuxx/Colorlight-FPGA-Projects (schematics and pinouts of the module and its board)
 # Ref: litex-boards, colorlight_i5.py (the same pins, checked against each other)
 
-"""Pins of the Colorlight i9 v7.2 on its extension board; amaranth-boards has none of it."""
+"""Pins of the Colorlight i5 v7.0 and i9 v7.2 on their board; amaranth-boards has neither."""
 
 from amaranth.build import Attrs, Clock, Pins, Resource
 from amaranth.vendor import LatticeECP5Platform
 from amaranth_boards.resources import SDRAMResource, UARTResource
 
-__all__ = ["ColorlightI9Platform"]
+__all__ = ["ColorlightI5Platform", "ColorlightI9Platform"]
 
 _LVCMOS33 = {"IO_TYPE": "LVCMOS33"}
 
 
-class ColorlightI9Platform(LatticeECP5Platform):
+class ColorlightI5Platform(LatticeECP5Platform):
     """The pins that Tally uses: oscillator, serial port, SDRAM.
 
     The board ties the SDRAM's CS# and DQM low and its CKE high.
     """
 
-    device = "LFE5U-45F"
+    device = "LFE5U-25F"
     package = "BG381"
     speed = "6"
     default_clk = "clk25"       # type: ignore[assignment]
@@ -33,3 +33,9 @@ class ColorlightI9Platform(LatticeECP5Platform):
             attrs=Attrs(**_LVCMOS33, PULLMODE="NONE", DRIVE="4", SLEWRATE="FAST")),
     )
     connectors = ()             # type: ignore[assignment]
+
+
+class ColorlightI9Platform(ColorlightI5Platform):
+    """The same pins on a larger chip."""
+
+    device = "LFE5U-45F"

@@ -8,10 +8,10 @@ from amaranth.utils import ceil_log2
 from hw.check import one_of, positive_int
 from hw.config import TARGETS
 
-__all__ = ["BlockRam"]
+__all__ = ["LUT_DEPTH", "BlockRam"]
 
-# LUT RAM has 16 words: two of them and a multiplexer.
-_LUT_DEPTH = 32
+#: Words up to which a memory may be LUT RAM, which has 16: two of them and a multiplexer.
+LUT_DEPTH = 32
 # Geometry of PDPW16KD: 512 words of four 9-bit bytes, each byte with its write enable.
 _CELL_DEPTH = 512
 _CELL_WIDTH = 36
@@ -94,7 +94,7 @@ class BlockRam(wiring.Component):
         m = Module()
         attributes: dict = {"no_rw_check": 1}
         if self.target == "ecp5":
-            if self._blocks or self.depth > _LUT_DEPTH:
+            if self._blocks or self.depth > LUT_DEPTH:
                 self._cells(m)
                 return m
             attributes["ram_style"] = "distributed"

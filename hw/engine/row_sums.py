@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from hw.common.block_ram import BlockRam
+from hw.common.block_ram import LUT_DEPTH, BlockRam
 from hw.config import EngineConfig
 from hw.engine.dot_tree import RowTree
 from hw.engine.gated_adder import GatedAdder
@@ -82,7 +82,9 @@ class _ActivationMemory(wiring.Component):
             m.submodules[f"words_{k}"] = ram = BlockRam(
                 width=fields * field_width, depth=config.row_columns // config.lanes,
                 fields=fields, target=config.target,
-                blocks=True)                    # LUT RAM takes 9 LUT4-eq for each lane
+                # LUT RAM takes 9 LUT4-eq for each lane: right where accumulators are LUT RAM too,
+                # as on devices with few block RAMs.
+                blocks=config.accumulator_depth > LUT_DEPTH)
             m.d.comb += [
                 ram.write_address.eq(group),
                 ram.write_data.eq(value.replicate(fields)),

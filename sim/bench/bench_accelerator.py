@@ -17,19 +17,19 @@ from hw.accelerator import Accelerator
 from hw.config import AcceleratorConfig
 from hw.formats.minifloat import bf16
 from hw.isa import FUNCTIONS, MASKED, Batch, Fault, Function, Instruction, Opcode, decode, encode
-from sim import programs_random
 from sim.golden.bf16 import from_float
 from sim.golden.machine import Emission, Machine, MachineFault
 from sim.golden.quantizer import quantize
 from sim.golden.top_k import kept_count
 from sim.golden.wina import scores
-from sim.programs_random import Writer, random_case
+from sim.programs.random import CONFIGURATIONS as PROGRAMS
+from sim.programs.random import Writer, random_case
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, StreamSource, start
 from sim.timing.units import instruction_cycles, select_cycles, threshold_cycles
 
-CONFIGURATIONS = {name: programs_random.CONFIGURATIONS[name]
+CONFIGURATIONS = {name: PROGRAMS[name]
                   for name in ("small", "equal", "attention")}
 SLOW = ("equal", "small-icarus", "attention-icarus")
 DUTS = {name: lambda config=config: Accelerator(config) for name, config in CONFIGURATIONS.items()}

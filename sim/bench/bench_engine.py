@@ -41,7 +41,9 @@ CONFIGURATIONS |= {
     "narrow_rows": EngineConfig(lanes=8, accumulator_width=16, accumulator_depth=8, max_planes=4,
                                 max_batch=3, index_width=9, packing="3in5", result_lanes=2,
                                 row_columns=24),
-    "ecp5_rows": dataclasses.replace(CONFIGURATIONS["ecp5"], max_planes=5, row_columns=64),
+    # Accumulators and activations in block RAM; those of `ecp5` are LUT RAM.
+    "ecp5_rows": dataclasses.replace(CONFIGURATIONS["ecp5"], accumulator_depth=64, max_planes=5,
+                                     row_columns=64),
 }
 #: 64 lanes and both walks take minutes under Icarus; `narrow_rows` has everything but the width.
 SLOW = ("wide_rows", "wide-icarus",

@@ -118,18 +118,3 @@ module DP16KD (
         $fatal(1, "DP16KD: an asynchronous reset has no model");
 `endif
 endmodule
-
-// The PLL hands its clock on: the simulation of a whole board counts cycles of CLKOP.
-module EHXPLLL (
-    input CLKI, CLKFB, PHASESEL1, PHASESEL0, PHASEDIR, PHASESTEP, PHASELOADREG, STDBY,
-        PLLWAKESYNC, RST, ENCLKOP,
-    output CLKOP, output LOCK
-);
-    parameter CLKI_DIV = 1, CLKFB_DIV = 1, CLKOP_DIV = 8, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0;
-    parameter [127:0] CLKOP_ENABLE = "ENABLED", FEEDBK_PATH = "CLKOP", PLLRST_ENA = "DISABLED",
-        INTFB_WAKE = "DISABLED", STDBY_ENABLE = "DISABLED", DPHASE_SOURCE = "DISABLED",
-        OUTDIVIDER_MUXA = "DIVA";
-    reg [3:0] cycles = 0;
-    assign CLKOP = CLKI, LOCK = &cycles;
-    always @(posedge CLKI) if (!LOCK) cycles <= cycles + 1;
-endmodule

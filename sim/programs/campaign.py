@@ -14,8 +14,8 @@ from sim.golden.machine import HazardError, Machine
 from sim.programs.comparison import expected, listing, run_case, write_case
 from sim.programs.coverage import features, missing_features
 from sim.programs.illegal import with_mistake
+from sim.programs.random import CONFIGURATIONS, Case, random_case
 from sim.programs.reduction import reduced
-from sim.programs_random import CONFIGURATIONS, Case, random_case
 
 __all__ = ["Campaign", "Verdict", "seed_of_day", "verdict"]
 
@@ -106,7 +106,7 @@ class Campaign:
     Attributes
     ----------
     configuration : str
-        Key of :data:`sim.programs_random.CONFIGURATIONS`.
+        Key of :data:`sim.programs.random.CONFIGURATIONS`.
     seed : int
     make : callable
         Makes the golden machine.

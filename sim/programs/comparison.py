@@ -15,7 +15,7 @@ from hw.isa import Opcode, decode_known, disassemble
 from sim.fast.library import SimulatorStopped
 from sim.fast.machine import VerilatedAccelerator
 from sim.golden.machine import Machine, MachineFault, TopKResult
-from sim.programs_random import CONFIGURATIONS, Case, Timing
+from sim.programs.random import CONFIGURATIONS, Case, Timing
 
 __all__ = ["Expected", "Outcome", "expected", "listing", "read_case", "run_case", "write_case"]
 
@@ -23,7 +23,7 @@ __all__ = ["Expected", "Outcome", "expected", "listing", "read_case", "run_case"
 #: docs/results/programs.json has.
 _LIMIT = 3_000_000
 #: Cycles without any transfer after which an accelerator is stuck: more than any instruction works
-#: on what it has, with the largest list and vector of :data:`sim.programs_random.CONFIGURATIONS`.
+#: on what it has, with the largest list and vector of :data:`sim.programs.random.CONFIGURATIONS`.
 _PATIENCE = 20_000
 
 

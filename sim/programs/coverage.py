@@ -8,7 +8,7 @@ from hw.config import AcceleratorConfig
 from hw.isa import FUNCTIONS, MASKED, Batch, Function, Instruction, Opcode, decode
 from hw.order import Order
 from sim.golden.machine import Machine
-from sim.programs_random import Case
+from sim.programs.random import Case
 
 __all__ = ["features", "missing_features"]
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from hw.formats.minifloat import bf16
 from hw.isa import FIELDS, INSTRUCTION_BYTES, USED, Function, Instruction, Opcode, decode, encode
-from sim.programs_random import Case
+from sim.programs.random import Case
 
 __all__ = ["MISTAKES", "changed_field", "with_mistake"]
 

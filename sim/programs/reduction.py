@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from hw.isa import USED, Batch, Function, Opcode, decode_known, encode
 from sim.programs.illegal import changed_field
-from sim.programs_random import Case, Timing
+from sim.programs.random import Case, Timing
 
 __all__ = ["reduced"]
 

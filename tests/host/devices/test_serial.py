@@ -22,6 +22,7 @@ from host.devices.link import Link, NoReplyError, StalledError
 from host.devices.serial_engine import SerialEngine
 from host.measure.soak import NoisyPort, soak_products
 from hw.boards.board import EngineBoard
+from hw.boards.catalog import BOARDS
 from hw.config import EngineConfig
 from hw.link.protocol import Command
 from sim.fast.serial_pins import build_board, serial_port
@@ -270,8 +271,7 @@ def test_port_that_does_not_exist():
 
 
 def test_unknown_board():
-    message = r"^Board must be one of 'ulx3s', 'ulx3s-85f', 'colorlight-i9', " \
-              r"'icebreaker', not 'x'$"
+    message = f"^Board must be one of {', '.join(map(repr, BOARDS))}, not 'x'$"
     with pytest.raises(ValueError, match=message):
         SerialEngine("/dev/nothing", board="x")
 

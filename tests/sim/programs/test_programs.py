@@ -15,8 +15,8 @@ from sim.programs.campaign import Campaign, seed_of_day, verdict
 from sim.programs.comparison import expected, read_case, run_case, write_case
 from sim.programs.coverage import features, missing_features
 from sim.programs.illegal import MISTAKES, with_mistake
+from sim.programs.random import CONFIGURATIONS, Case, Timing, random_case
 from sim.programs.reduction import reduced
-from sim.programs_random import CONFIGURATIONS, Case, Timing, random_case
 from sim.tools import missing_tools
 
 MISSING = missing_tools("verilator", "g++", "make", "perl")
