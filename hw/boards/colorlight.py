@@ -27,5 +27,5 @@ COLORLIGHT_I9 = AcceleratorBoard(
 COLORLIGHT_I5 = AcceleratorBoard(
     name="colorlight-i5", platform="hw.boards.colorlight_platform.ColorlightI5Platform",
     loader="colorlight-i5", clock_hz=75_000_000, pll=PLL_25_TO_75, baud=1_000_000,
-    config=small_accelerator(port_bytes=8, address_width=23),
+    config=small_accelerator(address_width=23),
     sdram=_SDRAM, sdram_clock_phase=270)

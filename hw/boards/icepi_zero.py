@@ -11,5 +11,5 @@ ICEPI_ZERO = AcceleratorBoard(
     name="icepi-zero", platform="amaranth_boards.icepi_zero.IcepiZero1_3Platform",
     loader="icepi-zero", clock_hz=75_000_000,
     pll={"CLKI_DIV": 2, "CLKFB_DIV": 3, "CLKOP_DIV": 8}, baud=3_000_000,
-    config=small_accelerator(port_bytes=4, address_width=25),
+    config=small_accelerator(address_width=25),
     sdram=SdramChip(), sdram_clock_phase=270)

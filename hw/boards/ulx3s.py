@@ -36,5 +36,5 @@ ULX3S_85F = AcceleratorBoard(
 ULX3S_12F = AcceleratorBoard(
     name="ulx3s-12f", platform="amaranth_boards.ulx3s.ULX3S_12F_Platform", loader="ulx3s",
     clock_hz=75_000_000, pll=PLL_25_TO_75, baud=3_000_000,
-    config=small_accelerator(port_bytes=4, address_width=25),
+    config=small_accelerator(address_width=25),
     sdram=SdramChip(), sdram_clock_phase=270, high_outputs=("uart_tx_enable",))

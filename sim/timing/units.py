@@ -633,7 +633,11 @@ def sdram_cycles(chip: SdramChip, clock_hz: int, transfers: int, *, port_bytes: 
 def sdram_share(chip: SdramChip, clock_hz: int, *, port_bytes: int) -> float:
     """Share of the data bus that a stream of reads uses, refreshes included.
 
-    As :func:`sdram_cycles` counts, with two columns or more in a transfer.
+    As :func:`sdram_cycles` counts. Where a transfer has but one column, each row costs cycles of
+    two commands, to open it and to close it.
     """
     refresh = sdram_refresh_cycles(chip, clock_hz, port_bytes=port_bytes)
-    return 1 - refresh / refresh_interval(chip, clock_hz, port_bytes)
+    share = 1 - refresh / refresh_interval(chip, clock_hz, port_bytes)
+    if columns_per_transfer(chip, port_bytes) == 1:
+        share *= chip.columns / (chip.columns + 2)
+    return share
