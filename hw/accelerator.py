@@ -15,7 +15,7 @@ from hw.common.stream import accepted, connect_stream
 from hw.config import AcceleratorConfig
 from hw.control.dispatch import Dispatch, fault_layout, token_layout
 from hw.control.prefetch import Prefetch
-from hw.control.program import program_layout
+from hw.control.program import ProgramMemory, program_layout
 from hw.engine.slice import EngineSlice
 from hw.memory.load_store import LoadStore
 from hw.memory.port import port_signature
@@ -124,7 +124,6 @@ class Accelerator(wiring.Component):
 
         memory = wiring.flipped(self.memory)
         for producer, consumer in (
-                (wiring.flipped(self.i_program), dispatch.i_program),
                 (wiring.flipped(self.i_tokens), dispatch.i_tokens),
                 (dispatch.o_vectors, vector_unit.i_commands),
                 (vector_unit.o_results, dispatch.i_numbers),
@@ -187,6 +186,9 @@ class Accelerator(wiring.Component):
             ]
             entries = policy.o_entries
         connect_stream(m, entries, collector.i_entries)
+        m.submodules.program_memory = program_memory = ProgramMemory(config)
+        wiring.connect(m, dispatch.program, program_memory.execution)
+        wiring.connect(m, prefetch.program, program_memory.prefetch)
         m.d.comb += [
             collector.quantize_valid.eq(dispatch.o_quantizes.valid),
             collector.quantize_begins.eq(accepted(dispatch.o_quantizes)),
@@ -203,8 +205,9 @@ class Accelerator(wiring.Component):
             dispatch.moved.eq(load_store.loaded | load_store.stored),
             dispatch.prefetch_behind.eq(prefetch.behind),
             dispatch.error.eq(memory.error),
-            prefetch.write.eq(accepted(self.i_program)),
-            prefetch.instruction.eq(self.i_program.p),
+            self.i_program.ready.eq(dispatch.idle),
+            program_memory.write.eq(self.i_program.valid & dispatch.idle),
+            program_memory.instruction.eq(self.i_program.p),
             prefetch.pass_begins.eq(accepted(self.i_tokens)),
             prefetch.start.eq(self.i_tokens.p.start),
             prefetch.stored.eq(load_store.stored),

@@ -10,7 +10,7 @@ from hw.arith.exact import ExactMultiplier
 from hw.attention.unit import answer_layout, attention_layout
 from hw.config import AcceleratorConfig
 from hw.control.decode import decoded_layout
-from hw.control.program import ProgramReader, program_layout
+from hw.control.program import ProgramReader, program_port
 from hw.engine.loop_nest import entry_layout, job_layout
 from hw.formats.minifloat import bf16
 from hw.isa import BATCH_FIELDS, FIELDS, MASKED, REGISTERS, Fault, Function, Opcode
@@ -57,8 +57,9 @@ class Dispatch(wiring.Component):
 
     Members
     -------
-    i_program : In(stream) of :func:`program_layout`
-        Writes the program; accepted while no pass is under way.
+    program : Out of :func:`hw.control.program.program_port`
+    idle : Out(1)
+        No pass is under way: the program may be written.
     i_tokens : In(stream) of :func:`token_layout`
         Begins a pass; accepted when the one before has ended.
     o_vectors, i_numbers : Out(stream), In(stream)
@@ -123,7 +124,8 @@ class Dispatch(wiring.Component):
         As :class:`hw.control.decode.Decoder` does.
     """
 
-    i_program: stream.Interface
+    program: wiring.PureInterface
+    idle: Signal
     i_tokens: stream.Interface
     o_vectors: stream.Interface
     i_numbers: stream.Interface
@@ -152,7 +154,6 @@ class Dispatch(wiring.Component):
         self._reader_domain = reader_domain
         address = address_width(config)
         layouts = {
-            "i_program": program_layout(config),
             "i_tokens": token_layout(config),
             "o_vectors": command_layout(config),
             "i_numbers": data.StructLayout({"number": bf16.width}),
@@ -171,6 +172,7 @@ class Dispatch(wiring.Component):
         super().__init__({
             **{name: (In if name.startswith("i") else Out)(stream.Signature(layout))
                for name, layout in layouts.items()},
+            "program": Out(program_port(config)), "idle": Out(1),
             "list_complete": In(1), "written_back": In(1), "chosen": In(1), "moved": In(1),
             "loading": Out(1), "prefetch_behind": In(1),
             "error": In(error_layout(config.address_width)),
@@ -189,11 +191,8 @@ class Dispatch(wiring.Component):
         config, engine = self.config, self.config.engine
         reader = self.reader
         m.submodules.reader = DomainRenamer(self._reader_domain)(reader)
-        m.d.comb += [
-            reader.write.eq(self.i_program.valid & self.i_program.ready),
-            reader.instruction.eq(self.i_program.p),
-            reader.start.eq(self.i_tokens.p.start),
-        ]
+        wiring.connect(m, reader.memory, wiring.flipped(self.program))
+        m.d.comb += reader.start.eq(self.i_tokens.p.start)
 
         now = Signal(decoded_layout(config), reset_less=True)   # the instruction that is executed
         index = self.executing
@@ -324,7 +323,7 @@ class Dispatch(wiring.Component):
             with m.State("IDLE"):
                 begins = self.i_tokens.valid & ~self.prefetch_behind
                 m.d.comb += [
-                    self.i_program.ready.eq(1),
+                    self.idle.eq(1),
                     self.i_tokens.ready.eq(~self.prefetch_behind),
                     reader.restart.eq(begins),
                 ]

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from hw.config import AcceleratorConfig
-from hw.control.program import ProgramReader, program_layout
+from hw.control.program import ProgramReader, program_port
 from hw.isa import Fault, Function, Opcode
 from hw.memory.read_engine import Kind, fetch_layout
 
@@ -31,9 +31,7 @@ class Prefetch(wiring.Component):
 
     Members
     -------
-    write : In(1)
-        ``instruction`` is written.
-    instruction : In(:func:`hw.control.program.program_layout`)
+    program : Out(:func:`hw.control.program.program_port`)
     pass_begins : In(1)
         A pass begins at ``start``; that matters for the first one since reset, and behind a STOP
         that waits.
@@ -57,7 +55,7 @@ class Prefetch(wiring.Component):
         self.reader = ProgramReader(config)
         self._reader_domain = reader_domain
         super().__init__({
-            "write": In(1), "instruction": In(program_layout(config)),
+            "program": Out(program_port(config)),
             "pass_begins": In(1), "start": In(exact_log2(config.program_depth)),
             "stored": In(1), "behind": Out(1),
             "o_fetches": Out(stream.Signature(fetch_layout(config))),
@@ -78,11 +76,8 @@ class Prefetch(wiring.Component):
         stores = Signal(bits_for(self.config.program_depth))
         passes_store = Signal()
         loads = Cat(given.opcode == opcode for opcode in _LOADS).any()
-        m.d.comb += [
-            reader.write.eq(self.write),
-            reader.instruction.eq(self.instruction),
-            self.behind.eq(unseen | pending),
-        ]
+        wiring.connect(m, reader.memory, wiring.flipped(self.program))
+        m.d.comb += self.behind.eq(unseen | pending)
         with m.If(self.pass_begins):
             m.d.sync += [start.eq(self.start), pending.eq(waits)]
         m.d.sync += stores.eq(stores + self.stored - passes_store)

@@ -30,6 +30,7 @@ from hw.isa import (
 )
 from hw.memory.port import error_layout
 from hw.output.top_k import TopK
+from sim.bench.programmed import Programmed, join
 from sim.golden.lmul import exact_product
 from sim.golden.machine import HazardError, Machine, MachineFault
 from sim.golden.top_k import kept_count, largest_rows
@@ -66,7 +67,7 @@ class Bench(wiring.Component):
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         self.units = {"top_k": TopK(config), "list": SparseVectorMemory(config),
-                      "decoder": Decoder(config), "dispatch": Dispatch(config)}
+                      "decoder": Decoder(config), "dispatch": Programmed(Dispatch(config))}
         if config.context:
             self.units["wide_decoder"] = Decoder(with_wide_port(config))
         super().__init__({f"{port}_{name}": member for name, unit in self.units.items()
@@ -78,13 +79,7 @@ class Bench(wiring.Component):
         for name, unit in self.units.items():
             m.submodules[name] = unit
             for port, member in unit.signature.members.items():
-                outer, inner = getattr(self, f"{port}_{name}"), getattr(unit, port)
-                if member.is_port and member.flow is In:
-                    m.d.comb += inner.eq(outer)
-                elif member.is_port:
-                    m.d.comb += outer.eq(inner)
-                else:
-                    wiring.connect(m, wiring.flipped(outer), inner)
+                join(m, getattr(self, f"{port}_{name}"), getattr(unit, port), member)
         return m
 
 

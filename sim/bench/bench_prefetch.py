@@ -1,6 +1,5 @@
 """Prefetch on random programs: which fetches, in which order, and what it waits for."""
 
-import functools
 from collections.abc import Iterable
 
 import cocotb
@@ -12,6 +11,7 @@ from hw.control.prefetch import Prefetch
 from hw.isa import Function, Instruction, Opcode, encode
 from hw.legality import CACHE_BYTES
 from hw.memory.read_engine import Kind
+from sim.bench.programmed import Programmed
 from sim.resets import resets_in_mid_work
 from sim.runner import bench_case
 from sim.streams import StreamSink, start
@@ -26,7 +26,9 @@ CONFIGURATIONS = {
                                    head_elements=16, attention_heads=2, attention_elements=2,
                                    caches=5),
 }
-DUTS = {name: functools.partial(Prefetch, config) for name, config in CONFIGURATIONS.items()}
+
+DUTS = {name: lambda config=config: Programmed(Prefetch(config))
+        for name, config in CONFIGURATIONS.items()}
 
 _FENCES = (Opcode.STORE, Opcode.KV_APPEND)
 _READS = (Opcode.MATMUL, Opcode.LOAD, Opcode.LOAD_AT, Opcode.QK, Opcode.PV)
@@ -139,16 +141,16 @@ async def idle(dut, cycles: int) -> None:
         await RisingEdge(dut.clk)
 
 
-async def load(dut, spec: Prefetch, program: Iterable[bytes]) -> None:
+async def load(dut, spec: Programmed, program: Iterable[bytes]) -> None:
     """Write a program, from instruction 0 on."""
-    layout = spec.instruction.shape()
+    layout = spec.i_program.p.shape()
     for index, instruction in enumerate(program):
-        dut.instruction.value = layout.const({
+        dut.i_program__payload.value = layout.const({
             "index": index, "instruction": int.from_bytes(instruction, "little")}).as_bits()
-        dut.write.value = 1
+        dut.i_program__valid.value = 1
         await RisingEdge(dut.clk)
-    dut.write.value = 0
-    dut.instruction.value = 0
+    dut.i_program__valid.value = 0
+    dut.i_program__payload.value = 0
 
 
 async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None:
@@ -217,7 +219,8 @@ async def run(dut, *, stall: float, seed: int, waits: bool, passes: int) -> None
 
 async def begin(dut) -> None:
     """Reset, with all inputs idle."""
-    for name in ("write", "instruction", "pass_begins", "start", "stored", "o_fetches__ready"):
+    for name in ("i_program__valid", "i_program__payload", "pass_begins", "start", "stored",
+                 "o_fetches__ready"):
         dut[name].value = 0
     if hasattr(dut, "position"):
         dut.position.value = 0
