@@ -276,7 +276,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("dispatch", "a product is done with its first rows", "hw/control/dispatch.py",
           "known.eq(~whole)", "known.eq(0)", "dispatch", "sixteen"),
     Fault("dispatch", "a program without STOP begins again at its start",
-          "hw/control/program.py", "Mux(beyond, 0, read.data)", "read.data",
+          "hw/control/program.py", "Mux(beyond, 0, self.memory.instruction)", "self.memory.instruction",
           "dispatch", "sixteen"),
     Fault("prefetch", "a STORE is passed before it was executed", "hw/control/prefetch.py",
           "reader.o.ready.eq(stores != 0)", "reader.o.ready.eq(1)", "prefetch", "plain"),
