@@ -7,7 +7,6 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In
 
 from hw.control.dispatch import Dispatch
-from hw.control.prefetch import Prefetch
 from hw.control.program import ProgramMemory, program_layout
 
 __all__ = ["Programmed", "join"]
@@ -28,7 +27,7 @@ class Programmed(wiring.Component):
 
     Parameters
     ----------
-    unit : Dispatch or Prefetch
+    unit : Dispatch or hw.control.prefetch.Prefetch
 
     Members
     -------
