@@ -184,8 +184,8 @@ def _check_tokens(accelerator: SerialAccelerator, board: AcceleratorBoard | None
     yield Check("Known tokens", True, f"{_TOKENS} tokens right", f"{checked.checked:,} logits")
     if board is not None and board.sdram is not None:
         refreshes = accelerator.refreshes - before
-        due = (cycles * board.sdram.refresh_rows
-               / board.sdram.cycles(board.clock_hz).refresh_window)
+        due = (cycles * board.sdram.refresh_rows * 1e6
+               / (board.clock_hz * board.sdram.refresh_us))
         # They come in groups of a few, none of which need lie in a short pass.
         right = 0.5 * due - 8 <= refreshes <= 2 * due + 8 and refreshes > 0
         yield Check("Refreshes", right, f"{refreshes:,} in {cycles:,} cycles",

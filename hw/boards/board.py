@@ -19,7 +19,7 @@ class Board:
     platform : str
         Module and class of its pins, of ``amaranth_boards`` or of its own.
     clock_hz : int
-        Clock of everything.
+        Clock of everything, but of an SDRAM that has its own.
     pll : dict of str to int
         Dividers of the PLL that makes this clock; empty where the oscillator is the clock.
     baud : int
@@ -82,8 +82,11 @@ class AcceleratorBoard(Board):
     answer_queue : int
         Results that a pass delivers without waiting for the host.
     sdram : SdramChip, optional
-        The memory; block RAM without one. It has the clock of everything, shifted at the chip.
-    sdram_clock_phase : int
+        The memory; block RAM without one. Its clock is shifted at the chip.
+    sdram_divider : int, optional
+        Divider of the PLL's oscillator for a clock of the SDRAM and its controller, behind
+        :class:`hw.memory.crossing.PortCrossing`. Without it they have the clock of everything.
+    sdram_clock_phase : float
         Degrees by which the clock rises later at the chip than commands and data change: 180 is the
         inverted clock, any other has an output of the PLL of its own, in steps of
         :attr:`phase_step`.
@@ -96,13 +99,17 @@ class AcceleratorBoard(Board):
     payload_bytes: int = 1024
     answer_queue: int = 256
     sdram: SdramChip | None = None
-    sdram_clock_phase: int = 180
+    sdram_divider: int | None = None
+    sdram_clock_phase: float = 180
     sdram_pin_cycles: int = 2
 
     def __post_init__(self):
         super().__post_init__()
+        if self.sdram_divider is not None and (self.sdram is None or not self.pll):
+            raise ValueError(f"Board {self.name} must have an SDRAM and a PLL to have an "
+                             f"sdram_divider")
         if self.sdram is not None:
-            self.sdram.cycles(self.clock_hz)
+            self.sdram.cycles(self.sdram_hz)
             if self.config.memory_bytes != self.sdram.memory_bytes:
                 raise ValueError(f"Address width of board {self.name} must reach the "
                                  f"{self.sdram.memory_bytes:,} bytes of its SDRAM, not "
@@ -113,6 +120,15 @@ class AcceleratorBoard(Board):
                                  f"{self.sdram_clock_phase}")
 
     @property
+    def sdram_hz(self) -> int:
+        """Clock of the SDRAM, rounded up."""
+        if self.sdram_divider is None:
+            return self.clock_hz
+        return -(-self.clock_hz * self.pll["CLKOP_DIV"] // self.sdram_divider)
+
+    @property
     def phase_step(self) -> float:
         """Degrees between phases that the PLL has: eighths of a cycle of its oscillator."""
-        return 360 / (8 * self.pll["CLKOP_DIV"]) if self.pll else 180
+        if not self.pll:
+            return 180
+        return 360 / (8 * (self.sdram_divider or self.pll["CLKOP_DIV"]))

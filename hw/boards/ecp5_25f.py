@@ -1,11 +1,21 @@
-"""What the boards with an ECP5-25F and an SDRAM share: the accelerator that fits 56 block RAMs."""
+"""What boards with an ECP5 and an SDRAM share: clocks, and the accelerator that fits a 25F."""
+
+from typing import Any
 
 from hw.config import AcceleratorConfig, EngineConfig
+from hw.memory.sdram_chip import SdramChip
 
-__all__ = ["PLL_25_TO_75", "small_accelerator"]
+__all__ = ["FAST_SDRAM", "PLL_25_TO_75", "small_accelerator"]
 
 #: Dividers of the PLL from 25 to 75 MHz, its oscillator at 600 MHz.
 PLL_25_TO_75 = {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}
+
+#: An SDRAM of 16 bits at 131.25 MHz beside 75, as fields of a board: the PLL's oscillator has 525.
+#: The phase of the chip's clock is where the registers of the pins take its data in the middle of
+#: the time in which they are valid (docs/boards/ulx3s.md).
+FAST_SDRAM: dict[str, Any] = {
+    "pll": {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 7}, "sdram_divider": 4,
+    "sdram": SdramChip(cas_latency=3), "sdram_clock_phase": 112.5}
 
 
 def small_accelerator(*, address_width: int) -> AcceleratorConfig:

@@ -27,6 +27,7 @@ from hw.link.target import LinkTarget
 from hw.link.uart import ByteSignature, UartReceiver, UartTransmitter
 from hw.memory.arbiter import SharedPort
 from hw.memory.block_ram_memory import BlockRamMemory
+from hw.memory.crossing import PortCrossing
 from hw.memory.monitor import PortMonitor
 from hw.memory.sdram import SdramController, pins_signature
 
@@ -81,7 +82,7 @@ class LinkedDevice(wiring.Component):
     framing_error : In(1)
         A byte was lost on the line.
     sdram : Out of :func:`hw.memory.sdram.pins_signature`
-        Only of a board with SDRAM.
+        Only of a board with SDRAM; in domain ``memory`` if that has a clock of its own.
     """
 
     i: stream.Interface
@@ -162,7 +163,8 @@ class LinkedDevice(wiring.Component):
         port = {"address_width": config.address_width, "port_bytes": config.port_bytes}
         accelerator = Accelerator(config)
         shared = SharedPort(**port, reads_ahead=config.queue_words)
-        memory, refreshing = self._memory(m, board, port)
+        reset_device = Signal()
+        memory, refreshing = self._memory(m, board, port, reset_device)
         answers = Answers(config)
         # They do not wait for the host, so a pass takes as long as it takes.
         queue = StreamQueue(answers.o.payload.shape(), depth=board.answer_queue)
@@ -189,12 +191,13 @@ class LinkedDevice(wiring.Component):
             connect_stream(m, producer, consumer)
         wiring.connect(m, accelerator.memory, shared.accelerator)
         wiring.connect(m, shared.memory, monitor.user)
-        wiring.connect(m, monitor.memory, memory.port)
+        wiring.connect(m, monitor.memory, memory)
         # It outlives a reset of the device, as the memory does.
         m.submodules.loader = loader
-        # Reads that a reset cuts off must not be answered behind it.
-        reset = ResetInserter(target.reset_device)
-        for name, unit in (("accelerator", accelerator), ("shared", shared), ("memory", memory),
+        # Reads that a reset cuts off must not be answered behind it: the memory is reset too.
+        m.d.comb += reset_device.eq(target.reset_device)
+        reset = ResetInserter(reset_device)
+        for name, unit in (("accelerator", accelerator), ("shared", shared),
                            ("monitor", monitor), ("program", program), ("tokens", tokens),
                            ("writes", writes), ("reads", reads), ("answers", answers),
                            ("queue", queue), ("results", results)):
@@ -213,18 +216,28 @@ class LinkedDevice(wiring.Component):
         ]
         return target
 
-
-    def _memory(self, m, board: AcceleratorBoard, port: dict[str, int]
-                ) -> tuple[BlockRamMemory | SdramController, Value]:
-        """Return the memory, and whether it begins a refresh."""
+    def _memory(self, m, board: AcceleratorBoard, port: dict[str, int], reset: Signal
+                ) -> tuple[wiring.PureInterface, Value]:
+        """Add the memory; return its port, and whether it begins a refresh."""
         config = board.config
         if board.sdram is None:
-            return BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
-                                  target=config.engine.target), C(0)
-        memory = SdramController(chip=board.sdram, clock_hz=board.clock_hz, **port,
-                                 target=config.engine.target, pin_cycles=board.sdram_pin_cycles)
-        wiring.connect(m, memory.pins, wiring.flipped(self.sdram))
-        return memory, memory.refreshing
+            memory = BlockRamMemory(**port, depth=config.memory_bytes // config.port_bytes,
+                                    target=config.engine.target)
+            m.submodules.memory = ResetInserter(reset)(memory)
+            return memory.port, C(0)
+        controller = SdramController(chip=board.sdram, clock_hz=board.sdram_hz, **port,
+                                     target=config.engine.target,
+                                     pin_cycles=board.sdram_pin_cycles)
+        wiring.connect(m, controller.pins, wiring.flipped(self.sdram))
+        if board.sdram_divider is None:
+            m.submodules.memory = ResetInserter(reset)(controller)
+            return controller.port, controller.refreshing
+        m.submodules.crossing = crossing = PortCrossing(**port)
+        m.submodules.memory = DomainRenamer("memory")(
+            ResetInserter(crossing.memory_reset)(controller))
+        wiring.connect(m, crossing.memory, controller.port)
+        m.d.comb += [crossing.reset.eq(reset), crossing.pulse.eq(controller.refreshing)]
+        return crossing.port, crossing.pulse_seen
 
 
 class BoardSystem(wiring.Component):
@@ -242,7 +255,7 @@ class BoardSystem(wiring.Component):
     tx : Out(1)
         Serial line to the host.
     sdram : Out of :func:`hw.memory.sdram.pins_signature`
-        Only of a board with SDRAM.
+        Only of a board with SDRAM; in domain ``memory`` if that has a clock of its own.
     """
 
     rx: Signal

@@ -43,10 +43,12 @@ class BoardTop(Elaboratable):
         m.d.comb += [self.system.rx.eq(rx.i), tx.o.eq(self.system.tx)]
         if isinstance(self.board, AcceleratorBoard) and self.board.sdram is not None:
             resource = platform.request("sdram", 0, dir="-")
-            m.submodules.sdram = sdram = SdramPins(chip=self.board.sdram, resource=resource)
-            own = self.board.sdram_clock_phase != 180
+            domain = "sync" if self.board.sdram_divider is None else "memory"
+            sdram = SdramPins(chip=self.board.sdram, resource=resource)
+            m.submodules.sdram = DomainRenamer(domain)(sdram)
+            shifted = self.board.sdram_clock_phase != 180
             m.submodules.sdram_clock = SdramClock(
-                resource=resource, domain="sdram" if own else "sync", inverted=not own)
+                resource=resource, domain="sdram" if shifted else domain, inverted=not shifted)
             wiring.connect(m, self.system.sdram, sdram.pins)
         for name in self.board.high_outputs:
             pin = platform.request(name, 0, dir="-")
@@ -83,17 +85,29 @@ class BoardTop(Elaboratable):
         m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
 
     def _sdram_clock(self, m) -> dict[str, Any]:
-        """Return what the PLL of an ECP5 needs for the domain ``sdram``, if there is one."""
-        board = self.board
-        if (not isinstance(board, AcceleratorBoard) or board.sdram is None
-                or board.sdram_clock_phase == 180):
-            return {}
-        clock = Signal()
-        m.domains.sdram = ClockDomain(reset_less=True)
-        m.d.comb += ClockSignal("sdram").eq(clock)
-        # Cycles of the oscillator and their eighths, behind those of the first output.
-        cycles, eighths = divmod(round(board.sdram_clock_phase / board.phase_step), 8)
-        divider = board.pll["CLKOP_DIV"]
-        return {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider, "o_CLKOS": clock,
-                "p_CLKOS_CPHASE": divider - 1 + cycles, "p_CLKOS_FPHASE": eighths,
-                "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0}
+        """Return what the PLL of an ECP5 needs for the SDRAM's clocks, if there are any.
+
+        They are ``sdram``, that of the chip, and ``memory``, that of the controller.
+        """
+        board, parameters = self.board, {}
+        if not isinstance(board, AcceleratorBoard) or board.sdram is None:
+            return parameters
+        divider = board.sdram_divider or board.pll["CLKOP_DIV"]
+        if board.sdram_divider is not None:
+            clock = Signal(name="memory_clock")
+            # Its reset is that of the port's crossing.
+            m.domains.memory = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal("memory").eq(clock)
+            parameters |= {"p_CLKOS2_ENABLE": "ENABLED", "p_CLKOS2_DIV": divider,
+                           "o_CLKOS2": clock, "p_CLKOS2_CPHASE": divider - 1,
+                           "p_CLKOS2_FPHASE": 0, "p_OUTDIVIDER_MUXC": "DIVC", "i_ENCLKOS2": 0}
+        if board.sdram_clock_phase != 180:
+            clock = Signal(name="sdram_clock")
+            m.domains.sdram = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal("sdram").eq(clock)
+            # Cycles of the oscillator and their eighths, behind those of the controller's clock.
+            cycles, eighths = divmod(round(board.sdram_clock_phase / board.phase_step), 8)
+            parameters |= {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider, "o_CLKOS": clock,
+                           "p_CLKOS_CPHASE": divider - 1 + cycles, "p_CLKOS_FPHASE": eighths,
+                           "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0}
+        return parameters

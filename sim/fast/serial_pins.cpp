@@ -1,8 +1,9 @@
 // Moves bytes between a pseudo-terminal and the serial pins of the simulated board, and puts a
 // checked SDRAM chip behind the others, if it has them (SDRAM is defined).
 // Arguments: file descriptor of the terminal's master side, clock cycles per bit; with an SDRAM the
-// cycles that the pins add to its CAS latency, the address pin that is stuck at 0 or -1, the fields
-// of SdramParameters, and a file from which the chip is filled.
+// periods of the board's clock and of the chip's in the same unit (the same, if MEMORY_CLOCK is not
+// defined), the cycles that the pins add to its CAS latency, the address pin that is stuck at 0 or
+// -1, the fields of SdramParameters, and a file from which the chip is filled.
 
 #include <poll.h>
 #include <unistd.h>
@@ -37,11 +38,12 @@ constexpr int kSdramFields = sizeof(SdramParameters) / sizeof(long);
 class Sdram {
 public:
     explicit Sdram(char** arguments)
-        : chip_(parameters(arguments + 2)), delay_(std::atol(arguments[0]), 0) {
-        const long stuck = std::atol(arguments[1]);
+        : chip_(parameters(arguments + 4)), user_period_(std::atol(arguments[0])),
+          period_(std::atol(arguments[1])), delay_(std::atol(arguments[2]), 0) {
+        const long stuck = std::atol(arguments[3]);
         if (stuck >= 0) address_mask_ = ~(1u << stuck);
         std::vector<unsigned char> bytes;
-        if (std::FILE* file = std::fopen(arguments[2 + kSdramFields], "rb")) {
+        if (std::FILE* file = std::fopen(arguments[4 + kSdramFields], "rb")) {
             unsigned char chunk[1 << 16];
             while (const size_t count = std::fread(chunk, 1, sizeof chunk, file))
                 bytes.insert(bytes.end(), chunk, chunk + count);
@@ -71,6 +73,22 @@ public:
         delay_.pop_front();
     }
 
+#ifdef MEMORY_CLOCK
+    // The edges of the chip's clock from one edge of the board's until the next one. Both rise at
+    // once where the PLL makes them do so; then the board's comes first.
+    void until_next_edge(Vboard& board) {
+        now_ += user_period_;
+        for (; edge_ < now_; edge_ += period_) {
+            board.memory_clk = 0;
+            board.eval();
+            sample(board);
+            board.memory_clk = 1;
+            board.eval();
+            drive(board);
+        }
+    }
+#endif
+
 private:
     static SdramParameters parameters(char** arguments) {
         SdramParameters found;
@@ -80,12 +98,14 @@ private:
     }
 
     SdramChip chip_;
+    const long user_period_, period_;
+    long now_ = 0, edge_ = 0;
     SdramPins pins_{};
     unsigned address_mask_ = ~0u;
     std::deque<uint32_t> delay_;
 };
 
-constexpr int kArguments = 3 + 2 + kSdramFields + 1;
+constexpr int kArguments = 3 + 4 + kSdramFields + 1;
 #else
 constexpr int kArguments = 3;
 #endif
@@ -116,12 +136,14 @@ int main(int argc, char** argv) {
         board.rst = cycle < 2;
         board.clk = 0;
         board.eval();
-#ifdef SDRAM
+#if defined(SDRAM) && !defined(MEMORY_CLOCK)
         sdram.sample(board);
 #endif
         board.clk = 1;
         board.eval();
-#ifdef SDRAM
+#if defined(MEMORY_CLOCK)
+        sdram.until_next_edge(board);
+#elif defined(SDRAM)
         sdram.drive(board);
 #endif
 

@@ -52,7 +52,7 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     # The benches of the units mind Verilator's warnings; here they would only stop the build.
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
                "--Wno-lint", "--Wno-style", "--Wno-SPECIFYIGN", "--CFLAGS",
-               "-O1 -DSDRAM" if _sdram(board) is not None else "-O1", "--MAKEFLAGS",
+               " ".join(["-O1", *_definitions(board)]), "--MAKEFLAGS",
                "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", "build", "board.v",
                str(spaceless(pathlib.Path(__file__).parent) / "serial_pins.cpp")]
     environment = simulation_environment()
@@ -67,19 +67,31 @@ def _sdram(board: EngineBoard | AcceleratorBoard) -> SdramChip | None:
     return board.sdram if isinstance(board, AcceleratorBoard) else None
 
 
+def _definitions(board: EngineBoard | AcceleratorBoard) -> list[str]:
+    """Return what serial_pins.cpp is compiled with: the parts that the board has."""
+    if not isinstance(board, AcceleratorBoard) or board.sdram is None:
+        return []
+    return ["-DSDRAM"] if board.sdram_divider is None else ["-DSDRAM", "-DMEMORY_CLOCK"]
+
+
 def _sdram_arguments(board: EngineBoard | AcceleratorBoard, contents: pathlib.Path | None,
                      stuck_address_pin: int | None, has_pins: bool) -> list[str]:
-    """Return what the program must know of the chip: delay, fault, ``SdramParameters``, file."""
+    """Return what the program must know of the chip.
+
+    Periods of the board's clock and of the chip's, in cycles of the PLL's oscillator; delay, fault,
+    ``SdramParameters``, file.
+    """
     chip = _sdram(board)
     if chip is None or not isinstance(board, AcceleratorBoard):
         return []
-    cycles = chip.cycles(board.clock_hz)
+    cycles = chip.cycles(board.sdram_hz)
+    periods = (board.pll["CLKOP_DIV"], board.sdram_divider) if board.sdram_divider else (1, 1)
     fields = (chip.data_bits, chip.rows, chip.columns, chip.cas_latency, cycles.t_rp, cycles.t_rcd,
               cycles.t_wr, cycles.t_rfc, cycles.t_ras, cycles.t_rc, cycles.t_rrd, cycles.t_mrd,
               cycles.power_up, cycles.refresh_window, chip.refresh_rows)
     stuck = -1 if stuck_address_pin is None else stuck_address_pin
     delay = board.sdram_pin_cycles - (_PIN_REGISTERS if has_pins else 0)
-    return [*map(str, (delay, stuck, *fields)), str(contents or "")]
+    return [*map(str, (*periods, delay, stuck, *fields)), str(contents or "")]
 
 
 @contextlib.contextmanager
