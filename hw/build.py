@@ -17,11 +17,13 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import pathlib
 import re
 import shlex
 import sys
 import time
+from collections.abc import Iterable
 
 from hw.boards.board import AcceleratorBoard, Board, EngineBoard
 from hw.boards.catalog import BOARDS
@@ -151,7 +153,8 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
         ``board``, ``device``, ``configuration``, the columns of :data:`AREA`, ``parts`` with the
         same by part, ``lanes``, ``port_bytes``, ``clock_mhz``, ``versions``; of an accelerator
         ``memory_bytes`` and ``weight_trits``, as many as fill it; and if routed ``fmax_mhz``,
-        ``meets_clock``, ``bitstream`` (its path) and ``bitstream_sha256``.
+        ``meets_clock``, ``bitstream`` (its path) and ``bitstream_sha256``. An SDRAM with a clock of
+        its own has ``sdram_clock_mhz`` and ``sdram_fmax_mhz``.
 
     Raises
     ------
@@ -190,11 +193,12 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
     parts = _area_by_part(cells, _ACCELERATOR_PARTS if isinstance(board, AcceleratorBoard)
                           else _ENGINE_PARTS)
     tools = [synthesis, place_and_route] if route else [synthesis]
+    clocks = _clocks(board)
     report: dict = {
         "board": board.name, "device": platform.device,
         "configuration": dataclasses.asdict(board.config),
         "lanes": _engine(board.config).lanes, "port_bytes": board.config.port_bytes,
-        "clock_mhz": board.clock_hz / 1e6,
+        **{f"{name}clock_mhz": mhz for name, mhz in clocks.items()},
         "baud": board.baud, "seed": seed,
         **{column: sum(part[column] for part in parts) for column in AREA}, "parts": parts,
         "versions": _versions(tools, folder), "sources": source_hash("hw"),
@@ -208,17 +212,38 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
         _place_and_route(board, commands[place_and_route], folder)
         say(f"{board.name}: bitstream")
         run_tool(commands[pack], folder)
-        clocks = json.loads((folder / "nextpnr.json").read_text())["fmax"]
-        # With a PLL the oscillator's own net clocks nothing and is not among them.
-        fmax = min(clock["achieved"] for clock in clocks.values())
+        fmax = _fmax(board, json.loads((folder / "nextpnr.json").read_text())["fmax"].values())
         bitstream = folder / ("top.bit" if family == "ecp5" else "top.bin")
         report |= {
-            "fmax_mhz": round(fmax, 2), "meets_clock": fmax >= board.clock_hz / 1e6,
+            **{f"{name}fmax_mhz": round(mhz, 2) for name, mhz in fmax.items()},
+            "meets_clock": all(fmax[name] >= mhz for name, mhz in clocks.items()),
             "bitstream": bitstream.as_posix(),
             "bitstream_sha256": hashlib.sha256(bitstream.read_bytes()).hexdigest(),
         }
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     return report
+
+
+def _clocks(board: EngineBoard | AcceleratorBoard) -> dict[str, float]:
+    """Return the clocks in MHz, by what precedes their columns of the report."""
+    clocks = {"": board.clock_hz / 1e6}
+    if isinstance(board, AcceleratorBoard) and board.sdram_divider is not None:
+        clocks["sdram_"] = board.sdram_hz / 1e6
+    return clocks
+
+
+def _fmax(board: EngineBoard | AcceleratorBoard, found: Iterable[dict[str, float]]
+          ) -> dict[str, float]:
+    """Return what nextpnr achieved for each of :func:`_clocks`, known by its constraint.
+
+    With a PLL the oscillator's own net clocks nothing and is not among those ``found``.
+    """
+    clocks = _clocks(board)
+    achieved = dict.fromkeys(clocks, math.inf)
+    for clock in found:
+        name = min(clocks, key=lambda name: abs(clocks[name] - clock["constraint"]))
+        achieved[name] = min(achieved[name], clock["achieved"])
+    return achieved
 
 
 def _built(board: Board, folder: pathlib.Path, seed: int) -> dict | None:
@@ -253,6 +278,9 @@ def _print_report(report: dict) -> None:
         verdict = "met" if report["meets_clock"] else "NOT MET"
         print(f"clock:     {report['fmax_mhz']} MHz achieved, {report['clock_mhz']:g} MHz "
               f"requested: {verdict}")
+        if "sdram_fmax_mhz" in report:
+            print(f"SDRAM:     {report['sdram_fmax_mhz']} MHz achieved, "
+                  f"{report['sdram_clock_mhz']:g} MHz requested")
         print(f"bitstream: {report['bitstream']}, SHA-256 {report['bitstream_sha256']}")
     print("tools:     " + ", ".join(f"{tool} {version}"
                                     for tool, version in report["versions"].items()))

@@ -239,7 +239,7 @@ def _known_rows() -> dict[str, _Known]:
     from sim.faults import FAULTS
     from sim.formal.proofs import PROOFS
     from sim.mutation.mutants import units
-    from sim.netlist import CASES
+    from sim.netlist_cases import CASES
     from sim.programs.random import CONFIGURATIONS
 
     known: dict[str, set[tuple[object, ...]]] = {

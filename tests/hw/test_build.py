@@ -10,7 +10,7 @@ import pytest
 
 from hw.boards.catalog import BOARDS
 from hw.boards.top import BoardTop, load_platform
-from hw.build import main
+from hw.build import build, main
 from hw.engine.trit_decoder import TritDecoder
 from hw.synth.tool import ToolFailed
 from tests.hw.engine.kept_decoder import decode_with_kept_state
@@ -134,6 +134,32 @@ def test_report(tools, tmp_path, capsys):
     assert report["versions"]["nextpnr-ice40"] == "nextpnr-0.9"
     assert report["bitstream_sha256"] == hashlib.sha256(b"bits").hexdigest()
     assert "31.5 MHz achieved, 12 MHz requested: met" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("main", "sdram", "met"), [(80, 140, True), (74, 140, False),
+                                                    (80, 131, False)])
+def test_each_clock_is_compared_with_its_own_constraint(tools, tmp_path, capsys, monkeypatch,
+                                                        main, sdram, met):
+    clocks = {"clk": {"achieved": main, "constraint": 75.0},
+              "memory_clk": {"achieved": sdram, "constraint": 131.26},
+              "sdram_clk": {"achieved": 600.0, "constraint": 131.26}}
+
+    def run_tool(command, folder):
+        if command[-1] == "--version":
+            return "nextpnr-ecp5 (Version nextpnr-0.9)\n"
+        if command[0] == "yosys":
+            write_netlist(folder, {"system.pll": "EHXPLLL"})
+        if command[0].startswith("nextpnr"):
+            (folder / "nextpnr.json").write_text(json.dumps({"fmax": clocks}))
+        if command[0] == "ecppack":
+            (folder / "top.bit").write_bytes(b"bits")
+        return ""
+
+    monkeypatch.setattr("hw.build.run_tool", run_tool)
+    report = build(BOARDS["ulx3s-85f"], tmp_path)
+    assert (report["fmax_mhz"], report["sdram_fmax_mhz"]) == (main, sdram)
+    assert report["sdram_clock_mhz"] == 131.25
+    assert report["meets_clock"] is met
 
 
 def test_report_of_an_accelerator(tools, tmp_path, capsys, monkeypatch):

@@ -12,7 +12,8 @@ from hw.records import read_record, stale
 from hw.synth.netlist import NetlistError, netlist_faults, synthesize
 from sim.bench.bench_engine import CONFIGURATIONS
 from sim.command_line import main
-from sim.netlist import CASES, run_netlist, write_simulated
+from sim.netlist import run_netlist, write_simulated
+from sim.netlist_cases import CASES
 from sim.runner import bench_cases, bench_names, run_bench
 from sim.tools import missing_tools
 from tests.hw.engine.kept_decoder import decode_with_kept_state
