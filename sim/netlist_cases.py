@@ -28,4 +28,5 @@ CASES: dict[str, dict[str, tuple[str, ...]]] = {
     "axi_accelerator": {"ecp5": ("small",)},
     "sdram": {"ecp5": ("all",)},
     "crossing": {"ecp5": ("all",)},
+    "phase": {"ecp5": ("all",)},
 }

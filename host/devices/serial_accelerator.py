@@ -1,6 +1,7 @@
 """An accelerator on a serial port: an image once, then tokens in and largest logits out."""
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,8 @@ class SerialAccelerator(SerialDevice[AcceleratorConfig], AcceleratorDevice):
     Attributes
     ----------
     link : Link
+    phase_steps : int
+        Steps in a turn of the phase of the memory's clock; 0 if it cannot be moved.
     waits, refreshes : int
         Of all passes: cycles in which a transfer of the memory port was pending and none moved, and
         refreshes that the memory began.
@@ -75,7 +78,8 @@ class SerialAccelerator(SerialDevice[AcceleratorConfig], AcceleratorDevice):
         super().__init__(accelerator_config(self._board.facts["accelerator"]))
         self.label = f"accelerator on {port}"
         self.waits = self.refreshes = 0
-        self._transfers = AcceleratorTransfers(self.config)
+        self.phase_steps = int(self._board.facts.get("phase_steps", 0))
+        self._transfers = AcceleratorTransfers(self.config, bool(self.phase_steps))
         self._exchanges = self._transfers.exchanges
 
     def memory_timing(self) -> tuple[int, float] | None:
@@ -164,6 +168,26 @@ class SerialAccelerator(SerialDevice[AcceleratorConfig], AcceleratorDevice):
         addresses = np.arange(address, address + size, port)
         return b"".join(self._send(Command.READ, packed(self._transfers.address,
                                                         address=addresses)))
+
+    def move_phase(self, steps: int) -> None:
+        """Move the phase of the memory's clock, and initialize the memory again.
+
+        Parameters
+        ----------
+        steps : int
+            Later by so many, or earlier; of :attr:`phase_steps` in a turn.
+
+        Raises
+        ------
+        DeviceError
+            If the board's phase cannot be moved.
+        """
+        if not self.phase_steps:
+            raise DeviceError(f"The {self.label} must have a memory clock whose phase can be moved")
+        steps = int(math.fmod(steps, self.phase_steps))
+        self._send(Command.PHASE, packed(self._transfers.phase, steps=abs(steps),
+                                         back=int(steps < 0)))
+        self._reset()
 
     def verify(self) -> None:
         """Compare the device's memory with the image that was loaded.

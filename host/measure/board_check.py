@@ -18,6 +18,9 @@ __all__ = ["Check", "check_board"]
 #: Requests of the link's check, and tokens of the last one.
 _ROUND_TRIPS, _TOKENS = 64, 16
 
+#: Transfers of the memory that are tried at each phase of its clock.
+_PHASE_TRANSFERS = 16
+
 #: Bytes that are written, or read, between two reports.
 _CHUNK = 1 << 16
 
@@ -65,6 +68,8 @@ def check_board(accelerator: SerialAccelerator, memory_bytes: int,
         If the board does not answer.
     """
     yield _check_link(accelerator)
+    if accelerator.phase_steps:
+        yield _check_phase(accelerator, report or (lambda share, what: None))
     sound = True
     for name, pattern in (("addresses", _addresses), ("inverted addresses", _inverted),
                           ("pseudo-random bytes", _random)):
@@ -86,6 +91,58 @@ def _check_link(accelerator: SerialAccelerator) -> Check:
     return Check("Link", errors == 0, f"{rate:,.0f} round trips a second",
                  f"{errors} requests repeated; the board counts {counted['bad_frames']} bad frames "
                  f"and {counted['framing_errors']} bytes without a stop bit")
+
+
+def _check_phase(accelerator: SerialAccelerator, report: Report) -> Check:
+    """Turn the phase of the memory's clock once around, and find where the memory works."""
+    name, turn = "Memory clock", accelerator.phase_steps
+    works = []
+    for step in range(turn):
+        report(step / turn, "turning the phase of the memory's clock")
+        works.append(_memory_works(accelerator))
+        accelerator.move_phase(1)
+    degrees = 360 / turn
+    if all(works):
+        return Check(name, True, "right at every phase", f"{turn} phases")
+    if not any(works):
+        return Check(name, False, "right at no phase", f"{turn} phases; the memory is not there, "
+                                                       f"not connected as it must be, or too slow")
+    # The arc of right phases around the one that was built, or else the longest.
+    arcs = _arcs(works)
+    first, last = next((arc for arc in arcs if arc[0] <= 0 <= arc[1]),
+                       max(arcs, key=lambda arc: arc[1] - arc[0]))
+    middle = (first + last) / 2
+    passed = first < 0 < last
+    return Check(name, passed,
+                 f"right from {degrees * first:+.4g} to {degrees * last:+.4g} degrees",
+                 f"of the phase that was built; the middle is at {degrees * middle:+.4g}"
+                 + ("" if passed else ": change sdram_clock_phase of the board by as much, and "
+                                      "build it again"))
+
+
+def _arcs(works: list[bool]) -> list[tuple[int, int]]:
+    """Return first and last index of each arc of true ones in a circle, around 0 if they can be.
+
+    At least one is false, and at least one is true.
+    """
+    turn, arcs = len(works), []
+    for first in range(turn):
+        if works[first] and not works[first - 1]:
+            length = next(n for n in range(turn) if not works[(first + n) % turn])
+            arcs.append((first, first + length - 1))
+    return [(first, last) if (first + last) / 2 <= turn / 2 else (first - turn, last - turn)
+            for first, last in arcs]
+
+
+def _memory_works(accelerator: SerialAccelerator) -> bool:
+    """Write and read some places of the memory, each of whose bits is once 0 and once 1."""
+    size = max(4, accelerator.config.port_bytes) * _PHASE_TRANSFERS
+    for sign in (0, 0xff):
+        pattern = bytes(byte ^ sign for byte in _part(_random, 0, size).tobytes())
+        accelerator.write(0, pattern)
+        if accelerator.read(0, size) != pattern:
+            return False
+    return True
 
 
 # Patterns: the bytes of some words of 4 bytes, by their addresses.

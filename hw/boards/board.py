@@ -114,10 +114,10 @@ class AcceleratorBoard(Board):
                 raise ValueError(f"Address width of board {self.name} must reach the "
                                  f"{self.sdram.memory_bytes:,} bytes of its SDRAM, not "
                                  f"{self.config.memory_bytes:,}")
-            if not 0 < self.sdram_clock_phase < 360 or self.sdram_clock_phase % self.phase_step:
-                raise ValueError(f"SDRAM clock phase of board {self.name} must be a multiple of "
-                                 f"{self.phase_step:g} degrees between 0 and 360, not "
-                                 f"{self.sdram_clock_phase}")
+            phase = self.sdram_clock_phase
+            if not 0 < phase < 360 or (phase != 180 and phase % self.phase_step):
+                raise ValueError(f"SDRAM clock phase of board {self.name} must be 180 degrees or a "
+                                 f"multiple of {self.phase_step:g} between 0 and 360, not {phase}")
 
     @property
     def sdram_hz(self) -> int:
@@ -125,6 +125,16 @@ class AcceleratorBoard(Board):
         if self.sdram_divider is None:
             return self.clock_hz
         return -(-self.clock_hz * self.pll["CLKOP_DIV"] // self.sdram_divider)
+
+    @property
+    def phase_steps(self) -> int:
+        """Steps of :attr:`phase_step` in a cycle of the chip's clock, if a host can do them.
+
+        0 without an SDRAM whose clock has an output of the PLL of its own.
+        """
+        if self.sdram is None or self.sdram_clock_phase == 180:
+            return 0
+        return round(360 / self.phase_step)
 
     @property
     def phase_step(self) -> float:

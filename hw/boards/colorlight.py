@@ -25,11 +25,11 @@ COLORLIGHT_I9 = AcceleratorBoard(
                             row_columns=256, target="ecp5"),
         vector_depth=8192, program_depth=1024, list_depth=768, queue_words=256, top_k=16, masks=0,
         address_width=23),
-    sdram=dataclasses.replace(_SDRAM, cas_latency=3), sdram_divider=5, sdram_clock_phase=117)
+    sdram=dataclasses.replace(_SDRAM, cas_latency=3), sdram_divider=5, sdram_clock_phase=153)
 
 # A port of 4 bytes is as wide as the SDRAM, whose clock need not be faster.
 COLORLIGHT_I5 = AcceleratorBoard(
     name="colorlight-i5", platform="hw.boards.colorlight_platform.ColorlightI5Platform",
     loader="colorlight-i5", clock_hz=75_000_000, pll=PLL_25_TO_75, baud=1_000_000,
     config=small_accelerator(address_width=23),
-    sdram=_SDRAM, sdram_clock_phase=270)
+    sdram=_SDRAM, sdram_clock_phase=247.5)

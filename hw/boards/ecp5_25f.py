@@ -11,11 +11,10 @@ __all__ = ["FAST_SDRAM", "PLL_25_TO_75", "small_accelerator"]
 PLL_25_TO_75 = {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}
 
 #: An SDRAM of 16 bits at 131.25 MHz beside 75, as fields of a board: the PLL's oscillator has 525.
-#: The phase of the chip's clock is where the registers of the pins take its data in the middle of
-#: the time in which they are valid (docs/boards/ulx3s.md).
+#: The phase of the chip's clock is that with the greatest margin (:mod:`sim.timing.phase`).
 FAST_SDRAM: dict[str, Any] = {
     "pll": {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 7}, "sdram_divider": 4,
-    "sdram": SdramChip(cas_latency=3), "sdram_clock_phase": 112.5}
+    "sdram": SdramChip(cas_latency=3), "sdram_clock_phase": 146.25}
 
 
 def small_accelerator(*, address_width: int) -> AcceleratorConfig:

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from hw.accelerator import Accelerator
 from hw.arith.lmul import LMul
 from hw.boards.board import AcceleratorBoard, Board, EngineBoard
+from hw.boards.phase_stepper import PhaseStepper
 from hw.common.stream import StreamBuffer, StreamQueue, connect_stream
 from hw.engine.slice import EngineSlice
 from hw.formats.minifloat import bf16
@@ -47,7 +48,7 @@ def description(board: Board) -> bytes:
             "configuration_hash": f"{board.config.configuration_hash():08x}",
             "memory_bytes": board.config.memory_bytes,
             "accelerator": board.config.facts(),
-        }
+        } | ({"phase_steps": board.phase_steps} if board.phase_steps else {})
     elif isinstance(board, EngineBoard):
         facts |= {
             "entry_queue": board.entry_queue,
@@ -58,10 +59,14 @@ def description(board: Board) -> bytes:
 
 
 def sdram_members(board: Board) -> dict[str, wiring.Member]:
-    """Return the members of whoever has the pins of a board's SDRAM: none without one."""
+    """Return the members of whoever has the pins of a board's SDRAM: none without one.
+
+    With steps of its clock's phase there are outputs for PHASESTEP and PHASEDIR of the PLL.
+    """
     if not isinstance(board, AcceleratorBoard) or board.sdram is None:
         return {}
-    return {"sdram": Out(pins_signature(board.sdram))}
+    return {"sdram": Out(pins_signature(board.sdram))} | (
+        {"phase_step": Out(1), "phase_back": Out(1)} if board.phase_steps else {})
 
 
 class LinkedDevice(wiring.Component):
@@ -176,10 +181,15 @@ class LinkedDevice(wiring.Component):
         writes = StreamBuffer(loader.i_data.payload.shape())
         reads = StreamBuffer(shared.i_reads.payload.shape())
         results = StreamBuffer(queue.o.payload.shape())
-        target = self._target(m, AcceleratorTransfers(config), {
-            "program": program.i, "tokens": tokens.i, "seek": loader.i_seek, "writes": writes.i,
-            "mark": loader.i_mark, "marked": loader.o_mark, "reads": reads.i,
-            "data": shared.o_data, "results": results.o})
+        ends = {"program": program.i, "tokens": tokens.i, "seek": loader.i_seek,
+                "writes": writes.i, "mark": loader.i_mark, "marked": loader.o_mark,
+                "reads": reads.i, "data": shared.o_data, "results": results.o}
+        if board.phase_steps:
+            # A reset of the device is none of the PLL.
+            m.submodules.phase = phase = PhaseStepper()
+            ends["phase"] = phase.i
+            m.d.comb += [self.phase_step.eq(phase.step), self.phase_back.eq(phase.back)]
+        target = self._target(m, AcceleratorTransfers(config, bool(board.phase_steps)), ends)
         for producer, consumer in ((program.o, accelerator.i_program),
                                    (tokens.o, accelerator.i_tokens),
                                    (writes.o, loader.i_data), (loader.o_writes, shared.i_writes),
@@ -280,6 +290,9 @@ class BoardSystem(wiring.Component):
             self.tx.eq(transmitter.tx),
             device.framing_error.eq(receiver.error),
         ]
-        if sdram_members(self.device.board):
+        members = sdram_members(self.device.board)
+        if members:
             wiring.connect(m, device.sdram, wiring.flipped(self.sdram))
+        for name in members.keys() - {"sdram"}:
+            m.d.comb += getattr(self, name).eq(getattr(device, name))
         return m

@@ -70,13 +70,12 @@ class BoardTop(Elaboratable):
             "EHXPLLL", a_FREQUENCY_PIN_CLKI=str(platform.default_clk_frequency / 1e6),
             a_FREQUENCY_PIN_CLKOP=str(self.board.clock_hz / 1e6), a_ICP_CURRENT="12",
             a_LPF_RESISTOR="8", p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED",
-            p_STDBY_ENABLE="DISABLED", p_DPHASE_SOURCE="DISABLED", p_OUTDIVIDER_MUXA="DIVA",
+            p_STDBY_ENABLE="DISABLED", p_OUTDIVIDER_MUXA="DIVA",
             p_CLKOP_ENABLE="ENABLED", p_CLKOP_CPHASE=self.board.pll["CLKOP_DIV"] - 1,
             p_CLKOP_FPHASE=0, p_FEEDBK_PATH="CLKOP",
             **{f"p_{name}": value for name, value in self.board.pll.items()}, **outputs,
-            i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASESEL0=0, i_PHASESEL1=0,
-            i_PHASEDIR=1, i_PHASESTEP=1, i_PHASELOADREG=1, i_PLLWAKESYNC=0, i_ENCLKOP=0,
-            o_CLKOP=clock, o_LOCK=locked)
+            i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASELOADREG=1,
+            i_PLLWAKESYNC=0, i_ENCLKOP=0, o_CLKOP=clock, o_LOCK=locked)
         m.submodules.pll = pll
         m.d.comb += ClockSignal().eq(clock)
         m.d.comb += ResetSignal().eq(~locked_here[1])
@@ -89,7 +88,10 @@ class BoardTop(Elaboratable):
 
         They are ``sdram``, that of the chip, and ``memory``, that of the controller.
         """
-        board, parameters = self.board, {}
+        board = self.board
+        parameters: dict[str, Any] = {
+            "p_DPHASE_SOURCE": "DISABLED", "i_PHASESEL0": 0, "i_PHASESEL1": 0,   # CLKOS
+            "i_PHASEDIR": 0, "i_PHASESTEP": 1}
         if not isinstance(board, AcceleratorBoard) or board.sdram is None:
             return parameters
         divider = board.sdram_divider or board.pll["CLKOP_DIV"]
@@ -109,5 +111,7 @@ class BoardTop(Elaboratable):
             cycles, eighths = divmod(round(board.sdram_clock_phase / board.phase_step), 8)
             parameters |= {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider, "o_CLKOS": clock,
                            "p_CLKOS_CPHASE": divider - 1 + cycles, "p_CLKOS_FPHASE": eighths,
-                           "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0}
+                           "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0,
+                           "p_DPHASE_SOURCE": "ENABLED", "i_PHASEDIR": self.system.phase_back,
+                           "i_PHASESTEP": ~self.system.phase_step}
         return parameters

@@ -84,6 +84,9 @@ class Command(enum.IntEnum):
     MARK = 15
     #: The payload is the number 1; the data is the mark, and a byte that is 1.
     MARKED = 16
+    #: Steps by which the clock of the memory's chip comes later, or earlier if ``back`` is 1; only
+    #: of boards that say ``phase_steps`` of themselves.
+    PHASE = 17
 
 
 class Answer(enum.IntEnum):
@@ -239,9 +242,12 @@ class AcceleratorTransfers:
     Attributes
     ----------
     config : AcceleratorConfig
+    has_phase : bool
+        The phase of the memory's clock can be moved.
     """
 
     config: AcceleratorConfig
+    has_phase: bool = False
 
     @property
     def instruction(self) -> Fields:
@@ -264,6 +270,11 @@ class AcceleratorTransfers:
         return (("token", _whole_bytes(self.config.engine.index_width)), ("start", 2))
 
     @property
+    def phase(self) -> Fields:
+        """Steps of the phase of the memory's clock."""
+        return (("steps", 1), ("back", 1))
+
+    @property
     def result(self) -> Fields:
         """One :class:`Answer`; ``last`` with SCALE and FAULT."""
         value = _whole_bytes(self.config.engine.accumulator_width)
@@ -282,7 +293,8 @@ class AcceleratorTransfers:
             Command.RESULTS: Exchange(out_of="results", data=self.result),
             Command.MARK: Exchange(into="mark", payload=(("mark", MARK_BYTES),), idle=True),
             Command.MARKED: Exchange(out_of="marked", data=(("mark", MARK_BYTES), ("last", 1))),
-        }
+        } | ({Command.PHASE: Exchange(into="phase", payload=self.phase, idle=True)}
+             if self.has_phase else {})
 
 
 def encoded_bytes(content_bytes: int) -> int:

@@ -2,8 +2,10 @@
 // checked SDRAM chip behind the others, if it has them (SDRAM is defined).
 // Arguments: file descriptor of the terminal's master side, clock cycles per bit; with an SDRAM the
 // periods of the board's clock and of the chip's in the same unit (the same, if MEMORY_CLOCK is not
-// defined), the cycles that the pins add to its CAS latency, the address pin that is stuck at 0 or
-// -1, the fields of SdramParameters, and a file from which the chip is filled.
+// defined), the address pin that is stuck at 0 or -1, the phase of the chip's clock, the number of
+// phases and for each the cycles that the pins add to the CAS latency, or -1 where nothing is right;
+// the fields of SdramParameters, and a file from which the chip is filled. With PHASE defined the
+// board moves the phase.
 
 #include <poll.h>
 #include <unistd.h>
@@ -32,18 +34,19 @@ constexpr int kIdleMilliseconds = 1;
 
 constexpr int kSdramFields = sizeof(SdramParameters) / sizeof(long);
 
-// The chip behind the registers of its pins. Its clock is inverted: it takes in the middle of a
-// cycle what a register gave at the beginning. Its data come so late in the cycle after that they
-// are registered at the end of the next one: two cycles are the registers', others are delay.
+// The chip behind the registers of its pins, whose cycles are the delay of a phase.
 class Sdram {
 public:
+    // Takes the arguments from the first of its own on; those of the chip follow the delays.
     explicit Sdram(char** arguments)
-        : chip_(parameters(arguments + 4)), user_period_(std::atol(arguments[0])),
-          period_(std::atol(arguments[1])), delay_(std::atol(arguments[2]), 0) {
-        const long stuck = std::atol(arguments[3]);
+        : user_period_(std::atol(arguments[0])), period_(std::atol(arguments[1])),
+          phase_(std::atol(arguments[3])), delays_(std::atol(arguments[4])),
+          chip_(parameters(arguments + 5 + delays_.size())) {
+        const long stuck = std::atol(arguments[2]);
         if (stuck >= 0) address_mask_ = ~(1u << stuck);
+        for (size_t k = 0; k < delays_.size(); ++k) delays_[k] = std::atol(arguments[5 + k]);
         std::vector<unsigned char> bytes;
-        if (std::FILE* file = std::fopen(arguments[4 + kSdramFields], "rb")) {
+        if (std::FILE* file = std::fopen(arguments[5 + delays_.size() + kSdramFields], "rb")) {
             unsigned char chunk[1 << 16];
             while (const size_t count = std::fread(chunk, 1, sizeof chunk, file))
                 bytes.insert(bytes.end(), chunk, chunk + count);
@@ -68,10 +71,25 @@ public:
 
     // Behind it.
     void drive(Vboard& board) {
-        delay_.push_back(chip_.edge(pins_));
-        SDRAM_PIN(dq_i) = delay_.front();
-        delay_.pop_front();
+        driven_.push_front(chip_.edge(pins_));
+        driven_.resize(kMostDelay + 1);
+        const long delay = delays_[phase_];
+        // Where nothing is right, each bit is that of one cycle or of the next.
+        noise_ = noise_ * 1664525u + 1013904223u;
+        SDRAM_PIN(dq_i) = delay >= 0 ? driven_[delay]
+                                     : (driven_[0] & noise_) | (driven_[1] & ~noise_);
     }
+
+#ifdef PHASE
+    // Behind an edge of the board's clock.
+    void move_phase(const Vboard& board) {
+        if (board.phase_step && !stepped_) {
+            const size_t count = delays_.size();
+            phase_ = (phase_ + (board.phase_back ? count - 1 : 1)) % count;
+        }
+        stepped_ = board.phase_step;
+    }
+#endif
 
 #ifdef MEMORY_CLOCK
     // The edges of the chip's clock from one edge of the board's until the next one. Both rise at
@@ -97,15 +115,21 @@ private:
         return found;
     }
 
-    SdramChip chip_;
+    static constexpr long kMostDelay = 7;
+
     const long user_period_, period_;
     long now_ = 0, edge_ = 0;
+    size_t phase_;
+    std::vector<long> delays_;
+    SdramChip chip_;
     SdramPins pins_{};
     unsigned address_mask_ = ~0u;
-    std::deque<uint32_t> delay_;
+    std::deque<uint32_t> driven_;
+    uint32_t noise_ = 1;
+    bool stepped_ = false;
 };
 
-constexpr int kArguments = 3 + 4 + kSdramFields + 1;
+constexpr int kArguments = 3 + 5 + 1 + kSdramFields + 1;     // at least: one phase
 #else
 constexpr int kArguments = 3;
 #endif
@@ -113,7 +137,7 @@ constexpr int kArguments = 3;
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != kArguments)
+    if (argc < kArguments)
         return std::fprintf(stderr, "usage: %s TERMINAL DIVISOR [SDRAM...]\n", argv[0]), 2;
     const int terminal = std::atoi(argv[1]);
     const int divisor = std::atoi(argv[2]);
@@ -145,6 +169,9 @@ int main(int argc, char** argv) {
         sdram.until_next_edge(board);
 #elif defined(SDRAM)
         sdram.drive(board);
+#endif
+#ifdef PHASE
+        sdram.move_phase(board);
 #endif
 
         if (send_timer > 0) {

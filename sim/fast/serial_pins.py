@@ -12,7 +12,7 @@ from amaranth.back import verilog
 
 from hw.boards.board import AcceleratorBoard, EngineBoard
 from hw.boards.system import BoardSystem
-from hw.memory.sdram_chip import SdramChip
+from sim.timing.phase import pin_timing
 from sim.tools import ToolMissing, missing_tools, simulation_environment, spaceless
 
 __all__ = ["build_board", "serial_port"]
@@ -52,7 +52,7 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     # The benches of the units mind Verilator's warnings; here they would only stop the build.
     command = ["verilator", "--cc", "--exe", "--build", "--top-module", "board", "-O3",
                "--Wno-lint", "--Wno-style", "--Wno-SPECIFYIGN", "--CFLAGS",
-               " ".join(["-O1", *_definitions(board)]), "--MAKEFLAGS",
+               " ".join(["-O1", *_definitions(board, netlist)]), "--MAKEFLAGS",
                "CFG_CXXFLAGS_PCH_I=-include", "--Mdir", "build", "board.v",
                str(spaceless(pathlib.Path(__file__).parent) / "serial_pins.cpp")]
     environment = simulation_environment()
@@ -63,35 +63,40 @@ def build_board(board: EngineBoard | AcceleratorBoard, work_dir: pathlib.Path, *
     return work_dir / "build" / "Vboard"
 
 
-def _sdram(board: EngineBoard | AcceleratorBoard) -> SdramChip | None:
-    return board.sdram if isinstance(board, AcceleratorBoard) else None
-
-
-def _definitions(board: EngineBoard | AcceleratorBoard) -> list[str]:
+def _definitions(board: EngineBoard | AcceleratorBoard, netlist: str | None) -> list[str]:
     """Return what serial_pins.cpp is compiled with: the parts that the board has."""
     if not isinstance(board, AcceleratorBoard) or board.sdram is None:
         return []
-    return ["-DSDRAM"] if board.sdram_divider is None else ["-DSDRAM", "-DMEMORY_CLOCK"]
+    parts = ["-DSDRAM"]
+    if board.sdram_divider is not None:
+        parts.append("-DMEMORY_CLOCK")
+    # The phase's outputs of a whole top end in its PLL.
+    if board.phase_steps and netlist is None:
+        parts.append("-DPHASE")
+    return parts
 
 
 def _sdram_arguments(board: EngineBoard | AcceleratorBoard, contents: pathlib.Path | None,
                      stuck_address_pin: int | None, has_pins: bool) -> list[str]:
-    """Return what the program must know of the chip.
-
-    Periods of the board's clock and of the chip's, in cycles of the PLL's oscillator; delay, fault,
-    ``SdramParameters``, file.
-    """
-    chip = _sdram(board)
-    if chip is None or not isinstance(board, AcceleratorBoard):
+    """Return what the program must know of the chip, as it says itself."""
+    if not isinstance(board, AcceleratorBoard) or board.sdram is None:
         return []
+    chip = board.sdram
     cycles = chip.cycles(board.sdram_hz)
-    periods = (board.pll["CLKOP_DIV"], board.sdram_divider) if board.sdram_divider else (1, 1)
     fields = (chip.data_bits, chip.rows, chip.columns, chip.cas_latency, cycles.t_rp, cycles.t_rcd,
               cycles.t_wr, cycles.t_rfc, cycles.t_ras, cycles.t_rc, cycles.t_rrd, cycles.t_mrd,
               cycles.power_up, cycles.refresh_window, chip.refresh_rows)
+    periods = (board.pll["CLKOP_DIV"], board.sdram_divider) if board.sdram_divider else (1, 1)
     stuck = -1 if stuck_address_pin is None else stuck_address_pin
-    delay = board.sdram_pin_cycles - (_PIN_REGISTERS if has_pins else 0)
-    return [*map(str, (*periods, delay, stuck, *fields)), str(contents or "")]
+    phase, delays = 0, [board.sdram_pin_cycles]
+    if board.phase_steps and not has_pins:
+        phase = round(board.sdram_clock_phase / board.phase_step)
+        timings = [pin_timing(board, k * board.phase_step) for k in range(board.phase_steps)]
+        delays = [timing.cycle if timing.margin > 0 else -1 for timing in timings]
+    elif has_pins:
+        delays = [board.sdram_pin_cycles - _PIN_REGISTERS]
+    return [*map(str, (*periods, stuck, phase, len(delays), *delays, *fields)),
+            str(contents or "")]
 
 
 @contextlib.contextmanager

@@ -8,24 +8,30 @@ import pytest
 from host.cli.main import main
 from host.compiler.compile import compile_model
 from host.devices.checked import CheckedTokens
+from host.devices.errors import DeviceError
 from host.devices.serial_accelerator import SerialAccelerator
 from host.files.image import write_image
 from host.models.examples import tiny_model
 from hw.boards.board import AcceleratorBoard
 from hw.boards.catalog import BOARDS
+from hw.boards.ecp5_25f import FAST_SDRAM
 from hw.config import AcceleratorConfig, EngineConfig
 from hw.memory.sdram_chip import SdramChip
 from sim.fast.serial_pins import build_board, serial_port
+from sim.timing.phase import pin_timing
 from sim.tools import ToolMissing
 
 #: A chip of 512 KiB with the timings of a real one.
-CHIP = SdramChip(rows=256, columns=256)
+CHIP = SdramChip(rows=256, columns=256, cas_latency=3)
 CONFIG = AcceleratorConfig(
     engine=EngineConfig(lanes=16, accumulator_width=20, accumulator_depth=32, max_planes=3,
                         max_batch=1, index_width=9, port_bytes=4, result_lanes=4, row_columns=64),
     vector_depth=512, program_depth=128, list_depth=64, queue_words=64, top_k=5, address_width=19)
-BOARD = AcceleratorBoard(name="simulated", platform="", clock_hz=80_000_000, baud=16_000_000,
-                         config=CONFIG, sdram=CHIP)
+BOARD = AcceleratorBoard(name="simulated", platform="", clock_hz=75_000_000, baud=15_000_000,
+                         config=CONFIG, **FAST_SDRAM | {"sdram": CHIP})
+#: The same with one clock for everything, inverted at the chip.
+ONE_CLOCK = dataclasses.replace(BOARD, sdram=dataclasses.replace(CHIP, cas_latency=2),
+                                sdram_divider=None, sdram_clock_phase=180)
 TOKENS = 16
 
 
@@ -49,12 +55,12 @@ def write_tokens(accelerator, image):
         result = checked.token(token, new=index == 0)
         status = accelerator.status()
         assert result.transfers == status["transfers"] > 0
-        # A transfer takes two cycles of the chip.
-        assert result.transfers // 2 < status["waits"] < status["cycles"] - result.transfers
+        # A transfer takes two cycles of the chip, which has 7 in 4 of the board's.
+        assert result.transfers // 7 < status["waits"] < status["cycles"] - result.transfers
         refreshes, cycles = refreshes + status["refreshes"], cycles + status["cycles"]
         token = int(result.top_k[0].rows[0])
     # One is due every 7.8 us, in groups of four; 1 us at the beginning of a reset is lost.
-    due = cycles * CHIP.refresh_rows / CHIP.cycles(BOARD.clock_hz).refresh_window
+    due = cycles * CHIP.refresh_rows * 1e6 / (BOARD.clock_hz * CHIP.refresh_us)
     assert 0.8 * due - 8 < refreshes < 1.2 * due + 8
     assert checked.checked == TOKENS * CONFIG.top_k * len(image.program.heads)
 
@@ -133,19 +139,47 @@ class TestDoctor:
             assert (f"bit {bit} of the address does nothing: an address line is stuck or not "
                     f"connected") in out
 
+    def test_phase(self, capsys, program):
+        """The sweep finds the phases that the times at the pins allow, and comes back."""
+        status, out = self.doctor(capsys, program, size=4096)
+        right = [k for k in range(-16, 16) if pin_timing(
+            BOARD, BOARD.sdram_clock_phase + k * BOARD.phase_step).margin > 0
+            and pin_timing(BOARD, BOARD.sdram_clock_phase + k * BOARD.phase_step).cycle == 2]
+        assert right == list(range(right[0], right[-1] + 1))
+        assert right[0] < 0 < right[-1]
+        assert status == 0
+        first, last = (BOARD.phase_step * k for k in (right[0], right[-1]))
+        assert f"Memory clock right from {first:+.4g} to {last:+.4g} degrees of the" in out
+
     def test_wrong_phase(self, capsys, program):
-        """The chip's data come a cycle later than the board takes them."""
-        late = dataclasses.replace(BOARD, sdram_pin_cycles=3)
+        """The chip's clock comes half a cycle later than the board was built for."""
+        late = dataclasses.replace(BOARD, sdram_clock_phase=BOARD.sdram_clock_phase + 180)
         status, out = self.doctor(capsys, program, board=late, size=4096)
         assert status == 1
+        found = re.search(r"Memory clock WRONG: right from (\S+) to (\S+) degrees of the phase "
+                          r"that was built; the middle is at (\S+): change sdram_clock_phase of "
+                          r"the board by as much, and build it again", out)
+        middle = BOARD.sdram_clock_phase + 180 + float(found[3])
+        assert pin_timing(BOARD, middle).margin > 1
         assert "Memory, addresses WRONG: address 0x0 holds" in out
         assert "taken at the wrong time (phase of its clock)" in out
+
+    def test_phase_is_refused_without_steps(self, program):
+        with serial_port(program, BOARD) as port:
+            accelerator = SerialAccelerator(port, config=CONFIG, timeout=60.0)
+            accelerator.phase_steps = 0
+            with pytest.raises(DeviceError, match=r"must have a memory clock whose phase can be "
+                                                  r"moved$"):
+                accelerator.move_phase(1)
+            accelerator.close()
 
     def test_lost_refresh(self, capsys, monkeypatch, tmp_path):
         """A board that never refreshes its memory; what it holds is right for a while."""
         monkeypatch.setattr("hw.memory.sdram.refresh_interval", lambda *arguments: 1 << 30)
-        monkeypatch.setitem(BOARDS, BOARD.name, BOARD)
-        status, out = self.doctor(capsys, build_board(BOARD, tmp_path), size=4096)
+        monkeypatch.setitem(BOARDS, ONE_CLOCK.name, ONE_CLOCK)
+        status, out = self.doctor(capsys, build_board(ONE_CLOCK, tmp_path), board=ONE_CLOCK,
+                                  size=4096)
+        assert "Memory clock" not in out
         assert status == 1
         assert "Known tokens 16 tokens right" in out
         assert "Refreshes WRONG: 0 in" in out
@@ -167,7 +201,7 @@ class TestDoctor:
 
 @pytest.mark.parametrize(("change", "rule"), [
     ({"t_rcd_ns": 60}, "tRCD"), ({"t_rp_ns": 60}, "tRP"), ({"t_rfc_ns": 140}, "tRFC"),
-    ({"t_ras_ns": 1000}, "tRAS"), ({"cas_latency": 3}, "another CAS latency"),
+    ({"t_ras_ns": 1000}, "tRAS"), ({"cas_latency": 2}, "another CAS latency"),
     ({"refresh_us": 16_000}, "late by more than eight intervals")])
 def test_a_slower_chip_is_noticed(program, image, change, rule):
     """The board was made for another chip: the simulated one says which rule is broken."""
