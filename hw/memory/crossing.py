@@ -6,7 +6,8 @@ from amaranth import *
 from amaranth.lib import cdc, fifo, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.common.stream import accepted
+from hw.common.skid import SkidBuffer
+from hw.common.stream import accepted, connect_stream
 from hw.memory.port import port_signature
 
 __all__ = ["CROSSING_ENTRIES", "PortCrossing"]
@@ -21,11 +22,12 @@ class PortCrossing(wiring.Component):
 
     The user of the port is in domain ``sync``, the memory in domain ``memory``.
 
-    **Order.** A read is accepted when the memory has taken all writes that were accepted before.
+    **Order.** A read is accepted when all writes that were accepted before it have left their
+    queue, and offered when the memory has taken them.
 
-    **Reset.** ``reset`` drops what is under way. The port accepts nothing until the memory has been
-    reset too, by ``memory_reset``, and the queues are empty: some ten cycles of the slower clock.
-    A reset of domain ``sync`` does the same.
+    **Reset.** ``reset`` drops what is under way; a write may yet be done. The port accepts nothing
+    until the memory has been reset too, by ``memory_reset``, and the queues are empty: some ten
+    cycles of the slower clock. A reset of domain ``sync`` does the same.
 
     Parameters
     ----------
@@ -68,14 +70,39 @@ class PortCrossing(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         opened = self._resets(m)
-        written = Signal(init=1)                # the memory has taken all writes
-        self._queue(m, "reads", self.port.reads, self.memory.reads, ("user", "far"),
+        # No path may lead from the controller's handshakes through a queue's address and memory.
+        skids = {}
+        for name, end, domain in (("reads", self.memory.reads, "far"),
+                                  ("writes", self.memory.writes, "far"),
+                                  ("data", self.memory.data, "far"),
+                                  ("delivery", self.port.data, "user")):
+            skids[name] = skid = SkidBuffer(end.payload.shape())
+            m.submodules[f"{name}_skid"] = DomainRenamer(domain)(skid)
+        # All writes have left the queue. In a simulation the next comment's wait is enough; in
+        # hardware a synchronizer may take a cycle longer than that of the other queue.
+        written = Signal(init=1)
+        self._queue(m, "reads", self.port.reads, skids["reads"].i, ("user", "far"),
                     enable=opened & written)
-        writes = self._queue(m, "writes", self.port.writes, self.memory.writes, ("user", "far"),
+        writes = self._queue(m, "writes", self.port.writes, skids["writes"].i, ("user", "far"),
                              enable=opened)
+        self._queue(m, "data", skids["data"].o, skids["delivery"].i, ("far", "user"))
+        # Writes before a read may still be in the register: the read waits until it is empty once.
+        offered = Signal()
+        read, write = skids["reads"].o, skids["writes"].o
+        m.d.comb += [
+            self.memory.reads.payload.eq(read.payload),
+            self.memory.reads.valid.eq(read.valid & (offered | ~write.valid)),
+            read.ready.eq(self.memory.reads.ready & (offered | ~write.valid)),
+        ]
+        m.d.far += offered.eq(self.memory.reads.valid & ~self.memory.reads.ready)
+        connect_stream(m, skids["writes"].o, wiring.flipped(self.memory.writes))
+        connect_stream(m, wiring.flipped(self.memory.data), skids["data"].i)
         # Data of before a reset may come until the memory's side has begun its own.
-        data = self._queue(m, "data", self.memory.data, self.port.data, ("far", "user"))
-        m.d.comb += self.port.data.valid.eq(data.r_rdy & opened)
+        m.d.comb += [
+            self.port.data.payload.eq(skids["delivery"].o.payload),
+            self.port.data.valid.eq(skids["delivery"].o.valid & opened),
+            skids["delivery"].o.ready.eq(self.port.data.ready),
+        ]
 
         # The queue's level counts a write from the second cycle on.
         recent = Signal()

@@ -56,7 +56,9 @@ class Memory:
             await RisingEdge(dut.memory_clk)
             edges += 1
             if dut.memory_reset.value:
+                # Writes of before the reset may come until now; what they left is forgotten.
                 self._answers.clear()
+                self.words = [0] * _WORDS
                 for port, part in ((reads, "ready"), (writes, "ready"), (data, "valid")):
                     port[part].value = 0
                 continue
@@ -294,7 +296,7 @@ async def resets(dut, period):
                 await RisingEdge(dut.clk)
             line.value = 0
             hold_inputs(dut, DUTS["all"]())
-            for _ in range(rng.randrange(12)):
+            for _ in range(rng.choice((0, 0, rng.randrange(12)))):
                 await RisingEdge(dut.clk)
         with cancelled_tasks():
             memory, user = Memory(dut, stall=0.0, seed=number), User(dut, stall=0.0, seed=number)

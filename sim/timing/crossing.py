@@ -7,7 +7,8 @@ def crossing_cycles(user: float, memory: float) -> tuple[float, float]:
     """Cycles that :class:`hw.memory.crossing.PortCrossing` adds to the latency of a read.
 
     A transfer that was accepted is offered on the other side behind the second edge of its clock,
-    so it may be accepted at the third.
+    so it may be accepted at the third; a read and its data also pass a register on the memory's
+    side, and the data one on the user's.
 
     Parameters
     ----------
@@ -20,4 +21,4 @@ def crossing_cycles(user: float, memory: float) -> tuple[float, float]:
         The least and the most, in cycles of the user's clock; both ways together.
     """
     ratio = memory / user
-    return 2 + 2 * ratio, 3 + 3 * ratio
+    return 3 + 4 * ratio, 4 + 5 * ratio
