@@ -115,7 +115,8 @@ def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) 
     ValueError
         If the board has pins that nothing is known of.
     """
-    ports = ["input clk, rst, rx", "output tx"]
+    # The clock of an SDRAM that has its own; others leave it as it is.
+    ports = ["input clk, rst, rx, memory_clk", "output tx"]
     wired, inner = [], ""
     if isinstance(board, AcceleratorBoard) and board.sdram is not None:
         chip = pins_signature(board.sdram)

@@ -21,19 +21,22 @@ module ODDRX1F (input SCLK, RST, D0, D1, output Q);
     assign Q = SCLK ? D0 : D1;
 endmodule
 
-// The PLL hands its clock on: the simulation of a whole board counts cycles of CLKOP. CLKOS clocks
-// cells of pins only, which have no cycle of their own here.
+// The PLL hands clocks on: the simulation of a whole board counts cycles of CLKOP, and that of an
+// SDRAM with a clock of its own, CLKOS2, is an input of module `board` around the top. CLKOS clocks
+// cells of pins only, which have no cycle of their own here; its phase is not simulated.
 module EHXPLLL (
     input CLKI, CLKFB, PHASESEL1, PHASESEL0, PHASEDIR, PHASESTEP, PHASELOADREG, STDBY,
-        PLLWAKESYNC, RST, ENCLKOP, ENCLKOS,
-    output CLKOP, CLKOS, LOCK
+        PLLWAKESYNC, RST, ENCLKOP, ENCLKOS, ENCLKOS2,
+    output CLKOP, CLKOS, CLKOS2, LOCK
 );
     parameter CLKI_DIV = 1, CLKFB_DIV = 1, CLKOP_DIV = 8, CLKOP_CPHASE = 0, CLKOP_FPHASE = 0,
-        CLKOS_DIV = 8, CLKOS_CPHASE = 0, CLKOS_FPHASE = 0;
-    parameter [127:0] CLKOP_ENABLE = "ENABLED", CLKOS_ENABLE = "DISABLED", FEEDBK_PATH = "CLKOP",
-        PLLRST_ENA = "DISABLED", INTFB_WAKE = "DISABLED", STDBY_ENABLE = "DISABLED",
-        DPHASE_SOURCE = "DISABLED", OUTDIVIDER_MUXA = "DIVA", OUTDIVIDER_MUXB = "DIVB";
+        CLKOS_DIV = 8, CLKOS_CPHASE = 0, CLKOS_FPHASE = 0, CLKOS2_DIV = 8, CLKOS2_CPHASE = 0,
+        CLKOS2_FPHASE = 0;
+    parameter [127:0] CLKOP_ENABLE = "ENABLED", CLKOS_ENABLE = "DISABLED",
+        CLKOS2_ENABLE = "DISABLED", FEEDBK_PATH = "CLKOP", PLLRST_ENA = "DISABLED",
+        INTFB_WAKE = "DISABLED", STDBY_ENABLE = "DISABLED", DPHASE_SOURCE = "DISABLED",
+        OUTDIVIDER_MUXA = "DIVA", OUTDIVIDER_MUXB = "DIVB", OUTDIVIDER_MUXC = "DIVC";
     reg [3:0] cycles = 0;
-    assign CLKOP = CLKI, CLKOS = CLKI, LOCK = &cycles;
+    assign CLKOP = CLKI, CLKOS = CLKI, CLKOS2 = board.memory_clk, LOCK = &cycles;
     always @(posedge CLKI) if (!LOCK) cycles <= cycles + 1;
 endmodule
