@@ -59,6 +59,7 @@ class ByteTokenizer:
 
     def __init__(self, vocabulary: Vocabulary | PieceVocabulary, pieces: list[bytes],
                  bpe: BPETokenizer):
+        self._tokens = vocabulary.tokens
         self._bytes = pieces
         self._bpe = bpe
         self._finders = {special: SpecialTokenFinder(vocabulary, special=special)
@@ -74,6 +75,10 @@ class ByteTokenizer:
         for part in self._finders[special].parts(text):
             tokens += [part] if isinstance(part, int) else self._bpe.encode(part).ids
         return tokens
+
+    def text_of(self, token: int) -> str:
+        """Return a special token as a prompt has it."""
+        return self._tokens[token]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """Return the bytes of ``tokens``."""
@@ -270,6 +275,10 @@ class FileTokenizer:
         """As :meth:`ByteTokenizer.encode`."""
         self._tokenizer.encode_special_tokens = not special
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def text_of(self, token: int) -> str:
+        """As :meth:`ByteTokenizer.text_of`."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ``tokens``."""
