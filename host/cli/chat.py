@@ -22,7 +22,7 @@ from host.text.vocabulary import Words
 
 __all__ = ["converse", "open_dialogue"]
 
-#: Tokens that a context keeps free for an answer, where older messages can be left out for it.
+#: Older messages are left out so that an answer may have so many tokens, or a quarter of a context.
 _RESERVE = 64
 
 
@@ -129,7 +129,8 @@ def converse(console: Console, generator: Generator, dialogue: Dialogue, tokeniz
     written, came = 0, 0.0
     for number, message in enumerate(_messages(console, first)):
         try:
-            prompt, dropped = dialogue.ask(message, min(limit, _RESERVE))
+            prompt, dropped = dialogue.ask(
+                message, min(limit, _RESERVE, max(context // 4, 1)) if context else 1)
         except TextError as error:
             say(console, printable(str(error)), "dim")
             continue

@@ -170,7 +170,8 @@ class Dialogue:
         ----------
         message : str
         reserve : int
-            Tokens that the context must have room for behind the prompt.
+            Tokens that the context must have room for behind the prompt, as long as older messages
+            can be left out for them; the message alone needs room for one.
 
         Returns
         -------
@@ -193,9 +194,11 @@ class Dialogue:
                     text = text.removeprefix(self._opening)
                 tokens = self._continued(text) or self._tokenizer.encode(text, special=True)
                 count = len(begin(self._words, tokens))
-                if not self._context or count + reserve - 1 <= self._context:
+                alone = len(self.messages) == 1
+                if not self._context or (
+                        count + (1 if alone else reserve) - 1 <= self._context):
                     break
-                if len(self.messages) == 1:
+                if alone:
                     raise TextError(f"The message makes a prompt of {count} tokens, but the "
                                     f"context has {self._context} for prompt and answer; shorten "
                                     f"it, or take a larger context")
