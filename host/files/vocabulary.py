@@ -1,6 +1,11 @@
-"""The tokenizer of a GGUF file; what its keys do not say is as in llama.cpp."""
+"""The tokenizer of a GGUF file, and what a checkpoint says of dialogues.
+
+What the keys of a GGUF file do not say is as in llama.cpp.
+"""
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import gguf
@@ -16,7 +21,8 @@ from host.text.vocabulary import (
     wrong_tokens,
 )
 
-__all__ = ["read_byte_vocabulary", "read_vocabulary", "write_vocabulary"]
+__all__ = ["read_byte_vocabulary", "read_checkpoint_dialogue", "read_vocabulary",
+           "write_vocabulary"]
 
 # Tokens that stand for no text. Unused ones are as good as normal ones, which no text has.
 _SILENT = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
@@ -38,15 +44,20 @@ class _Keys(Protocol):
     def strings(self, key: str) -> tuple[str, ...]: ...
 
 
-class _Special(TypedDict):
-    """Fields of :class:`host.text.vocabulary.SpecialTokens`, and ``controls``."""
+class _Dialogue(TypedDict):
+    """Fields of :class:`host.text.vocabulary.SpecialTokens` that dialogues need."""
+
+    ends: tuple[int, ...]
+    template: str | None
+
+
+class _Special(_Dialogue):
+    """All fields of it, and ``controls``."""
 
     controls: tuple[int, ...]
     user: tuple[int, ...]
-    ends: tuple[int, ...]
     stripped: tuple[int, ...]
     opened: bool
-    template: str | None
 
 
 def read_vocabulary(file: _Keys, vocab: int | None = None) -> Vocabulary | PieceVocabulary:
@@ -193,6 +204,64 @@ def _scores(file: _Keys, vocab: int) -> tuple[float, ...]:
         raise file.error(f"key {key} must be an array of {vocab} finite numbers")
     return tuple(scores)
 
+
+# Checkpoints.
+
+def read_checkpoint_dialogue(folder: Path, read: Callable[[str], dict[str, Any]],
+                             vocab: int) -> _Dialogue:
+    """Read what the files beside a checkpoint's ``tokenizer.json`` say of dialogues.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the checkpoint.
+    read : callable
+        Takes a file's name, and returns the object in it.
+    vocab : int
+        Tokens that the model has.
+
+    Returns
+    -------
+    dict
+        Fields ``ends`` and ``template`` of :class:`host.text.vocabulary.SpecialTokens`: tokens of
+        ``generation_config.json`` that end answers, those that ``tokenizer_config.json`` calls its
+        end, and those whose text says so; and the template of that file, or of
+        ``chat_template.jinja``.
+    """
+    def optional(name: str) -> dict[str, Any]:
+        return read(name) if (folder / name).is_file() else {}
+
+    settings = optional("tokenizer_config.json")
+    named = optional("generation_config.json").get("eos_token_id")
+    ends = named if isinstance(named, list) else [named]
+    added, last = settings.get("added_tokens_decoder"), settings.get("eos_token")
+    if isinstance(last, dict):
+        last = last.get("content")
+    for index, entry in added.items() if isinstance(added, dict) else ():
+        text = entry.get("content") if isinstance(entry, dict) else None
+        if text is not None and index.isdecimal() and (text == last or text in END_TEXTS):
+            ends.append(int(index))
+    template = settings.get("chat_template")
+    if isinstance(template, list):      # several, by name
+        template = next((entry.get("template") for entry in template
+                         if isinstance(entry, dict) and entry.get("name") == "default"), None)
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            template = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelFileError(f"{path}: {error}") from None
+    if template is not None and not isinstance(template, str):
+        raise ModelFileError(f"{folder / 'tokenizer_config.json'}: key chat_template must be a "
+                             f"text, not {type(template).__name__}")
+    if template is not None and len(template) > LONGEST_TEMPLATE:
+        raise ModelFileError(f"{folder}: the chat template must have at most {LONGEST_TEMPLATE} "
+                             f"characters, not {len(template)}")
+    return {"template": template, "ends": tuple(dict.fromkeys(
+        end for end in ends if type(end) is int and 0 <= end < vocab))}
+
+
+# Writing.
 
 def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | PieceVocabulary) -> None:
     """Write the keys from which :func:`read_vocabulary` reads the same tokenizer."""

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as BPETokenizer
 
 from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile
+from host.files.vocabulary import read_checkpoint_dialogue, write_vocabulary
 from host.measure.tokenization import (
     compare_tokens,
     nasty_strings,
@@ -185,7 +186,6 @@ class TestRules:
 
     def test_written_again(self, tmp_path):
         """What is read from a file is written to another."""
-        from host.files.vocabulary import write_vocabulary
         words = read(tmp_path, BYTES | {
             "token_type": [3] + [1] * 257 + [4, 3], "eot_token_id": 40, "bos_token_id": 259,
             "add_bos_token": True, "chat_template": "{{ x }}"})
@@ -240,7 +240,7 @@ def test_publishers_file(tmp_path):
 class TestJudges:
     """docs/results/tokenizers.json has published vocabularies as well."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def texts(self):
         return [text for part in read_corpus(CORPUS).values() for text in part]
 
@@ -263,3 +263,41 @@ class TestJudges:
         write_tokenizer(tmp_path / "t.gguf", trained_keys(texts, "llama-bpe"))
         monkeypatch.setitem(SPLITS, "llama-bpe", SPLITS["gpt-2"])
         assert next(compare_tokens(tmp_path / "t.gguf", None, 500))["differ"] > 20
+
+
+class TestCheckpoint:
+    """Files beside a ``tokenizer.json``."""
+
+    @staticmethod
+    def read(folder, **files):
+        for name, content in files.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        return read_checkpoint_dialogue(
+            folder, lambda name: json.loads((folder / name).read_text()), 300)
+
+    def test_nothing(self, tmp_path):
+        assert self.read(tmp_path) == {"ends": (), "template": None}
+
+    def test_ends(self, tmp_path):
+        added = {"7": {"content": "<turn>"}, "8": {"content": "<|im_end|>"},
+                 "9": {"content": "<|im_start|>"}, "301": {"content": "<eos>"}}
+        found = self.read(tmp_path, generation_config={"eos_token_id": [5, 400]},
+                          tokenizer_config={"added_tokens_decoder": added, "eos_token": {
+                              "content": "<turn>"}})
+        assert found["ends"] == (5, 7, 8)
+        assert self.read(tmp_path, generation_config={"eos_token_id": 5},
+                         tokenizer_config={})["ends"] == (5,)
+
+    def test_template(self, tmp_path):
+        assert self.read(tmp_path, tokenizer_config={"chat_template": "a"})["template"] == "a"
+        several = [{"name": "tool_use", "template": "b"}, {"name": "default", "template": "c"}]
+        assert self.read(tmp_path, tokenizer_config={"chat_template": several})["template"] == "c"
+        (tmp_path / "chat_template.jinja").write_text("d")
+        assert self.read(tmp_path)["template"] == "d"
+
+    @pytest.mark.parametrize(("template", "said"), [
+        (5, "key chat_template must be a text, not int"),
+        ("x" * 262_145, "must have at most 262144 characters, not 262145")])
+    def test_refused(self, tmp_path, template, said):
+        with pytest.raises(ModelFileError, match=said):
+            self.read(tmp_path, tokenizer_config={"chat_template": template})
