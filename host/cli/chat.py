@@ -89,7 +89,8 @@ def _messages(console: Console, first: str | None) -> Iterator[str]:
         except EOFError:
             return
         except KeyboardInterrupt:
-            say(console, "\nCtrl-D ends the dialogue.", "dim")
+            console.print()
+            say(console, "Ctrl-D ends the dialogue.", "dim")
             continue
         except UnicodeDecodeError:
             say(console, "A message must be UTF-8; this line is not.", "dim")

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import random
+import time
 import unicodedata
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,17 +20,20 @@ from typing import Any
 
 import gguf
 import numpy as np
+from jinja2 import TemplateError
 from tokenizers import AddedToken, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPETokenizer
 
 from host.errors import UserError
 from host.files.gguf import GGUFFile
+from host.text.chat import ChatTemplate
 from host.text.splits import SPLITS
 from host.text.tokenizer import TextError, byte_symbols, open_tokenizer
 from host.text.vocabulary import Vocabulary, begin, endings
 
 __all__ = ["Keys", "LlamaCpp", "Judge", "nasty_strings", "publisher_keys", "publisher_judge",
-           "trained_keys", "trained_pieces", "compare_tokens", "write_tokenizer"]
+           "trained_keys", "trained_pieces", "compare_dialogues", "compare_tokens",
+           "write_tokenizer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -348,6 +352,51 @@ class LlamaCpp:
                                       "parse_special": special})["tokens"]
 
 
+#: Dialogues whose texts by a chat template are compared: roles and messages.
+_DIALOGUES = tuple([{"role": role, "content": content} for role, content in messages]
+                   for messages in (
+    (("user", "Hi"),), (("system", "Be brief."), ("user", " Is <b> & 'c' \"d\"?\n")),
+    (("user", "Hi"), ("assistant", "<think>\nhm\n</think>\n\nYes"), ("user", "\u4f60\u597d")),
+    (("system", ""), ("user", "1"), ("assistant", "2 "), ("user", "3"), ("assistant", "4"),
+     ("user", "5"))))
+
+
+def compare_dialogues(source: str, tokens: Mapping[str, str]) -> dict[str, object]:
+    """Compare the texts that a chat template makes with those of ``transformers``, as a row.
+
+    Parameters
+    ----------
+    source : str
+        The template.
+    tokens : mapping of str to str
+        Texts of the tokens that it names.
+    """
+    from transformers.utils import chat_template_utils
+    judge: Any = chat_template_utils.render_jinja_template
+    template = ChatTemplate(source, tokens)
+
+    def ours(messages: list[dict[str, str]], answer: bool) -> str:
+        return template.render(messages, answer=answer)
+
+    def theirs(messages: list[dict[str, str]], answer: bool) -> str:
+        return judge([messages], chat_template=source, add_generation_prompt=answer,
+                     **tokens)[0][0]
+
+    differ = count = 0
+    for messages in _DIALOGUES:
+        for answer in (False, True):
+            texts: list[str | None] = []
+            for render in (ours, theirs):
+                try:
+                    texts.append(render(messages, answer))
+                except (TextError, TemplateError):
+                    texts.append(None)      # refused
+            differ += texts[0] != texts[1]
+            count += 1
+    return {"judge": "transformers", "read_as": "dialogue", "strings": count, "differ": differ,
+            "refused": 0}
+
+
 def compare_tokens(path: Path, publisher: Judge | None, count: int,
                    ) -> Iterator[dict[str, object]]:
     """Compare the tokens of nasty strings with each judge's.
@@ -366,10 +415,13 @@ def compare_tokens(path: Path, publisher: Judge | None, count: int,
     dict
         For each judge: ``judge``, ``read_as`` (prompt, or text without special tokens),
         ``strings``, ``differ``, ``refused`` (strings with a byte that the vocabulary has no token
-        for), and ``example`` (the shortest string that differs).
+        for), ``load_seconds`` (of the CPU, for the vocabulary and its tokenizer), and ``example``
+        (the shortest string that differs).
     """
+    began = time.process_time()
     words = GGUFFile(path).vocabulary()
     tokenizer = open_tokenizer(words)
+    seconds = round(time.process_time() - began, 2)
     marked = sorted({*words.user, *endings(words), *words.controls})
     special = [words.tokens[index] for index in random.Random(count).sample(
         marked, min(len(marked), 100))]
@@ -396,4 +448,4 @@ def compare_tokens(path: Path, publisher: Judge | None, count: int,
                 differ.append(text)
         yield {"judge": judge.name, "read_as": "prompt" if judge.special else "text",
                "strings": len(texts), "differ": len(differ), "refused": refused,
-               "example": min(differ, key=len, default=None)}
+               "load_seconds": seconds, "example": min(differ, key=len, default=None)}

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,8 +22,8 @@ __all__ = ["ChatTemplate", "Dialogue", "Message"]
 #: ``role`` (system, user or assistant) and ``content``.
 Message = Mapping[str, str]
 
-# Bound of what a product in a template may be; templates in use multiply no more than indents.
-_LARGEST_PRODUCT = 1 << 20
+# Characters or entries of anything that a template makes; a dialogue is shorter.
+_LARGEST = 1 << 24
 
 
 class _Generation(Extension):
@@ -35,18 +36,36 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class _Environment(ImmutableSandboxedEnvironment):
-    """A sandbox in which nothing can be multiplied to a size that fills the memory."""
+def _bounded(value: Any) -> Any:
+    if isinstance(value, str | list | tuple) and len(value) > _LARGEST:
+        raise jinja2.exceptions.SecurityError(f"it makes more than {_LARGEST} characters")
+    return value
 
-    intercepted_binops = frozenset(("*", "**"))
+
+class _Code(CodeGenerator):
+    """Code in which nothing can grow by ``~`` without a bound."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.bounded(")
+        super().visit_Concat(node, frame)
+        self.write(")")
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which sums and products have a bound."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset(("+", "*", "**"))
+    bounded = staticmethod(_bounded)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         sizes = [len(value) if isinstance(value, str | list | tuple) else abs(value)
-                 for value in (left, right)]
-        if (sizes[0] ** min(sizes[1], 64) if operator == "**" else sizes[0] * sizes[1]
-                ) > _LARGEST_PRODUCT:
+                 for value in (left, right)] if operator != "+" else [0, 0]
+        # Powers of up to 64 are computed to see how large they are.
+        if (sizes[1] > 64 and operator == "**") or (
+                sizes[0] ** sizes[1] if operator == "**" else sizes[0] * sizes[1]) > _LARGEST:
             raise jinja2.exceptions.SecurityError("a product is too large")
-        return super().call_binop(context, operator, left, right)
+        return _bounded(super().call_binop(context, operator, left, right))
 
 
 def _raise(message: object) -> NoReturn:
@@ -108,11 +127,18 @@ class ChatTemplate:
             If the template refuses the messages, or fails.
         """
         try:
-            return self._template.render(messages=list(map(dict, messages)), tools=None,
-                                         documents=None, add_generation_prompt=answer,
-                                         **self._tokens)
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError,
-                TypeError, ValueError) as error:
+            pieces, length = [], 0
+            for piece in self._template.generate(
+                    messages=list(map(dict, messages)), tools=None, documents=None,
+                    add_generation_prompt=answer, **self._tokens):
+                pieces.append(piece)
+                length += len(piece)
+                if length > _LARGEST:
+                    raise jinja2.exceptions.SecurityError(
+                        f"it makes more than {_LARGEST} characters")
+            return "".join(pieces)
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
+                RecursionError, TypeError, ValueError) as error:
             said = str(error)[:LONGEST_MESSAGE // 2] or type(error).__name__
             raise TextError(f"The chat template of the model refuses the dialogue: "
                             f"{said}") from None

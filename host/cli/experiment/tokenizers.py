@@ -5,6 +5,7 @@ import contextlib
 import fnmatch
 import importlib.metadata
 import importlib.util
+import itertools
 import tarfile
 import tempfile
 import zipfile
@@ -18,6 +19,7 @@ from host.cli.options import add_corpus, integer, read_texts
 from host.errors import UserError
 from host.measure.tokenization import (
     Keys,
+    compare_dialogues,
     compare_tokens,
     publisher_judge,
     publisher_keys,
@@ -98,7 +100,7 @@ def _tokenizers(options: argparse.Namespace, folder: Path,
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Compare, print the rows and write the record."""
-    judges = ("xllamacpp", "sentencepiece", "tiktoken")
+    judges = ("xllamacpp", "sentencepiece", "tiktoken", "transformers")
     for package in judges:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"Python package {package} is not installed: pip install -e "
@@ -109,9 +111,14 @@ def run(console: Console, options: argparse.Namespace) -> int:
         for name, split, keys, path in _tokenizers(options, folder):
             model = folder / "tokenizer.gguf"
             write_tokenizer(model, keys)
-            for found in compare_tokens(
-                    model, publisher_judge(path) if path else None, options.strings):
-                example = found.pop("example")
+            compared = compare_tokens(model, publisher_judge(path) if path else None,
+                                      options.strings)
+            template = keys.get("chat_template")
+            special = {f"{end}_token": keys["tokens"][keys[f"{end}_token_id"]]
+                       for end in ("bos", "eos") if f"{end}_token_id" in keys}
+            dialogues = [compare_dialogues(template, special)] if template else []
+            for found in itertools.chain(compared, dialogues):
+                example = found.pop("example", None)
                 row = {"tokenizer": name, "pre_tokenizer": split, "tokens": len(keys["tokens"]),
                        **found}
                 rows.append(row)

@@ -43,6 +43,13 @@ class TestTemplate:
         ("{{ messages.append(1) }}", "access to attribute 'append' of 'list' object is unsafe"),
         ("{{ 'x' * 2000000000 }}", "a product is too large"),
         ("{{ 9 ** 99 }}", "a product is too large"),
+        ("{{ 9 ** 9 ** 9 }}", "a product is too large"),
+        ("{% set n = namespace(x='x') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}"
+         "{% endfor %}", "it makes more than 16777216 characters"),
+        ("{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = n.x + n.x %}"
+         "{% endfor %}", "it makes more than 16777216 characters"),
+        ("{% for i in range(99999) %}{{ 'x' * 1000000 }}{% endfor %}",
+         "it makes more than 16777216 characters"),
         ("{% for i in range(1000000) %}{% endfor %}", "Range too big"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion")])
     def test_refused(self, source, said):

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import AddedToken, models
 from tokenizers import Tokenizer as BPETokenizer
 
+from host.files import vocabulary as vocabulary_file
 from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile
 from host.files.vocabulary import read_checkpoint_dialogue, write_vocabulary
@@ -163,12 +164,12 @@ class TestRules:
                                                  r"token below 260, not None"):
             read(tmp_path, keys)
 
-    @pytest.mark.parametrize(("vocab", "split"), [(260, "default"), (128_256, "llama-bpe")])
-    def test_no_pre_tokenizer(self, tmp_path, vocab, split):
-        more = [f"[{index}]" for index in range(260, vocab)]
-        words = read(tmp_path, BYTES | {"pre": None, "tokens": BYTES["tokens"] + more,
-                                        "token_type": BYTES["token_type"] + [1] * len(more)})
-        assert words.split == split
+    def test_no_pre_tokenizer(self, tmp_path, monkeypatch):
+        """BitNet b1.58 2B4T is known by the number of its tokens."""
+        assert vocabulary_file._LLAMA3_TOKENS == 128_256
+        assert read(tmp_path, BYTES | {"pre": None}).split == "default"
+        monkeypatch.setattr(vocabulary_file, "_LLAMA3_TOKENS", 260)
+        assert read(tmp_path, BYTES | {"pre": None}).split == "llama-bpe"
 
     def test_unknown_pre_tokenizer(self, tmp_path):
         with pytest.raises(ModelFileError, match=r"key tokenizer.ggml.pre: pre-tokenizer 'kimi-k2' "
