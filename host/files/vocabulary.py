@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import gguf
+from tokenizers import Tokenizer
 
 from host.files.errors import ModelFileError
 from host.text.splits import SPLITS
@@ -51,8 +52,15 @@ class _Dialogue(TypedDict):
     template: str | None
 
 
+class _Checkpoint(_Dialogue):
+    """Fields of :class:`host.text.vocabulary.TokenizerFile`."""
+
+    prompted: bool
+    opened: bool
+
+
 class _Special(_Dialogue):
-    """All fields of it, and ``controls``."""
+    """All fields of that class, and ``controls``."""
 
     controls: tuple[int, ...]
     user: tuple[int, ...]
@@ -208,8 +216,8 @@ def _scores(file: _Keys, vocab: int) -> tuple[float, ...]:
 # Checkpoints.
 
 def read_checkpoint_dialogue(folder: Path, read: Callable[[str], dict[str, Any]],
-                             vocab: int) -> _Dialogue:
-    """Read what the files beside a checkpoint's ``tokenizer.json`` say of dialogues.
+                             vocab: int) -> _Checkpoint:
+    """Read what the files beside a checkpoint's ``tokenizer.json`` say of prompts and dialogues.
 
     Parameters
     ----------
@@ -223,10 +231,10 @@ def read_checkpoint_dialogue(folder: Path, read: Callable[[str], dict[str, Any]]
     Returns
     -------
     dict
-        Fields ``ends`` and ``template`` of :class:`host.text.vocabulary.SpecialTokens`: tokens of
-        ``generation_config.json`` that end answers, those that ``tokenizer_config.json`` calls its
-        end, and those whose text says so; and the template of that file, or of
-        ``chat_template.jinja``.
+        Fields of :class:`host.text.vocabulary.TokenizerFile`. ``ends`` are the tokens of
+        ``generation_config.json``, the one that ``tokenizer_config.json`` calls its end, and those
+        whose text says so; ``template`` is that of the latter file, or of ``chat_template.jinja``;
+        ``prompted`` is as in ``transformers``.
     """
     def optional(name: str) -> dict[str, Any]:
         return read(name) if (folder / name).is_file() else {}
@@ -257,8 +265,27 @@ def read_checkpoint_dialogue(folder: Path, read: Callable[[str], dict[str, Any]]
     if template is not None and len(template) > LONGEST_TEMPLATE:
         raise ModelFileError(f"{folder}: the chat template must have at most {LONGEST_TEMPLATE} "
                              f"characters, not {len(template)}")
-    return {"template": template, "ends": tuple(dict.fromkeys(
-        end for end in ends if type(end) is int and 0 <= end < vocab))}
+    return {"template": template, "prompted": _prompted(folder, settings),
+            "opened": not settings or settings.get("bos_token") is not None,
+            "ends": tuple(dict.fromkeys(
+                end for end in ends if type(end) is int and 0 <= end < vocab))}
+
+
+def _prompted(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a prompt begins with the token that a document begins with."""
+    added = settings.get("add_bos_token")
+    if isinstance(added, bool):
+        return added
+    kind = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if kind in ("GPT2Tokenizer", "Qwen2Tokenizer"):
+        return False
+    if kind not in ("PreTrainedTokenizer", "TokenizersBackend"):
+        return True
+    # These classes do what the tokenizer's file says.
+    try:
+        return bool(Tokenizer.from_file(str(folder / "tokenizer.json")).encode("").ids)
+    except Exception:       # what the package raises; whoever needs the file says what is wrong
+        return True
 
 
 # Writing.

@@ -3,11 +3,13 @@
 import importlib.util
 
 import pytest
+from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import decoders, models, pre_tokenizers
 
-from host.text.chat import ChatTemplate
-from host.text.tokenizer import TextError
-from host.text.vocabulary import begin
-from tests.host.chat_examples import CHATML, dialogue
+from host.text.chat import ChatTemplate, Dialogue
+from host.text.tokenizer import TextError, open_tokenizer
+from host.text.vocabulary import TokenizerFile, begin
+from tests.host.chat_examples import CHATML, dialogue, words
 
 LLAMA = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
          "[INST] {{ message['content'] | trim }} [/INST]{% elif message['role'] == 'system' %}"
@@ -156,3 +158,21 @@ class TestDialogue:
     def test_no_template(self):
         with pytest.raises(TextError, match=r"^The model has no chat template"):
             dialogue(template=None)
+
+    def test_tokenizer_in_a_file(self, tmp_path):
+        plain = words()
+        tokens = {token: index for index, token in enumerate(plain.tokens)}
+        file = BPETokenizer(models.BPE(vocab=tokens, merges=[("t", "h"), ("th", "e")]))
+        file.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        file.decoder = decoders.ByteLevel()
+        file.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+        file.save(str(tmp_path / "tokenizer.json"))
+        vocabulary = TokenizerFile(tmp_path / "tokenizer.json", 262, 261, 0, prompted=False,
+                                   ends=(260,), template=CHATML)
+        tokenizer = open_tokenizer(vocabulary)
+        talk, other = Dialogue(vocabulary, tokenizer, 0), dialogue()[0]
+        for said in ("hi", "so"):
+            assert talk.ask(said) == other.ask(said)
+            answer = tokenizer.encode("the")
+            talk.answer(answer, "the")
+            other.answer(answer, "the")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import gguf
 import pytest
-from tokenizers import AddedToken, models
+from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as BPETokenizer
 
 from host.files import vocabulary as vocabulary_file
@@ -277,7 +277,28 @@ class TestCheckpoint:
             folder, lambda name: json.loads((folder / name).read_text()), 300)
 
     def test_nothing(self, tmp_path):
-        assert self.read(tmp_path) == {"ends": (), "template": None}
+        assert self.read(tmp_path) == {"ends": (), "template": None, "prompted": True,
+                                       "opened": True}
+
+    @pytest.mark.parametrize(("settings", "prompted"), [
+        ({"add_bos_token": False}, False), ({"add_bos_token": True}, True),
+        ({"tokenizer_class": "Qwen2TokenizerFast"}, False),
+        ({"tokenizer_class": "GPT2Tokenizer"}, False),
+        ({"tokenizer_class": "LlamaTokenizer"}, True)])
+    def test_begin(self, tmp_path, settings, prompted):
+        assert self.read(tmp_path, tokenizer_config=settings)["prompted"] is prompted
+        found = self.read(tmp_path, tokenizer_config={"bos_token": None})
+        assert not found["opened"]
+
+    @pytest.mark.parametrize("begins", [False, True])
+    def test_begin_by_the_file(self, tmp_path, begins):
+        tokenizer = BPETokenizer(models.BPE(vocab={"<s>": 0, "a": 1}, merges=[]))
+        if begins:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single="<s> $A", special_tokens=[("<s>", 0)])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        assert self.read(tmp_path, tokenizer_config=settings)["prompted"] is begins
 
     def test_ends(self, tmp_path):
         added = {"7": {"content": "<turn>"}, "8": {"content": "<|im_end|>"},
