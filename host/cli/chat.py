@@ -86,13 +86,15 @@ def _messages(console: Console, first: str | None) -> Iterator[str]:
     while True:
         try:
             line = input("> " if console.is_terminal and sys.stdin.isatty() else "")
+            # In a locale without UTF-8, Python keeps each byte that is none.
+            line.encode()
         except EOFError:
             return
         except KeyboardInterrupt:
             console.print()
             say(console, "Ctrl-D ends the dialogue.", "dim")
             continue
-        except UnicodeDecodeError:
+        except UnicodeError:
             say(console, "A message must be UTF-8; this line is not.", "dim")
             continue
         if line.strip():

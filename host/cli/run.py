@@ -126,8 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(console: Console, options: argparse.Namespace) -> int:
     """Write the text, then what it took."""
     path, prompt = _model_and_prompt(options)
-    if options.system is not None and not options.chat:
-        raise UserError("Option --system needs --chat")
+    if options.system is not None:
+        if not options.chat:
+            raise UserError("Option --system needs --chat")
+        options.system = _utf8(options.system, "Option --system")
     return (_run_engine if options.device.part == "engine" else _run_accelerator)(
         console, options, path, prompt)
 
@@ -165,8 +167,8 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str | None]:
     return model, _utf8(prompt)
 
 
-def _utf8(prompt: str) -> str:
-    """Return a prompt as the text whose UTF-8 it was typed in, whatever the locale's encoding.
+def _utf8(prompt: str, what: str = "Prompt") -> str:
+    """Return an argument as the text whose UTF-8 it was typed in, whatever the locale's encoding.
 
     Python keeps a byte of an argument that the locale's encoding lacks as a lone surrogate.
     """
@@ -175,7 +177,7 @@ def _utf8(prompt: str) -> str:
     except UnicodeError:
         first = next(index for index, character in enumerate(prompt)
                      if 0xd800 <= ord(character) < 0xe000)
-        raise UserError(f"Prompt must be UTF-8, but character {first + 1} is the byte "
+        raise UserError(f"{what} must be UTF-8, but character {first + 1} is the byte "
                         f"{ord(prompt[first]) & 0xff:#04x}") from None
 
 
@@ -265,7 +267,7 @@ def _run_engine(console: Console, options: argparse.Namespace, path: Path,
     with contextlib.closing(device):
         generator = Generator(reader)
         written, first = _write(console, options, generator, tokenizer, words, context, prompt, 40)
-        if not written:
+        if options.chat and not written:
             return 0
         console.print(fact_table(f"{model.name} on the {device.label}", _engine_facts(
             options, generator, reader, device, written, loaded - began, first - began)))
@@ -392,7 +394,7 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
         _say_top_k(console, options, image.config.top_k)
         written, first = _write(console, options, generator, tokenizer, words, image.context,
                                 prompt, image.config.top_k)
-        if not written:
+        if options.chat and not written:
             return 0
         console.print(fact_table(f"{image.model} on the {device.label}", _accelerator_facts(
             options, generator, device, checked, image, written, loaded - began, first - began)))

@@ -53,6 +53,16 @@ class TestCommand:
         assert out.count("The answer ends after 3 tokens; --tokens allows more.") == 2
         assert re.search(r"Tokens +6 +after \d+ of the prompt", out)
 
+    def test_engine(self, chat):
+        out = chat(["hi", "so"], "--tokens", "2", "--device", "engine-golden").out
+        assert re.search(r"Tokens +4 +after \d+ of the prompt", out)
+
+    def test_not_utf8(self, chat, capsys, llama):
+        assert "A message must be UTF-8; this line is not.\n" in chat(["caf\udce9"]).out
+        assert main(["run", str(llama), "--chat", "--system", "caf\udce9"]) == 1
+        assert capsys.readouterr().err == (
+            "tally run: Option --system must be UTF-8, but character 4 is the byte 0xe9\n")
+
     def test_prompt_is_the_first_message(self, chat):
         assert "\n> hi\n" in chat([], "--tokens", "2", "--prompt", "hi").out
 
