@@ -11,13 +11,7 @@ from host.checks import FileError
 from host.errors import TallyError
 from host.text.special import SpecialTokenFinder
 from host.text.splits import SPLITS
-from host.text.vocabulary import (
-    PieceVocabulary,
-    TokenizerFile,
-    Vocabulary,
-    Words,
-    wrong_merges,
-)
+from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words, wrong_merges
 
 __all__ = ["AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
            "StreamDecoder", "TextError", "Tokenizer", "byte_symbols", "open_tokenizer"]
@@ -115,9 +109,10 @@ class Tokenizer(ByteTokenizer):
         if wrong:
             raise FileError(f"Merges of the vocabulary: the list {wrong}")
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        # Tokens that a user has added are plain text.
+        # Tokens that a user has added are plain text, whatever a file calls them.
+        user = set(vocabulary.user)
         pieces = [b"" if index in silent else bytes(byte_of[symbol] for symbol in token)
-                  if set(token) <= byte_of.keys() else token.encode()
+                  if index not in user and set(token) <= byte_of.keys() else token.encode()
                   for index, token in enumerate(vocabulary.tokens)]
         ids = {token: index for index, token in enumerate(vocabulary.tokens)
                if index not in silent}

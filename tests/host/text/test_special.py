@@ -83,6 +83,14 @@ class TestTokens:
         assert tokenizer.decode(tokenizer.encode(text)) == text
         assert endings(vocabulary) == {0, 260}
 
+    def test_added_token_is_plain_text(self, vocabulary):
+        """Its characters are no symbols of bytes."""
+        added = dataclasses.replace(vocabulary, tokens=(*vocabulary.tokens, "\u00e9\u0120"),
+                                    user=(264,))
+        tokenizer = Tokenizer(added)
+        assert tokenizer.encode("a\u00e9\u0120") == [*tokenizer.encode("a"), 264]
+        assert tokenizer.decode([264]) == "\u00e9\u0120"
+
     def test_pieces(self):
         """SentencePiece's space of its own stands before every text behind a special token."""
         tokens = ("<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)),
