@@ -31,6 +31,10 @@ _SILENT = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
 # Tokens of SentencePiece's Llama, where a file names none.
 _START, _END = 1, 2
 
+# Architecture of this project's own models: documents begin with the end of another one, which their
+# files do not say.
+_OWN = "mmfreelm"
+
 # Tokens of Llama 3's vocabulary. Of the files without a pre-tokenizer, BitNet b1.58 2B4T has it.
 _LLAMA3_TOKENS = 128_256
 
@@ -101,7 +105,7 @@ def read_vocabulary(file: _Keys, vocab: int | None = None) -> Vocabulary | Piece
     if wrong:
         raise file.error(f"key tokenizer.ggml.merges {wrong}")
     if prompted is None:
-        prompted = SPLITS[split].prompted
+        prompted = SPLITS[split].prompted or file.value("general.architecture") == _OWN
     return Vocabulary(tokens, merges, end, None if start == end else start,
                       prompted=bool(prompted), split=split, **special)
 

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import AddedToken, models, processors
 from tokenizers import Tokenizer as BPETokenizer
 
+from host.cli.options import DEFAULT_MODEL
 from host.files import vocabulary as vocabulary_file
 from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile
@@ -146,6 +147,11 @@ class TestRules:
     def test_begin_of_bytes(self, tmp_path, split, added, prompted):
         words = read(tmp_path, BYTES | {"pre": split, "add_bos_token": added, "bos_token_id": 259})
         assert begin(words, [5]) == ([259, 5] if prompted else [5])
+
+    def test_begin_of_the_shipped_model(self):
+        """Its file does not say that documents begin with the end of another one."""
+        words = GGUFFile(DEFAULT_MODEL).vocabulary()
+        assert begin(words, [5]) == [words.end_of_document, 5]
 
     @pytest.mark.parametrize("added", [None, True, False])
     def test_pieces(self, tmp_path, added):
