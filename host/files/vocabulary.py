@@ -31,8 +31,8 @@ _SILENT = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN)
 # Tokens of SentencePiece's Llama, where a file names none.
 _START, _END = 1, 2
 
-# Architecture of this project's own models: documents begin with the end of another one, which their
-# files do not say.
+# Architecture of this project's own models: documents begin with the end of another one, which
+# their files do not say.
 _OWN = "mmfreelm"
 
 # Tokens of Llama 3's vocabulary. Of the files without a pre-tokenizer, BitNet b1.58 2B4T has it.
