@@ -112,6 +112,9 @@ MAKERS: dict[str, Maker] = {
                                    "host.compiler.compile")),
     "host experiment memory": Maker(
         ("memory",), _always("hw.memory.sdram", "hw/synth/netlist.py", "sim.timing.units")),
+    "host experiment tokenizers": Maker(
+        ("tokenizers",), _always("host/text/", "host/files/vocabulary.py",
+                                 "host/measure/tokenization.py")),
     "host experiment netlist": Maker(("netlists",), _always(*_BOARD_NETLIST)),
 }
 

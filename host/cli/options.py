@@ -20,9 +20,9 @@ from sim.golden.wina import MaskMap
 
 __all__ = ["CLOCK_MHZ", "DEFAULT_MODEL", "add_clock", "add_context", "add_corpus", "add_fields",
            "add_masks", "add_json", "add_model", "add_workers", "bytes_of", "configuration",
-           "accelerator_board", "masks_of", "integer", "output_file", "positive", "power_of_two",
-           "read_head_and_tokenizer", "read_model_and_tokenizer", "read_texts", "share",
-           "temperature", "with_context"]
+           "accelerator_board", "masks_of", "integer", "output_file", "penalty", "positive",
+           "power_of_two", "read_head_and_tokenizer", "read_model_and_tokenizer", "read_texts",
+           "share", "temperature", "with_context"]
 
 DEFAULT_MODEL = Path(__file__).parents[2] / "models" / "tally-stories.gguf"
 
@@ -74,6 +74,14 @@ def share(text: str) -> float:
     value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, not {text!r}")
+    return value
+
+
+def penalty(text: str) -> float:
+    """Convert an option to a number of at least 1."""
+    value = _number(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, not {text!r}")
     return value
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from host.cli.chat import converse, open_dialogue
 from host.cli.images import compiled_image
 from host.cli.options import (
     CLOCK_MHZ,
@@ -19,10 +20,12 @@ from host.cli.options import (
     add_context,
     add_masks,
     integer,
+    penalty,
     read_head_and_tokenizer,
+    share,
     temperature,
 )
-from host.cli.terminal import Report, fact_table, progress_bars, say, size, write
+from host.cli.terminal import Report, fact_table, listing_of, progress_bars, say, size, write
 from host.compiler.compile import CONTEXT
 from host.devices.accelerator import LATENCY, REFRESH, AcceleratorDevice
 from host.devices.base import Device
@@ -35,7 +38,7 @@ from host.devices.serial_accelerator import SerialAccelerator
 from host.errors import UserError
 from host.files.image import Image, is_image, read_image
 from host.models.registry import read_model
-from host.text.sampling import Sampler
+from host.text.sampling import REPEATED, Sampler
 from host.text.tokenizer import AnyTokenizer, Tokenizer
 from host.text.vocabulary import Words, begin
 from hw.config import AcceleratorConfig
@@ -49,6 +52,9 @@ DESCRIPTION = ("Write a text. An accelerator computes whole tokens, and all logi
                "Speed is reported only after every result matched bit for bit.")
 
 DEFAULT_PROMPT = "Once upon a time"
+
+#: Tokens of a text, and of an answer in a dialogue, where no option says how many.
+DEFAULT_TOKENS, DEFAULT_ANSWER = 32, 512
 
 #: How the names of model files end.
 SUFFIXES = (".gguf", ".bin", ".safetensors", ".tally", ".image")
@@ -78,14 +84,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help=f"one of {', '.join(NAMES)}: an accelerator, or with engine- an "
                              f"engine alone; simulated is the RTL compiled by Verilator, golden "
                              f"the golden model, serial:PORT a board (default: simulated)")
-    parser.add_argument("--tokens", type=integer(1), default=32, metavar="N",
-                        help="number of tokens to write (default: 32)")
+    parser.add_argument("--chat", action="store_true",
+                        help="hold a dialogue in the terminal, with the chat template of the "
+                             "model: each line is a message, Ctrl-C stops an answer, Ctrl-D ends "
+                             "the dialogue; a PROMPT is the first message")
+    parser.add_argument("--system", metavar="TEXT",
+                        help="with --chat, the system message that the dialogue begins with")
+    parser.add_argument("--tokens", type=integer(1), metavar="N",
+                        help=f"number of tokens to write (default: {DEFAULT_TOKENS}), or with "
+                             f"--chat of an answer at most (default: {DEFAULT_ANSWER})")
     parser.add_argument("--temperature", type=temperature, default=0.7, metavar="T",
                         help="temperature of the draws; 0 always takes the likeliest token "
                              "(default: 0.7)")
     parser.add_argument("--top-k", type=integer(0), metavar="N",
                         help="draw from the N likeliest tokens, or from all with 0 (default: 40, "
                              "or for an accelerator as many as it delivers)")
+    parser.add_argument("--top-p", type=share, default=1.0, metavar="P",
+                        help="draw from the fewest of the likeliest tokens whose probabilities "
+                             "sum to P (default: 1, all)")
+    parser.add_argument("--min-p", type=share, default=0.0, metavar="P",
+                        help="draw from tokens at least P times as probable as the likeliest one "
+                             "(default: 0, all)")
+    parser.add_argument("--repeat-penalty", type=penalty, default=1.0, metavar="R",
+                        help=f"make the last {REPEATED} tokens less likely: a positive logit is "
+                             f"divided by R, a negative one multiplied (default: 1, not at all)")
     parser.add_argument("--seed", type=integer(0), default=1, metavar="N",
                         help="seed of the draws: the same seed writes the same text (default: 1)")
     parser.add_argument("--greedy", action="store_true",
@@ -104,6 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(console: Console, options: argparse.Namespace) -> int:
     """Write the text, then what it took."""
     path, prompt = _model_and_prompt(options)
+    if options.system is not None:
+        if not options.chat:
+            raise UserError("Option --system needs --chat")
+        options.system = _utf8(options.system, "Option --system")
     return (_run_engine if options.device.part == "engine" else _run_accelerator)(
         console, options, path, prompt)
 
@@ -114,7 +140,8 @@ def _is_path(word: str) -> bool:
             or word.lower().endswith(SUFFIXES))
 
 
-def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
+def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str | None]:
+    """Return the model and the prompt, which a dialogue may begin without."""
     words: list[str] = list(options.words)
     model = DEFAULT_MODEL
     if words and (len(words) > 1 or _is_path(words[0])):
@@ -131,6 +158,8 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     if words and options.prompt is not None:
         raise UserError("Prompt must be given once, not as an argument and with --prompt")
     prompt = words[0] if words else options.prompt
+    if prompt is None and options.chat:
+        return model, None
     if prompt is None:
         prompt = DEFAULT_PROMPT
     if not prompt.strip():
@@ -138,8 +167,8 @@ def _model_and_prompt(options: argparse.Namespace) -> tuple[Path, str]:
     return model, _utf8(prompt)
 
 
-def _utf8(prompt: str) -> str:
-    """Return a prompt as the text whose UTF-8 it was typed in, whatever the locale's encoding.
+def _utf8(prompt: str, what: str = "Prompt") -> str:
+    """Return an argument as the text whose UTF-8 it was typed in, whatever the locale's encoding.
 
     Python keeps a byte of an argument that the locale's encoding lacks as a lone surrogate.
     """
@@ -148,27 +177,44 @@ def _utf8(prompt: str) -> str:
     except UnicodeError:
         first = next(index for index, character in enumerate(prompt)
                      if 0xd800 <= ord(character) < 0xe000)
-        raise UserError(f"Prompt must be UTF-8, but character {first + 1} is the byte "
+        raise UserError(f"{what} must be UTF-8, but character {first + 1} is the byte "
                         f"{ord(prompt[first]) & 0xff:#04x}") from None
 
 
 def _sampler(options: argparse.Namespace, top_k: int) -> Sampler:
     return Sampler(0.0 if options.greedy else options.temperature,
-                   top_k if options.top_k is None else options.top_k, options.seed)
+                   top_k if options.top_k is None else options.top_k, options.seed, options.top_p,
+                   options.min_p, options.repeat_penalty)
 
 
-def _check_text(options: argparse.Namespace, prompt: str, tokenizer: AnyTokenizer, words: Words,
-                context: int) -> None:
-    """Refuse prompt and tokens that a context is too short for, before anything that takes long."""
-    check_length(len(begin(words, tokenizer.encode(prompt))), options.tokens, context)
+def _check_text(options: argparse.Namespace, prompt: str | None, tokenizer: AnyTokenizer,
+                words: Words, context: int) -> None:
+    """Refuse what cannot be written, before anything that takes long.
+
+    That is a dialogue with a model that has learned none, or prompt and tokens that a context is
+    too short for.
+    """
+    if options.chat:
+        open_dialogue(words, tokenizer, context, options.system)
+    elif prompt is not None:
+        check_length(len(begin(words, tokenizer.encode(prompt, special=True))),
+                     options.tokens or DEFAULT_TOKENS, context)
 
 
-def _write_text(console: Console, options: argparse.Namespace, generator: Generator,
-                tokenizer: AnyTokenizer, prompt: str, top_k: int) -> tuple[int, float]:
-    """Write prompt and tokens as they come; return the tokens' number and when the first came."""
+def _write(console: Console, options: argparse.Namespace, generator: Generator,
+           tokenizer: AnyTokenizer, words: Words, context: int, prompt: str | None,
+           top_k: int) -> tuple[int, float]:
+    """Write a text or hold a dialogue; return the tokens' number and when the first came."""
+    sampler = _sampler(options, top_k)
+    if prompt is None or options.chat:
+        return converse(console, generator,
+                        open_dialogue(words, tokenizer, context, options.system), tokenizer,
+                        sampler, limit=options.tokens or DEFAULT_ANSWER, context=context,
+                        first=prompt)
+    count = options.tokens or DEFAULT_TOKENS
     with progress_bars(console) as bar:
-        tokens = generator.generate(tokenizer.encode(prompt), options.tokens,
-                                    _sampler(options, top_k), bar("Reading the prompt"))
+        tokens = generator.generate(tokenizer.encode(prompt, special=True), count, sampler,
+                                    bar("Reading the prompt"))
         first = list(itertools.islice(tokens, 1))
     came = time.perf_counter()
     decoder, written = tokenizer.stream(), 0
@@ -180,7 +226,7 @@ def _write_text(console: Console, options: argparse.Namespace, generator: Genera
         write(console, decoder.finish())
     finally:
         console.print("\n")
-    if written < options.tokens:
+    if written < count:
         say(console, "The text ends here.", "dim")
     return written, came
 
@@ -195,7 +241,8 @@ def _speed(device: Device, options: argparse.Namespace, cycles: float) -> Fact:
 
 # An engine.
 
-def _run_engine(console: Console, options: argparse.Namespace, path: Path, prompt: str) -> int:
+def _run_engine(console: Console, options: argparse.Namespace, path: Path,
+                prompt: str | None) -> int:
     """Matrix products on a device, the rest here."""
     began = time.perf_counter()
     if path.is_file() and is_image(path):
@@ -219,7 +266,9 @@ def _run_engine(console: Console, options: argparse.Namespace, path: Path, promp
     loaded = time.perf_counter()
     with contextlib.closing(device):
         generator = Generator(reader)
-        written, first = _write_text(console, options, generator, tokenizer, prompt, 40)
+        written, first = _write(console, options, generator, tokenizer, words, context, prompt, 40)
+        if options.chat and not written:
+            return 0
         console.print(fact_table(f"{model.name} on the {device.label}", _engine_facts(
             options, generator, reader, device, written, loaded - began, first - began)))
     return 0
@@ -279,7 +328,17 @@ def _check_top_k(options: argparse.Namespace, config: AcceleratorConfig) -> None
                         f"not {options.top_k}")
 
 
-def _image(console: Console, path: Path, prompt: str, options: argparse.Namespace,
+def _say_top_k(console: Console, options: argparse.Namespace, top_k: int) -> None:
+    """Say what an accelerator's few logits mean for the options that are given."""
+    given = [name for name, is_given in (
+        ("--top-p", options.top_p < 1), ("--min-p", options.min_p > 0),
+        ("--repeat-penalty", options.repeat_penalty > 1)) if is_given]
+    if given:
+        say(console, f"The accelerator delivers the {top_k} largest logits: "
+                     f"{listing_of(given)} count these tokens alone.", "dim")
+
+
+def _image(console: Console, path: Path, prompt: str | None, options: argparse.Namespace,
            device: AcceleratorDevice | None,
            bar: Callable[[str], Report]) -> tuple[Image, AnyTokenizer, Words]:
     """Read an image, or compile a model for the device, or for an accelerator that fits it."""
@@ -308,7 +367,7 @@ def _image(console: Console, path: Path, prompt: str, options: argparse.Namespac
 
 
 def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
-                     prompt: str) -> int:
+                     prompt: str | None) -> int:
     """Whole tokens on a device."""
     began = time.perf_counter()
     device: AcceleratorDevice | None = None
@@ -332,8 +391,11 @@ def _run_accelerator(console: Console, options: argparse.Namespace, path: Path,
         # The golden machine has nothing beside it.
         checked = None if options.device.kind == "golden" else CheckedTokens(device, image)
         generator = Generator(AcceleratorReader(checked or device, image, words))
-        written, first = _write_text(console, options, generator, tokenizer, prompt,
-                                     image.config.top_k)
+        _say_top_k(console, options, image.config.top_k)
+        written, first = _write(console, options, generator, tokenizer, words, image.context,
+                                prompt, image.config.top_k)
+        if options.chat and not written:
+            return 0
         console.print(fact_table(f"{image.model} on the {device.label}", _accelerator_facts(
             options, generator, device, checked, image, written, loaded - began, first - began)))
     return 0

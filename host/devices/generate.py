@@ -20,8 +20,8 @@ from host.devices.engine import Counters, Driver, EngineDevice
 from host.devices.errors import DeviceError
 from host.files.image import Image
 from host.models.base import LanguageModel
-from host.text.sampling import Sampler
-from host.text.vocabulary import Words, begin
+from host.text.sampling import REPEATED, Sampler
+from host.text.vocabulary import Words, begin, endings
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.evaluate import ExactProducts, GoldenLM, State, model_matrices
 from sim.golden.machine import TopKResult
@@ -117,19 +117,22 @@ class Generator:
     Attributes
     ----------
     prompt, text : Phase
-        Reading the prompt, and all tokens after it.
+        Reading the prompts, and all tokens after them.
     """
 
     def __init__(self, reader: Reader):
         self._reader = reader
+        # Tokens of the sequence that the reader is in; none while a pass runs, which may fail.
+        self._sequence: list[int] = []
         self.prompt = Phase()
         self.text = Phase()
 
     def generate(self, prompt: Sequence[int], count: int, sampler: Sampler,
-                 report: Report = lambda done, what: None) -> Iterator[int]:
+                 report: Report = lambda done, what: None, *,
+                 resume: bool = False) -> Iterator[int]:
         """Return an iterator of up to ``count`` tokens that follow ``prompt``.
 
-        Each is yielded as soon as it is known. The text ends early with the end of the document,
+        Each is yielded as soon as it is known. The text ends early with a token that ends texts,
         which is not yielded. A document begins with the prompt: the state is zero, and the token
         that documents begin with is read first, unless the model wants none.
 
@@ -141,6 +144,9 @@ class Generator:
             An accelerator lets it draw from the largest logits only, as many as it delivers.
         report : callable
             Called with the share of the prompt that has been read (0 to 1), and what is under way.
+        resume : bool
+            Do not read again what the device has read of this prompt last time, where the prompt
+            begins with all of that.
 
         Raises
         ------
@@ -151,20 +157,48 @@ class Generator:
         """
         tokens = begin(self._reader.words, prompt)
         check_length(len(tokens), count, self._reader.context)
-        return self._generate(tokens, count, sampler, report)
+        return self._generate(tokens, count, sampler, report, resume)
 
-    def _generate(self, tokens: Sequence[int], count: int, sampler: Sampler,
-                  report: Report) -> Iterator[int]:
-        reader, choose = self._reader, sampler.choices()
-        found, logits = self._timed(self.prompt, len(tokens),
-                                    functools.partial(reader.read_prompt, tokens, report))
+    def length(self, prompt: Sequence[int]) -> int:
+        """Count the tokens of a document that begins with a prompt."""
+        return len(begin(self._reader.words, prompt))
+
+    def _generate(self, tokens: list[int], count: int, sampler: Sampler, report: Report,
+                  resume: bool) -> Iterator[int]:
+        choose, ends = sampler.choices(), endings(self._reader.words)
+        found, logits = self._read_prompt(tokens, report, resume)
+        tokens = list(tokens)
         for remaining in range(count, 0, -1):
-            token = int(found[choose(logits)])
-            if token == reader.words.end_of_document:
+            repeated = (None if sampler.repetition_penalty == 1 else
+                        np.isin(found, tokens[-REPEATED:]))
+            token = int(found[choose(logits, repeated)])
+            if token in ends:
                 return
+            tokens.append(token)
             yield token
             if remaining > 1:
-                found, logits = self._timed(self.text, 1, functools.partial(reader.read, token))
+                found, logits = self._read(self.text, token)
+
+    def _read_prompt(self, tokens: list[int], report: Report, resume: bool) -> Candidates:
+        known = len(self._sequence)
+        if not (resume and 0 < known < len(tokens) and tokens[:known] == self._sequence):
+            self._sequence = []
+            result = self._timed(self.prompt, len(tokens), functools.partial(
+                self._reader.read_prompt, tokens, report))
+            self._sequence = list(tokens)
+            return result
+        for index, token in enumerate(tokens[known:]):
+            report(index / (len(tokens) - known), f"{index} of {len(tokens) - known} tokens")
+            result = self._read(self.prompt, token)
+        return result
+
+    def _read(self, phase: Phase, token: int) -> Candidates:
+        """Continue the sequence with one token."""
+        sequence, self._sequence = self._sequence, []
+        result = self._timed(phase, 1, functools.partial(self._reader.read, token))
+        sequence.append(token)
+        self._sequence = sequence
+        return result
 
     def _timed(self, phase: Phase, tokens: int, read: Callable[[], Candidates]) -> Candidates:
         began, before = time.perf_counter(), dataclasses.replace(self._reader.counters)

@@ -19,10 +19,10 @@ from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_VERSIO
 
 from host.files.errors import ModelFileError, wrong_number, wrong_scale
 from host.files.tensors import TernaryMatrix, is_bf16
-from host.text.tokenizer import SPLITS
-from host.text.vocabulary import PieceVocabulary, Vocabulary, wrong_merges, wrong_tokens
+from host.files.vocabulary import read_byte_vocabulary, read_vocabulary
+from host.text.vocabulary import PieceVocabulary, Vocabulary
 
-__all__ = ["GGUFFile", "Header", "write_vocabulary"]
+__all__ = ["GGUFFile", "Header"]
 
 _Type = gguf.GGMLQuantizationType
 _TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
@@ -463,79 +463,11 @@ class GGUFFile:
 
     def vocabulary(self, vocab: int | None = None) -> Vocabulary | PieceVocabulary:
         """Return the tokenizer, of ``vocab`` tokens if that is given."""
-        kind = self._tokenizer_model("gpt2", "llama")
-        tokens = self.strings("tokenizer.ggml.tokens")
-        if vocab is not None and len(tokens) != vocab:
-            raise self.error(f"key tokenizer.ggml.tokens must hold {vocab} tokens, "
-                             f"not {len(tokens)}")
-        wrong = wrong_tokens(tokens)
-        if wrong:
-            raise self.error(f"key tokenizer.ggml.tokens {wrong}")
-        end = self._token("eos", len(tokens))
-        # Files of older converters, ours among them, have no begin but the end of another document.
-        start = end
-        if "tokenizer.ggml.bos_token_id" in self._header.values:
-            start = self._token("bos", len(tokens))
-        prompted = self.value("tokenizer.ggml.add_bos_token") is not False
-        controls = tuple(token for token in self._controls(len(tokens)) if token != end)
-        if kind == "llama":
-            space = self.value("tokenizer.ggml.add_space_prefix") is not False
-            return PieceVocabulary(tokens, self._scores(len(tokens)), start, end,
-                                   prompted=prompted, controls=controls, space=space)
-        split = self.value("tokenizer.ggml.pre")
-        if split not in SPLITS:
-            raise self.error(f"key tokenizer.ggml.pre must be {' or '.join(map(repr, SPLITS))}, "
-                             f"not {split!r}")
-        merges = self.strings("tokenizer.ggml.merges")
-        wrong = wrong_merges(tokens, merges, {end, *controls})
-        if wrong:
-            raise self.error(f"key tokenizer.ggml.merges {wrong}")
-        return Vocabulary(tokens, merges, end, None if start == end else start,
-                          prompted=prompted, split=split, controls=controls)
+        return read_vocabulary(self, vocab)
 
     def byte_vocabulary(self, vocab: int) -> Vocabulary:
         """Return the tokenizer, which must be a byte-level BPE of ``vocab`` tokens."""
-        self._tokenizer_model("gpt2")
-        found = self.vocabulary(vocab)
-        assert isinstance(found, Vocabulary)
-        return found
-
-    def _tokenizer_model(self, *allowed: str) -> str:
-        key = "tokenizer.ggml.model"
-        kind = self.value(key)
-        if kind is None:
-            raise self.error(f"tokenizer is missing: key {key}")
-        if kind not in allowed:
-            raise self.error(f"key {key} must be {' or '.join(map(repr, allowed))}, not {kind!r}")
-        return kind
-
-    def _token(self, name: str, vocab: int) -> int:
-        key = f"tokenizer.ggml.{name}_token_id"
-        value = self.value(key)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
-            raise self.error(f"key {key} must be a token below {vocab}, not {value!r}")
-        return value
-
-    def _controls(self, vocab: int) -> tuple[int, ...]:
-        """List the tokens that stand for no text."""
-        key = "tokenizer.ggml.token_type"
-        types = self.value(key)
-        if types is None:
-            return ()
-        if not isinstance(types, list) or len(types) != vocab or not all(
-                type(kind) is int for kind in types):
-            raise self.error(f"key {key} must be an array of {vocab} integers")
-        silent = (gguf.TokenType.CONTROL, gguf.TokenType.UNKNOWN, gguf.TokenType.UNUSED)
-        return tuple(token for token, kind in enumerate(types) if kind in silent)
-
-    def _scores(self, vocab: int) -> tuple[float, ...]:
-        """Return the score of each token."""
-        key = "tokenizer.ggml.scores"
-        scores = self.value(key)
-        if not isinstance(scores, list) or len(scores) != vocab or not all(
-                isinstance(score, float) and math.isfinite(score) for score in scores):
-            raise self.error(f"key {key} must be an array of {vocab} finite numbers")
-        return tuple(scores)
+        return read_byte_vocabulary(self, vocab)
 
     def general(self) -> dict[str, str | tuple[str, ...]]:
         """Return the ``general.*`` keys that hold strings, without the prefix."""
@@ -547,22 +479,3 @@ class GGUFFile:
             elif _is_strings(value):
                 metadata[key.removeprefix("general.")] = tuple(value)
         return metadata
-
-
-def write_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary | PieceVocabulary) -> None:
-    """Write the keys from which :meth:`GGUFFile.vocabulary` reads the same tokenizer."""
-    silent = {vocabulary.end_of_document, *vocabulary.controls}
-    if isinstance(vocabulary, Vocabulary):
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(vocabulary.split)
-        writer.add_token_merges(list(vocabulary.merges))
-    else:
-        writer.add_tokenizer_model("llama")
-        writer.add_token_scores(list(vocabulary.scores))
-        writer.add_add_space_prefix(vocabulary.space)
-    writer.add_token_list(list(vocabulary.tokens))
-    writer.add_token_types([gguf.TokenType.CONTROL if token in silent else gguf.TokenType.NORMAL
-                            for token in range(vocabulary.size)])
-    writer.add_bos_token_id(vocabulary.start)
-    writer.add_eos_token_id(vocabulary.end_of_document)
-    writer.add_add_bos_token(vocabulary.prompted)

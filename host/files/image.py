@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from host.checks import LONGEST_JSON, FileError, JSONError, parse_json, printable
-from host.text.tokenizer import SPLITS
-from host.text.vocabulary import Vocabulary, wrong_merges, wrong_tokens
+from host.text.splits import SPLITS
+from host.text.vocabulary import LONGEST_TEMPLATE, Vocabulary, wrong_merges, wrong_tokens
 from hw.config import INDEX_BITS, AcceleratorConfig, EngineConfig
 from hw.isa import INSTRUCTION_BYTES, Instruction, Opcode, decode, disassemble, encode
 from hw.order import OrderError, check_order
@@ -452,9 +452,16 @@ def _vocabulary(fields: _Fields, vocab: int) -> Vocabulary | None:
         tokens=tokens, merges=merges, end_of_document=words.integer("end_of_document", 0, last),
         first=None if words.fields.get("first") is None else words.integer("first", 0, last),
         prompted=words.fields.get("prompted") is not False, split=words.text("split"),
-        controls=words.integers("controls", last))
+        controls=words.integers("controls", last),
+        template=words.text("template") if words.fields.get("template") is not None else None,
+        opened=words.fields.get("opened") is not False,
+        **{name: words.integers(name, last) for name in ("ends", "user", "stripped")
+           if name in words.fields})
+    if found.template and len(found.template) > LONGEST_TEMPLATE:
+        raise words.error(f"field vocabulary.template must have at most {LONGEST_TEMPLATE} "
+                          f"characters, not {len(found.template)}")
     if found.split not in SPLITS:
-        raise words.error(f"field vocabulary.split must be {' or '.join(map(repr, SPLITS))}, "
+        raise words.error(f"field vocabulary.split must be one of {', '.join(SPLITS)}, "
                           f"not {found.split!r}")
     silent = {found.end_of_document, *found.controls}
     for name, wrong in (("tokens", wrong_tokens(tokens)),

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from host.checks import LONGEST_JSON, JSONError, parse_json
 from host.files.errors import ModelFileError, wrong_number, wrong_scale
+from host.files.vocabulary import read_checkpoint_dialogue
 from host.text.vocabulary import TokenizerFile
 
 __all__ = ["Checkpoint"]
@@ -220,4 +221,5 @@ class Checkpoint:
                                  f"not {value!r}")
             ends[key] = value
         return TokenizerFile(self.path / "tokenizer.json", vocab, ends["bos_token_id"],
-                             ends["eos_token_id"])
+                             ends["eos_token_id"],
+                             **read_checkpoint_dialogue(self.path, self._json, vocab))

@@ -21,8 +21,9 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
 from host.files.errors import wrong_scale
-from host.files.gguf import GGUFFile, write_vocabulary
+from host.files.gguf import GGUFFile
 from host.files.tensors import TernaryMatrix, is_bf16
+from host.files.vocabulary import write_vocabulary
 from host.models.base import LanguageModel, Source
 from host.text.vocabulary import Vocabulary
 from sim.golden.graph import Matrix, Network

@@ -31,7 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from host.files.errors import LARGEST, SMALLEST, wrong_scale
-from host.files.gguf import GGUFFile, write_vocabulary
+from host.files.gguf import GGUFFile
+from host.files.vocabulary import write_vocabulary
 from host.models.base import LanguageModel, Source
 from host.models.planes import ROWS, PlaneMatrix, to_planes
 from host.models.tensor_train import Chain, Shape

@@ -1,16 +1,19 @@
 """Text to tokens and back: by the byte-level BPE that a model file carries, or by a file."""
 
 import codecs
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+import numpy as np
 from tokenizers import Tokenizer as BPETokenizer
+from tokenizers import decoders, models, normalizers
 
 from host.checks import FileError
 from host.errors import TallyError
+from host.text.special import SpecialTokenFinder
+from host.text.splits import SPLITS
 from host.text.vocabulary import PieceVocabulary, TokenizerFile, Vocabulary, Words, wrong_merges
 
-__all__ = ["SPLITS", "AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
+__all__ = ["AnyTokenizer", "ByteTokenizer", "FileTokenizer", "PieceTokenizer",
            "StreamDecoder", "TextError", "Tokenizer", "byte_symbols", "open_tokenizer"]
 
 _SPACE = "\u2581"       # SentencePiece's
@@ -33,24 +36,6 @@ def byte_symbols() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(moved)) for byte in range(256)]
 
 
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    words = Regex(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-                  r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(words, "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-#: How text is cut into words, by the name that GGUF files have for it: ``tokenizer.ggml.pre``.
-SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
-    "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": lambda: pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-    "llama-bpe": _llama3,
-}
-
-
 class TextError(TallyError, ValueError):
     """A text has no tokens; the message is one sentence."""
 
@@ -60,18 +45,34 @@ class ByteTokenizer:
 
     Parameters
     ----------
+    vocabulary : Vocabulary or PieceVocabulary
     pieces : list of bytes
         By token; those that stand for no text have none.
     bpe : BPETokenizer
     """
 
-    def __init__(self, pieces: list[bytes], bpe: BPETokenizer):
+    def __init__(self, vocabulary: Vocabulary | PieceVocabulary, pieces: list[bytes],
+                 bpe: BPETokenizer):
+        self._tokens = vocabulary.tokens
         self._bytes = pieces
         self._bpe = bpe
+        self._finders = {special: SpecialTokenFinder(vocabulary, special=special)
+                         for special in (False, True)}
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of ``text``; none that stand for no text are added or recognized."""
-        return self._bpe.encode(text).ids
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """Return the tokens of ``text``; none are added.
+
+        Tokens that a user has added to the vocabulary are found in any text. Those that stand for
+        no text, such as the end of a turn, are found only in a ``special`` one: a prompt.
+        """
+        tokens: list[int] = []
+        for part in self._finders[special].parts(text):
+            tokens += [part] if isinstance(part, int) else self._bpe.encode(part).ids
+        return tokens
+
+    def text_of(self, token: int) -> str:
+        """Return a special token as a prompt has it."""
+        return self._tokens[token]
 
     def decode_bytes(self, tokens: Sequence[int]) -> bytes:
         """Return the bytes of ``tokens``."""
@@ -108,22 +109,26 @@ class Tokenizer(ByteTokenizer):
         if wrong:
             raise FileError(f"Merges of the vocabulary: the list {wrong}")
         byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        # Tokens that a user has added are plain text.
+        # Tokens that a user has added are plain text, whatever a file calls them.
+        user = set(vocabulary.user)
         pieces = [b"" if index in silent else bytes(byte_of[symbol] for symbol in token)
-                  if set(token) <= byte_of.keys() else token.encode()
+                  if index not in user and set(token) <= byte_of.keys() else token.encode()
                   for index, token in enumerate(vocabulary.tokens)]
         ids = {token: index for index, token in enumerate(vocabulary.tokens)
                if index not in silent}
         merges = [(left, right) for left, _, right in
                   (merge.partition(" ") for merge in vocabulary.merges)]
+        split = SPLITS[vocabulary.split]
         bpe = BPETokenizer(models.BPE(vocab=ids, merges=merges,
-                                      ignore_merges=vocabulary.split == "llama-bpe"))
-        bpe.pre_tokenizer = SPLITS[vocabulary.split]()
-        super().__init__(pieces, bpe)
+                                      ignore_merges=split.whole_words))
+        if split.composed:
+            bpe.normalizer = normalizers.NFC()
+        bpe.pre_tokenizer = split.pre_tokenizer()
+        super().__init__(vocabulary, pieces, bpe)
         self._missing = {byte for symbol, byte in byte_of.items() if symbol not in ids}
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of ``text``; none that stand for no text are added or recognized.
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """As :meth:`ByteTokenizer.encode`.
 
         Raises
         ------
@@ -134,7 +139,7 @@ class Tokenizer(ByteTokenizer):
         if missing:
             raise TextError(f"Text must have only bytes that the vocabulary has a token for, "
                             f"not {min(missing):#04x}")
-        return super().encode(text)
+        return super().encode(text, special=special)
 
 
 class PieceTokenizer(ByteTokenizer):
@@ -167,7 +172,7 @@ class PieceTokenizer(ByteTokenizer):
                                       byte_fallback=True))
         prefix = [normalizers.Prepend(_SPACE)] if vocabulary.space else []
         bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
-        super().__init__(pieces, bpe)
+        super().__init__(vocabulary, pieces, bpe)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ``tokens``, as :meth:`encode` was given it."""
@@ -192,14 +197,19 @@ def _ways(vocabulary: PieceVocabulary, ids: Mapping[str, int], whole: Collection
         Those that are not made of others.
     """
     pieces = {token: token for token in ids}        # one text for all ways
+    scores = np.array([vocabulary.scores[index] for index in ids.values()])
+    names = list(ids)
     found: list[tuple[str, str]] = []
-    for token in sorted(ids.keys() - set(whole),
-                        key=lambda token: (-vocabulary.scores[ids[token]], ids[token])):
+    for place in np.lexsort((np.array(list(ids.values())), -scores)).tolist():
+        token = names[place]
+        if token in whole:
+            continue
         for cut in range(1, len(token)):
             first = pieces.get(token[:cut])
-            second = first and pieces.get(token[cut:])
-            if first and second:
-                found.append((first, second))
+            if first:
+                second = pieces.get(token[cut:])
+                if second:
+                    found.append((first, second))
         if len(found) > _MOST_WAYS:
             raise FileError(f"Vocabulary must have at most {_MOST_WAYS} ways to make a piece of "
                             f"two others")
@@ -256,9 +266,14 @@ class FileTokenizer:
         if last >= vocabulary.vocab:
             raise FileError(f"{path.name} must have tokens below {vocabulary.vocab}, not {last}")
 
-    def encode(self, text: str) -> list[int]:
-        """Return the tokens of ``text``; none are added."""
+    def encode(self, text: str, *, special: bool = False) -> list[int]:
+        """As :meth:`ByteTokenizer.encode`."""
+        self._tokenizer.encode_special_tokens = not special
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def text_of(self, token: int) -> str:
+        """As :meth:`ByteTokenizer.text_of`."""
+        return self._tokenizer.id_to_token(token) or ""
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of ``tokens``."""

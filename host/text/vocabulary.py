@@ -4,14 +4,26 @@ import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-__all__ = ["PieceVocabulary", "TokenizerFile", "Vocabulary", "Words", "begin", "wrong_merges",
-           "wrong_tokens"]
+__all__ = ["END_TEXTS", "LONGEST_TEMPLATE", "PieceVocabulary", "SpecialTokens", "TokenizerFile",
+           "Vocabulary", "Words", "begin",
+           "endings", "wrong_merges", "wrong_tokens"]
 
 #: Tokens of a vocabulary, and merges, at most; the largest vocabularies in use have about 2**18.
 MOST_TOKENS = 1 << 19
 
 #: Characters of a token; in the vocabularies in use, up to 128.
 LONGEST_TOKEN = 512
+
+#: Characters of a chat template; the longest in use have some thirty thousand.
+LONGEST_TEMPLATE = 1 << 18
+
+#: Texts of tokens that end an answer, whatever a file says of them: those of llama.cpp.
+END_TEXTS = frozenset((
+    "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "[EOS]", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<turn|>",
+    "<EOT>", "_<EOT>", "[EOT]", "<end_of_utterance>", "<|return|>", "<|call|>", "<|fim_pad|>",
+    "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+    "<REPO>", "<reponame>", "<|file_sep|>"))
 
 
 def wrong_tokens(tokens: Sequence[str]) -> str | None:
@@ -55,8 +67,33 @@ def wrong_merges(tokens: Sequence[str], merges: Sequence[str], silent: Collectio
     return None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """What a model file says of its special tokens, for a vocabulary of any kind.
+
+    Attributes
+    ----------
+    ends : tuple of int
+        Further tokens that end an answer, such as the end of a turn.
+    user : tuple of int
+        Tokens that a user has added: text has them wherever their own text stands.
+    stripped : tuple of int
+        Special tokens behind which white space is left out.
+    template : str, optional
+        How a dialogue is written as text, in Jinja.
+    opened : bool
+        Whether the file names the token that a document begins with.
+    """
+
+    ends: tuple[int, ...] = ()
+    user: tuple[int, ...] = ()
+    stripped: tuple[int, ...] = ()
+    template: str | None = None
+    opened: bool = True
+
+
 @dataclasses.dataclass(frozen=True)
-class Vocabulary:
+class Vocabulary(SpecialTokens):
     """Byte-level BPE as GGUF stores it (``tokenizer.ggml.model`` is ``gpt2``).
 
     Attributes
@@ -73,7 +110,7 @@ class Vocabulary:
         Whether a prompt begins with that token.
     split : str
         How text is cut into words before they are merged: one of
-        :data:`host.text.tokenizer.SPLITS`.
+        :data:`host.text.splits.SPLITS`.
     controls : tuple of int
         Further tokens that stand for no text.
     """
@@ -98,7 +135,7 @@ class Vocabulary:
 
 
 @dataclasses.dataclass(frozen=True)
-class PieceVocabulary:
+class PieceVocabulary(SpecialTokens):
     """BPE of SentencePiece: of all neighbours, those whose piece has the best score are merged.
 
     Attributes
@@ -133,7 +170,7 @@ class PieceVocabulary:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerFile:
+class TokenizerFile(SpecialTokens):
     """A tokenizer in a file of its own, as the ``tokenizers`` package has it.
 
     Attributes
@@ -163,6 +200,11 @@ class TokenizerFile:
 
 #: Tokens of a model, whatever their kind.
 Words = Vocabulary | PieceVocabulary | TokenizerFile
+
+
+def endings(words: Words) -> frozenset[int]:
+    """Return the tokens that end a text."""
+    return frozenset((words.end_of_document, *words.ends))
 
 
 def begin(words: Words, prompt: Sequence[int]) -> list[int]:

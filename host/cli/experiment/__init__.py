@@ -12,6 +12,7 @@ from host.cli.experiment import (
     picture,
     rotation,
     tensor,
+    tokenizers,
     wina,
 )
 
@@ -21,4 +22,4 @@ DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of do
 
 #: All experiments, in the order of ``--help``.
 COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, memory,
-            netlist, picture)
+            netlist, tokenizers, picture)

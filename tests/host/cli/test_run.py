@@ -221,12 +221,12 @@ class TestRefusedAtOnce:
         (["--context", "8"], "7", 8), (["--context", "5"], "7", 8),     # rounded up
         ([], "63", 64), (["--context", "128"], "63", 64)])              # the model's own
     def test_context_of_an_accelerator(self, refused, device, context, count, has):
-        assert refused("LLAMA", "he", "--device", device, "--tokens", count, *context) == (
+        assert refused("LLAMA", "hey", "--device", device, "--tokens", count, *context) == (
             f"A prompt of 3 tokens and a text of {count} need a context of {int(count) + 2} "
             f"tokens, but it has {has}; ask for at most {has - 2}, or take a larger context")
 
     def test_context_of_an_engine(self, refused):
-        assert refused("LLAMA", "he", "--device", "engine-golden", "--tokens", "63") == (
+        assert refused("LLAMA", "hey", "--device", "engine-golden", "--tokens", "63") == (
             "A prompt of 3 tokens and a text of 63 need a context of 65 tokens, but it has 64; "
             "ask for at most 62, or take a larger context")
 
@@ -244,6 +244,6 @@ class TestRefusedAtOnce:
         assert refused(*arguments) == message.format(path=tiny, llama=llama)
 
     def test_context_of_an_image(self, refused, image):
-        assert refused(image, "he", "--tokens", "31", "--device", "golden") == (
+        assert refused(image, "hey", "--tokens", "31", "--device", "golden") == (
             "A prompt of 3 tokens and a text of 31 need a context of 33 tokens, but it has 32; "
             "ask for at most 30, or take a larger context")

@@ -17,6 +17,7 @@ from host.models.examples import llama2c, llama_gguf, llama_tensors, pieces
 from host.models.llama import balanced
 from host.models.planes import ROWS, to_planes
 from host.models.registry import read_model
+from host.text.splits import SPLITS
 from host.text.tokenizer import open_tokenizer
 from hw.formats.minifloat import bf16
 from sim.golden.arithmetic import ARITHMETICS, lmul_factor
@@ -352,8 +353,9 @@ class TestErrors:
         ({"tokenizer.ggml.model": None}, {}, "tokenizer is missing: key tokenizer.ggml.model"),
         ({"tokenizer.ggml.model": "bert"}, {},
          "key tokenizer.ggml.model must be 'gpt2' or 'llama', not 'bert'"),
-        ({"tokenizer.ggml.pre": "qwen2"}, {},
-         "key tokenizer.ggml.pre must be 'gpt-2' or 'smollm' or 'llama-bpe', not 'qwen2'"),
+        ({"tokenizer.ggml.pre": "kimi-k2"}, {},
+         "key tokenizer.ggml.pre: pre-tokenizer 'kimi-k2' is not known; known are "
+         + ", ".join(SPLITS)),
         ({"tokenizer.ggml.token_type": [1, 2]}, {},
          "key tokenizer.ggml.token_type must be an array of 259 integers"),
         ({}, {"blk.1.attn_v.weight": None}, "tensor blk.1.attn_v.weight is missing"),

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from host.models.examples import tiny_vocabulary
+from host.text.splits import SPLITS
 from host.text.tokenizer import (
-    SPLITS,
     PieceTokenizer,
     StreamDecoder,
     TextError,
@@ -89,7 +89,7 @@ def test_byte_without_token():
 def test_splits(split, words):
     """How each kind of file cuts text into words."""
     text = "I'm 65537  steps\n\nago"
-    found = [word for word, _ in SPLITS[split]().pre_tokenize_str(text)]
+    found = [word for word, _ in SPLITS[split].pre_tokenizer().pre_tokenize_str(text)]
     assert found == words
 
 
