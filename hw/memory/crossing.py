@@ -3,8 +3,9 @@
 """The memory port between two clocks: a memory may be faster than its user."""
 
 from amaranth import *
-from amaranth.lib import cdc, fifo, wiring
+from amaranth.lib import cdc, data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from hw.common.skid import SkidBuffer
 from hw.common.stream import accepted, connect_stream
@@ -17,6 +18,79 @@ __all__ = ["CROSSING_ENTRIES", "PortCrossing"]
 CROSSING_ENTRIES = 16
 
 
+#: Cycles for which a request of a reset stays behind its acknowledgement: the queues' counts, which
+#: begin anew with that, arrive before its end.
+_SETTLING = 4
+
+
+class _Queue(wiring.Component):
+    """An asynchronous queue in LUT RAM, whose read address is a register.
+
+    The read address of ``amaranth.lib.fifo.AsyncFIFO`` is that of the next cycle, behind the
+    comparison of the counts: at 131 MHz and 60 bits that was too long on ECP5.
+
+    Both domains are to be reset together: neither reset may end before both have begun.
+
+    Parameters
+    ----------
+    shape : layout
+        Of the payload.
+    write_domain, read_domain : str
+
+    Members
+    -------
+    i : In(stream)
+        In the write domain.
+    o : Out(stream)
+        In the read domain.
+    empty : Out(1)
+        In the write domain: all that was accepted has left.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+    empty: Signal
+
+    def __init__(self, shape: data.StructLayout, write_domain: str, read_domain: str):
+        self._write_domain, self._read_domain = write_domain, read_domain
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)),
+                          "empty": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = exact_log2(CROSSING_ENTRIES) + 1
+        m.submodules.entries = entries = memory.Memory(
+            shape=self.i.payload.shape().size, depth=CROSSING_ENTRIES, init=[],
+            attrs={"ram_style": "distributed"})
+        write_port = entries.write_port(domain=self._write_domain)
+        read_port = entries.read_port(domain="comb")
+        # Counts in Gray code: one that is caught in a change is the one before or the one behind.
+        counts = {}
+        for name, domain, other, event in (
+                ("written", self._write_domain, self._read_domain, accepted(self.i)),
+                ("taken", self._read_domain, self._write_domain, accepted(self.o))):
+            count, next_count = Signal(bits, name=name), Signal(bits, name=f"next_{name}")
+            gray, seen = Signal(bits, name=f"{name}_gray"), Signal(bits, name=f"{name}_seen")
+            m.d.comb += next_count.eq(count + 1)
+            with m.If(event):
+                m.d[domain] += [count.eq(next_count), gray.eq(next_count ^ next_count[1:])]
+            m.submodules[name] = cdc.FFSynchronizer(gray, seen, o_domain=other)
+            counts[name] = count, gray, seen
+        (written, written_gray, written_seen), (taken, taken_gray, taken_seen) = counts.values()
+        full = taken_seen ^ (0b11 << (bits - 2))    # a whole queue ahead, in Gray code
+        m.d.comb += [
+            self.i.ready.eq(written_gray != full),
+            self.empty.eq(written_gray == taken_seen),
+            write_port.addr.eq(written[:-1]),
+            write_port.data.eq(self.i.payload),
+            write_port.en.eq(accepted(self.i)),
+            self.o.valid.eq(taken_gray != written_seen),
+            read_port.addr.eq(taken[:-1]),
+            self.o.payload.eq(read_port.data),
+        ]
+        return m
+
+
 class PortCrossing(wiring.Component):
     """Asynchronous queues for the streams of a memory port, between clocks without any relation.
 
@@ -26,7 +100,7 @@ class PortCrossing(wiring.Component):
     queue, and offered when the memory has taken them.
 
     **Reset.** ``reset`` drops what is under way; a write may yet be done. The port accepts nothing
-    until the memory has been reset too, by ``memory_reset``, and the queues are empty: some ten
+    until the memory has been reset too, by ``memory_reset``, and the queues are empty: some fifteen
     cycles of the slower clock. A reset of domain ``sync`` does the same.
 
     Parameters
@@ -70,45 +144,48 @@ class PortCrossing(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         opened = self._resets(m)
-        # No path may lead from the controller's handshakes through a queue's address and memory.
-        skids = {}
-        for name, end, domain in (("reads", self.memory.reads, "far"),
-                                  ("writes", self.memory.writes, "far"),
-                                  ("data", self.memory.data, "far"),
-                                  ("delivery", self.port.data, "user")):
-            skids[name] = skid = SkidBuffer(end.payload.shape())
-            m.submodules[f"{name}_skid"] = DomainRenamer(domain)(skid)
-        # All writes have left the queue. In a simulation the next comment's wait is enough; in
-        # hardware a synchronizer may take a cycle longer than that of the other queue.
+        # Each queue ends in a register of the reader's domain; that of the data begins in one of
+        # the memory's too. No path may lead from the controller's handshakes through a queue.
+        ends = {}
+        for name, port, domains in (("reads", self.port.reads, ("user", "far")),
+                                    ("writes", self.port.writes, ("user", "far")),
+                                    ("data", self.memory.data, ("far", "user"))):
+            shape = port.payload.shape()
+            m.submodules[f"{name}_queue"] = queue = _Queue(shape, *domains)
+            last = SkidBuffer(shape)
+            m.submodules[f"{name}_end"] = DomainRenamer(domains[1])(last)
+            connect_stream(m, queue.o, last.i)
+            ends[name] = queue, last.o
+        (reads, read), (writes, write), (data_queue, delivered) = ends.values()
+        first = SkidBuffer(data_queue.i.payload.shape())
+        m.submodules.data_begin = DomainRenamer("far")(first)
+        connect_stream(m, wiring.flipped(self.memory.data), first.i)
+        connect_stream(m, first.o, data_queue.i)
+        connect_stream(m, write, wiring.flipped(self.memory.writes))
+
+        # All writes have left the queue. In a simulation the read's wait on the other side is
+        # enough; in hardware a synchronizer may take a cycle longer than that of the other queue.
         written = Signal(init=1)
-        self._queue(m, "reads", self.port.reads, skids["reads"].i, ("user", "far"),
-                    enable=opened & written)
-        writes = self._queue(m, "writes", self.port.writes, skids["writes"].i, ("user", "far"),
-                             enable=opened)
-        self._queue(m, "data", skids["data"].o, skids["delivery"].i, ("far", "user"))
+        m.d.sync += written.eq(writes.empty & ~accepted(self.port.writes))
+        for name, queue, may_pass in (("reads", reads, opened & written),
+                                      ("writes", writes, opened)):
+            port = getattr(self.port, name)
+            m.d.comb += [
+                queue.i.payload.eq(port.payload),
+                queue.i.valid.eq(port.valid & may_pass),
+                port.ready.eq(queue.i.ready & may_pass),
+            ]
         # Writes before a read may still be in the register: the read waits until it is empty once.
         offered = Signal()
-        read, write = skids["reads"].o, skids["writes"].o
+        m.d.far += offered.eq(self.memory.reads.valid & ~self.memory.reads.ready)
         m.d.comb += [
             self.memory.reads.payload.eq(read.payload),
             self.memory.reads.valid.eq(read.valid & (offered | ~write.valid)),
             read.ready.eq(self.memory.reads.ready & (offered | ~write.valid)),
-        ]
-        m.d.far += offered.eq(self.memory.reads.valid & ~self.memory.reads.ready)
-        connect_stream(m, skids["writes"].o, wiring.flipped(self.memory.writes))
-        connect_stream(m, wiring.flipped(self.memory.data), skids["data"].i)
-        # Data of before a reset may come until the memory's side has begun its own.
-        m.d.comb += [
-            self.port.data.payload.eq(skids["delivery"].o.payload),
-            self.port.data.valid.eq(skids["delivery"].o.valid & opened),
-            skids["delivery"].o.ready.eq(self.port.data.ready),
-        ]
-
-        # The queue's level counts a write from the second cycle on.
-        recent = Signal()
-        m.d.sync += [
-            recent.eq(accepted(self.port.writes)),
-            written.eq(~(accepted(self.port.writes) | recent) & (writes.w_level == 0)),
+            # Data of before a reset may come until the memory's side has begun its own.
+            self.port.data.payload.eq(delivered.payload),
+            self.port.data.valid.eq(delivered.valid & opened),
+            delivered.ready.eq(self.port.data.ready),
         ]
 
         toggle, here, before = Signal(reset_less=True), Signal(), Signal(reset_less=True)
@@ -122,45 +199,28 @@ class PortCrossing(wiring.Component):
     def _resets(self, m):
         """Make domains ``user`` and ``far``; return whether the port is open, a register.
 
-        The user's side requests a reset until the memory's has begun one, and stays reset until
-        that has ended. No request begins before the one before it has ended on both sides: none
-        can be so short that it is seen late.
+        The user's side requests a reset until the memory's has begun one, and then resets the
+        queues on its side until that has ended. No request begins before the one before it has
+        ended on both sides: none can be so short that it is seen late.
         """
         pending, request = Signal(init=1, reset_less=True), Signal(reset_less=True)
+        settling = Signal(range(_SETTLING), reset_less=True)
         begun, opened = Signal(), Signal()
         m.submodules.request = cdc.FFSynchronizer(request, self.memory_reset, o_domain="memory",
                                                   init=1)
         m.submodules.begun = cdc.FFSynchronizer(self.memory_reset, begun, o_domain="sync", init=1)
         resets = self.reset | ResetSignal(allow_reset_less=True)
         with m.If(request & begun):
-            m.d.sync += request.eq(0)
+            m.d.sync += [settling.eq(settling + 1), request.eq(settling != _SETTLING - 1)]
         with m.Elif(~request & ~begun & pending):
-            m.d.sync += [request.eq(1), pending.eq(0)]
+            m.d.sync += [request.eq(1), pending.eq(0), settling.eq(0)]
         with m.If(resets):
             m.d.sync += pending.eq(1)
         m.d.sync += opened.eq(~(pending | request | begun | resets))
         m.domains.user = ClockDomain(local=True)
         m.domains.far = ClockDomain(local=True)
         m.d.comb += [
-            ClockSignal("user").eq(ClockSignal()), ResetSignal("user").eq(~opened),
+            ClockSignal("user").eq(ClockSignal()), ResetSignal("user").eq(begun),
             ClockSignal("far").eq(ClockSignal("memory")), ResetSignal("far").eq(self.memory_reset),
         ]
         return opened
-
-    @staticmethod
-    def _queue(m, name, producer, consumer, domains, *, enable=None):
-        """Put a queue between two streams of different domains, which accepts if ``enable``."""
-        write_domain, read_domain = domains
-        queue = fifo.AsyncFIFO(width=producer.payload.shape().size, depth=CROSSING_ENTRIES,
-                               w_domain=write_domain, r_domain=read_domain)
-        m.submodules[name] = queue
-        accepts = C(1) if enable is None else enable
-        m.d.comb += [
-            producer.ready.eq(queue.w_rdy & accepts),
-            queue.w_en.eq(producer.valid & accepts),
-            queue.w_data.eq(producer.payload),
-            consumer.payload.eq(queue.r_data),
-            consumer.valid.eq(queue.r_rdy),
-            queue.r_en.eq(consumer.ready),
-        ]
-        return queue
