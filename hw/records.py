@@ -70,6 +70,7 @@ _MASKED = ("host.measure.evaluate", "host.compress.calibrate", *_MODELS)
 #: no imports: nothing of host or sim is needed here.
 MAKERS: dict[str, Maker] = {
     "hw.build": Maker(("boards", "board_parts"), _always("hw.boards.top", "hw/synth/netlist.py")),
+    "hw.energy": Maker(("energy",), _always("hw.energy.units", "hw/energy/recorded.npz")),
     "hw.synth": Maker(("units",), lambda row: (str(row.get("module")),)),
     "sim engine": Maker(("engine",), _always("sim.bench.bench_engine")),
     "sim faults": Maker(("faults",), _always("hw/", "sim/bench/", "sim/faults.py")),

@@ -9,6 +9,7 @@ from host.cli.experiment import (
     l1,
     memory,
     netlist,
+    operands,
     picture,
     rotation,
     tensor,
@@ -21,4 +22,4 @@ DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of do
 
 #: All experiments, in the order of ``--help``.
 COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, memory,
-            netlist, picture)
+            netlist, operands, picture)
