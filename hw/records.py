@@ -113,6 +113,10 @@ MAKERS: dict[str, Maker] = {
                                    "host.compiler.compile")),
     "host experiment memory": Maker(
         ("memory",), _always("hw.memory.sdram", "hw/synth/netlist.py", "sim.timing.units")),
+    "host experiment energy": Maker(
+        ("token_energy", "energy_claims"),
+        _always("host.measure.energy", "host.compiler.compile", "host.compress.calibrate",
+                "docs/results/energy.json", *_MODELS)),
     "host experiment netlist": Maker(("netlists",), _always(*_BOARD_NETLIST)),
 }
 

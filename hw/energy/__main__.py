@@ -13,7 +13,7 @@ import sys
 from hw.energy.liberty import Library, LibraryError, find_library, read_library
 from hw.energy.measure import Energy, OutputDiffers, measure, tool_versions
 from hw.energy.units import UNITS, Unit
-from hw.records import write_record
+from hw.records import read_record, write_record
 from hw.synth.netlist import NetlistError
 from hw.synth.tool import ToolFailed
 
@@ -44,6 +44,11 @@ def _rows(key: str, unit: Unit, library: Library) -> list[dict[str, object]]:
             for form, energies in found.items() for operands, energy in energies.items()]
 
 
+def _described(library: Library) -> dict[str, object]:
+    return {"volts": library.voltage, "celsius": library.temperature,
+            "sha256": hashlib.sha256(library.path.read_bytes()).hexdigest()}
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m hw.energy", description=__doc__)
@@ -53,8 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
                         help="Liberty file of standard cells; may be given several times "
                              "(default: Debian's package qflow-tech-osu018)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE.json",
-                        help="write the rows to this JSON file; rows of other units and other "
-                             "libraries in it stay")
+                        help="write the rows to this JSON file; with UNITs, it keeps all others")
     options = parser.parse_args(arguments)
     if options.list:
         for key, unit in UNITS.items():
@@ -65,8 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"'{key}' is not a unit (try {', '.join(UNITS)})", file=sys.stderr)
             return 2
     rows: list[dict[str, object]] = []
+    # Rows of single units stand among those of the command that made the others.
+    old = (read_record(options.output) if options.output and options.units
+           else {"rows": [], "configuration": {}})
     try:
         versions = tool_versions()
+        if old["rows"] and old["versions"] != versions:
+            print(f"Rows of single units must have the versions of {options.output}, "
+                  f"{old['versions']}, not {versions}", file=sys.stderr)
+            return 2
         libraries = [read_library(find_library(path)) for path in options.library or [None]]
         print(f"{'unit':22} {'form':16} {'library':16} {'operands':9} {'logic':>9} "
               f"{'registers':>9} {'leakage':>8} pJ  outputs equal")
@@ -86,15 +97,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{key}: {problem}", file=sys.stderr)
         return 1
     if options.output:
-        configuration = {"libraries": {
-            library.name: {"volts": library.voltage, "celsius": library.temperature,
-                           "sha256": hashlib.sha256(library.path.read_bytes()).hexdigest()}
-            for library in libraries}}
         files = "".join(f" --library {path}" for path in options.library or ())
-        write_record(options.output, maker="hw.energy",
-                     command=f"python -m hw.energy{files} --output {options.output}",
-                     versions=versions, configuration=configuration, rows=rows,
-                     key=("name", "library", "operands", "form"),
+        command = f"python -m hw.energy{files} --output {options.output}"
+        write_record(options.output, maker="hw.energy", versions=versions,
+                     command=old["command"] if old["rows"] else command,
+                     configuration={"libraries": old["configuration"].get("libraries", {}) | {
+                         library.name: _described(library) for library in libraries}},
+                     rows=rows, key=("name", "library", "operands", "form"),
+                     keep=lambda row: bool(options.units),
                      order=lambda row: ([*UNITS].index(row["name"]), row["library"]))
     return 0
 

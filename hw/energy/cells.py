@@ -32,7 +32,6 @@ class Instance:
 
     Attributes
     ----------
-    name : str
     cell : Cell
     nets : dict of str to Net
         What each pin is connected to.
@@ -42,7 +41,6 @@ class Instance:
         Of each output: until it rises and until it falls, in ns.
     """
 
-    name: str
     cell: Cell
     nets: dict[str, Net]
     slew: float = 0.0
@@ -91,13 +89,13 @@ class Netlist:
         self.ports = {name: (port["direction"], port["bits"])
                       for name, port in module["ports"].items()}
         self.instances = []
-        for name, cell in module["cells"].items():
+        for cell in module["cells"].values():
             known = library.cells.get(cell["type"])
             if known is None or not known.usable:
                 raise LibraryError(f"Netlist has a cell {cell['type']}, which is neither "
                                    f"combinational nor a plain flip-flop of {library.path}")
             self.instances.append(Instance(
-                name, known, {pin: bits[0] for pin, bits in cell["connections"].items() if bits}))
+                known, {pin: bits[0] for pin, bits in cell["connections"].items() if bits}))
         self.loads: dict[Net, float] = {}
         for instance in self.instances:
             for pin in instance.inputs:

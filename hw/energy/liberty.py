@@ -363,7 +363,7 @@ def _verilog(function: str) -> str:
     def factor() -> str:
         word = words.pop(0)
         if word == "!":
-            return f"~{factor()}"
+            return f"(~{factor()})"
         if word == "(":
             inner = choice()
             words.pop(0)
@@ -371,7 +371,7 @@ def _verilog(function: str) -> str:
             inner = f"1'b{word}" if word in "01" else word
         while words and words[0] == "'":
             words.pop(0)
-            inner = f"~{inner}"
+            inner = f"(~{inner})"
         return inner
 
     return choice() if words else ""

@@ -51,7 +51,7 @@ Array = NDArray[np.integer]
 
 # Operands.
 
-def _pairs(fmt: MiniFloat, kind: str, count: int = _COUNT) -> tuple[Array, Array]:
+def _pairs(fmt: MiniFloat, kind: str) -> tuple[Array, Array]:
     """Operands of products.
 
     Recorded ones of bf16 are the machine's; those of the other formats are rounded from the same
@@ -59,12 +59,12 @@ def _pairs(fmt: MiniFloat, kind: str, count: int = _COUNT) -> tuple[Array, Array
     of two that brings the largest to the format's largest exponent.
     """
     if kind == "random":
-        return tuple(to_bits(fmt, normal(seed, count)) for seed in (1, 2))  # type: ignore
+        return tuple(to_bits(fmt, normal(seed, _COUNT)) for seed in (1, 2))  # type: ignore
     operands = recorded()
     if fmt == bf16:
-        return operands.lmul_x[:count], operands.lmul_y[:count]
+        return operands.lmul_x[:_COUNT], operands.lmul_y[:_COUNT]
     found = []
-    for values in (operands.float_x[:count], operands.float_y[:count]):
+    for values in (operands.float_x[:_COUNT], operands.float_y[:_COUNT]):
         if fmt in (e4m3, e5m2):
             top = (fmt.largest_finite >> fmt.mantissa_bits) - fmt.bias
             values = np.ldexp(values, top - np.frexp(np.abs(values).max())[1])

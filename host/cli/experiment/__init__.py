@@ -5,6 +5,7 @@ from host.cli.experiment import (
     cycles,
     density,
     device,
+    energy,
     integer,
     l1,
     memory,
@@ -22,4 +23,4 @@ DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of do
 
 #: All experiments, in the order of ``--help``.
 COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, memory,
-            netlist, operands, picture)
+            netlist, operands, energy, picture)
