@@ -241,9 +241,10 @@ def _comparisons() -> Iterator[tuple[str, str, str, str, str]]:
                "ternary-lane")
 
 
-def _saved(before: float, after: float, name: str) -> dict[str, float]:
-    return {f"ratio{name}": round(before / after, 2),
-            f"saved{name}_percent": round(100 * (1 - after / before), 1)}
+def _saved(before: Mapping[str, Any], after: Mapping[str, Any], field: str,
+           name: str) -> dict[str, float]:
+    return {f"ratio{name}": round(before[field] / after[field], 2),
+            f"saved{name}_percent": round(100 * (1 - after[field] / before[field]), 1)}
 
 
 def unit_claims(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]]:
@@ -263,11 +264,11 @@ def unit_claims(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object]
     best = {(row["library"], row["operands"], row["name"]): row for row in rows if row["best"]}
     for library, operands in dict.fromkeys((library, operands) for library, operands, _ in best):
         for claim, fmt, claimed, before, after in _comparisons():
-            pair = [best[library, operands, name] for name in (before, after)]
+            pair = best[library, operands, before], best[library, operands, after]
             yield {"kind": "unit", "claim": claim, "format": fmt, "claimed": claimed,
                    "library": library, "operands": operands,
-                   **_saved(*(row["picojoules_logic"] for row in pair), "_logic"),
-                   **_saved(*(row["picojoules"] for row in pair), "")}
+                   **_saved(*pair, "picojoules_logic", "_logic"),
+                   **_saved(*pair, "picojoules", "")}
 
 
 #: What is claimed of whole tokens or models, and the arithmetics that show it.
@@ -295,16 +296,17 @@ def token_claims(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object
         ``ratio_measured`` and ``saved_measured_percent`` of the parts that were measured,
         ``ratio`` and ``saved_percent`` with the memories whose energy is published.
     """
-    sums: dict[tuple[str, str, str], list[float]] = {}
+    sums: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in rows:
-        both = sums.setdefault((row["model"], row["library"], row["arithmetic"]), [0.0, 0.0])
-        both[0] += row["picojoules"] if row["kind"].startswith("measured") else 0
-        both[1] += row["picojoules"]
+        both = sums.setdefault((row["model"], row["library"], row["arithmetic"]),
+                               {"measured": 0.0, "all": 0.0})
+        both["measured"] += row["picojoules"] if row["kind"].startswith("measured") else 0
+        both["all"] += row["picojoules"]
     for model, library in dict.fromkeys((model, library) for model, library, _ in sums):
         for claim, claimed, before, after in _TOKENS:
-            pair = [sums.get((model, library, name)) for name in (before, after)]
-            if pair[0] and pair[1]:
+            first, second = (sums.get((model, library, name)) for name in (before, after))
+            if first and second:
                 yield {"kind": "token", "model": model, "claim": claim, "claimed": claimed,
                        "before": before, "after": after, "library": library,
-                       **_saved(pair[0][0], pair[1][0], "_measured"),
-                       **_saved(pair[0][1], pair[1][1], "")}
+                       **_saved(first, second, "measured", "_measured"),
+                       **_saved(first, second, "all", "")}
