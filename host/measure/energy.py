@@ -15,8 +15,9 @@ from hw.isa import MASKED, Function, Opcode
 from sim.golden.graph import Kind
 from sim.golden.machine import Machine
 
-__all__ = ["ARITHMETICS", "MEMORIES", "Arithmetic", "Memory", "Operations", "count_operations",
-           "matrix_weights", "token_claims", "token_parts", "unit_claims"]
+__all__ = ["ARITHMETICS", "MEMORIES", "Arithmetic", "Memory", "Operations", "claim_summary",
+           "count_operations", "matrix_weights", "token_claims", "token_parts",
+           "unit_claims"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,3 +311,80 @@ def token_claims(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, object
                        "before": before, "after": after, "library": library,
                        **_saved(first, second, "measured", "_measured"),
                        **_saved(first, second, "all", "")}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Summary:
+    """A line of the summary: the range of a field over the claims that have some values."""
+
+    claim: str
+    claimed: str
+    condition: str
+    where: Mapping[str, str]
+    field: str
+
+    def row(self, claims: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+        found = [claim[self.field] for claim in claims
+                 if all(claim.get(key) == value for key, value in self.where.items())]
+        unit, digits = (" %", 0) if self.field.endswith("percent") else (" times", 1)
+        least, most = (f"{value:.{digits}f}" for value in (min(found), max(found)))
+        return {"kind": "summary", "claim": self.claim, "claimed": self.claimed,
+                "measured": f"{least if least == most else f'{least} to {most}'}{unit}",
+                "condition": self.condition}
+
+
+def _lmul_summaries() -> Iterator[_Summary]:
+    for fmt in ("fp32", "bf16", "e4m3"):
+        for field, condition in (("saved_logic_percent", "logic alone"),
+                                 ("saved_percent", "with registers and clock")):
+            yield _Summary("L-Mul saves of a product", "95 %", f"{fmt}, {condition}",
+                           {"claim": "L-Mul instead of a product", "format": fmt}, field)
+    for fmt in ("fp32", "bf16", "e4m3"):
+        yield _Summary("L-Mul saves of a dot product", "80 %",
+                       f"{fmt}, sums in fp32, with registers and clock",
+                       {"claim": "L-Mul instead of a multiply-add", "format": fmt},
+                       "saved_percent")
+    yield _Summary("fp32 product over int32 sum", "37 times", "logic alone",
+                   {"claim": "integer sum instead of a product"}, "ratio_logic")
+
+
+_MEASURED, _ALL = "the shipped model, without memories", "the shipped model, with memories"
+_SUMMARIES = (
+    *_lmul_summaries(),
+    *(_Summary("multiply-add over ternary lane", "50 times, of a system" if fmt == "fp16" else "",
+               f"{fmt} with {sums} sums, with registers and clock",
+               {"claim": "ternary lane instead of a multiply-add", "format": fmt}, "ratio")
+      for fmt, sums in (("fp16", "fp32"), ("int8", "24-bit"), ("int4", "24-bit"))),
+    *(_Summary("a token in fp16 over a ternary one", "50 times, of a system", condition,
+               {"claim": "ternary weights", "model": "tally-stories", "before": "exact fp16"},
+               field)
+      for field, condition in (("ratio_measured", _MEASURED), ("ratio", _ALL))),
+    *(_Summary("zeros left out save of a token (TwELL)", "12 to 17 %", condition,
+               {"claim": "zeros left out", "model": "tally-stories"}, field)
+      for field, condition in (("saved_measured_percent", _MEASURED), ("saved_percent", _ALL))),
+    *(_Summary("half of the trits masked saves of a token (WINA)", "no energy claimed", condition,
+               {"claim": "half of the trits masked", "model": "tally-stories"}, field)
+      for field, condition in (("saved_measured_percent", _MEASURED), ("saved_percent", _ALL))),
+    *(_Summary("tensor chains save of a token (CompactifAI)", "44 to 51 %, of a GPU",
+               f"stories260K at a quarter of its bytes, {condition} memories, no attention",
+               {"claim": "tensor chains"}, field)
+      for field, condition in (("saved_measured_percent", "without"), ("saved_percent", "with"))),
+)
+
+
+def claim_summary(claims: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Say what is left of each claim, in ranges over libraries and kinds of operands.
+
+    Parameters
+    ----------
+    claims : sequence of mapping
+        Of :func:`unit_claims` and :func:`token_claims`.
+
+    Returns
+    -------
+    list of dict
+        ``claim``, ``claimed``, ``measured``, ``condition``; without claims that nothing belongs to.
+    """
+    return [summary.row(claims) for summary in _SUMMARIES
+            if any(all(claim.get(key) == value for key, value in summary.where.items())
+                   for claim in claims)]

@@ -16,6 +16,7 @@ from host.measure.energy import (
     ARITHMETICS,
     MEMORIES,
     Operations,
+    claim_summary,
     count_operations,
     matrix_weights,
     token_claims,
@@ -78,8 +79,9 @@ def run(console: Console, options: argparse.Namespace) -> int:
                        "memories": {name: {"picojoules_a_byte": memory.picojoules,
                                            "source": memory.source}
                                     for name, memory in MEMORIES.items()}})
+    claims = [*unit_claims(measured), *token_claims(rows)]
     write_record("energy_claims", maker=_MAKER, command=command_line(), versions=versions(),
-                 rows=[*unit_claims(measured), *token_claims(rows)], configuration={})
+                 rows=[*claim_summary(claims), *claims], configuration={})
     plot_token_energy([row for row in rows if row["model"] == model.name], options.picture)
     console.print(f"Written to docs/results and {options.picture}")
     return 0

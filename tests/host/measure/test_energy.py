@@ -12,6 +12,7 @@ from host.compiler.compile import compile_model
 from host.measure.energy import (
     ARITHMETICS,
     Operations,
+    claim_summary,
     count_operations,
     matrix_weights,
     token_claims,
@@ -106,6 +107,10 @@ def test_claims():
     assert (claim["saved_logic_percent"], claim["ratio"], claim["saved_percent"]) == (95, 5, 80)
     assert found["integer sum instead of a product", "fp32"]["ratio_logic"] == 100
 
+    line, = (line for line in claim_summary([*found.values()])
+             if line["condition"] == "fp32, with registers and clock")
+    assert (line["claimed"], line["measured"]) == ("95 %", "80 %")
+
     tokens = [{"model": "m", "library": "l", "arithmetic": name, "kind": kind, "picojoules": energy}
               for name, kind, energy in (
                   ("exact fp16", "measured, counted", 50), ("exact fp16", "published, counted", 50),
@@ -119,6 +124,7 @@ def test_the_records_belong_together():
     claims = read_record("energy_claims")["rows"]
     made = [*unit_claims(read_record("energy")["rows"]),
             *token_claims(read_record("token_energy")["rows"])]
+    made = [*claim_summary(made), *made]
     assert [{key: value for key, value in claim.items() if key != "sources"}
             for claim in claims] == made
 
