@@ -334,7 +334,7 @@ class _Summary:
 
 
 def _lmul_summaries() -> Iterator[_Summary]:
-    for fmt in ("fp32", "bf16", "e4m3"):
+    for fmt in ("fp32", "bf16", "e4m3", "e5m2"):
         for field, condition in (("saved_logic_percent", "logic alone"),
                                  ("saved_percent", "with registers and clock")):
             yield _Summary("L-Mul saves of a product", "95 %", f"{fmt}, {condition}",

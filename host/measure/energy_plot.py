@@ -42,6 +42,7 @@ def plot_token_energy(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                      bottom=[below[name] for name in names], label=part)
             for name, height in heights.items():
                 below[name] += height
+        axis.set_ylim(0, 1.05 * max(below.values()))
         axis.set_title(title, fontsize=9)
         axis.set_ylabel("microjoules a token")
         axis.tick_params(axis="x", rotation=60, labelsize=8)
