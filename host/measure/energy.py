@@ -160,6 +160,13 @@ class Arithmetic:
     quantized: bool
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """Every unit that a token may need."""
+        return (self.multiply_add, self.product, self.square, self.sum,
+                *(("quantizer", "exact-bf16") if self.quantized else ()),
+                *(("decoder-5in8", "sparsity-policy") if self.ternary else ()))
+
+    @property
     def ternary(self) -> bool:
         """Weights are trits, and operations those of the machine."""
         return not self.weight_bytes

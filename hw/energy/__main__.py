@@ -6,6 +6,7 @@ unit is printed. docs/energy.md has the method and its limits.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import pathlib
 import sys
@@ -35,10 +36,14 @@ def _row(key: str, unit: Unit, library: Library, operands: str, form: str, best:
             "path_ns": _rounded(found.path_ns), "period_ns": found.period_ns}
 
 
-def _rows(key: str, unit: Unit, library: Library) -> list[dict[str, object]]:
+def _rows(key: str, path: pathlib.Path) -> list[dict[str, object]]:
     """Measure a unit in all its forms; the best is the one that takes least of random operands."""
+    unit, library = UNITS[key], read_library(path)
     traces = unit.traces()
-    found = {form: measure(unit.build, traces, library, form=form) for form in unit.forms}
+    try:
+        found = {form: measure(unit.build, traces, library, form=form) for form in unit.forms}
+    except OutputDiffers as problem:
+        raise OutputDiffers(f"{key}: {problem}") from None
     best = min(found, key=lambda form: next(iter(found[form].values())).total)
     return [_row(key, unit, library, operands, form, form == best, energy)
             for form, energies in found.items() for operands, energy in energies.items()]
@@ -57,6 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--library", type=pathlib.Path, action="append", metavar="FILE.lib",
                         help="Liberty file of standard cells; may be given several times "
                              "(default: Debian's package qflow-tech-osu018)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N",
+                        help="units that are measured at a time (default: 1)")
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE.json",
                         help="write the rows to this JSON file; with UNITs, it keeps all others")
     options = parser.parse_args(arguments)
@@ -68,6 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
         if key not in UNITS:
             print(f"'{key}' is not a unit (try {', '.join(UNITS)})", file=sys.stderr)
             return 2
+    if options.output and not options.output.parent.is_dir():
+        print(f"{options.output.parent}, where the rows are to be written, is not a folder",
+              file=sys.stderr)
+        return 2
     rows: list[dict[str, object]] = []
     # Rows of single units stand among those of the command that made the others.
     old = (read_record(options.output) if options.output and options.units
@@ -81,20 +92,20 @@ def main(arguments: list[str] | None = None) -> int:
         libraries = [read_library(find_library(path)) for path in options.library or [None]]
         print(f"{'unit':22} {'form':16} {'library':16} {'operands':9} {'logic':>9} "
               f"{'registers':>9} {'leakage':>8} pJ  outputs equal")
-        for library in libraries:
-            for key in options.units or UNITS:
-                made = _rows(key, UNITS[key], library)
-                for row in made:
-                    print(f"{key:22} {row['form']:16} {library.name:16} {row['operands']:9} "
-                          f"{row['picojoules_logic']:9.3f} {row['picojoules_registers']:9.3f} "
-                          f"{row['picojoules_leakage']:8.2g}     {row['outputs_checked']}"
-                          f"{'  best' if row['best'] else ''}", flush=True)
-                rows += made
-    except (ToolFailed, NetlistError, LibraryError) as problem:
+        tasks = [(key, library.path) for library in libraries for key in options.units or UNITS]
+        with concurrent.futures.ProcessPoolExecutor(options.workers) as pool:
+            # With one worker all happens in this process.
+            made = (pool.map if options.workers > 1 else map)(_rows, *zip(*tasks, strict=True))
+            for found in made:
+                for row in found:
+                    print(f"{row['name']:22} {row['form']:16} {row['library']:16} "
+                          f"{row['operands']:9} {row['picojoules_logic']:9.3f} "
+                          f"{row['picojoules_registers']:9.3f} {row['picojoules_leakage']:8.2g}  "
+                          f"   {row['outputs_checked']}{'  best' if row['best'] else ''}",
+                          flush=True)
+                rows += found
+    except (ToolFailed, NetlistError, LibraryError, OutputDiffers) as problem:
         print(problem, file=sys.stderr)
-        return 1
-    except OutputDiffers as problem:
-        print(f"{key}: {problem}", file=sys.stderr)
         return 1
     if options.output:
         files = "".join(f" --library {path}" for path in options.library or ())

@@ -156,8 +156,8 @@ class Cell:
     pins : dict of str to Pin
     clock, data : str
         Names of the input pins of a flip-flop that takes its data at the rising edge, or empty.
-    state : str
-        Name of its state in functions.
+    states : tuple of str
+        Names of its state and of the state's inverse in functions.
     usable : bool
         Combinational, or such a flip-flop.
     """
@@ -168,7 +168,7 @@ class Cell:
     pins: dict[str, Pin]
     clock: str
     data: str
-    state: str
+    states: tuple[str, ...]
     usable: bool
 
 
@@ -277,10 +277,11 @@ def _cell(group: _Group, units: _Units, templates: dict[str, _Group]) -> Cell:
     leakage = [float(part.text("value")) for part in group.of("leakage_power")]
     if "cell_leakage_power" in group.values:
         leakage = [float(group.text("cell_leakage_power"))]
-    clock = data = state = ""
+    clock = data = ""
+    states: tuple[str, ...] = ()
     usable = not group.of("latch") and not group.of("statetable")
     for flip_flop in group.of("ff"):
-        state = flip_flop.arguments[0]
+        states = tuple(flip_flop.arguments)
         clock, data = (flip_flop.text(name).strip("() ") for name in ("clocked_on", "next_state"))
         usable = (len(group.of("ff")) == 1 and clock in pins and data in pins
                   and not {"clear", "preset"} & set(flip_flop.values))
@@ -288,7 +289,7 @@ def _cell(group: _Group, units: _Units, templates: dict[str, _Group]) -> Cell:
     usable &= bool(outputs) and all(pin.function for pin in outputs) and not any(
         "three_state" in pin.values for pin in group.of("pin"))
     return Cell(group.arguments[0], float(group.text("area", "0")),
-                sum(leakage) / max(len(leakage), 1) * units.leakage, pins, clock, data, state,
+                sum(leakage) / max(len(leakage), 1) * units.leakage, pins, clock, data, states,
                 usable)
 
 

@@ -65,7 +65,7 @@ def _design(netlist: Netlist) -> str:
         terms = {pin: _term(instance.nets[pin]) for pin in instance.inputs}
         nets |= set(instance.nets.values())
         if cell.clock:
-            terms[cell.state] = f"q{number}"
+            terms |= zip(cell.states, (f"q{number}", f"(~q{number})"), strict=False)
             lines.append(f"reg q{number}; always @(posedge {terms[cell.clock]}) "
                          f"q{number} <= {terms[cell.data]};")
         for pin in instance.outputs:

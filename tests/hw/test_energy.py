@@ -13,14 +13,14 @@ from hw.energy import operands
 from hw.energy.cells import Netlist
 from hw.energy.liberty import LibraryError, find_library, read_library
 from hw.energy.measure import Check, OutputDiffers, Trace, check_outputs, energy_of
-from hw.energy.simulate import Run
+from hw.energy.simulate import Run, simulate
 from hw.energy.units import UNITS
 from hw.formats.minifloat import FORMATS, bf16
 from hw.synth.tool import ToolFailed
 
 # Units of their own: fF, ps and uW, so that every scale counts. Energies are in fF V**2.
 LIBRARY = """
-/* three cells */
+/* some cells */
 library (small) {
   time_unit : "1ps"; voltage_unit : "1V"; leakage_power_unit : "1uW";
   capacitive_load_unit (1, ff);
@@ -42,6 +42,11 @@ library (small) {
   cell (ODD) { area : 1; cell_leakage_power : 0;
     pin (A, B, C) { direction : input; capacitance : 1; }
     pin (Y) { direction : output; function : "!(A B + B'*C) ^ (A | 1)"; } }
+  cell (DFFX) { area : 5; ff ("IQ", "IQN") { clocked_on : "CK"; next_state : "D"; }
+    pin (CK) { direction : input; capacitance : 2; clock : true; }
+    pin (D) { direction : input; capacitance : 4; }
+    pin (Q) { direction : output; function : "IQ"; }
+    pin (QN) { direction : output; function : "IQN"; } }
   cell (DFF) { area : 4; leakage_power () { value : 1; } leakage_power () { value : 3; }
     ff (IQ, IQN) { clocked_on : "CK"; next_state : "D"; }
     pin (CK) { direction : input; capacitance : 2; clock : true;
@@ -66,14 +71,15 @@ def library(tmp_path):
 
 def test_liberty(library):
     assert (library.name, library.voltage) == ("small", 2.0)
-    assert {name for name, cell in library.cells.items() if cell.usable} == {"INV", "ODD", "DFF"}
+    assert {name for name, cell in library.cells.items() if cell.usable} == {"INV", "ODD", "DFF",
+                                                                               "DFFX"}
     inverter, flip_flop = library.cells["INV"], library.cells["DFF"]
     assert inverter.leakage == pytest.approx(2000)              # nW
     assert flip_flop.leakage == pytest.approx(2000)             # the mean of its states
     assert inverter.pins["A"].capacitance == pytest.approx(0.003)
     assert inverter.pins["Y"].function == "(~A)"
     assert library.cells["ODD"].pins["Y"].function == "((~((A & B) | ((~B) & C))) ^ (A | 1'b1))"
-    assert (flip_flop.clock, flip_flop.data, flip_flop.state) == ("CK", "D", "IQ")
+    assert (flip_flop.clock, flip_flop.data, flip_flop.states) == ("CK", "D", ("IQ", "IQN"))
     # Half of the load and a quarter of the slew; beyond the table its edge counts.
     assert inverter.pins["Y"].delay("cell_rise", 0.005, 0.025) == pytest.approx(0.020)
     assert inverter.pins["Y"].delay("cell_rise", 9.0, 9.0) == pytest.approx(0.040)
@@ -202,6 +208,20 @@ def test_figures_are_those_of_the_record(key, tmp_path):
         del row["sources"]
     assert found["rows"] == recorded
     assert {row["operands"] for row in recorded} == {"random", "recorded"}
+
+
+@needs_tools
+def test_simulation_by_hand(library, tmp_path):
+    """A flip-flop with both outputs: what they are each cycle, and how often they change."""
+    cell = {"type": "DFFX", "connections": {"CK": [2], "D": [3], "Q": [4], "QN": [5]}}
+    netlist = Netlist({
+        "ports": {"clk": {"direction": "input", "bits": [2]},
+                  "d": {"direction": "input", "bits": [3]},
+                  "o": {"direction": "output", "bits": [4, 5]}}, "cells": {"f": cell}}, library)
+    run = simulate(netlist, {"d": [0, 1, 1, 0, 1, 0, 0]}, range(2, 6), period_ns=1.0,
+                   folder=tmp_path)
+    assert run.outputs == {"o": [None, 2, 1, 1, 2, 1, 2]}
+    assert (run.rises, run.falls) == ({2: 4, 3: 1, 4: 2, 5: 1}, {2: 4, 3: 2, 4: 1, 5: 2})
 
 
 @needs_tools

@@ -11,7 +11,7 @@ from host.cli.experiment.common import command_line, print_row, versions
 from host.cli.options import DEFAULT_MODEL, add_corpus, integer, read_texts
 from host.compiler.compile import compile_fitted, compile_model
 from host.compress.calibrate import calibrate, calibration_tokens
-from host.errors import UserError
+from host.errors import UserError, need_package
 from host.measure.energy import (
     ARITHMETICS,
     MEMORIES,
@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(console: Console, options: argparse.Namespace) -> int:
     """Count, add up, print the rows, write the records and draw the picture."""
+    need_package("matplotlib", "--picture", "plot")
     measured = read_record("energy")["rows"]
     if not measured:
         raise UserError("docs/results/energy.json is missing; 'python -m hw.energy --output "
@@ -129,4 +130,10 @@ def _energies(measured: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, floa
     for row in measured:
         if row["operands"] == _OPERANDS and row["best"]:
             found.setdefault(row["library"], {})[row["name"]] = row["picojoules"]
+    for library, energies in found.items():
+        missing = {unit for arithmetic in ARITHMETICS.values() for unit in arithmetic.units}
+        missing -= set(energies)
+        if missing:
+            raise UserError(f"docs/results/energy.json has no {min(missing)} of {library}; "
+                            "'python -m hw.energy --output docs/results/energy.json' measures all")
     return found
