@@ -344,35 +344,38 @@ def _lmul_summaries() -> Iterator[_Summary]:
     for fmt in ("fp32", "bf16", "e4m3", "e5m2"):
         for field, condition in (("saved_logic_percent", "logic alone"),
                                  ("saved_percent", "with registers and clock")):
-            yield _Summary("L-Mul saves of a product", "95 %", f"{fmt}, {condition}",
+            yield _Summary("energy of a product that L-Mul saves", "95 %", f"{fmt}, {condition}",
                            {"claim": "L-Mul instead of a product", "format": fmt}, field)
     for fmt in ("fp32", "bf16", "e4m3"):
-        yield _Summary("L-Mul saves of a dot product", "80 %",
+        yield _Summary("energy of a dot product that L-Mul saves", "80 %",
                        f"{fmt}, sums in fp32, with registers and clock",
                        {"claim": "L-Mul instead of a multiply-add", "format": fmt},
                        "saved_percent")
-    yield _Summary("fp32 product over int32 sum", "37 times", "logic alone",
+    yield _Summary("energy of an fp32 product over that of an int32 sum", "37 times", "logic alone",
                    {"claim": "integer sum instead of a product"}, "ratio_logic")
 
 
 _MEASURED, _ALL = "the shipped model, without memories", "the shipped model, with memories"
 _SUMMARIES = (
     *_lmul_summaries(),
-    *(_Summary("multiply-add over ternary lane", "50 times, of a system" if fmt == "fp16" else "",
+    *(_Summary("energy of a multiply-add over that of a ternary lane",
+               "50 times, of a system" if fmt == "fp16" else "",
                f"{fmt} with {sums} sums, with registers and clock",
                {"claim": "ternary lane instead of a multiply-add", "format": fmt}, "ratio")
       for fmt, sums in (("fp16", "fp32"), ("int8", "24-bit"), ("int4", "24-bit"))),
-    *(_Summary("a token in fp16 over a ternary one", "50 times, of a system", condition,
+    *(_Summary("energy of a token in fp16 over that of a ternary one", "50 times, of a system",
+               condition,
                {"claim": "ternary weights", "model": "tally-stories", "before": "exact fp16"},
                field)
       for field, condition in (("ratio_measured", _MEASURED), ("ratio", _ALL))),
-    *(_Summary("zeros left out save of a token (TwELL)", "12 to 17 %", condition,
+    *(_Summary("energy of a token that skipping zeros saves (TwELL)", "12 to 17 %", condition,
                {"claim": "zeros left out", "model": "tally-stories"}, field)
       for field, condition in (("saved_measured_percent", _MEASURED), ("saved_percent", _ALL))),
-    *(_Summary("half of the trits masked saves of a token (WINA)", "no energy claimed", condition,
+    *(_Summary("energy of a token that masking half of the trits saves (WINA)",
+               "no energy claimed", condition,
                {"claim": "half of the trits masked", "model": "tally-stories"}, field)
       for field, condition in (("saved_measured_percent", _MEASURED), ("saved_percent", _ALL))),
-    *(_Summary("tensor chains save of a token (CompactifAI)", "44 to 51 %, of a GPU",
+    *(_Summary("energy of a token that tensor chains save (CompactifAI)", "44 to 51 %, of a GPU",
                f"stories260K at a quarter of its bytes, {condition} memories, no attention",
                {"claim": "tensor chains"}, field)
       for field, condition in (("saved_measured_percent", "without"), ("saved_percent", "with"))),
