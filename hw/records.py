@@ -70,6 +70,7 @@ _MASKED = ("host.measure.evaluate", "host.compress.calibrate", *_MODELS)
 #: no imports: nothing of host or sim is needed here.
 MAKERS: dict[str, Maker] = {
     "hw.build": Maker(("boards", "board_parts"), _always("hw.boards.top", "hw/synth/netlist.py")),
+    "hw.energy": Maker(("energy",), _always("hw.energy.units", "hw/energy/recorded.npz")),
     "hw.synth": Maker(("units",), lambda row: (str(row.get("module")),)),
     "sim engine": Maker(("engine",), _always("sim.bench.bench_engine")),
     "sim faults": Maker(("faults",), _always("hw/", "sim/bench/", "sim/faults.py")),
@@ -115,6 +116,10 @@ MAKERS: dict[str, Maker] = {
     "host experiment tokenizers": Maker(
         ("tokenizers",), _always("host/text/", "host/files/vocabulary.py",
                                  "host/measure/tokenization.py")),
+    "host experiment energy": Maker(
+        ("token_energy", "energy_claims"),
+        _always("host.measure.energy", "host.compiler.compile", "host.compress.calibrate",
+                "docs/results/energy.json", *_MODELS)),
     "host experiment netlist": Maker(("netlists",), _always(*_BOARD_NETLIST)),
 }
 

@@ -9,7 +9,7 @@ from hw.records import ROOT
 __all__ = ["DOCUMENTS", "render_document"]
 
 DOCUMENTS = tuple(ROOT / "docs" / name for name in ("results.md", "model.md", "numerics.md",
-                                                "assurance.md"))
+                                                "assurance.md", "energy.md", "league.md"))
 
 _BLOCK = re.compile(r"(<!-- table (?P<name>\w+)(?P<filter>( \w+=\S+)*): (?P<columns>[\w, ]+) -->\n)"
                     r".*?<!-- end -->", re.DOTALL)
@@ -28,7 +28,7 @@ def _cell(value: object) -> str:
 def _table(name: str, columns: list[str], wanted: dict[str, str]) -> str:
     record = json.loads((records.RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     rows = [row for row in record["rows"]
-            if all(str(row.get(key)) == value for key, value in wanted.items())]
+            if all(str(row.get(key)).replace(" ", "_") == value for key, value in wanted.items())]
     lines = [" | ".join(["", *(column.replace("_", " ") for column in columns), ""]).strip(),
              "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |"
@@ -43,8 +43,8 @@ def render_document(text: str) -> str:
     """Return ``text`` with every table between its markers made anew.
 
     A table stands between ``<!-- table NAME KEY=VALUE...: column, column -->`` and
-    ``<!-- end -->``; NAME is a file in docs/results, KEY=VALUE keeps only matching rows, and
-    KEY=None those without that key.
+    ``<!-- end -->``; NAME is a file in docs/results, KEY=VALUE keeps only matching rows, with
+    underscores for the spaces of a value, and KEY=None those without that key.
     """
     def replace(match: re.Match) -> str:
         wanted = dict(pair.split("=", 1) for pair in match["filter"].split())

@@ -5,10 +5,12 @@ from host.cli.experiment import (
     cycles,
     density,
     device,
+    energy,
     integer,
     l1,
     memory,
     netlist,
+    operands,
     picture,
     rotation,
     tensor,
@@ -22,4 +24,4 @@ DESCRIPTION = "Repeat an experiment of docs/results.md; each writes a file of do
 
 #: All experiments, in the order of ``--help``.
 COMMANDS = (density, wina, cycles, integer, rotation, l1, tensor, device, board, memory,
-            netlist, tokenizers, picture)
+            netlist, tokenizers, operands, energy, picture)

@@ -279,7 +279,7 @@ def test_makers_are_commands():
             hosts.add(f"host {command.NAME} {sub.NAME}")
         hosts.add(f"host {command.NAME}")
     sims = {f"sim {module.NAME}" for module in sim_main._COMMANDS} | {"sim engine", "sim faults"}
-    assert set(records.MAKERS) <= hosts | sims | {"hw.build", "hw.synth"}
+    assert set(records.MAKERS) <= hosts | sims | {"hw.build", "hw.energy", "hw.synth"}
 
 
 def test_keys_tell_the_kept_rows_apart():

@@ -1,0 +1,1 @@
+"""Energy an operation of single units, from netlists of standard cells."""
