@@ -237,11 +237,11 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
 
 def _scale_divides(file: Checkpoint) -> bool:
     """Whether products are divided by the scale: the same name means either."""
-    config = file.value("quantization_config")
-    if not isinstance(config, dict) or config.get("quant_method") != "bitnet":
+    if file.value("quantization_config.quant_method") != "bitnet":
         raise file.error("key quantization_config of config.json must have the quant_method "
                          "'bitnet': matrices must be packed")
-    kind = config.get("linear_class", "bitlinear")
+    file.must_be("quantization_config.use_rms_norm", False)
+    kind = file.value("quantization_config.linear_class", "bitlinear")
     if kind not in ("bitlinear", "autobitlinear"):
         raise file.error(f"key linear_class of config.json must be 'bitlinear' or 'autobitlinear', "
                          f"not {kind!r}")

@@ -1,15 +1,18 @@
 """The families of models by architecture, and the one function that reads any model."""
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from host.files.gguf import GGUFFile
+from host.files.gguf import GGUFFile, split_files
+from host.files.kinds import read_head as read_first_bytes
 from host.files.llama2c import Llama2cFile
 from host.files.safetensors import Checkpoint
 from host.models import bitnet, hgrn_bit, llama, mmfreelm, mpo_llama
 from host.models.base import LanguageModel
+from host.models.harmless import is_harmless
 from host.text.vocabulary import Words
 
 __all__ = ["ARCHITECTURES", "model_files", "read_head", "read_model"]
@@ -30,13 +33,16 @@ def model_files(path: Path) -> list[Path]:
     """List the files that a model is read from."""
     if path.is_dir():
         return sorted([*path.glob("*.safetensors"), *path.glob("*.json")])
-    return [path, *sorted(path.parent.glob("tok*.bin"))] if path.suffix == ".bin" else [path]
+    # What is no GGUF file has its tokenizer beside it.
+    beside = [] if path.suffix == ".gguf" else sorted(path.parent.glob("tok*.bin"))
+    return [*split_files(path), *beside]
 
 
 def _open(path: Path) -> Checkpoint | Llama2cFile | GGUFFile:
     if path.is_dir():
         return Checkpoint(path)
-    return Llama2cFile(path) if path.suffix == ".bin" else GGUFFile(path)
+    head = read_first_bytes(path)
+    return GGUFFile(path) if b"GGUF".startswith(head[:4]) else Llama2cFile(path)
 
 
 def _reader(source: Checkpoint | Llama2cFile | GGUFFile) -> Callable[[Any], LanguageModel]:
@@ -80,9 +86,24 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
     Raises
     ------
     ModelFileError
-        If it cannot be opened, is damaged, of an unknown architecture, or has a key or a tensor
-        missing or not as its family's module says.
+        If it cannot be opened, is damaged, of an unknown architecture, has a key or a tensor
+        missing or not as its family's module says, or one that nobody reads and that is not in
+        :mod:`host.models.harmless`.
     """
-    path = Path(path)
-    source = _open(path)
-    return _reader(source)(source)
+    source = _open(Path(path))
+    model = _reader(source)(source)
+    _refuse_unread(source)
+    return dataclasses.replace(model, notes=(*model.notes, *source.notes))
+
+
+def _refuse_unread(source: Checkpoint | Llama2cFile | GGUFFile) -> None:
+    """Refuse what the file holds, nobody has read, and is not known to change nothing."""
+    odd = [(kind, name) for kind, name in source.unread() if not is_harmless(
+        source.architecture, kind, name, None if kind == "tensor" or isinstance(source, Llama2cFile)
+        else source.value(name))]
+    if odd:
+        kind, name = odd[0]
+        more = f" (nor {len(odd) - 1} more)" if len(odd) > 1 else ""
+        raise source.error(f"{kind} {name} is not known for architecture "
+                           f"{source.architecture!r}{more}, and a model without it could be "
+                           f"another one")

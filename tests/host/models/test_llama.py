@@ -361,9 +361,11 @@ class TestErrors:
          "tensor blk.1.attn_v.weight must have shape (32, 64), not (64, 32)"),
         ({}, {"blk.1.attn_v.weight": ((32, 256), 12, bytes(32 * 144))},
          "tensor blk.1.attn_v.weight must have shape (32, 64), not (32, 256)"),
-        ({}, {"token_embd.weight": ((259, 64), 6, bytes(259 * 2 * 22))},
-         "tensor token_embd.weight must have type F32 or F16 or BF16 or Q8_0 or Q4_0 or Q4_1, "
-         "not Q5_0"),
+        ({}, {"token_embd.weight": ((259, 64), 24, bytes(259 * 64))},
+         "tensor token_embd.weight must have type of floating-point or quantized numbers, not I8"),
+        ({}, {"token_embd.weight": ((259, 64), 0, bytes(259 * 64 * 4))},
+         "tensor token_embd.weight is zero everywhere: the file was not written, or not "
+         "downloaded, to its end"),
         ({}, {"blk.0.attn_v.weight": ((32, 64), 0, bytes(4 * 2047) + b"\0\0\xc0\x7f")},
          "tensor blk.0.attn_v.weight must be finite, but row 31 column 63 is nan"),
         ({}, {"blk.0.attn_norm.weight": ((64,), 0, bytes(4 * 63) + b"\0\0\x80\x7f")},
@@ -382,10 +384,12 @@ class TestErrors:
                                       "beside it")
         (tmp_path / "tok259.bin").write_bytes(pieces({}))
         for content, expected in {
-                data[:20]: "must have a header of 28 bytes, not 20 bytes",
+                data[:20]: f"neither a GGUF file nor one of llama2.c: it begins with {data[:4]!r} "
+                           f"and has 20 bytes",
                 data[:-4]: f"must have {len(data)} bytes, as its header says, not {len(data) - 4}",
-                b"\xff" * len(data): "neither a GGUF file nor one of llama2.c, whose header of "
-                                     "sizes it has not: [-1, -1, -1, -1, -1, -1, -1]",
+                b"\xff" * len(data): r"neither a GGUF file nor one of llama2.c: it begins with "
+                                     r"b'\xff\xff\xff\xff', and its sizes would be "
+                                     r"[-1, -1, -1, -1, -1, -1, -1]",
                 data[:28] + b"\0\0\xc0\x7f" + data[32:]:
                     "array embedding must be finite, but element 0 is nan"}.items():
             path.write_bytes(content)
