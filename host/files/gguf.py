@@ -469,8 +469,8 @@ class GGUFFile:
         return TernaryMatrix(trits.reshape(shape), scale)
 
     def _note_i2_s(self) -> None:
-        note = ("Matrices of type I2_S read as bitnet.cpp writes them on x86: a file made on ARM has "
-                "another order and no mark of it; it would answer nonsense")
+        note = ("Matrices of type I2_S are read as bitnet.cpp writes them on x86: a file made on "
+                "ARM has another order and no mark of it, and would answer nonsense")
         if note not in self.notes:
             self.notes.append(note)
 

@@ -7,8 +7,8 @@ positive), a byte that is 1 if the head is the embedding, and in version 2 the s
 arrays begin at byte 256, those of norms first. In version 2 all others are int8, each matrix
 followed by a float32 scale for each group of its elements (export.py of llama2.c).
 
-The tokenizer, ``tokTOKENS.bin`` or ``tokenizer.bin``, holds the length of the longest piece, and for
-each token a score, a length and a piece.
+The tokenizer, ``tokTOKENS.bin`` or ``tokenizer.bin``, holds the length of the longest piece, and
+for each token a score, a length and a piece.
 """
 
 import math

@@ -6,7 +6,7 @@ names file, key or tensor, and what is wrong.
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from host.checks import LONGEST_JSON, JSONError, parse_json
 from host.files.errors import ModelFileError, wrong_number, wrong_scale
 from host.files.kinds import foreign
+from host.files.tensors import TernaryMatrix
 from host.text.vocabulary import TokenizerFile
 
 __all__ = ["Checkpoint"]
@@ -262,11 +263,40 @@ class Checkpoint:
                                      f"{quarter * (rows // 4) + row} column {column} has code 3")
         return trits.reshape(shape)
 
+    def ternary_reader(self) -> Callable[[str, tuple[int, int]], TernaryMatrix] | None:
+        """Return what reads a packed matrix by its name, or None where matrices are not packed.
+
+        Two classes of layers hold the scale under one name: products of ``bitlinear`` are divided
+        by it, those of ``autobitlinear`` multiplied.
+        """
+        if self.value("quantization_config") is None:
+            return None
+        if self.value("quantization_config.quant_method") != "bitnet":
+            raise self.error(f"key quantization_config of config.json must have the quant_method "
+                             f"'bitnet', not {self.value('quantization_config.quant_method')!r}: "
+                             f"the weights of other methods are not supported in safetensors; a "
+                             f"GGUF file of the model may be"[:300])
+        self.must_be("quantization_config.use_rms_norm", False)
+        kind = self.value("quantization_config.linear_class", "bitlinear")
+        if kind not in ("bitlinear", "autobitlinear"):
+            raise self.error(f"key linear_class of config.json must be 'bitlinear' or "
+                             f"'autobitlinear', not {kind!r}"[:300])
+
+        def read(name: str, shape: tuple[int, int]) -> TernaryMatrix:
+            scale = self.scale(f"{name}.weight_scale")
+            return TernaryMatrix(self.packed(f"{name}.weight", shape),
+                                 1 / scale if kind == "bitlinear" else scale)
+        return read
+
     def vocabulary(self, vocab: int) -> TokenizerFile:
         """Return the tokenizer's file, and the tokens that a document begins and ends with."""
-        ends = {}
-        for key in ("bos_token_id", "eos_token_id"):
+        ends: dict[str, int] = {}
+        for key in ("eos_token_id", "bos_token_id"):
             value = self.value(key)
+            if isinstance(value, list) and value:
+                value = value[0]        # several tokens end an answer; this one ends a document
+            if value is None:
+                value = ends.get("eos_token_id")
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab:
                 raise self.error(f"key {key} of config.json must be a token below {vocab}, "
                                  f"not {value!r}")

@@ -39,9 +39,12 @@ def _string(text: str) -> bytes:
 def _value(value: object) -> bytes:
     """Type and value of a key: bool, int, float (float32), str, or a list of one kind.
 
-    An integer is a uint32, or of 64 bits if it has to be.
+    An integer is a uint32, or of 64 bits if it has to be, or what NumPy's type says.
     """
     kinds = gguf.GGUFValueType
+    if isinstance(value, np.uint16 | np.int32):
+        kind = kinds.UINT16 if isinstance(value, np.uint16) else kinds.INT32
+        return struct.pack("<I", kind) + value.tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", kinds.BOOL, value)
     if isinstance(value, int):
@@ -125,12 +128,15 @@ def llama_tensors(*, width: int = 64, ffn_width: int = 96, kv_width: int = 32, l
     return tensors
 
 
-def llama_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64,
+def llama_gguf(tensors: Tensors, *, architecture: str = "llama", heads: int = 4, kv_heads: int = 2, context: int = 64,
                types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
                keys: Mapping[str, object] | None = None,
                changed: Mapping[str, tuple[tuple[int, ...], int, bytes] | None] | None = None,
                ) -> bytes:
-    """Write a Llama; ``types`` quantizes tensors, ``keys`` and ``changed`` replace or leave out."""
+    """Write a Llama; ``types`` quantizes tensors, ``keys`` and ``changed`` replace or leave out.
+
+    Of another architecture, keys that begin with "llama." begin with its name.
+    """
     layers = sum(name.endswith(".attn_q.weight") for name in tensors)
     ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
     facts: dict[str, object] = {
@@ -143,6 +149,9 @@ def llama_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: 
     for name, values in tensors.items():
         kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
         stored[name] = (values.shape, int(kind), gguf.quants.quantize(values, kind).tobytes())
+    facts["general.architecture"] = architecture
+    facts = {key.replace("llama.", f"{architecture}.", 1) if key.startswith("llama.") else key:
+             value for key, value in facts.items()}
     return _replaced(facts, stored, keys, changed)
 
 

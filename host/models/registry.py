@@ -10,20 +10,24 @@ from host.files.gguf import GGUFFile, split_files
 from host.files.kinds import read_head as read_first_bytes
 from host.files.llama2c import Llama2cFile
 from host.files.safetensors import Checkpoint
-from host.models import bitnet, hgrn_bit, llama, mmfreelm, mpo_llama
+from host.models import bitnet, hgrn_bit, llama_files, mmfreelm, mpo_llama
 from host.models.base import LanguageModel
 from host.models.harmless import is_harmless
 from host.text.vocabulary import Words
 
 __all__ = ["ARCHITECTURES", "model_files", "read_head", "read_model"]
 
+_ATTENTION = {
+    **dict.fromkeys((*llama_files.GGUFS, *llama_files.CHECKPOINTS), llama_files.attention_of),
+    **dict.fromkeys(("bitnet", "bitnet-25", "bitnet-b1.58"), bitnet.attention_of),
+    "mpo_llama": mpo_llama.attention_of}
+
 #: What reads a source of each architecture: the ``general.architecture`` of a GGUF file, or the
 #: ``model_type`` of a checkpoint.
 ARCHITECTURES: dict[str, Callable[[Any], LanguageModel]] = {
-    "bitnet": bitnet.read,
-    "bitnet-b1.58": bitnet.read,
+    **dict.fromkeys(("bitnet", "bitnet-25", "bitnet-b1.58"), bitnet.read),
     "hgrn_bit": hgrn_bit.read,
-    "llama": llama.read,
+    **dict.fromkeys(sorted({*llama_files.GGUFS, *llama_files.CHECKPOINTS}), llama_files.read),
     "mmfreelm": mmfreelm.read,
     "mpo_llama": mpo_llama.read,
 }
@@ -70,13 +74,11 @@ def read_head(path: Path) -> tuple[Words, int]:
         As :func:`read_model` does, as far as the file is read.
     """
     source = _open(path)
-    attends = _reader(source) in (bitnet.read, llama.read, mpo_llama.read)
+    _reader(source)
+    attention = _ATTENTION.get(str(source.architecture))
+    context = attention(source).context if attention else 0
     if isinstance(source, Checkpoint):
-        context = source.positive_int("max_position_embeddings") if attends else 0
         return source.vocabulary(source.positive_int("vocab_size")), context
-    if isinstance(source, Llama2cFile):
-        return source.vocabulary(), source.context
-    context = source.positive_int(f"{source.architecture}.context_length") if attends else 0
     return source.vocabulary(), context
 
 

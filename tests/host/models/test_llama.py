@@ -270,7 +270,7 @@ class Definition:
 
     def rotate(self, x, heads, position):
         size = self.shape.head_size
-        angles = position * self.shape.base ** (-np.arange(0, size, 2) / size)
+        angles = position * self.shape.rope.base ** (-np.arange(0, size, 2) / size)
         cos, sin = lmul_factor(np.cos(angles)), lmul_factor(np.sin(angles))
         turned = []
         for head in x.reshape(heads, size):
