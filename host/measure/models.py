@@ -1,9 +1,10 @@
 """Small random models of every supported kind, against independent judges.
 
-Each variant is written by ``transformers``, converted where another kind of file is meant, and read
-as ``python -m host`` reads any model. The float reference's log-probabilities of every next token of
-a sequence are compared with those of ``transformers``, or of llama.cpp (package ``xllamacpp``) that
-reads the same GGUF file; beside that stands how far the golden model is from the float reference.
+Each variant is written by ``transformers``, converted where another kind of file is meant, and
+read as ``python -m host`` reads any model. The float reference's log-probabilities of every next
+token of a sequence are compared with those of ``transformers``, or of llama.cpp (package
+``xllamacpp``) that reads the same GGUF file; beside that stands how far the golden model is from
+the float reference.
 
 Quantized GGUF files have ``transformers`` as their judge, which gets the weights that the package
 ``gguf`` makes of them: llama.cpp multiplies quantized weights by activations in int8.
@@ -25,7 +26,7 @@ from typing import Any
 import gguf
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from host.files.tensors import to_bf16
 from host.measure.compare import jensen_shannon, log_softmax
@@ -57,6 +58,7 @@ _LETTER = 73        # "H"
 _TOKENS = 40        # beyond the original contexts of the variants that are stretched
 _Type = gguf.GGMLQuantizationType
 Weights = dict[str, NDArray]
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _random_model(config: Any, seed: int = 1) -> Any:
     return model
 
 
-def _config(kind: str, **fields: Any) -> Any:
+def _config(kind: str, fields: Mapping[str, Any]) -> Any:
     """Make a small configuration of a class of transformers."""
     import transformers
     facts: dict[str, Any] = {
@@ -182,13 +184,13 @@ def _weights(model: Any) -> Weights:
 
 # Checkpoints.
 
-def _checkpoint(kind: str, *, dtype: str = "float32", shards: str = "1GB",
-                changed: Callable[[dict], object] | None = None,
-                **fields: Any) -> Callable[[Path], Written]:
+def _checkpoint(kind: str, fields: Mapping[str, Any] = _NOTHING, *, dtype: str = "float32",
+                shards: str = "1GB", changed: Callable[[dict], object] | None = None,
+                ) -> Callable[[Path], Written]:
     """Save a model as transformers does; ``changed`` edits config.json afterwards."""
     def write(folder: Path) -> Written:
         import torch
-        config = _config(kind, **fields)
+        config = _config(kind, fields)
         model = _random_model(config).to(getattr(torch, dtype))
         model.save_pretrained(folder, max_shard_size=shards)
         (folder / "tokenizer.json").write_text(tokenizer_json())
@@ -228,10 +230,11 @@ def _ternary_weights(model: Any, seed: int = 2) -> tuple[Weights, Weights, dict[
     return weights, trits, scales
 
 
-def _packed(kind: str, *, divides: bool = False, **fields: Any) -> Callable[[Path], Written]:
+def _packed(kind: str, fields: Mapping[str, Any] = _NOTHING, *, divides: bool = False,
+            ) -> Callable[[Path], Written]:
     """Save a model whose matrices are trits, four in a byte, as transformers packs them."""
     def write(folder: Path) -> Written:
-        model = _random_model(_config(kind, **fields))
+        model = _random_model(_config(kind, fields))
         weights, trits, scales = _ternary_weights(model)
         stored = {name: pack_quarters(trits[name]) if name in trits else values
                   for name, values in weights.items()}
@@ -337,15 +340,15 @@ def _quantized(values: NDArray[np.float32], kind: _Type, rng: np.random.Generato
     return blocks.tobytes()
 
 
-def _gguf(prefix: str, kind: str, *, types: Callable[[str], _Type] | None = None,
+def _gguf(prefix: str, kind: str, fields: Mapping[str, Any] = _NOTHING, *,
+          types: Callable[[str], _Type] | None = None,
           keys: Callable[[Any], dict[str, object]] | None = None,
           tensors: Callable[[Any], Weights] | None = None, ternary: bool = False,
-          files: int = 1, judge: str = "llama.cpp", file: str = "model.gguf",
-          **fields: Any) -> Callable[[Path], Written]:
+          files: int = 1, judge: str = "llama.cpp") -> Callable[[Path], Written]:
     """Write a model as a GGUF file of some architecture, and of some types."""
     def write(folder: Path) -> Written:
         rng = np.random.default_rng(5)
-        config = _config(kind, **fields)
+        config = _config(kind, fields)
         model = _random_model(config)
         weights = _weights(model)
         if ternary:
@@ -364,7 +367,7 @@ def _gguf(prefix: str, kind: str, *, types: Callable[[str], _Type] | None = None
         stored |= {name: (values.shape, 0, values.astype("<f4").tobytes())
                    for name, values in (tensors(config) if tensors else {}).items()}
         facts = _facts(prefix, config) | (keys(config) if keys else {})
-        path = folder / file
+        path = folder / "model.gguf"
         if files == 1:
             path.write_bytes(gguf_bytes(facts, stored))
         else:
@@ -440,10 +443,10 @@ def _quiet() -> Iterator[None]:
 
 # llama2.c.
 
-def _llama2c(version: int, **fields: Any) -> Callable[[Path], Written]:
+def _llama2c(version: int, fields: Mapping[str, Any] = _NOTHING) -> Callable[[Path], Written]:
     """Write a Llama as export.py of llama2.c does."""
     def write(folder: Path) -> Written:
-        config = _config("Llama", rms_norm_eps=1e-5, **fields)
+        config = _config("Llama", fields)
         model = _random_model(config)
         weights = _weights(model)
         laid = {_gguf_name(name): _neighbours(name, values, config)
@@ -540,9 +543,14 @@ def _scaling(kind: str | None) -> Callable[[Any], dict[str, object]]:
     return keys
 
 
-def _heads_of(kind: _Type) -> Callable[[str], _Type]:
-    """Embedding and head in a type, all other matrices in Q8_0: their columns are few."""
+def _all_of(kind: _Type) -> Callable[[str], _Type]:
+    """Store every matrix in a type."""
     return lambda name: kind
+
+
+def _trits_of(kind: _Type, rest: _Type) -> Callable[[str], _Type]:
+    """Store the layers' matrices in a ternary type, and embedding and head in another one."""
+    return lambda name: kind if _is_ternary(name) else rest
 
 
 def _variants() -> Iterator[Variant]:
@@ -550,77 +558,79 @@ def _variants() -> Iterator[Variant]:
            judge: str = "transformers") -> Variant:
         return Variant(architecture, file, judge, write)
 
+    tied = {"tie_word_embeddings": True}
     yield of("Llama", "safetensors", _checkpoint("Llama"))
-    yield of("Llama, tied", "safetensors", _checkpoint("Llama", tie_word_embeddings=True))
+    yield of("Llama, tied", "safetensors", _checkpoint("Llama", tied))
     yield of("Llama", "safetensors, bf16", _checkpoint("Llama", dtype="bfloat16"))
     yield of("Llama", "safetensors, f16", _checkpoint("Llama", dtype="float16"))
     yield of("Llama", "safetensors, several files", _checkpoint("Llama", shards="100KB"))
-    yield of("Llama, one head of keys", "safetensors", _checkpoint("Llama", num_key_value_heads=1))
-    yield of("Llama, all heads of keys", "safetensors",
-             _checkpoint("Llama", num_key_value_heads=4))
-    yield of("Llama, heads of 32", "safetensors", _checkpoint("Llama", head_dim=32))
-    yield of("Llama, biases", "safetensors", _checkpoint("Llama", **_BIASES))
+    for count, what in ((1, "one head"), (4, "all heads")):
+        yield of(f"Llama, {what} of keys", "safetensors",
+                 _checkpoint("Llama", {"num_key_value_heads": count}))
+    yield of("Llama, heads of 32", "safetensors", _checkpoint("Llama", {"head_dim": 32}))
+    yield of("Llama, biases", "safetensors", _checkpoint("Llama", _BIASES))
     yield of("Llama, GELU", "safetensors",
-             _checkpoint("Llama", hidden_act="gelu_pytorch_tanh"))
+             _checkpoint("Llama", {"hidden_act": "gelu_pytorch_tanh"}))
     for name, fields in (("linear", _LINEAR), ("llama3", _LLAMA3), ("yarn", _YARN)):
-        yield of(f"Llama, RoPE {name}", "safetensors", _checkpoint("Llama", **fields))
+        yield of(f"Llama, RoPE {name}", "safetensors", _checkpoint("Llama", fields))
         yield of(f"Llama, RoPE {name}", "safetensors, configuration of transformers 4",
-                 _checkpoint("Llama", changed=_old_rope, **fields))
+                 _checkpoint("Llama", fields, changed=_old_rope))
     yield of("Llama, ternary", "safetensors, packed", _packed("Llama"))
     yield of("Llama, ternary", "safetensors, packed, scales divide",
              _packed("Llama", divides=True))
-    yield of("Mistral", "safetensors", _checkpoint("Mistral", sliding_window=None))
+    yield of("Mistral", "safetensors", _checkpoint("Mistral", {"sliding_window": None}))
     yield of("Mistral, sliding window", "safetensors",
-             _checkpoint("Mistral", sliding_window=_TOKENS))
+             _checkpoint("Mistral", {"sliding_window": _TOKENS}))
     yield of("Qwen2", "safetensors", _checkpoint("Qwen2"))
-    yield of("Qwen2, tied", "safetensors", _checkpoint("Qwen2", tie_word_embeddings=True))
-    yield of("Qwen3", "safetensors", _checkpoint("Qwen3", head_dim=32))
+    yield of("Qwen2, tied", "safetensors", _checkpoint("Qwen2", tied))
+    yield of("Qwen3", "safetensors", _checkpoint("Qwen3", {"head_dim": 32}))
     yield of("Qwen3, tied, biases", "safetensors",
-             _checkpoint("Qwen3", head_dim=16, attention_bias=True, tie_word_embeddings=True))
-    yield of("SmolLM3", "safetensors", _checkpoint("SmolLM3", num_hidden_layers=4))
-    yield of("SmolLM3, layers by a list", "safetensors",
-             _checkpoint("SmolLM3", no_rope_layers=[1, 0, 1], tie_word_embeddings=True))
-    yield of("Granite", "safetensors", _checkpoint("Granite", **_GRANITE))
+             _checkpoint("Qwen3", {"head_dim": 16, "attention_bias": True, **tied}))
+    yield of("SmolLM3", "safetensors", _checkpoint("SmolLM3", {"num_hidden_layers": 4}))
+    yield of("SmolLM3, tied, layers by a list", "safetensors",
+             _checkpoint("SmolLM3", {"no_rope_layers": [1, 0, 1], **tied}))
+    yield of("Granite", "safetensors", _checkpoint("Granite", _GRANITE))
     yield of("Granite, tied, biases", "safetensors",
-             _checkpoint("Granite", tie_word_embeddings=True, **_GRANITE, **_BIASES))
-    yield of("BitNet b1.58", "safetensors, packed", _packed(
-        "BitNet", hidden_act="relu2", tie_word_embeddings=True))
+             _checkpoint("Granite", {**tied, **_GRANITE, **_BIASES}))
+    yield of("BitNet b1.58", "safetensors, packed",
+             _packed("BitNet", {"hidden_act": "relu2", **tied}))
 
     cpp = "llama.cpp"
     yield of("Llama", "GGUF, F32", _gguf("llama", "Llama"), cpp)
-    yield of("Llama, tied", "GGUF, F32", _gguf("llama", "Llama", tie_word_embeddings=True), cpp)
+    yield of("Llama, tied", "GGUF, F32", _gguf("llama", "Llama", tied), cpp)
     yield of("Llama", "GGUF, F32, three files", _gguf("llama", "Llama", files=3), cpp)
-    yield of("Llama, heads of 32", "GGUF, F32", _gguf("llama", "Llama", head_dim=32), cpp)
+    yield of("Llama, heads of 32", "GGUF, F32", _gguf("llama", "Llama", {"head_dim": 32}), cpp)
     yield of("Llama, biases of attention", "GGUF, F32",
-             _gguf("llama", "Llama", attention_bias=True), cpp)
+             _gguf("llama", "Llama", {"attention_bias": True}), cpp)
     yield of("Llama, RoPE llama3", "GGUF, F32",
-             _gguf("llama", "Llama", tensors=_llama3_divisors, **_LLAMA3), cpp)
+             _gguf("llama", "Llama", _LLAMA3, tensors=_llama3_divisors), cpp)
     yield of("Llama, RoPE linear", "GGUF, F32",
-             _gguf("llama", "Llama", keys=_scaling("linear"), **_LINEAR), cpp)
+             _gguf("llama", "Llama", _LINEAR, keys=_scaling("linear")), cpp)
     yield of("Llama, RoPE linear", "GGUF, F32, key scale_linear",
-             _gguf("llama", "Llama", keys=_scaling(None), **_LINEAR), cpp)
+             _gguf("llama", "Llama", _LINEAR, keys=_scaling(None)), cpp)
     yield of("Llama, RoPE yarn", "GGUF, F32",
-             _gguf("llama", "Llama", keys=_scaling("yarn"), **_YARN), cpp)
+             _gguf("llama", "Llama", _YARN, keys=_scaling("yarn")), cpp)
     yield of("Qwen2", "GGUF, F32", _gguf("qwen2", "Qwen2"), cpp)
-    yield of("Qwen3", "GGUF, F32", _gguf("qwen3", "Qwen3", head_dim=32), cpp)
-    yield of("SmolLM3", "GGUF, F32", _gguf("smollm3", "SmolLM3", num_hidden_layers=4), cpp)
-    yield of("Granite", "GGUF, F32", _gguf("granite", "Granite", **_GRANITE), cpp)
+    yield of("Qwen3", "GGUF, F32", _gguf("qwen3", "Qwen3", {"head_dim": 32}), cpp)
+    yield of("SmolLM3", "GGUF, F32", _gguf("smollm3", "SmolLM3", {"num_hidden_layers": 4}), cpp)
+    yield of("Granite", "GGUF, F32", _gguf("granite", "Granite", _GRANITE), cpp)
 
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
+    ternary = (_Type.TQ1_0, _Type.TQ2_0)
     for kind in (_Type.F16, *gguf.quants._type_traits):
-        if kind not in (_Type.TQ1_0, _Type.TQ2_0):
-            yield of("Llama", f"GGUF, {kind.name}",
-                     _gguf("llama", "Llama", types=_heads_of(kind), judge="transformers", **wide))
-    for kind in (_Type.TQ1_0, _Type.TQ2_0):
+        if kind not in ternary:
+            yield of("Llama", f"GGUF, {kind.name}", _gguf(
+                "llama", "Llama", wide, types=_all_of(kind), judge="transformers"))
+    for kind in ternary:
         yield of("Llama, ternary", f"GGUF, {kind.name}", _gguf(
-            "llama", "Llama", ternary=True, judge="transformers",
-            types=lambda name, kind=kind: kind if _is_ternary(name) else _Type.F16, **wide))
+            "llama", "Llama", wide, ternary=True, judge="transformers",
+            types=_trits_of(kind, _Type.F16)))
         yield of("BitNet b1.58", f"GGUF, {kind.name}", _gguf(
-            "bitnet-b1.58", "BitNet", ternary=True, judge="transformers", hidden_act="relu2",
-            types=lambda name, kind=kind: kind if _is_ternary(name) else _Type.Q6_K, **wide))
+            "bitnet-b1.58", "BitNet", {**wide, "hidden_act": "relu2"}, ternary=True,
+            judge="transformers", types=_trits_of(kind, _Type.Q6_K)))
     for version in (0, 1, 2):
         yield of("Llama", f"llama2.c, version {version}", _llama2c(version))
-    yield of("Llama, tied", "llama2.c, version 2", _llama2c(2, tie_word_embeddings=True))
+    yield of("Llama, tied", "llama2.c, version 2", _llama2c(2, tied))
 
 
 #: Every variant, in the order of the table.

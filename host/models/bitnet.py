@@ -33,7 +33,7 @@ from host.models.transformer import (
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Matrix, Network, Value
 
-__all__ = ["BitNetLM", "Layer", "attention_of", "read"]
+__all__ = ["GGUFS", "BitNetLM", "Layer", "attention_of", "read"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class Layer:
     ffn_down: TernaryMatrix
 
 
-# GGUF's architectures, and whether the gate is the square of a ReLU, or else a SiLU.
-_SQUARED = {"bitnet-b1.58": True, "bitnet-25": True, "bitnet": False}
+#: Architectures of GGUF files, and whether the gate is the square of a ReLU, or else a SiLU.
+GGUFS = {"bitnet-b1.58": True, "bitnet-25": True, "bitnet": False}
 
 # Tensor of a checkpoint behind "model.layers.N.", by field of Layer.
 _NORMS = {"attn_norm": "input_layernorm", "attn_sub_norm": "self_attn.attn_sub_norm",
@@ -167,10 +167,8 @@ def attention_of(source: Source) -> Attention:
     """
     if isinstance(source, Checkpoint):
         return checkpoint_attention(source, base=500000.0)
-    if isinstance(source, GGUFFile) and source.architecture in _SQUARED:
-        return gguf_attention(source, str(source.architecture))
-    raise source.error(f"a model of architecture {source.architecture!r} must be a GGUF file or a "
-                       f"checkpoint")
+    assert isinstance(source, GGUFFile)
+    return gguf_attention(source, str(source.architecture))
 
 
 def _read_gguf(file: Source) -> BitNetLM:
@@ -196,7 +194,7 @@ def _read_gguf(file: Source) -> BitNetLM:
         head = file.matrix("output.weight", embedding.shape)
     return BitNetLM(
         name=str(file.general().get("name", file.path.stem)), vocabulary=vocabulary,
-        embedding=embedding, attention=attention, layers=tuple(layers), squared=_SQUARED[prefix],
+        embedding=embedding, attention=attention, layers=tuple(layers), squared=GGUFS[prefix],
         **_head(head, file.vector("output_norm.weight", width)))
 
 

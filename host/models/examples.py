@@ -43,8 +43,8 @@ def _value(value: object) -> bytes:
     """
     kinds = gguf.GGUFValueType
     if isinstance(value, np.uint16 | np.int32):
-        kind = kinds.UINT16 if isinstance(value, np.uint16) else kinds.INT32
-        return struct.pack("<I", kind) + value.tobytes()
+        return struct.pack("<I", kinds.UINT16 if isinstance(value, np.uint16) else
+                           kinds.INT32) + value.tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", kinds.BOOL, value)
     if isinstance(value, int):
@@ -128,7 +128,8 @@ def llama_tensors(*, width: int = 64, ffn_width: int = 96, kv_width: int = 32, l
     return tensors
 
 
-def llama_gguf(tensors: Tensors, *, architecture: str = "llama", heads: int = 4, kv_heads: int = 2, context: int = 64,
+def llama_gguf(tensors: Tensors, *, architecture: str = "llama", heads: int = 4,
+               kv_heads: int = 2, context: int = 64,
                types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
                keys: Mapping[str, object] | None = None,
                changed: Mapping[str, tuple[tuple[int, ...], int, bytes] | None] | None = None,

@@ -296,7 +296,8 @@ class _Norm:
         if isinstance(matrices[0], TernaryMatrix):
             vector = n.gain(f"{name}_gains", x, gains.astype(np.float64))
         elif model.integers:
-            powers = model.list_powers(f"{n.part}.{name}", [matrix * gains for matrix in matrices])
+            powers = model.list_powers(f"{n.part}.{name}", [
+                matrix * gains for matrix in matrices if not isinstance(matrix, TernaryMatrix)])
             self._columns = (gains / powers).astype(np.float32)
             vector = n.gain(f"{name}_powers", x, powers)
         self._codes = n.codes(name, vector)

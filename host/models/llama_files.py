@@ -152,19 +152,16 @@ def attention_of(source: Source) -> Attention:
         return Attention(heads=source.heads, kv_heads=source.kv_heads,
                          head_size=source.width // source.heads, context=source.context,
                          rope=Rope(10000.0), epsilon=1e-5)
-    if isinstance(source, GGUFFile) and source.architecture in GGUFS:
+    if isinstance(source, GGUFFile):
         return gguf_attention(source, str(source.architecture))
-    if isinstance(source, Checkpoint) and source.architecture in CHECKPOINTS:
-        facts = CHECKPOINTS[str(source.architecture)]
-        attention = checkpoint_attention(source, base=facts.base, size=facts.head_size,
-                                         window=_window(source, facts))
-        if facts.factors:
-            attention = dataclasses.replace(attention, multiplier=_factor(
-                source, "attention_multiplier"))
-        return attention
-    known = GGUFS if isinstance(source, GGUFFile) else CHECKPOINTS
-    raise source.error(f"{source.architecture_key} must be {' or '.join(map(repr, known))} in a "
-                       f"file of this kind, not {source.architecture!r}")
+    assert isinstance(source, Checkpoint)
+    facts = CHECKPOINTS[str(source.architecture)]
+    attention = checkpoint_attention(source, base=facts.base, size=facts.head_size,
+                                     window=_window(source, facts))
+    if facts.factors:
+        attention = dataclasses.replace(attention, multiplier=_factor(source,
+                                                                      "attention_multiplier"))
+    return attention
 
 
 def _window(file: Checkpoint, facts: _Checkpoint) -> int | None:

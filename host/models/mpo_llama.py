@@ -286,8 +286,7 @@ def attention_of(source: Source) -> Attention:
     ModelFileError
         As :func:`read` does.
     """
-    if not isinstance(source, GGUFFile):
-        raise source.error(f"a model of architecture {ARCHITECTURE!r} must be a GGUF file")
+    assert isinstance(source, GGUFFile)
     return gguf_attention(source, ARCHITECTURE)
 
 

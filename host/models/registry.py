@@ -13,24 +13,39 @@ from host.files.safetensors import Checkpoint
 from host.models import bitnet, hgrn_bit, llama_files, mmfreelm, mpo_llama
 from host.models.base import LanguageModel
 from host.models.harmless import is_harmless
+from host.models.transformer import Attention
 from host.text.vocabulary import Words
 
-__all__ = ["ARCHITECTURES", "model_files", "read_head", "read_model"]
+__all__ = ["model_files", "read_head", "read_model"]
 
-_ATTENTION = {
-    **dict.fromkeys((*llama_files.GGUFS, *llama_files.CHECKPOINTS), llama_files.attention_of),
-    **dict.fromkeys(("bitnet", "bitnet-25", "bitnet-b1.58"), bitnet.attention_of),
-    "mpo_llama": mpo_llama.attention_of}
 
-#: What reads a source of each architecture: the ``general.architecture`` of a GGUF file, or the
-#: ``model_type`` of a checkpoint.
-ARCHITECTURES: dict[str, Callable[[Any], LanguageModel]] = {
-    **dict.fromkeys(("bitnet", "bitnet-25", "bitnet-b1.58"), bitnet.read),
-    "hgrn_bit": hgrn_bit.read,
-    **dict.fromkeys(sorted({*llama_files.GGUFS, *llama_files.CHECKPOINTS}), llama_files.read),
-    "mmfreelm": mmfreelm.read,
-    "mpo_llama": mpo_llama.read,
-}
+@dataclasses.dataclass(frozen=True)
+class _Family:
+    """What reads the models of an architecture.
+
+    Attributes
+    ----------
+    read : callable
+        Takes a source, and returns the model.
+    attention : callable, optional
+        Takes a source, and returns the shape of its attention; None for models without.
+    """
+
+    read: Callable[[Any], LanguageModel]
+    attention: Callable[[Any], Attention] | None = None
+
+
+_LLAMA = _Family(llama_files.read, llama_files.attention_of)
+_BITNET = _Family(bitnet.read, bitnet.attention_of)
+
+# Families of GGUF files by ``general.architecture``, of checkpoints by ``model_type``.
+_GGUFS = {**dict.fromkeys(bitnet.GGUFS, _BITNET), **dict.fromkeys(llama_files.GGUFS, _LLAMA),
+          "mmfreelm": _Family(mmfreelm.read),
+          "mpo_llama": _Family(mpo_llama.read, mpo_llama.attention_of)}
+_CHECKPOINTS = {"bitnet": _BITNET, **dict.fromkeys(llama_files.CHECKPOINTS, _LLAMA),
+                "hgrn_bit": _Family(hgrn_bit.read)}
+
+_Source = Checkpoint | Llama2cFile | GGUFFile
 
 
 def model_files(path: Path) -> list[Path]:
@@ -42,21 +57,23 @@ def model_files(path: Path) -> list[Path]:
     return [*split_files(path), *beside]
 
 
-def _open(path: Path) -> Checkpoint | Llama2cFile | GGUFFile:
+def _open(path: Path) -> _Source:
     if path.is_dir():
         return Checkpoint(path)
     head = read_first_bytes(path)
     return GGUFFile(path) if b"GGUF".startswith(head[:4]) else Llama2cFile(path)
 
 
-def _reader(source: Checkpoint | Llama2cFile | GGUFFile) -> Callable[[Any], LanguageModel]:
+def _family(source: _Source) -> _Family:
     """Return what reads a source."""
-    read = ARCHITECTURES.get(source.architecture) if isinstance(source.architecture, str) else None
-    if read is None:
-        known = " or ".join(map(repr, ARCHITECTURES))
-        raise source.error(f"{source.architecture_key} must be {known}, "
-                           f"not {source.architecture!r}")
-    return read
+    if isinstance(source, Llama2cFile):
+        return _LLAMA
+    families = _CHECKPOINTS if isinstance(source, Checkpoint) else _GGUFS
+    name = source.architecture
+    if not isinstance(name, str) or name not in families:
+        raise source.error(f"{source.architecture_key} must be "
+                           f"{' or '.join(map(repr, sorted(families)))}, not {name!r}")
+    return families[name]
 
 
 def read_head(path: Path) -> tuple[Words, int]:
@@ -74,8 +91,7 @@ def read_head(path: Path) -> tuple[Words, int]:
         As :func:`read_model` does, as far as the file is read.
     """
     source = _open(path)
-    _reader(source)
-    attention = _ATTENTION.get(str(source.architecture))
+    attention = _family(source).attention
     context = attention(source).context if attention else 0
     if isinstance(source, Checkpoint):
         return source.vocabulary(source.positive_int("vocab_size")), context
@@ -93,12 +109,12 @@ def read_model(path: str | os.PathLike) -> LanguageModel:
         :mod:`host.models.harmless`.
     """
     source = _open(Path(path))
-    model = _reader(source)(source)
+    model = _family(source).read(source)
     _refuse_unread(source)
     return dataclasses.replace(model, notes=(*model.notes, *source.notes))
 
 
-def _refuse_unread(source: Checkpoint | Llama2cFile | GGUFFile) -> None:
+def _refuse_unread(source: _Source) -> None:
     """Refuse what the file holds, nobody has read, and is not known to change nothing."""
     odd = [(kind, name) for kind, name in source.unread() if not is_harmless(
         source.architecture, kind, name, None if kind == "tensor" or isinstance(source, Llama2cFile)

@@ -341,14 +341,11 @@ NORM = "model.layers.0.attn.i_proj.norm.weight"
 class TestErrors:
     @pytest.mark.parametrize(("change", "message"), [
         (option(model_type="llama2"), "{}: key model_type of config.json must be 'bitnet' or "
-                                      "'bitnet-b1.58' or 'hgrn_bit' or 'llama' or 'mmfreelm' or "
-                                      "'mpo_llama', "
-                                      "not 'llama2'"),
+                                      "'granite' or 'hgrn_bit' or 'llama' or 'mistral' or "
+                                      "'qwen2' or 'qwen3' or 'smollm3', not 'llama2'"),
         (option(model_type=None), "{}: key model_type of config.json must be 'bitnet' or "
-                                  "'bitnet-b1.58' or 'hgrn_bit' or 'llama' or 'mmfreelm' or "
-                                  "'mpo_llama', not None"),
-        (option(model_type="mmfreelm"), "{}: a model of architecture 'mmfreelm' must be a GGUF "
-                                        "file"),
+                                  "'granite' or 'hgrn_bit' or 'llama' or 'mistral' or 'qwen2' or "
+                                  "'qwen3' or 'smollm3', not None"),
         (option(architectures=["HGRNForCausalLM"]),
          "{}: key architectures of config.json must be ['HGRNBitForCausalLM'], "
          "not ['HGRNForCausalLM']"),

@@ -1,0 +1,251 @@
+"""Nothing that a file holds is left out without a word: it counts, or an error names it."""
+
+import json
+import re
+
+import gguf
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from host.files.errors import ModelFileError
+from host.models.examples import (
+    bitnet_config,
+    bitnet_gguf,
+    bitnet_tensors,
+    checkpoint,
+    llama_gguf,
+    llama_tensors,
+    tokenizer_json,
+)
+from host.models.registry import read_model
+from sim.golden.arithmetic import ARITHMETICS
+from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+
+TOKENS = np.random.default_rng(3).integers(0, 259, 12)
+RNG = np.random.default_rng(4)
+
+#: Names of a checkpoint's tensors, by those of a GGUF file.
+NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+         "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+         "ffn_down": "mlp.down_proj"}
+WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight":
+         "model.norm.weight"}
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259,
+          "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+          "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 0, "eos_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    return llama_tensors()
+
+
+def vector(size):
+    return (size,), 0, RNG.normal(0, 1, size).astype("<f4").tobytes()
+
+
+def logits(model):
+    model = model.reference()
+    lm = GoldenLM(model, ARITHMETICS["float"], ExactProducts(model_matrices(model)))
+    return lm.logits(lm.forward(TOKENS[np.newaxis], lm.start()))
+
+
+@pytest.fixture
+def read(tmp_path, tensors):
+    """Return what writes a Llama as a GGUF file, and reads it."""
+    def make(**options):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(llama_gguf(tensors, **options))
+        return read_model(path)
+    return make
+
+
+@pytest.fixture
+def folder(tmp_path, tensors):
+    """Return what writes a Llama as a checkpoint, with changes, and reads it."""
+    def make(config=None, extra=None):
+        stored = {}
+        for name, values in tensors.items():
+            _, _, rest = name.partition(".")
+            if name in WHOLE:
+                stored[WHOLE[name]] = values
+            else:
+                index, field, _ = rest.split(".")
+                stored[f"model.layers.{index}.{NAMES[field]}.weight"] = values
+        (tmp_path / "model.safetensors").write_bytes(save(stored | (extra or {})))
+        facts = {key: value for key, value in {**CONFIG, **(config or {})}.items()
+                 if value is not None}
+        (tmp_path / "config.json").write_text(json.dumps(facts))
+        (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+        return read_model(tmp_path)
+    return make
+
+
+class TestGGUF:
+    @pytest.mark.parametrize(("name", "size"), [
+        ("attn_q", 64), ("attn_k", 32), ("attn_v", 32), ("attn_output", 64), ("ffn_gate", 96),
+        ("ffn_up", 96), ("ffn_down", 64)])
+    @pytest.mark.parametrize("layer", [0, 1])
+    def test_biases_count(self, read, name, size, layer):
+        plain, changed = read(), read(changed={f"blk.{layer}.{name}.bias": vector(size)})
+        # Scores have a softmax: a bias of the keys moves them, unless they are turned by nothing.
+        assert np.abs(logits(changed) - logits(plain)).max() > 0.05
+
+    def test_scaling_without_a_type_is_linear(self, read):
+        """As llama.cpp has it; the same of the key that it had before."""
+        plain = logits(read())
+        expected = logits(read(keys={"llama.rope.scaling.type": "linear",
+                                     "llama.rope.scaling.factor": 4.0}))
+        assert np.abs(expected - plain).max() > 0.05
+        for keys in ({"llama.rope.scaling.factor": 4.0}, {"llama.rope.scale_linear": 4.0}):
+            np.testing.assert_array_equal(logits(read(keys=keys)), expected)
+        for keys in ({"llama.rope.scaling.factor": 4.0, "llama.rope.scaling.type": "none"},
+                     {"llama.rope.scale_linear": 0.0}):
+            np.testing.assert_array_equal(logits(read(keys=keys)), plain)
+
+    @pytest.mark.parametrize("name", [
+        "blk.0.attn_q_norm.weight", "blk.1.attn_k_norm.weight", "rope_factors_long.weight",
+        "blk.0.attn_sub_norm.weight", "blk.0.attn_q.scale", "blk.2.attn_norm.weight",
+        "other.weight"])
+    def test_tensors(self, read, name):
+        with pytest.raises(ModelFileError, match=(
+                f": tensor {re.escape(name)} is not known for architecture 'llama', and a model "
+                f"without it could be another one$")):
+            read(changed={name: vector(16)})
+
+    @pytest.mark.parametrize(("key", "value"), [
+        ("llama.attention.clamp_kqv", 8.0), ("llama.expert_count", 8),
+        ("llama.attn_logit_softcapping", 50.0), ("llama.residual_scale", 0.5),
+        ("other.attention.scale", 2.0), ("tokenizer.ggml.precompiled_charsmap", [1, 2]),
+        ("tokenizer.ggml.remove_extra_whitespaces", True)])
+    def test_keys(self, read, key, value):
+        with pytest.raises(ModelFileError, match=f": key {re.escape(key)} is not known for arch"):
+            read(keys={key: value})
+
+    def test_how_many(self, read):
+        with pytest.raises(ModelFileError, match=r"key a is not known for architecture 'llama' "
+                                                 r"\(nor 2 more\), and"):
+            read(keys={"a": 1, "b": 2}, changed={"c": vector(1)})
+
+    def test_layers_beyond_the_last_one(self, read):
+        with pytest.raises(ModelFileError, match=r"tensor blk\.1\.\w+\.weight is not known for "
+                                                 r"architecture 'llama' \(nor 8 more\)"):
+            read(keys={"llama.block_count": 1})
+
+    @pytest.mark.parametrize(("key", "value"), [
+        ("general.url", "https://example.org"), ("general.quantization_version", 2),
+        ("general.file_type", 1), ("llama.vocab_size", 259), ("llama.expert_count", 0),
+        ("tokenizer.chat_template", "{{ messages }}"), ("tokenizer.ggml.padding_token_id", 0),
+        ("quantize.imatrix.file", "some.dat"), ("llama.rope.scaling.finetuned", False)])
+    def test_what_is_harmless(self, read, key, value):
+        np.testing.assert_array_equal(logits(read(keys={key: value})), logits(read()))
+
+    def test_architectures_without_biases(self, tmp_path, tensors):
+        for architecture, name in (("qwen2", "ffn_up"), ("smollm3", "attn_q"),
+                                   ("qwen3", "attn_q")):
+            path = tmp_path / "model.gguf"
+            norms = {f"blk.{layer}.{field}.weight": vector(16) for layer in (0, 1)
+                     for field in ("attn_q_norm", "attn_k_norm")} if architecture == "qwen3" else {}
+            path.write_bytes(llama_gguf(tensors, architecture=architecture, changed={
+                **norms, f"blk.1.{name}.bias": vector(96 if name == "ffn_up" else 64)}))
+            with pytest.raises(ModelFileError, match=rf"tensor blk\.1\.{name}\.bias is not known "
+                                                     f"for architecture '{architecture}'"):
+                read_model(path)
+
+    @pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType.TQ1_0, None])
+    def test_a_type_without_a_mark(self, tmp_path, kind):
+        """I2_S of ARM and of x86 cannot be told apart: the model says how it was read."""
+        path = tmp_path / "model.gguf"
+        path.write_bytes(bitnet_gguf(bitnet_tensors(width=256, ffn_width=256, kv_width=128),
+                                     kind=kind))
+        notes = read_model(path).notes
+        assert any("on x86" in note for note in notes) == (kind is None)
+
+    def test_half_a_file_of_zeros(self, tmp_path, tensors):
+        path = tmp_path / "model.gguf"
+        data = llama_gguf(tensors)
+        path.write_bytes(data[:len(data) // 2] + bytes(len(data) - len(data) // 2))
+        with pytest.raises(ModelFileError, match=r"the last \d+ bytes are zero: the file was not "
+                                                 r"written, or not downloaded, to its end$"):
+            read_model(path)
+
+    def test_a_matrix_of_zeros(self, tmp_path, tensors):
+        path = tmp_path / "model.gguf"
+        name = "blk.0.ffn_up.weight"
+        path.write_bytes(llama_gguf(tensors | {name: 0 * tensors[name]}))
+        with pytest.raises(ModelFileError, match=f"tensor {name} is zero everywhere"):
+            read_model(path)
+
+
+class TestCheckpoint:
+    def test_as_the_gguf_file(self, folder, tmp_path, tensors):
+        """But for the order of the pairs."""
+        found = logits(folder())
+        neighbours = {}
+        for name, values in tensors.items():
+            heads = {"attn_q": 4, "attn_k": 2}.get(name.split(".")[-2])
+            if heads:
+                values = values.reshape(heads, 2, -1, 64).swapaxes(1, 2).reshape(values.shape)
+            neighbours[name] = np.ascontiguousarray(values)
+        (tmp_path / "model.gguf").write_bytes(llama_gguf(neighbours))
+        np.testing.assert_allclose(logits(read_model(tmp_path / "model.gguf")), found, rtol=0,
+                                   atol=1e-4)
+
+    @pytest.mark.parametrize(("config", "key"), [
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
+        ({"is_decoder": 7}, "is_decoder"), ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                           "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+                           "other": 1}}, "rope_scaling.other"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                              "partial_rotary_factor": 0.5}},
+         "rope_parameters.partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "rope_scaling.factor"),
+        ({"residual_multiplier": 0.5}, "residual_multiplier")])
+    def test_keys(self, folder, config, key):
+        with pytest.raises(ModelFileError, match=f": key {re.escape(key)} is not known for arch"):
+            folder(config)
+
+    @pytest.mark.parametrize("name", [
+        "model.layers.0.self_attn.q_proj.bias", "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.2.input_layernorm.weight", "score.weight"])
+    def test_tensors(self, folder, name):
+        with pytest.raises(ModelFileError, match=f": tensor {re.escape(name)} is not known for"):
+            folder(extra={name: np.ones(64, np.float32)})
+
+    def test_new_and_old_names_of_the_rotary_embedding(self, folder):
+        """Transformers 5 writes rope_parameters, which count; older names may stand beside them."""
+        found = folder({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}})
+        assert found.attention.rope.base == 5e5
+        alone = folder({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+                        "rope_theta": None})
+        np.testing.assert_array_equal(logits(found), logits(alone))
+        assert np.abs(logits(found) - logits(folder())).max() > 0.05
+
+    @pytest.mark.parametrize("config", [
+        {"torch_dtype": "bfloat16"}, {"use_cache": True}, {"transformers_version": "4.40.0"},
+        {"pad_token_id": None, "pretraining_tp": 1}, {"rope_scaling": None},
+        {"id2label": {"0": "a"}, "attention_dropout": 0.1}])
+    def test_what_is_harmless(self, folder, config):
+        np.testing.assert_array_equal(logits(folder(config)), logits(folder()))
+
+    def test_a_head_that_is_not_tied(self, folder, tensors):
+        head = {"lm_head.weight": tensors["token_embd.weight"][::-1].copy()}
+        assert np.abs(logits(folder(extra=head)) - logits(folder())).max() > 0.05
+        with pytest.raises(ModelFileError, match=r"tensor lm_head\.weight must be that of the "
+                                                 r"embedding"):
+            folder({"tie_word_embeddings": True}, head)
+
+    def test_norms_within_packed_layers(self, tmp_path):
+        made = bitnet_tensors()
+        config = bitnet_config(made)
+        config["quantization_config"]["use_rms_norm"] = True
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "model.safetensors").write_bytes(checkpoint(made))
+        (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+        with pytest.raises(ModelFileError, match=r"key quantization_config\.use_rms_norm of "
+                                                 r"config\.json must be False, not True$"):
+            read_model(tmp_path)
