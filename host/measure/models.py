@@ -324,8 +324,10 @@ def _quantized(values: NDArray[np.float32], kind: _Type, rng: np.random.Generato
         return gguf.quants.quantize(values, kind).tobytes()
     block, size = gguf.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (values.size // block, size), np.uint8)
-    if kind is _Type.NVFP4:             # four scales of 8 bits each
-        blocks[:, :4] = rng.integers(0x08, 0x20, blocks[:, :4].shape)
+    if kind is _Type.NVFP4:             # four scales of 8 bits each, 3 of them for the mantissa
+        blocks[:, :4] = rng.integers(0x20, 0x28, blocks[:, :4].shape)
+        made = gguf.quants.dequantize(blocks.reshape(-1), kind)
+        blocks[:, :4] += np.uint8(8 * int(np.rint(np.log2(values.std() / made.std()))) & 0xFF)
         return blocks.tobytes()
     scale = 0.01
     for _ in range(2):
