@@ -56,4 +56,5 @@ def run(console: Console, options: argparse.Namespace) -> int:
         console.print(table("Not read", ["architecture", "format", "error"], errors, names=3))
     if options.json:
         write_outcomes(options.json, command_line(), outcomes)
-    return int(bool(errors) or any(outcome.difference > LIMIT for outcome in outcomes))
+    return int(bool(errors) or any(outcome.difference > outcome.variant.limit
+                                   for outcome in outcomes))

@@ -33,7 +33,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "faults": ("unit", "fault"),
     "fuzz": ("reader",),
     "link_soak": ("device",),
-    "models": ("architecture", "format"),
+    "models": ("architecture", "format", "judge"),
     "mutants": ("unit",),
     "netlists": ("unit", "technology", "configuration"),
     "prefill": ("model", "port_bytes", "batch", "tokens"),
@@ -57,7 +57,7 @@ _BARS: dict[str, tuple[tuple[Mapping[str, object], Bar], ...]] = {
     "boards": (({}, Bar("fmax_mhz", ">=", 1, of="clock_mhz")),),
     "fuzz": (({}, Bar("crashes", "<=", 0)),),
     "link_soak": (({}, Bar("wrong", "<=", 0)),),
-    "models": (({}, Bar("difference", "<=", 1e-3)),),
+    "models": (({}, Bar("difference", "<=", 1, of="limit")),),
     "netlists": (({}, Bar("equal", ">=", 1)), ({}, Bar("undefined_inputs", "<=", 0))),
     "prefill": (({"batch": 8, "port_bytes": 1}, Bar("speedup", ">=", 6)),),
     "programs": (({}, Bar("differing", "<=", 0)), ({}, Bar("hangs", "<=", 0))),
@@ -251,7 +251,8 @@ def _known_rows() -> dict[str, _Known]:
         "faults": {(fault.unit, fault.fault) for fault in FAULTS},
         "fuzz": {(name,) for name in READERS},
         "link_soak": {(name,) for name in SOAKED},
-        "models": {(variant.architecture, variant.format) for variant in VARIANTS},
+        "models": {(variant.architecture, variant.format, variant.judge)
+                   for variant in VARIANTS},
         "netlists": {(bench, family, case) for bench, families in CASES.items()
                      for family, cases in families.items() for case in cases},
         "programs": {(name,) for name in CONFIGURATIONS},

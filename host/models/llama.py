@@ -26,12 +26,14 @@ from host.models.transformer import (
     Attention,
     Floats,
     Transformer,
+    Turns,
     attend,
     balancing_powers,
     head_scale,
     layer_shapes,
     normalize,
     one_of,
+    positions,
 )
 from host.text.tokenizer import open_tokenizer
 from sim.golden.arithmetic import ARITHMETICS
@@ -73,6 +75,8 @@ class Layer:
         Gains of a norm of what attention, and the feed-forward network, add.
     turned : bool
         Whether queries and keys are turned by their position.
+    local : bool
+        Whether they are turned by the local rotary embedding.
     """
 
     attn_norm: Floats
@@ -90,6 +94,7 @@ class Layer:
     post_attention_norm: Floats | None = None
     post_ffw_norm: Floats | None = None
     turned: bool = True
+    local: bool = False
 
     @property
     def normed(self) -> bool:
@@ -160,8 +165,8 @@ class LlamaLM(Transformer):
     def plain(self) -> bool:
         """Whether layers are nothing but matrices of float32 and two norms, as Llama's are."""
         return self.activation == "silu" and self.embedding_factor == 1 and all(
-            not isinstance(layer.attn_q, TernaryMatrix) and layer.turned and not layer.biases
-            and not layer.normed for layer in self.layers)
+            not isinstance(layer.attn_q, TernaryMatrix) and layer.turned and not layer.local
+            and not layer.biases and not layer.normed for layer in self.layers)
 
     @property
     def ffn_width(self) -> int:
@@ -182,6 +187,8 @@ class LlamaLM(Transformer):
         if report:
             report(0.0, "embedding")
         x, turns = self.begin(n)
+        local = turns if shape.local is None else positions(
+            n, "_local", shape.local.tables(shape.head_size, shape.context))
         one: Value | None = None
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
@@ -191,12 +198,12 @@ class LlamaLM(Transformer):
                 one = one_of(n, x)
             if self.integers:
                 layer = balanced(layer, shape, self.sizes.get(f"{n.part}.ffn_hidden"))
-            x = self._describe_layer(n, layer, x, one, turns)
+            x = self._describe_layer(n, layer, x, one, local if layer.local else turns)
         self.finish(n, x)
         return n
 
     def _describe_layer(self, n: Network, layer: Layer, x: Value, one: Value | None,
-                        turns: tuple[Value, Value]) -> Value:
+                        turns: Turns) -> Value:
         shape = self.attention
 
         def normed(name: str, vector: Value, gains: Floats | None, heads: int = 1) -> Value:

@@ -25,7 +25,7 @@ from host.files.safetensors import Checkpoint
 from host.files.tensors import TernaryMatrix
 from host.models.base import Source
 from host.models.llama import ACTIVATIONS, AnyMatrix, Layer, Layers, LlamaLM, finished
-from host.models.rope import Rope
+from host.models.rope import BASES, Rope, rope_of_checkpoint
 from host.models.transformer import (
     MULTIPLIERS,
     Attention,
@@ -60,6 +60,13 @@ class _GGUF:
         Every so many layers, one turns nothing; 0 is none.
     factors : bool
         Whether the keys of Granite's multipliers are its own.
+    fused : bool
+        Whether queries, keys and values are one matrix, and so gate and up.
+    gemma : bool
+        Whether the gate is a GELU, and the embedding is multiplied by the root of its width.
+    windows : bool
+        Whether it is Gemma 3: norms behind each part, and layers with a sliding window, but for
+        each sixth, which have a rotary embedding of their own.
     """
 
     neighbours: bool
@@ -67,6 +74,9 @@ class _GGUF:
     head_norms: bool = False
     unturned: int = 0
     factors: bool = False
+    fused: bool = False
+    gemma: bool = False
+    windows: bool = False
 
 
 #: Architectures by ``general.architecture``.
@@ -77,7 +87,14 @@ GGUFS: Mapping[str, _GGUF] = {
     "qwen3": _GGUF(neighbours=False, head_norms=True),
     # The step is no key: llama.cpp has it as a constant.
     "smollm3": _GGUF(neighbours=True, unturned=4),
+    "phi3": _GGUF(neighbours=False, fused=True),
+    "gemma": _GGUF(neighbours=False, gemma=True),
+    "gemma3": _GGUF(neighbours=False, head_norms=True, gemma=True, windows=True),
 }
+# Layers of Gemma 3 in llama.cpp, as constants: each sixth attends to all tokens; the largest model
+# has another factor of its scores, and is known by its number of layers.
+_EACH, _LARGEST_GEMMA = 6, 62
+_LOCAL_BASE = 10000.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,6 +121,8 @@ class _Checkpoint:
         Whether it has Granite's multipliers.
     window : str, optional
         Key that must be true for ``sliding_window`` to count, ``""`` if none must.
+    fused, gemma, windows : bool
+        As of :class:`_GGUF`; gains of Gemma are one more than the file's.
     """
 
     name: str
@@ -116,6 +135,9 @@ class _Checkpoint:
     unturned: bool = False
     factors: bool = False
     window: str | None = None
+    fused: bool = False
+    gemma: bool = False
+    windows: bool = False
 
 
 #: Architectures by ``model_type``.
@@ -129,6 +151,10 @@ CHECKPOINTS: Mapping[str, _Checkpoint] = {
     "smollm3": _Checkpoint(name="SmolLM3ForCausalLM", base=2000000.0, mlp_bias=True, unturned=True,
                            window="use_sliding_window"),
     "granite": _Checkpoint(name="GraniteForCausalLM", mlp_bias=True, factors=True),
+    "phi3": _Checkpoint(name="Phi3ForCausalLM", attention_bias=False, window="", fused=True),
+    "gemma": _Checkpoint(name="GemmaForCausalLM", head_size=256, gemma=True),
+    "gemma3_text": _Checkpoint(name="Gemma3ForCausalLM", base=1000000.0, head_size=256,
+                               head_norms=True, window="", gemma=True, windows=True),
 }
 
 # Tensor of a checkpoint behind "model.layers.N.", by field of Layer.
@@ -136,7 +162,12 @@ _NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"
           "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
           "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
           "ffn_down": "mlp.down_proj", "attn_q_norm": "self_attn.q_norm",
-          "attn_k_norm": "self_attn.k_norm"}
+          "attn_k_norm": "self_attn.k_norm", "attn_qkv": "self_attn.qkv_proj",
+          "ffn_gate_up": "mlp.gate_up_proj"}
+# ... and of Gemma 3, which has four norms.
+_FOUR_NORMS = {"post_attention_norm": "post_attention_layernorm",
+               "ffn_norm": "pre_feedforward_layernorm",
+               "post_ffw_norm": "post_feedforward_layernorm"}
 
 
 def attention_of(source: Source) -> Attention:
@@ -153,11 +184,28 @@ def attention_of(source: Source) -> Attention:
                          head_size=source.width // source.heads, context=source.context,
                          rope=Rope(10000.0), epsilon=1e-5)
     if isinstance(source, GGUFFile):
-        return gguf_attention(source, str(source.architecture))
+        prefix = str(source.architecture)
+        attention = gguf_attention(source, prefix)
+        if GGUFS[prefix].windows:
+            multiplier = attention.multiplier
+            if source.positive_int(f"{prefix}.block_count") == _LARGEST_GEMMA:
+                multiplier = (attention.heads / source.positive_int(
+                    f"{prefix}.embedding_length")) ** 0.5
+            attention = dataclasses.replace(attention, multiplier=multiplier, local=Rope(
+                source.positive_float(f"{prefix}.rope.freq_base_swa", _LOCAL_BASE, **BASES)))
+        return attention
     assert isinstance(source, Checkpoint)
     facts = CHECKPOINTS[str(source.architecture)]
     attention = checkpoint_attention(source, base=facts.base, size=facts.head_size,
-                                     window=_window(source, facts))
+                                     window=_window(source, facts),
+                                     part="full_attention" if facts.windows else "")
+    if facts.windows:
+        base = source.positive_float("rope_local_base_freq", _LOCAL_BASE, **BASES)
+        local = Rope(base)
+        if source.value("rope_parameters.sliding_attention") is not None:
+            local = rope_of_checkpoint(source, attention.head_size, base, "sliding_attention")
+        multiplier = source.positive_float("query_pre_attn_scalar", 256.0, **MULTIPLIERS) ** -0.5
+        attention = dataclasses.replace(attention, multiplier=multiplier, local=local)
     if facts.factors:
         attention = dataclasses.replace(attention, multiplier=_factor(source,
                                                                       "attention_multiplier"))
@@ -166,7 +214,7 @@ def attention_of(source: Source) -> Attention:
 
 def _window(file: Checkpoint, facts: _Checkpoint) -> int | None:
     """Return how many tokens a token of some layer attends to, None if it is all of them."""
-    kinds = file.value("layer_types")
+    kinds = _layer_kinds(file, facts)
     window = file.value("sliding_window")
     used = facts.window is not None and window is not None
     if facts.window:
@@ -177,10 +225,23 @@ def _window(file: Checkpoint, facts: _Checkpoint) -> int | None:
                                                              "sliding_attention"}:
             raise file.error(f"key layer_types of config.json must hold 'full_attention' and "
                              f"'sliding_attention' alone, not {kinds!r}"[:300])
-        used = "sliding_attention" in kinds
+        used = "sliding_attention" in kinds and window is not None
     # Layers from this one on would slide: the context has room for none anyway.
     file.value("max_window_layers")
     return file.positive_int("sliding_window") if used else None
+
+
+def _layer_kinds(file: Checkpoint, facts: _Checkpoint) -> Any:
+    """Return what ``layer_types`` holds, or what a configuration without it means."""
+    kinds = file.value("layer_types")
+    file.value("_sliding_window_pattern")       # which layer_types, if it is there, has said
+    if kinds is None and facts.windows:
+        # With or without the underscore: as written, and as transformers 5 saves it.
+        each = file.positive_int("sliding_window_pattern",
+                                 file.positive_int("_sliding_window_pattern", _EACH))
+        kinds = ["full_attention" if (index + 1) % each == 0 else "sliding_attention"
+                 for index in range(min(file.positive_int("num_hidden_layers"), 1 << 16))]
+    return kinds
 
 
 def _factor(file: Checkpoint | GGUFFile, key: str) -> float:
@@ -210,16 +271,22 @@ class _Shape:
     head_norms: bool
     neighbours: bool = False
     residual: float = 1.0
+    fused: bool = False
+    post_norms: bool = False
 
-    def layer(self, tensors: _Tensors, *, turned: bool) -> Layer:
+    def layer(self, tensors: _Tensors, *, turned: bool = True, local: bool = False) -> Layer:
         """Read a layer."""
         shape = self.attention
         heads = {"attn_q": shape.heads, "attn_k": shape.kv_heads}
+        norms = ("post_attention_norm", "post_ffw_norm") if self.post_norms else ()
         fields: dict[str, Any] = {name: tensors.vector(name, self.width)
-                                  for name in ("attn_norm", "ffn_norm")}
+                                  for name in ("attn_norm", "ffn_norm", *norms)}
         biases = {}
-        for name, size in layer_shapes(shape, self.width, self.ffn_width).items():
-            matrix, bias = tensors.matrix(name, size), tensors.bias(name, size[0])
+        sizes = layer_shapes(shape, self.width, self.ffn_width)
+        parts = self._parts(tensors, sizes) if self.fused else {}
+        for name, size in sizes.items():
+            matrix = parts[name] if name in parts else tensors.matrix(name, size)
+            bias = tensors.bias(name, size[0])
             if name in heads and self.neighbours:
                 matrix = _split_pairs(matrix, heads[name])
                 bias = bias if bias is None else _split_rows(bias, heads[name])
@@ -234,7 +301,18 @@ class _Shape:
         if self.head_norms:
             fields |= {name: tensors.vector(name, shape.head_size)
                        for name in ("attn_q_norm", "attn_k_norm")}
-        return Layer(**fields, biases=biases, turned=turned)
+        return Layer(**fields, biases=biases, turned=turned, local=local)
+
+    def _parts(self, tensors: _Tensors,
+               sizes: Mapping[str, tuple[int, int]]) -> dict[str, AnyMatrix]:
+        """Read matrices that hold several, one below the other."""
+        found: dict[str, AnyMatrix] = {}
+        for whole, names in (("attn_qkv", _QKV), ("ffn_gate_up", ("ffn_gate", "ffn_up"))):
+            rows = [sizes[name][0] for name in names]
+            matrix = tensors.matrix(whole, (sum(rows), self.width))
+            assert not isinstance(matrix, TernaryMatrix)
+            found |= zip(names, np.split(matrix, np.cumsum(rows)[:-1]), strict=True)
+        return found
 
 
 def _split_rows(values: np.ndarray, heads: int) -> np.ndarray:
@@ -300,7 +378,7 @@ class _GGUFTensors:
         return self.file.vector(f"{self._name(name)}.weight", size)
 
     def matrix(self, name: str, shape: tuple[int, int]) -> AnyMatrix:
-        full = f"{self._name(name)}.weight"
+        full = f"{self._name('ffn_up' if name == 'ffn_gate_up' else name)}.weight"
         if self.ternary:
             return self.file.ternary(full, shape, exact=False)
         return self.file.matrix(full, shape)
@@ -324,14 +402,15 @@ def _read_gguf(file: GGUFFile, attention: Attention) -> LlamaLM:
     factors = {name: _factor(file, f"{prefix}.{name}") if facts.factors else 1.0
                for name in ("embedding_scale", "residual_scale", "logit_scale")}
     shape = _Shape(attention, width, ffn_width, facts.head_norms, facts.neighbours,
-                   factors["residual_scale"])
+                   factors["residual_scale"], facts.fused, facts.windows)
     # Trits stay trits: with gains in their columns they would need several planes.
     ternary = all(file.is_ternary(f"blk.{index}.{name}.weight")
                   for index in range(min(count, 1 << 16)) for name in _ALL)
 
     def read_layer(index: int) -> Layer:
         return shape.layer(_GGUFTensors(file, index, facts.biases, ternary),
-                           turned=not facts.unturned or (index + 1) % facts.unturned != 0)
+                           turned=not facts.unturned or (index + 1) % facts.unturned != 0,
+                           local=facts.windows and (index + 1) % _EACH != 0)
 
     layers = Layers(count, read_layer)
     for _ in layers:        # which checks them
@@ -344,7 +423,8 @@ def _read_gguf(file: GGUFFile, attention: Attention) -> LlamaLM:
     return finished(file, name=str(file.general().get("name", file.path.stem)),
                     vocabulary=vocabulary, embedding=embedding, head=head, norm=norm,
                     layers=layers, attention=attention,
-                    embedding_factor=factors["embedding_scale"])
+                    activation="gelu_pytorch_tanh" if facts.gemma else "silu",
+                    embedding_factor=width ** 0.5 if facts.gemma else factors["embedding_scale"])
 
 
 # Checkpoints.
@@ -355,12 +435,15 @@ class _CheckpointTensors:
     layer: int
     biases: tuple[str, ...]
     ternary: Callable[[str, tuple[int, int]], TernaryMatrix] | None
+    facts: _Checkpoint
 
     def _name(self, name: str) -> str:
-        return f"model.layers.{self.layer}.{_NAMES[name]}"
+        names = {**_NAMES, **_FOUR_NORMS} if self.facts.windows else _NAMES
+        return f"model.layers.{self.layer}.{names[name]}"
 
     def vector(self, name: str, size: int) -> Floats:
-        return self.file.tensor(f"{self._name(name)}.weight", (size,))
+        gains = self.file.tensor(f"{self._name(name)}.weight", (size,))
+        return gains + np.float32(1) if self.facts.gemma else gains
 
     def matrix(self, name: str, shape: tuple[int, int]) -> AnyMatrix:
         if self.ternary:
@@ -377,10 +460,11 @@ def _read_checkpoint(file: Checkpoint, attention: Attention) -> LlamaLM:
     facts = CHECKPOINTS[str(file.architecture)]
     _checked(file, attention, facts.head_norms)
     file.must_be("architectures", [facts.name])
-    activation = file.value("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
-        raise file.error(f"key hidden_act of config.json must be "
-                         f"{' or '.join(map(repr, ACTIVATIONS))}, not {activation!r}"[:300])
+    activation = _activation(file, facts)
+    if facts.gemma:
+        file.must_be("use_bidirectional_attention", False, None)
+        for key in ("final_logit_softcapping", "attn_logit_softcapping"):
+            file.must_be(key, None)
     width, ffn_width = file.positive_int("hidden_size"), file.positive_int("intermediate_size")
     count, vocab = file.positive_int("num_hidden_layers"), file.positive_int("vocab_size")
     vocabulary = file.vocabulary(vocab)
@@ -394,12 +478,16 @@ def _read_checkpoint(file: Checkpoint, attention: Attention) -> LlamaLM:
                for name in ("embedding_multiplier", "residual_multiplier", "logits_scaling")}
     turned = _turned(file, count) if facts.unturned else (True,) * min(count, 1 << 16)
     shape = _Shape(attention, width, ffn_width, facts.head_norms,
-                   residual=factors["residual_multiplier"])
+                   residual=factors["residual_multiplier"], fused=facts.fused,
+                   post_norms=facts.windows)
+    kinds = _layer_kinds(file, facts) if facts.windows else None
     ternary = file.ternary_reader()
 
     def read_layer(index: int) -> Layer:
-        return shape.layer(_CheckpointTensors(file, index, tuple(biases), ternary),
-                           turned=index >= len(turned) or turned[index])
+        return shape.layer(_CheckpointTensors(file, index, tuple(biases), ternary, facts),
+                           turned=index >= len(turned) or turned[index],
+                           local=kinds is not None and index < len(kinds)
+                           and kinds[index] == "sliding_attention")
 
     layers = Layers(count, read_layer)
     for _ in layers:        # which checks them
@@ -413,10 +501,26 @@ def _read_checkpoint(file: Checkpoint, attention: Attention) -> LlamaLM:
         raise file.error("tensor lm_head.weight must be that of the embedding, as key "
                          "tie_word_embeddings of config.json says")
     norm = file.tensor("model.norm.weight", (width,)) / np.float32(factors["logits_scaling"])
+    if facts.gemma:
+        norm = norm + np.float32(1)
     return finished(file, name=file.path.resolve().name, vocabulary=vocabulary,
                     embedding=embedding, head=head, norm=norm, layers=layers,
-                    attention=attention, activation=activation,
-                    embedding_factor=factors["embedding_multiplier"])
+                    attention=attention, activation=activation, embedding_factor=width ** 0.5
+                    if facts.gemma else factors["embedding_multiplier"])
+
+
+def _activation(file: Checkpoint, facts: _Checkpoint) -> str:
+    """Return what the gate goes through."""
+    found = file.value("hidden_act", "silu")
+    key = "hidden_act"
+    if facts.gemma:
+        # The older key said "gelu", and the class computes its approximation all the same.
+        key = "hidden_activation"
+        found = file.value(key) or "gelu_pytorch_tanh"
+    if found not in ACTIVATIONS:
+        raise file.error(f"key {key} of config.json must be {' or '.join(map(repr, ACTIVATIONS))}, "
+                         f"not {found!r}"[:300])
+    return found
 
 
 def _turned(file: Checkpoint, count: int) -> tuple[bool, ...]:

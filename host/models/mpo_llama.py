@@ -35,7 +35,13 @@ from host.files.gguf import GGUFFile, write_vocabulary
 from host.models.base import LanguageModel, Source
 from host.models.planes import ROWS, PlaneMatrix, to_planes
 from host.models.tensor_train import Chain, Shape
-from host.models.transformer import Attention, attend, gguf_attention, layer_shapes
+from host.models.transformer import (
+    Attention,
+    attend,
+    gguf_attention,
+    layer_shapes,
+    positions,
+)
 from host.text.vocabulary import PieceVocabulary, Vocabulary
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import CACHES, Matrix, Network, Value
@@ -158,8 +164,7 @@ class MpoLlamaLM(LanguageModel):
         shape = self.attention
         n.part = "embedding"
         x = n.embed(Matrix("embedding", self.embedding.weights.T, self.embedding.scale), "x")
-        cosine, sine = shape.tables()
-        turns = n.position("cos", cosine), n.position("sin", sine)
+        turns = positions(n, "", shape.tables())
         for index, (layer, powers) in enumerate(zip(self.layers, self.powers, strict=True)):
             n.part = f"blk.{index}"
             behind = _List(n, "mix_in", layer, n.gain("mix_in_powers", x, powers["mix_in"]),

@@ -136,11 +136,12 @@ def rope_of_gguf(file: GGUFFile, prefix: str, size: int) -> Rope:
     return dataclasses.replace(rope, divisors=tuple(divisors.tolist()))
 
 
-def rope_of_checkpoint(file: Checkpoint, size: int, base: float) -> Rope:
+def rope_of_checkpoint(file: Checkpoint, size: int, base: float, part: str = "") -> Rope:
     """Read the rotary embedding of heads of ``size`` elements from a checkpoint's configuration.
 
     It is in ``rope_parameters`` (transformers 5), or in ``rope_theta`` and ``rope_scaling``; in
-    both, the former counts. ``base`` is that of a configuration without one.
+    both, the former counts. ``base`` is that of a configuration without one, and ``part`` the kind
+    of layers that ``rope_parameters`` has an embedding for each of.
 
     Raises
     ------
@@ -149,6 +150,9 @@ def rope_of_checkpoint(file: Checkpoint, size: int, base: float) -> Rope:
     """
     new = file.value("rope_parameters") is not None
     where = "rope_parameters" if new else "rope_scaling"
+    if new and part:
+        where = f"{where}.{part}"
+    file.value("original_max_position_embeddings")      # which counts for the kinds that need it
     if file.value(where) is not None and not isinstance(file.value(where), dict):
         raise file.error(f"key {where} of config.json must be an object or null, "
                          f"not {file.value(where)!r}"[:300])
@@ -157,7 +161,9 @@ def rope_of_checkpoint(file: Checkpoint, size: int, base: float) -> Rope:
                          "there")
     base = file.positive_float("rope_theta", base, **BASES)
     if new:
-        base = file.positive_float("rope_parameters.rope_theta", base, **BASES)
+        base = file.positive_float(f"{where}.rope_theta", base, **BASES)
+    for key in ("partial_rotary_factor", f"{where}.partial_rotary_factor"):
+        file.must_be(key, 1.0, 1, None)
     kind = file.value(f"{where}.rope_type", file.value(f"{where}.type", "default"))
     old = file.value(f"{where}.type", kind)
     if old != kind:

@@ -23,7 +23,7 @@ from sim.golden.trits import plane_limit
 
 __all__ = ["EMBEDDING_PLANES", "EPSILONS", "MULTIPLIERS", "Attention", "Floats", "Transformer",
            "attend", "balancing_powers", "checkpoint_attention", "gguf_attention", "head_scale",
-           "layer_shapes", "normalize", "one_of"]
+           "layer_shapes", "normalize", "one_of", "positions", "Turns"]
 
 #: Trit planes of embedding and head, which have one scale: -364..364.
 EMBEDDING_PLANES = 6
@@ -57,6 +57,8 @@ class Attention:
         Added to the mean square of every norm, in the float reference.
     multiplier : float, optional
         Factor of the scores; where it is missing, one over the root of the head's size.
+    local : Rope, optional
+        Of layers that attend to a sliding window, where it is another one.
     """
 
     heads: int
@@ -66,6 +68,7 @@ class Attention:
     rope: Rope
     epsilon: float
     multiplier: float | None = None
+    local: Rope | None = None
 
     @property
     def octaves(self) -> float:
@@ -112,7 +115,7 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
 
 
 def checkpoint_attention(file: Checkpoint, *, base: float, size: int | None = None,
-                         window: int | None = None) -> Attention:
+                         window: int | None = None, part: str = "") -> Attention:
     """Read the shape of the attention from the configuration of a checkpoint.
 
     Parameters
@@ -124,6 +127,8 @@ def checkpoint_attention(file: Checkpoint, *, base: float, size: int | None = No
         Of a head, where the configuration has none; by default the heads divide the width.
     window : int, optional
         Tokens that a token attends to at most.
+    part : str
+        Kind of layers that the rotary embedding is of, where each kind has its own.
 
     Raises
     ------
@@ -142,7 +147,7 @@ def checkpoint_attention(file: Checkpoint, *, base: float, size: int | None = No
     return Attention(
         heads=heads, kv_heads=kv_heads, head_size=head_size,
         context=context_of(file, file.positive_int("max_position_embeddings"), head_size, window),
-        rope=rope_of_checkpoint(file, head_size, base),
+        rope=rope_of_checkpoint(file, head_size, base, part),
         epsilon=file.positive_float("rms_norm_eps", 1e-6, **EPSILONS))
 
 
@@ -228,7 +233,7 @@ def head_scale(head: Floats, norm: Floats, powers: NDArray[np.float64]) -> float
 
 
 def attend(n: Network, shape: Attention, cache: str, vectors: tuple[Value, Value, Value],
-           turns: tuple[Value, Value] | None) -> Value:
+           turns: "Turns | None") -> Value:
     """Describe attention of queries, keys and values, as the matrices deliver them.
 
     ``turns`` are cosines and sines of the position; without them nothing is turned.
@@ -245,6 +250,17 @@ def attend(n: Network, shape: Attention, cache: str, vectors: tuple[Value, Value
 # Norms of heads that wait for their products at once: the machine has 16 scalar registers, one of
 # them 1, one of the list, and one or two of norms in front of a matrix.
 _NORMS_AT_ONCE = 8
+
+
+#: Cosines and sines of the position.
+Turns = tuple[Value, Value]
+
+
+def positions(n: Network, name: str,
+              tables: tuple[NDArray[np.float64], NDArray[np.float64]]) -> Turns:
+    """Describe cosines and sines of the position."""
+    cosine, sine = tables
+    return n.position(f"cos{name}", cosine), n.position(f"sin{name}", sine)
 
 
 @functools.lru_cache(512)
@@ -348,7 +364,7 @@ class Transformer(LanguageModel):
         """Return the model with its matrices as they were read: for arithmetic ``float``."""
         return dataclasses.replace(self, integers=False)
 
-    def begin(self, n: Network) -> tuple[Value, tuple[Value, Value]]:
+    def begin(self, n: Network) -> tuple[Value, Turns]:
         """Describe the embedding; return its vector, and the position's cosines and sines."""
         n.part = "embedding"
         weights, scale = self.embedding.T, self.embedding_factor
@@ -356,8 +372,7 @@ class Transformer(LanguageModel):
             found = to_planes(weights, EMBEDDING_PLANES)
             weights, scale = found.weights, found.scale * self.embedding_factor
         x = n.embed(Matrix("embedding", weights, scale), "x")
-        cosine, sine = self.attention.tables()
-        return x, (n.position("cos", cosine), n.position("sin", sine))
+        return x, positions(n, "", self.attention.tables())
 
     def finish(self, n: Network, x: Value) -> None:
         """Describe the last norm and the head."""

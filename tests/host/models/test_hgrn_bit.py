@@ -341,11 +341,13 @@ NORM = "model.layers.0.attn.i_proj.norm.weight"
 class TestErrors:
     @pytest.mark.parametrize(("change", "message"), [
         (option(model_type="llama2"), "{}: key model_type of config.json must be 'bitnet' or "
-                                      "'granite' or 'hgrn_bit' or 'llama' or 'mistral' or "
-                                      "'qwen2' or 'qwen3' or 'smollm3', not 'llama2'"),
+                                      "'gemma' or 'gemma3_text' or 'granite' or 'hgrn_bit' or "
+                                      "'llama' or 'mistral' or 'phi3' or 'qwen2' or 'qwen3' or "
+                                      "'smollm3', not 'llama2'"),
         (option(model_type=None), "{}: key model_type of config.json must be 'bitnet' or "
-                                  "'granite' or 'hgrn_bit' or 'llama' or 'mistral' or 'qwen2' or "
-                                  "'qwen3' or 'smollm3', not None"),
+                                  "'gemma' or 'gemma3_text' or 'granite' or 'hgrn_bit' or "
+                                  "'llama' or 'mistral' or 'phi3' or 'qwen2' or 'qwen3' or "
+                                  "'smollm3', not None"),
         (option(architectures=["HGRNForCausalLM"]),
          "{}: key architectures of config.json must be ['HGRNBitForCausalLM'], "
          "not ['HGRNForCausalLM']"),

@@ -333,9 +333,10 @@ class TestErrors:
         return text.removeprefix(f"{path}: ")
 
     @pytest.mark.parametrize(("keys", "changed", "expected"), [
-        ({"general.architecture": "phi3"}, {},
-         "key general.architecture must be 'bitnet' or 'bitnet-25' or 'bitnet-b1.58' or 'granite' "
-         "or 'llama' or 'mmfreelm' or 'mpo_llama' or 'qwen2' or 'qwen3' or 'smollm3', not 'phi3'"),
+        ({"general.architecture": "gemma2"}, {},
+         "key general.architecture must be 'bitnet' or 'bitnet-25' or 'bitnet-b1.58' or 'gemma' or "
+         "'gemma3' or 'granite' or 'llama' or 'mmfreelm' or 'mpo_llama' or 'phi3' or 'qwen2' or "
+         "'qwen3' or 'smollm3', not 'gemma2'"),
         ({"llama.attention.head_count": 5}, {},
          "key llama.attention.head_count must divide the width, 64, into heads of an even size, "
          "and be a multiple of llama.attention.head_count_kv, 2, not 5"),

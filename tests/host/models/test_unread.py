@@ -200,9 +200,6 @@ class TestCheckpoint:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
                            "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
                            "other": 1}}, "rope_scaling.other"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                              "partial_rotary_factor": 0.5}},
-         "rope_parameters.partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "default", "factor": 8.0}}, "rope_scaling.factor"),
         ({"residual_multiplier": 0.5}, "residual_multiplier")])
     def test_keys(self, folder, config, key):
