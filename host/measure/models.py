@@ -17,7 +17,6 @@ import importlib.util
 import json
 import os
 import platform
-import struct
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from host.measure.compare import jensen_shannon, log_softmax
 from host.models.examples import (
     gguf_bytes,
     llama2c,
+    llama2c_groups,
     pack_quarters,
     pieces,
     tokenizer_json,
@@ -485,47 +485,15 @@ def _llama2c(version: int, fields: Mapping[str, Any] = _NOTHING) -> Callable[[Pa
         laid = {_gguf_name(name): _neighbours(name, values, config)
                 for name, values in weights.items()}
         path = folder / "model.bin"
-        if version == 0:
-            path.write_bytes(llama2c(laid))
-        else:
-            data, dequantized = _marked(version, laid, config)
-            path.write_bytes(data)
-            weights = {name: _back(name, dequantized[_gguf_name(name)], config)
-                       for name in weights}
+        path.write_bytes(llama2c(laid, version=version))
+        for name, values in weights.items():
+            if version == 2 and values.ndim == 2:
+                codes, scales = llama2c_groups(laid[_gguf_name(name)])
+                weights[name] = _back(name, (codes * scales[:, np.newaxis]).reshape(values.shape),
+                                      config)
         (folder / f"tok{_VOCAB}.bin").write_bytes(pieces({}))
         return Written(path, _judge(_with_weights(config, weights)))
     return write
-
-
-_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up")
-
-
-def _marked(version: int, laid: Weights, config: Any) -> tuple[bytes, Weights]:
-    """Write version 1 or 2; return what a reader finds as well."""
-    group, found = 32, dict(laid)
-    tied = "output.weight" not in laid
-    header = struct.pack("<4si7iB", b"24ka", version, config.hidden_size, config.intermediate_size,
-                         config.num_hidden_layers, config.num_attention_heads,
-                         config.num_key_value_heads, _VOCAB, config.max_position_embeddings, tied)
-    if version == 2:
-        header += struct.pack("<i", group)
-    layers = range(config.num_hidden_layers)
-    parts = [header.ljust(256, b"\0")]
-    parts += [laid[f"blk.{index}.{name}.weight"].astype("<f4").tobytes()
-              for name in ("attn_norm", "ffn_norm") for index in layers]
-    parts.append(laid["output_norm.weight"].astype("<f4").tobytes())
-    names = ["token_embd.weight", *(f"blk.{index}.{name}.weight" for name in _MATRICES
-                                    for index in layers)]
-    for name in names if tied else [*names, "output.weight"]:
-        if version == 1:
-            parts.append(laid[name].astype("<f4").tobytes())
-            continue
-        groups = laid[name].reshape(-1, group)
-        scales = np.abs(groups).max(axis=1) / np.float32(127)
-        codes = np.rint(groups / scales[:, np.newaxis]).astype(np.int8)
-        parts += [codes.tobytes(), scales.astype("<f4").tobytes()]
-        found[name] = (codes * scales[:, np.newaxis]).reshape(laid[name].shape)
-    return b"".join(parts), found
 
 
 # What is compared.
@@ -658,11 +626,11 @@ def _variants() -> Iterator[Variant]:
     yield of("Granite", "GGUF, F32", _gguf("granite", "Granite", _GRANITE), cpp)
 
     yield of("Phi-3", "GGUF, F32", _gguf("phi3", "Phi3"), cpp)
-    for name, kind, fields in (("Gemma", "Gemma", {"head_dim": 32, **tied}),
-                               ("Gemma 3", "Gemma3Text", {**_GEMMA3, **tied})):
+    for name, of_kind, fields in (("Gemma", "Gemma", {"head_dim": 32, **tied}),
+                                  ("Gemma 3", "Gemma3Text", {**_GEMMA3, **tied})):
         prefix = name.lower().replace(" ", "")
-        yield of(name, "GGUF, F32", _gguf(prefix, kind, fields), cpp, GELU_LIMIT)
-        yield of(name, "GGUF, F32", _gguf(prefix, kind, fields, judge="transformers"))
+        yield of(name, "GGUF, F32", _gguf(prefix, of_kind, fields), cpp, GELU_LIMIT)
+        yield of(name, "GGUF, F32", _gguf(prefix, of_kind, fields, judge="transformers"))
 
     wide = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2}
     ternary = (_Type.TQ1_0, _Type.TQ2_0)

@@ -264,11 +264,11 @@ def positions(n: Network, name: str,
 
 
 @functools.lru_cache(512)
-def _head_mask(elements: int, heads: int, head: int) -> NDArray[np.int8]:
-    """Ones in the places of a head, zeros elsewhere: the same array for all layers."""
+def _head_mask(elements: int, heads: int, head: int) -> tuple[NDArray[np.int8], Floats]:
+    """Ones in the places of a head, zeros elsewhere, of two types: the same for all layers."""
     mask = np.zeros(elements, np.int8)
     mask[head * (elements // heads):][:elements // heads] = 1
-    return mask
+    return mask, mask.astype(np.float32)
 
 
 def one_of(n: Network, x: Value) -> Value:
@@ -302,9 +302,9 @@ def normalize(n: Network, name: str, x: Value, one: Value, epsilon: float, heads
     for head in range(heads):
         if head % _NORMS_AT_ONCE == 0:
             codes = n.codes(f"{name}_one{head // _NORMS_AT_ONCE or ''}", one)
-        own = _head_mask(x.elements, heads, head)
-        part = x if heads == 1 else n.multiply(x, n.constant(
-            f"{name}_head{head}", own.astype(np.float16), factor=True))
+        own, mask = _head_mask(x.elements, heads, head)
+        part = x if heads == 1 else n.multiply(x, n.constant(f"{name}_head{head}", mask,
+                                                             factor=True))
         # The norm's elements are those of all heads: part of the scale and of epsilon.
         norm = n.norm(part, epsilon / heads)
         matrix = Matrix(f"{n.part}.{name}_ones{head}", own[:, np.newaxis], 1 / math.sqrt(heads))

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import host.compress.rotation as float64
 from host.files.errors import ModelFileError
 from host.models.examples import llama2c, llama_gguf, llama_tensors, pieces
-from host.models.llama import balanced
+from host.models.llama import ACTIVATIONS, balanced
 from host.models.planes import ROWS, to_planes
 from host.models.registry import read_model
+from host.models.transformer import normalize, one_of
 from host.text.tokenizer import open_tokenizer
 from hw.formats.minifloat import bf16
 from sim.golden.arithmetic import ARITHMETICS, lmul_factor
@@ -25,7 +27,7 @@ from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.dequantize import scale
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.function_table import rsqrt_table, silu_table
-from sim.golden.graph import CACHES, Kind
+from sim.golden.graph import CACHES, Kind, Matrix, Network
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.quantizer import quantize
 
@@ -228,6 +230,61 @@ class TestNetwork:
         for step in network:
             if step.kind is Kind.CONSTANT:
                 assert (np.frexp(step.constant)[0] == 0.5).all()
+
+
+class Steps:
+    """A model whose logits are those of some steps' last vector."""
+
+    logit_scales: ClassVar = dict.fromkeys(ARITHMETICS, 1.0)
+
+    def __init__(self, table, describe):
+        self._network = n = Network()
+        n.part = "part"
+        x = n.embed(Matrix("table", table.T, 1 / 16), "x")
+        one = one_of(n, x)
+        y = describe(n, x, one)
+        n.head("head", np.eye(y.elements, dtype=np.int8), n.codes("head_in", y), n.norm(one))
+
+    def network(self):
+        return self._network
+
+
+class TestNormalize:
+    @pytest.mark.parametrize(("heads", "arithmetic", "most"), [
+        (1, "float", 1e-6), (4, "float", 1e-6), (12, "float", 1e-6), (1, "exact", 0.02),
+        (12, "exact", 0.02), (12, "lmul", 0.1)])
+    def test_each_head(self, heads, arithmetic, most):
+        """Against the definition; heads differ in size by a thousand."""
+        rng = np.random.default_rng(1)
+        table = rng.integers(-100, 101, (8, 48)).astype(np.int16)
+        vectors = (table / 16).reshape(8, heads, -1)
+        expected = vectors / np.sqrt((vectors ** 2).mean(axis=-1, keepdims=True) + 1e-2)
+        model = Steps(table, lambda n, x, one: normalize(n, "x", x, one, 1e-2, heads))
+        lm = golden(model, arithmetic)
+        found = lm.logits(lm.forward(np.arange(8)[np.newaxis], lm.start()))
+        assert error(found, expected.reshape(8, 48)) < most
+
+    def test_a_head_of_zeros_stays_zero(self):
+        table = np.zeros((1, 16), np.int16)
+        table[0, :8] = 5
+        model = Steps(table, lambda n, x, one: normalize(n, "x", x, one, 1e-5, 2))
+        # One product of equal elements has L-Mul's whole error.
+        for arithmetic, most in (("float", 1e-3), ("exact", 0.01), ("lmul", 0.1)):
+            lm = golden(model, arithmetic)
+            found = lm.logits(lm.forward(np.zeros((1, 1), int), lm.start()))[0]
+            assert not found[8:].any()
+            assert found[:8] == pytest.approx(1, rel=most)
+
+    def test_gelu(self):
+        """Against the formula with tanh, over its whole range."""
+        table = np.arange(-127, 127).reshape(2, 127).astype(np.int16)
+        x = table / 16
+        expected = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+        model = Steps(table, lambda n, x, one: ACTIVATIONS["gelu_pytorch_tanh"](n, x))
+        for arithmetic, most in (("float", 1e-6), ("exact", 0.01), ("lmul", 0.06)):
+            lm = golden(model, arithmetic)
+            found = lm.logits(lm.forward(np.arange(2)[np.newaxis], lm.start()))
+            assert error(found, expected) < most
 
 
 class Definition:

@@ -6,7 +6,7 @@ import re
 import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from host.files.errors import ModelFileError
 from host.models.examples import (
@@ -14,6 +14,8 @@ from host.models.examples import (
     bitnet_gguf,
     bitnet_tensors,
     checkpoint,
+    llama_checkpoint,
+    llama_config,
     llama_gguf,
     llama_tensors,
     tokenizer_json,
@@ -24,18 +26,6 @@ from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 
 TOKENS = np.random.default_rng(3).integers(0, 259, 12)
 RNG = np.random.default_rng(4)
-
-#: Names of a checkpoint's tensors, by those of a GGUF file.
-NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-         "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-         "ffn_down": "mlp.down_proj"}
-WHOLE = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight":
-         "model.norm.weight"}
-CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259,
-          "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-          "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 0, "eos_token_id": 0}
 
 
 @pytest.fixture(scope="module")
@@ -67,16 +57,9 @@ def read(tmp_path, tensors):
 def folder(tmp_path, tensors):
     """Return what writes a Llama as a checkpoint, with changes, and reads it."""
     def make(config=None, extra=None):
-        stored = {}
-        for name, values in tensors.items():
-            _, _, rest = name.partition(".")
-            if name in WHOLE:
-                stored[WHOLE[name]] = values
-            else:
-                index, field, _ = rest.split(".")
-                stored[f"model.layers.{index}.{NAMES[field]}.weight"] = values
-        (tmp_path / "model.safetensors").write_bytes(save(stored | (extra or {})))
-        facts = {key: value for key, value in {**CONFIG, **(config or {})}.items()
+        stored = load(llama_checkpoint(tensors)) | (extra or {})
+        (tmp_path / "model.safetensors").write_bytes(save(stored))
+        facts = {key: value for key, value in {**llama_config(tensors), **(config or {})}.items()
                  if value is not None}
         (tmp_path / "config.json").write_text(json.dumps(facts))
         (tmp_path / "tokenizer.json").write_text(tokenizer_json())
