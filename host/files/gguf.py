@@ -589,7 +589,7 @@ class GGUFFile:
             return PieceVocabulary(tokens, self._scores(len(tokens)), start, end,
                                    prompted=prompted, controls=controls, space=space)
         split = self.value("tokenizer.ggml.pre")
-        if split not in SPLITS:
+        if not isinstance(split, str) or split not in SPLITS:
             raise self.error(f"key tokenizer.ggml.pre must be {' or '.join(map(repr, SPLITS))}, "
                              f"not {split!r}")
         merges = self.strings("tokenizer.ggml.merges")

@@ -35,6 +35,7 @@ from host.models.examples import (
     llama2c_groups,
     pack_quarters,
     pieces,
+    split_gguf,
     tokenizer_json,
     vocabulary_keys,
 )
@@ -401,10 +402,9 @@ def _gguf(prefix: str, kind: str, fields: Mapping[str, Any] = _NOTHING, *,
                    for name, values in (tensors(config) if tensors else {}).items()}
         facts = _facts(prefix, config) | (keys(config) if keys else {})
         path = folder / "model.gguf"
-        if files == 1:
-            path.write_bytes(gguf_bytes(facts, stored))
-        else:
-            path = _split(folder, facts, stored, files)
+        path.write_bytes(gguf_bytes(facts, stored))
+        if files > 1:
+            path, *_ = split_gguf(path, files)
         if judge == "llama.cpp":
             return Written(path, lambda tokens: llama_cpp_logarithms(path, tokens))
         return Written(path, _judge(_with_weights(config, weights)))
@@ -419,18 +419,6 @@ def _back(name: str, values: NDArray, config: Any) -> NDArray:
         return values
     pairs = values.reshape(heads[kind], -1, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
-
-
-def _split(folder: Path, facts: Mapping[str, object], stored: Mapping[str, Any],
-           files: int) -> Path:
-    names, size = list(stored), -(-len(stored) // files)
-    paths = [folder / f"model-{number + 1:05}-of-{files:05}.gguf" for number in range(files)]
-    for number, path in enumerate(paths):
-        keys = {"split.no": np.uint16(number), "split.count": np.uint16(files),
-                "split.tensors.count": np.int32(len(stored))}
-        path.write_bytes(gguf_bytes({**(facts if number == 0 else {}), **keys}, {
-            name: stored[name] for name in names[number * size:(number + 1) * size]}))
-    return paths[0]
 
 
 def llama_cpp_logarithms(path: Path, tokens: NDArray[np.int64]) -> NDArray[np.float64]:

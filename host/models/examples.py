@@ -6,6 +6,7 @@ know, and no file that is wrong.
 
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from host.files.gguf import Header
 from host.files.tensors import TernaryMatrix, to_bf16
 from host.models.mmfreelm import Layer, TernaryLM
 from host.text.tokenizer import byte_symbols
@@ -20,7 +22,7 @@ from host.text.vocabulary import Vocabulary
 
 __all__ = ["Tensors", "bitnet_config", "bitnet_gguf", "bitnet_tensors", "checkpoint", "gguf_bytes",
            "i2_s", "llama2c", "llama2c_groups", "llama_checkpoint", "llama_config", "llama_gguf",
-           "llama_tensors", "pack_quarters", "pieces",
+           "llama_tensors", "pack_quarters", "pieces", "split_gguf",
            "tiny_model", "tiny_vocabulary", "tokenizer_json", "vocabulary_keys"]
 
 Tensors = dict[str, NDArray]
@@ -83,6 +85,27 @@ def gguf_bytes(keys: Mapping[str, object],
         data += content + bytes(-len(content) % _ALIGNMENT)
     header = b"".join(head)
     return header + bytes(-len(header) % _ALIGNMENT) + bytes(data)
+
+
+def split_gguf(path: Path, files: int) -> list[Path]:
+    """Write a GGUF file as several, beside it: the first has all keys."""
+    header = Header(path)
+    names, size = list(header.tensors), -(-len(header.tensors) // files)
+    paths = [path.with_name(f"{path.stem}-{number + 1:05}-of-{files:05}.gguf")
+             for number in range(files)]
+    for number, part in enumerate(paths):
+        keys: dict[str, object] = {
+            "split.no": np.uint16(number), "split.count": np.uint16(files),
+            "split.tensors.count": np.int32(len(names))}
+        if number == 0:
+            keys |= {key: header.read(key) for key in header.values}
+        stored = {}
+        for name in names[number * size:(number + 1) * size]:
+            tensor = header.tensors[name]
+            stored[name] = (tensor.shape, tensor.kind, tensor.data[
+                tensor.offset:tensor.offset + tensor.size].tobytes())
+        part.write_bytes(gguf_bytes(keys, stored))
+    return paths
 
 
 def i2_s(trits: NDArray[np.integer], scale: float) -> bytes:

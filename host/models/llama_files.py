@@ -221,8 +221,8 @@ def _window(file: Checkpoint, facts: _Checkpoint) -> int | None:
         file.must_be(facts.window, False, True)
         used = used and file.value(facts.window) is True
     if kinds is not None:
-        if not isinstance(kinds, list) or not set(kinds) <= {"full_attention",
-                                                             "sliding_attention"}:
+        if not isinstance(kinds, list) or not all(
+                kind in ("full_attention", "sliding_attention") for kind in kinds):
             raise file.error(f"key layer_types of config.json must hold 'full_attention' and "
                              f"'sliding_attention' alone, not {kinds!r}"[:300])
         used = "sliding_attention" in kinds and window is not None
@@ -517,7 +517,7 @@ def _activation(file: Checkpoint, facts: _Checkpoint) -> str:
         # The older key said "gelu", and the class computes its approximation all the same.
         key = "hidden_activation"
         found = file.value(key) or "gelu_pytorch_tanh"
-    if found not in ACTIVATIONS:
+    if not isinstance(found, str) or found not in ACTIVATIONS:
         raise file.error(f"key {key} of config.json must be {' or '.join(map(repr, ACTIVATIONS))}, "
                          f"not {found!r}"[:300])
     return found

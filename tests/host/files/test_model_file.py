@@ -9,9 +9,9 @@ import pytest
 
 from host.files.errors import ModelFileError
 from host.files.tensors import is_bf16, to_bf16
-from host.models.examples import tiny_model
+from host.models.examples import split_gguf, tiny_model
 from host.models.mmfreelm import write_model
-from host.models.registry import read_model
+from host.models.registry import model_files, read_model
 
 TQ1_0, TQ2_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("TQ1_0", "TQ2_0", "F32"))
 
@@ -181,6 +181,50 @@ def test_other_kinds_of_files(tmp_path, name, content, what):
     assert re.fullmatch(what, message(path))
 
 
+class TestSeveralFiles:
+    """A GGUF file that was split, as llama-gguf-split does."""
+
+    @pytest.fixture
+    def parts(self, good, tmp_path):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(good.read_bytes())
+        return split_gguf(path, 3)
+
+    def test_any_of_them_is_the_model(self, good, parts, model):
+        expected = read_model(good)
+        for path in parts:
+            found = read_model(path)
+            assert found.vocabulary == expected.vocabulary
+            np.testing.assert_array_equal(found.embedding, expected.embedding)
+            np.testing.assert_array_equal(found.layers[0].ffn_down.trits,
+                                          model.layers[0].ffn_down.trits)
+            assert model_files(path) == parts
+
+    def test_one_is_missing(self, parts):
+        parts[1].unlink()
+        with pytest.raises(ModelFileError, match=f"^{re.escape(str(parts[1]))}: No such file"):
+            read_model(parts[0])
+
+    def test_names_that_do_not_fit(self, parts, tmp_path):
+        parts[1].write_bytes(parts[2].read_bytes())
+        with pytest.raises(ModelFileError, match=r"-00002-of-00003\.gguf: key split\.no must be 1, "
+                                                 r"not 2: "):
+            read_model(parts[0])
+        alone = tmp_path / "alone.gguf"
+        alone.write_bytes(parts[0].read_bytes())
+        assert message(alone).startswith("key split.count must be 1, not 3: ")
+
+    def test_a_tensor_in_two_files(self, parts):
+        # The number of a part is a uint16 behind its key.
+        data = bytearray(parts[1].read_bytes())
+        at = data.index(b"split.no") + 8 + 4
+        data[at] = 2
+        parts[2].write_bytes(data)
+        with pytest.raises(ModelFileError, match=r"-00003-of-00003\.gguf: tensor \S+ is in another "
+                                                 r"file as well$"):
+            read_model(parts[0])
+
+
 def test_cut_in_the_header(tmp_path, good):
     path = tmp_path / "cut.gguf"
     content = good.read_bytes()
@@ -251,10 +295,9 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 
 @pytest.mark.parametrize(("keys", "expected"), [
     ({"general.architecture": "llama2"},
-     "key general.architecture must be 'bitnet' or 'bitnet-b1.58' or 'hgrn_bit' or 'llama' or "
-     "'mmfreelm' or "
-     "'mpo_llama', "
-     "not 'llama2'"),
+     "key general.architecture must be 'bitnet' or 'bitnet-25' or 'bitnet-b1.58' or 'gemma' or "
+     "'gemma3' or 'granite' or 'llama' or 'mmfreelm' or 'mpo_llama' or 'phi3' or 'qwen2' or "
+     "'qwen3' or 'smollm3', not 'llama2'"),
     ({"mmfreelm.block_count": None},
      "key mmfreelm.block_count must be a positive integer, not None"),
     ({"mmfreelm.block_count": integer(0)},
