@@ -189,6 +189,62 @@ class TestCheckpoint:
         with pytest.raises(ModelFileError, match=f": key {re.escape(key)} is not known for arch"):
             folder(config)
 
+    @pytest.mark.parametrize(("config", "error"), [
+        ({"hidden_act": ["silu"]}, "key hidden_act of config.json must be 'silu' or "
+                                   "'gelu_pytorch_tanh', not ['silu']"),
+        ({"hidden_act": "gelu"}, "key hidden_act of config.json must be 'silu' or "
+                                 "'gelu_pytorch_tanh', not 'gelu'"),
+        ({"layer_types": [["full_attention"]]},
+         "key layer_types of config.json must hold 'full_attention' and 'sliding_attention' alone, "
+         "not [['full_attention']]"),
+        ({"architectures": ["LlamaForSequenceClassification"]},
+         "key architectures of config.json must be ['LlamaForCausalLM'], "
+         "not ['LlamaForSequenceClassification']"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+         "key rope_scaling.rope_type of config.json must be 'default' or 'linear' or 'llama3' or "
+         "'yarn', not 'dynamic'"),
+        ({"rope_scaling": {"type": "linear", "rope_type": "yarn", "factor": 2.0}},
+         "keys rope_type and type in rope_scaling of config.json must be the same, not 'yarn' and "
+         "'linear'"),
+        ({"rope_scaling": {"rope_type": "linear"}},
+         "key rope_scaling.factor of config.json must be a positive number, not None"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+                           "high_freq_factor": 4.0}},
+         "key rope_scaling.high_freq_factor of config.json must be above low_freq_factor, 4.0, "
+         "not 4.0"),
+        ({"rope_scaling": [1]}, "key rope_scaling of config.json must be an object or null, "
+                                "not [1]"),
+        ({"partial_rotary_factor": 0.5}, "key partial_rotary_factor of config.json must be 1.0 or "
+                                         "1 or None, not 0.5"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3},
+         "key num_attention_heads of config.json must divide hidden_size, 64, into heads of an "
+         "even size, and be a multiple of num_key_value_heads, 3, not 3"),
+        ({"head_dim": 1 << 20}, "must not have 4 heads of 1048576 elements: the matrices of so "
+                                "many are not in a file of {bytes} bytes"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}},
+         "key quantization_config of config.json must have the quant_method 'bitnet', not 'gptq': "
+         "the weights of other methods are not supported in safetensors; a GGUF file of the model "
+         "may be"),
+        ({"attention_bias": "yes"}, "key attention_bias of config.json must be False or True, "
+                                    "not 'yes'"),
+        ({"model_type": "gemma2"},
+         "key model_type of config.json must be 'bitnet' or 'gemma' or 'gemma3_text' or 'granite' "
+         "or 'hgrn_bit' or 'llama' or 'mistral' or 'phi3' or 'qwen2' or 'qwen3' or 'smollm3', "
+         "not 'gemma2'"),
+        ({"model_type": "gemma", "architectures": ["GemmaForCausalLM"], "head_dim": 16,
+          "attn_logit_softcapping": 50.0},
+         "key attn_logit_softcapping of config.json must be None, not 50.0"),
+        ({"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+         "tensor model.layers.0.self_attn.q_proj.bias is missing"),
+        ({"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"],
+          "no_rope_layers": [1]},
+         "key no_rope_layers of config.json must hold 0 or 1 for each of 2 layers, not [1]")])
+    def test_what_is_refused(self, folder, tmp_path, config, error):
+        with pytest.raises(ModelFileError) as caught:
+            folder(config)
+        size = (tmp_path / "model.safetensors").stat().st_size
+        assert str(caught.value) == f"{tmp_path}: {error.format(bytes=size)}"
+
     @pytest.mark.parametrize("name", [
         "model.layers.0.self_attn.q_proj.bias", "model.layers.1.self_attn.q_norm.weight",
         "model.layers.2.input_layernorm.weight", "score.weight"])
