@@ -42,6 +42,9 @@ _I2_S = 36
 _I2_S_BLOCK = 128
 _I2_S_TAIL = 32
 
+# Ternary types with a scale for each 128 weights, of a fork of llama.cpp.
+_BONSAI = (42, 142, 143)
+
 # Bounds of a header. In the files in use, arrays are vocabularies of up to 2**18 tokens with as
 # many merges, scores and types; models have some hundred keys and some thousand tensors.
 _MOST_KEYS = _MOST_TENSORS = 1 << 16
@@ -210,7 +213,8 @@ class Header:
         elif kind in set(_Type):
             (block, block_bytes), tail = GGML_QUANT_SIZES[_Type(kind)], 0
         else:
-            raise self._error(f"tensor {name} has the unknown type {kind}")
+            what = " (Ternary Bonsai's, which is not supported)" if kind in _BONSAI else ""
+            raise self._error(f"tensor {name} has the unknown type {kind}{what}")
         elements = math.prod(shape)
         if (shape[0] if shape else 1) % block:
             raise self._error(f"tensor {name} must have a multiple of {block} columns, "

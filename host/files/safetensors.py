@@ -73,7 +73,11 @@ class Checkpoint:
         path = self.path / name
         try:
             with open(path, "rb") as file:
-                content = parse_json(file.read(LONGEST_JSON + 1))
+                data = file.read(LONGEST_JSON + 1)
+            what = foreign(data)
+            if what:
+                raise ModelFileError(f"{path}: this is {what}")
+            content = parse_json(data)
         except OSError as error:
             raise ModelFileError(f"{path}: {error.strerror}") from None
         except JSONError as error:

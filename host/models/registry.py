@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from host.files.errors import ModelFileError
 from host.files.gguf import GGUFFile, split_files
 from host.files.kinds import read_head as read_first_bytes
 from host.files.llama2c import Llama2cFile
@@ -59,6 +60,10 @@ def model_files(path: Path) -> list[Path]:
 
 def _open(path: Path) -> _Source:
     if path.is_dir():
+        inside = sorted(path.glob("*.gguf"))
+        if inside and not (path / "config.json").exists():
+            raise ModelFileError(f"{path}: a folder with GGUF files: name one of them, such as "
+                                 f"{inside[0].name}")
         return Checkpoint(path)
     head = read_first_bytes(path)
     return GGUFFile(path) if b"GGUF".startswith(head[:4]) else Llama2cFile(path)

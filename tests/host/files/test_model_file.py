@@ -361,14 +361,16 @@ def test_wrong_type(variant):
                             "not F32"
 
 
-def test_unknown_type(tmp_path, good):
+@pytest.mark.parametrize(("kind", "what"), [
+    (250, ""), (142, " (Ternary Bonsai's, which is not supported)")])
+def test_unknown_type(tmp_path, good, kind, what):
     content = bytearray(good.read_bytes())
     name = b"blk.0.mix_gate.weight"
     at = content.index(name) + len(name) + 4 + 2 * 8
-    content[at:at + 4] = struct.pack("<I", 250)
+    content[at:at + 4] = struct.pack("<I", kind)
     path = tmp_path / "type.gguf"
     path.write_bytes(content)
-    assert message(path) == "tensor blk.0.mix_gate.weight has the unknown type 250"
+    assert message(path) == f"tensor blk.0.mix_gate.weight has the unknown type {kind}{what}"
 
 
 @pytest.mark.parametrize(("scale", "shown"), [(0.0, "0.0"), (-0.5, "-0.5"), (np.nan, "nan"),

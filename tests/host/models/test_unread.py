@@ -275,6 +275,35 @@ class TestCheckpoint:
                                                  r"embedding"):
             folder({"tie_word_embeddings": True}, head)
 
+    @pytest.mark.parametrize(("name", "content", "error"), [
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+         "this is a pointer of git-lfs, and not the file that it points to: fetch that with 'git "
+         "lfs pull', or download it"),
+        ("config.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+         "this is a pointer of git-lfs, and not the file that it points to: fetch that with 'git "
+         "lfs pull', or download it"),
+        ("config.json", b"", "this is an empty file"),
+        ("model.safetensors", bytes(1000), "this is zeros: the file was not written, or not "
+                                           "downloaded")])
+    def test_files_that_are_others(self, folder, tmp_path, name, content, error):
+        folder()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ModelFileError) as caught:
+            read_model(tmp_path)
+        assert str(caught.value) == f"{tmp_path / name}: {error}"
+
+    def test_folders_without_safetensors(self, folder, tmp_path, tensors):
+        folder()
+        (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+        with pytest.raises(ModelFileError, match=r": must hold \*\.safetensors: it has weights in "
+                                                 r"pytorch_model\*\.bin alone, a pickle, "):
+            read_model(tmp_path)
+        (tmp_path / "config.json").unlink()
+        (tmp_path / "a.gguf").write_bytes(llama_gguf(tensors))
+        with pytest.raises(ModelFileError, match=r": a folder with GGUF files: name one of them, "
+                                                 r"such as a\.gguf$"):
+            read_model(tmp_path)
+
     def test_norms_within_packed_layers(self, tmp_path):
         made = bitnet_tensors()
         config = bitnet_config(made)
