@@ -522,18 +522,24 @@ def _llama3_divisors(config: Any) -> Weights:
     return {"rope_freqs.weight": np.array(found, np.float32)}
 
 
-def _scaling(kind: str | None) -> Callable[[Any], dict[str, object]]:
+def _scaling(kind: str | None, prefix: str = "llama") -> Callable[[Any], dict[str, object]]:
     """Return the keys of a stretched rotary embedding; without a kind, as older files have them."""
     def keys(config: Any) -> dict[str, object]:
         factor = config.rope_parameters["factor"]
         if kind is None:
-            return {"llama.rope.scale_linear": factor}
-        found = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": factor}
+            return {f"{prefix}.rope.scale_linear": factor}
+        found = {f"{prefix}.rope.scaling.type": kind, f"{prefix}.rope.scaling.factor": factor}
         if kind == "yarn":
-            found["llama.rope.scaling.original_context_length"] = config.rope_parameters[
+            found[f"{prefix}.rope.scaling.original_context_length"] = config.rope_parameters[
                 "original_max_position_embeddings"]
         return found
     return keys
+
+
+def _every_key_of_yarn(config: Any) -> dict[str, object]:
+    key = "llama.rope.scaling"
+    return {**_scaling("yarn")(config), f"{key}.attn_factor": 1.3,
+            f"{key}.yarn_beta_fast": 16.0, f"{key}.yarn_beta_slow": 2.0}
 
 
 def _all_of(kind: _Type) -> Callable[[str], _Type]:
@@ -598,8 +604,6 @@ def _variants() -> Iterator[Variant]:
     yield of("Llama, tied", "GGUF, F32", _gguf("llama", "Llama", tied), cpp)
     yield of("Llama", "GGUF, F32, three files", _gguf("llama", "Llama", files=3), cpp)
     yield of("Llama, heads of 32", "GGUF, F32", _gguf("llama", "Llama", {"head_dim": 32}), cpp)
-    yield of("Llama, biases of attention", "GGUF, F32",
-             _gguf("llama", "Llama", {"attention_bias": True}), cpp)
     yield of("Llama, RoPE llama3", "GGUF, F32",
              _gguf("llama", "Llama", _LLAMA3, tensors=_llama3_divisors), cpp)
     yield of("Llama, RoPE linear", "GGUF, F32",
@@ -608,10 +612,20 @@ def _variants() -> Iterator[Variant]:
              _gguf("llama", "Llama", _LINEAR, keys=_scaling(None)), cpp)
     yield of("Llama, RoPE yarn", "GGUF, F32",
              _gguf("llama", "Llama", _YARN, keys=_scaling("yarn")), cpp)
+    yield of("Llama, RoPE yarn, all of its keys", "GGUF, F32",
+             _gguf("llama", "Llama", _YARN, keys=_every_key_of_yarn), cpp)
+    yield of("Llama, RoPE llama3 and linear", "GGUF, F32",
+             _gguf("llama", "Llama", _LLAMA3, tensors=_llama3_divisors, keys=_scaling("linear")),
+             cpp)
+    yield of("Llama, biases", "GGUF, F32", _gguf("llama", "Llama", _BIASES), cpp)
     yield of("Qwen2", "GGUF, F32", _gguf("qwen2", "Qwen2"), cpp)
+    yield of("Qwen2, RoPE yarn", "GGUF, F32",
+             _gguf("qwen2", "Qwen2", _YARN, keys=_scaling("yarn", "qwen2")), cpp)
     yield of("Qwen3", "GGUF, F32", _gguf("qwen3", "Qwen3", {"head_dim": 32}), cpp)
     yield of("SmolLM3", "GGUF, F32", _gguf("smollm3", "SmolLM3", {"num_hidden_layers": 4}), cpp)
     yield of("Granite", "GGUF, F32", _gguf("granite", "Granite", _GRANITE), cpp)
+    yield of("Granite, tied, biases", "GGUF, F32",
+             _gguf("granite", "Granite", {**tied, **_GRANITE, **_BIASES}), cpp)
 
     yield of("Phi-3", "GGUF, F32", _gguf("phi3", "Phi3"), cpp)
     for name, of_kind, fields in (("Gemma", "Gemma", {"head_dim": 32, **tied}),

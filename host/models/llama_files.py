@@ -185,7 +185,7 @@ def attention_of(source: Source) -> Attention:
                          rope=Rope(10000.0), epsilon=1e-5)
     if isinstance(source, GGUFFile):
         prefix = str(source.architecture)
-        attention = gguf_attention(source, prefix)
+        attention = gguf_attention(source, prefix, scaled=GGUFS[prefix].factors)
         if GGUFS[prefix].windows:
             multiplier = attention.multiplier
             if source.positive_int(f"{prefix}.block_count") == _LARGEST_GEMMA:

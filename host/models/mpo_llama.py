@@ -292,7 +292,7 @@ def attention_of(source: Source) -> Attention:
         As :func:`read` does.
     """
     assert isinstance(source, GGUFFile)
-    return gguf_attention(source, ARCHITECTURE)
+    return gguf_attention(source, ARCHITECTURE, scaled=True)
 
 
 def read(source: Source) -> MpoLlamaLM:

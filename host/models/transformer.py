@@ -81,8 +81,16 @@ class Attention:
         return self.rope.tables(self.head_size, self.context)
 
 
-def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
+def gguf_attention(file: GGUFFile, prefix: str, *, scaled: bool = False) -> Attention:
     """Read the shape of the attention from the keys of a GGUF file.
+
+    Parameters
+    ----------
+    file : GGUFFile
+    prefix : str
+        Of the keys: the architecture.
+    scaled : bool
+        Whether the architecture has the key ``attention.scale``.
 
     Raises
     ------
@@ -103,6 +111,7 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
         if file.positive_int(f"{prefix}.{key}", head_size) != head_size:
             raise file.error(f"key {prefix}.{key} must be {head_size}, the size of a head")
     multiplier = f"{prefix}.attention.scale"
+    scaled = scaled and bool(file.value(multiplier))
     return Attention(
         heads=heads, kv_heads=kv_heads, head_size=head_size,
         context=context_of(file, file.positive_int(f"{prefix}.context_length"), head_size,
@@ -110,8 +119,7 @@ def gguf_attention(file: GGUFFile, prefix: str) -> Attention:
                            file.positive_int(f"{prefix}.attention.sliding_window")),
         rope=rope_of_gguf(file, prefix, head_size),
         epsilon=file.positive_float(f"{prefix}.attention.layer_norm_rms_epsilon", **EPSILONS),
-        multiplier=file.positive_float(multiplier, **MULTIPLIERS)
-        if file.value(multiplier) else None)
+        multiplier=file.positive_float(multiplier, **MULTIPLIERS) if scaled else None)
 
 
 def checkpoint_attention(file: Checkpoint, *, base: float, size: int | None = None,

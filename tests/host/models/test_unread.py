@@ -102,7 +102,7 @@ class TestGGUF:
     @pytest.mark.parametrize(("key", "value"), [
         ("llama.attention.clamp_kqv", 8.0), ("llama.expert_count", 8),
         ("llama.attn_logit_softcapping", 50.0), ("llama.residual_scale", 0.5),
-        ("other.attention.scale", 2.0), ("tokenizer.ggml.precompiled_charsmap", [1, 2]),
+        ("llama.attention.scale", 0.5), ("tokenizer.ggml.precompiled_charsmap", [1, 2]),
         ("tokenizer.ggml.remove_extra_whitespaces", True)])
     def test_keys(self, read, key, value):
         with pytest.raises(ModelFileError, match=f": key {re.escape(key)} is not known for arch"):
