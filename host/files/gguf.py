@@ -389,8 +389,13 @@ class GGUFFile:
         return [key for key in self._header.values if key.startswith(prefix)]
 
     def positive_int(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-        """Return a metadata key that must be a positive integer, or missing with a default."""
+        """Return a metadata key that must be a positive integer, or missing with a default.
+
+        An array of equal integers, one for each layer, stands for one.
+        """
         value = self.value(key) if key in self._header.values else default
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):
+            value = value[0]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"key {key} must be a positive integer, not {value!r}"[:300])
         if value > most:

@@ -139,9 +139,11 @@ def _random_model(config: Any, seed: int = 1) -> Any:
     with torch.no_grad():
         for name, values in model.named_parameters():
             if values.ndim > 1:
-                # Gemma multiplies its embedding by the root of its width.
-                whole = "embed_tokens" in name and not gemma
-                size = 1.0 if whole else values.shape[1] ** -0.5
+                size = values.shape[1] ** -0.5
+                # Gemma multiplies its embedding by the root of its width. Where it is the head,
+                # logits are not so far apart that probabilities are no float32 numbers.
+                if "embed_tokens" in name and not gemma:
+                    size = 4 * size if config.tie_word_embeddings else 1.0
                 values.normal_(0, size, generator=generator)
             elif name.endswith("bias"):
                 values.normal_(0, 0.3, generator=generator)
@@ -411,6 +413,17 @@ def _gguf(prefix: str, kind: str, fields: Mapping[str, Any] = _NOTHING, *,
     return write
 
 
+def _silu_bitnet(folder: Path) -> Written:
+    """Write the BitNet that llama.cpp has: of trits, and the same in F32 for the judge."""
+    fields = {"hidden_size": 256, "intermediate_size": 256, "hidden_act": "relu2",
+              "tie_word_embeddings": True}
+    written = [_gguf("bitnet", "BitNet", fields, ternary=True, types=types)
+               for types in (_trits_of(_Type.TQ2_0, _Type.F32), None)]
+    (folder / "judge").mkdir()
+    trits, judge = written[0](folder), written[1](folder / "judge")
+    return Written(trits.path, judge.judge)
+
+
 def _back(name: str, values: NDArray, config: Any) -> NDArray:
     """Undo :func:`_neighbours`."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -627,6 +640,7 @@ def _variants() -> Iterator[Variant]:
     yield of("Granite, tied, biases", "GGUF, F32",
              _gguf("granite", "Granite", {**tied, **_GRANITE, **_BIASES}), cpp)
 
+    yield of("BitNet with SiLU", "GGUF, TQ2_0, that of the judge in F32", _silu_bitnet, cpp)
     yield of("Phi-3", "GGUF, F32", _gguf("phi3", "Phi3"), cpp)
     for name, of_kind, fields in (("Gemma", "Gemma", {"head_dim": 32, **tied}),
                                   ("Gemma 3", "Gemma3Text", {**_GEMMA3, **tied})):

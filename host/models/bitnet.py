@@ -98,11 +98,14 @@ class BitNetLM(Transformer):
         n = Network()
         epsilon = self.attention.epsilon
 
-        def behind_norm(name: str, x: Value, gains: Floats, *,
-                        sparse: bool = False) -> tuple[Value, Value]:
-            """Make the list behind a norm: a ternary matrix has no room for its gains."""
+        def behind_norm(name: str, x: Value, gains: Floats, *, sparse: bool = False,
+                        factor: float = 1.0) -> tuple[Value, Value]:
+            """Make the list behind a norm: a ternary matrix has no room for its gains.
+
+            ``factor`` is what the vector is multiplied by: epsilon belongs to one without.
+            """
             vector = n.gain(f"{name}_gains", x, gains.astype(np.float64))
-            return n.codes(name, vector, sparse=sparse), n.norm(x, epsilon)
+            return n.codes(name, vector, sparse=sparse), n.norm(x, epsilon * factor ** 2)
 
         x, turns = self.begin(n)
         for index, layer in enumerate(self.layers):
@@ -122,7 +125,7 @@ class BitNetLM(Transformer):
             keys, values = linear("attn_k", behind, key), linear("attn_v", behind, value)
             query = linear("attn_q", behind, self.attention.octaves / key)
             mixed = attend(n, self.attention, self.cache, (query, keys, values), turns)
-            behind = behind_norm("mix_out", mixed, layer.attn_sub_norm)
+            behind = behind_norm("mix_out", mixed, layer.attn_sub_norm, factor=value)
             x = n.add(x, linear("attn_output", behind), "x")
 
             behind = behind_norm("ffn_in", x, layer.ffn_norm)

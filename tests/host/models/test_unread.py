@@ -89,6 +89,17 @@ class TestGGUF:
                      {"llama.rope.scale_linear": 0.0}):
             np.testing.assert_array_equal(logits(read(keys=keys)), plain)
 
+    @pytest.mark.parametrize("keys", [
+        {"llama.rope.freq_base": 10000}, {"llama.attention.head_count_kv": [2, 2]},
+        {"llama.feed_forward_length": [96, 96]}])
+    def test_numbers_as_others_write_them(self, read, keys):
+        np.testing.assert_array_equal(logits(read(keys=keys)), logits(read()))
+
+    def test_layers_of_their_own(self, read):
+        with pytest.raises(ModelFileError, match=r"key llama\.attention\.head_count_kv must be a "
+                                                 r"positive integer, not \[2, 1\]$"):
+            read(keys={"llama.attention.head_count_kv": [2, 1]})
+
     @pytest.mark.parametrize("name", [
         "blk.0.attn_q_norm.weight", "blk.1.attn_k_norm.weight", "rope_factors_long.weight",
         "blk.0.attn_sub_norm.weight", "blk.0.attn_q.scale", "blk.2.attn_norm.weight",
