@@ -640,7 +640,7 @@ def _variants() -> Iterator[Variant]:
     yield of("Granite, tied, biases", "GGUF, F32",
              _gguf("granite", "Granite", {**tied, **_GRANITE, **_BIASES}), cpp)
 
-    yield of("BitNet with SiLU", "GGUF, TQ2_0, that of the judge in F32", _silu_bitnet, cpp)
+    yield of("BitNet b1.58, with SiLU", "GGUF, TQ2_0, that of the judge in F32", _silu_bitnet, cpp)
     yield of("Phi-3", "GGUF, F32", _gguf("phi3", "Phi3"), cpp)
     for name, of_kind, fields in (("Gemma", "Gemma", {"head_dim": 32, **tied}),
                                   ("Gemma 3", "Gemma3Text", {**_GEMMA3, **tied})):
