@@ -84,6 +84,7 @@ MAKERS: dict[str, Maker] = {
     "host evaluate": Maker(("accuracy", "model"), _always("host.measure.evaluate", *_MODELS)),
     "host fit": Maker((), _always("host.compiler.fit")),
     "host fuzz": Maker(("fuzz",), _always("host.fuzz.fuzz")),
+    "host models": Maker(("models",), _always("host.measure.models", *_MODELS, "host/files/")),
     "host prefill": Maker(("prefill",), _always("host.measure.speed", *_SIMULATED)),
     "host soak": Maker(("link_soak",), _always("host.measure.soak", "sim/fast/")),
     "host speed": Maker(("token", "simulator"), _always("host.measure.speed", *_SIMULATED)),

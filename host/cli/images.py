@@ -79,6 +79,8 @@ def compiled_image(console: Console, path: Path, config: AcceleratorConfig,
     reading(0.0, "")
     model = read_model(path)
     reading(1.0, "")
+    for note in model.notes:
+        say(console, note, "dim")
     masks = masks_of(options, model) if options else None
     image = (compile_fitted if fitted else compile_model)(
         model, fields, sparse=sparse, masks=masks, prefill=prefill, progress=bar("Compiling"))

@@ -24,6 +24,7 @@ from host.cli import (
     experiment,
     fit,
     fuzz,
+    models,
     prefill,
     results,
     run,
@@ -65,7 +66,7 @@ class Group(Protocol):
 #: All commands, in the order of ``--help``.
 COMMANDS: tuple[Command | Group, ...] = (
     run, compile, evaluate, compare, calibrate, compress, train, fit, speed, attention,
-    prefill, disassemble, fuzz, soak, doctor, results, experiment)
+    prefill, disassemble, fuzz, models, soak, doctor, results, experiment)
 
 
 class _Terminated(BaseException):

@@ -33,6 +33,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "faults": ("unit", "fault"),
     "fuzz": ("reader",),
     "link_soak": ("device",),
+    "models": ("architecture", "format", "judge"),
     "mutants": ("unit",),
     "netlists": ("unit", "technology", "configuration"),
     "prefill": ("model", "port_bytes", "batch", "tokens"),
@@ -56,6 +57,7 @@ _BARS: dict[str, tuple[tuple[Mapping[str, object], Bar], ...]] = {
     "boards": (({}, Bar("fmax_mhz", ">=", 1, of="clock_mhz")),),
     "fuzz": (({}, Bar("crashes", "<=", 0)),),
     "link_soak": (({}, Bar("wrong", "<=", 0)),),
+    "models": (({}, Bar("difference", "<=", 1, of="limit")),),
     "netlists": (({}, Bar("equal", ">=", 1)), ({}, Bar("undefined_inputs", "<=", 0))),
     "prefill": (({"batch": 8, "port_bytes": 1}, Bar("speedup", ">=", 6)),),
     "programs": (({}, Bar("differing", "<=", 0)), ({}, Bar("hangs", "<=", 0))),
@@ -233,6 +235,7 @@ def _known_rows() -> dict[str, _Known]:
     """Return what rows commands make, of the records that have a list of these."""
     # Imported here: of all commands only those that know the hardware need Amaranth.
     from host.fuzz.fuzz import READERS
+    from host.measure.models import VARIANTS
     from host.measure.soak import BOARDS as SOAKED
     from hw.boards.catalog import BOARDS
     from hw.synth.units import UNITS
@@ -248,6 +251,8 @@ def _known_rows() -> dict[str, _Known]:
         "faults": {(fault.unit, fault.fault) for fault in FAULTS},
         "fuzz": {(name,) for name in READERS},
         "link_soak": {(name,) for name in SOAKED},
+        "models": {(variant.architecture, variant.format, variant.judge)
+                   for variant in VARIANTS},
         "netlists": {(bench, family, case) for bench, families in CASES.items()
                      for family, cases in families.items() for case in cases},
         "programs": {(name,) for name in CONFIGURATIONS},

@@ -89,6 +89,9 @@ class Compiler:
         Both may be more than the configuration has room for.
         """
         steps = self._model.network().steps
+        read = {operand for step in steps for operand in step.operands}
+        # No layer may be turned by the angles that a model has.
+        steps = [step for step in steps if step.kind is not Kind.POSITION or step in read]
         self._find(steps)
         for step in steps:
             self._place(step)

@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from host.models.llama import LlamaLM
+from host.errors import UserError
+from host.files.tensors import TernaryMatrix
+from host.models.llama import AnyMatrix, LlamaLM
 from host.models.mpo_llama import (
     LISTS,
     MATRICES,
@@ -134,8 +136,9 @@ class Layers:
 class _Recorder(LlamaLM):
     """Describes its network to find what it multiplies by."""
 
-    def linear(self, n: Network, name: str, weights: Floats, codes: Value,
+    def linear(self, n: Network, name: str, weights: AnyMatrix, codes: Value,
                norm: Value | None = None) -> Value:
+        assert not isinstance(weights, TernaryMatrix)
         self.__dict__.setdefault("matrices", {})[f"{n.part}.{name}"] = weights
         # Of the right shape; nobody reads it.
         return n.constant(name, np.zeros(len(weights)))
@@ -147,7 +150,16 @@ class _Recorder(LlamaLM):
 
 
 def layers_of(model: LlamaLM) -> Layers:
-    """Find what a model's layers multiply by."""
+    """Find what a model's layers multiply by.
+
+    Raises
+    ------
+    UserError
+        If they hold more than matrices and two norms.
+    """
+    if not model.plain:
+        raise UserError(f"Model {model.name} must have layers as Llama's to be compressed: of "
+                        f"floating-point matrices, without biases and further norms")
     recorder = _Recorder(**{field.name: getattr(model, field.name)
                             for field in dataclasses.fields(LlamaLM)})
     recorder.network()

@@ -33,8 +33,8 @@ _DIGIT = 8      # bits of a second digit
 
 def float_bytes(model: LlamaLM) -> int:
     """Bytes of a model in float32, embedding and head once if they are tied: its size of old."""
-    layers = sum(getattr(layer, field.name).size for layer in model.layers
-                 for field in dataclasses.fields(layer))
+    layers = sum(values.size for layer in model.layers for values in vars(layer).values()
+                 if isinstance(values, np.ndarray))
     head = 0 if model.head is model.embedding else model.head.size
     return 4 * (layers + model.embedding.size + head + model.norm.size)
 

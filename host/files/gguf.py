@@ -7,6 +7,7 @@ is asked for.
 
 import dataclasses
 import math
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -18,16 +19,21 @@ import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_VERSION
 
 from host.files.errors import ModelFileError, wrong_number, wrong_scale
+from host.files.kinds import read_head
 from host.files.tensors import TernaryMatrix, is_bf16
 from host.files.vocabulary import read_byte_vocabulary, read_vocabulary
 from host.text.vocabulary import PieceVocabulary, Vocabulary
 
-__all__ = ["GGUFFile", "Header"]
+__all__ = ["GGUFFile", "Header", "split_files"]
 
 _Type = gguf.GGMLQuantizationType
 _TERNARY_TYPES = (_Type.TQ1_0, _Type.TQ2_0)
 _INTEGER_TYPES = (_Type.I8, _Type.I16)
-_MATRIX_TYPES = (_Type.F32, _Type.F16, _Type.BF16, _Type.Q8_0, _Type.Q4_0, _Type.Q4_1)
+_VECTOR_TYPES = (_Type.F32, _Type.F16, _Type.BF16)
+
+# What the package dequantizes: it has the list of them nowhere else.
+_QUANTIZED_TYPES = tuple(gguf.quants._type_traits)
+_MATRIX_TYPES = (*_VECTOR_TYPES, *(kind for kind in _QUANTIZED_TYPES if kind != _Type.BF16))
 
 # Type of the files of bitnet.cpp, which the package does not know: blocks of 128 elements in 32
 # bytes. Byte j holds elements j, j + 32, j + 64, j + 96, the first in its highest bits; a trit is
@@ -35,6 +41,9 @@ _MATRIX_TYPES = (_Type.F32, _Type.F16, _Type.BF16, _Type.Q8_0, _Type.Q4_0, _Type
 _I2_S = 36
 _I2_S_BLOCK = 128
 _I2_S_TAIL = 32
+
+# Ternary types with a scale for each 128 weights, of a fork of llama.cpp.
+_BONSAI = (42, 142, 143)
 
 # Bounds of a header. In the files in use, arrays are vocabularies of up to 2**18 tokens with as
 # many merges, scores and types; models have some hundred keys and some thousand tensors.
@@ -45,6 +54,9 @@ _LONGEST_KEY = (1 << 16) - 1            # of the format's specification
 _LONGEST_NAME = 256                     # the specification's 64, and some more
 _LONGEST_STRING = 1 << 20               # of a value that is asked for
 _MOST_DIMENSIONS = 4                    # of ggml
+
+# Zeros at the end of a file that say something: an unused row of an embedding may be zero.
+_LEAST_TAIL = 4096
 
 # Elements that are unpacked together; a multiple of every block.
 _CHUNK = 1 << 18
@@ -63,19 +75,24 @@ class _Value:
     count: int | None
 
 
+def _type_name(kind: int) -> str:
+    return "I2_S" if kind == _I2_S else _Type(kind).name
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor: its shape as NumPy has it, its type's number, and its bytes."""
+    """A tensor: its shape as NumPy has it, its type's number, and its place in a file's bytes."""
 
     shape: tuple[int, ...]
     kind: int
     offset: int
     size: int
+    data: np.ndarray
 
     @property
     def kind_name(self) -> str:
         """Name of the type."""
-        return "I2_S" if self.kind == _I2_S else _Type(self.kind).name
+        return _type_name(self.kind)
 
 
 class Header:
@@ -87,6 +104,8 @@ class Header:
         The whole file, which the system reads as it is needed.
     values : dict of str to _Value
     tensors : dict of str to _Tensor
+    start : int
+        Where the tensors' data begin.
     """
 
     def __init__(self, path: Path):
@@ -97,7 +116,9 @@ class Header:
         self._entries = 0
         version = self._integer("<I")
         if version & 0xFFFF == 0 or sys.byteorder != "little":
-            raise self._error("file and machine must be little-endian")
+            raise self._error("a big-endian GGUF file, or a big-endian machine: both must be "
+                              "little-endian; gguf-convert-endian of the package gguf converts "
+                              "files")
         if version not in (2, GGUF_VERSION):
             raise self._error(f"malformed GGUF header: version must be 2 or {GGUF_VERSION}, "
                               f"not {version}")
@@ -192,13 +213,15 @@ class Header:
         elif kind in set(_Type):
             (block, block_bytes), tail = GGML_QUANT_SIZES[_Type(kind)], 0
         else:
-            raise self._error(f"tensor {name} has the unknown type {kind}")
+            what = " (Ternary Bonsai's, which is not supported)" if kind in _BONSAI else ""
+            raise self._error(f"tensor {name} has the unknown type {kind}{what}")
         elements = math.prod(shape)
         if (shape[0] if shape else 1) % block:
             raise self._error(f"tensor {name} must have a multiple of {block} columns, "
                               f"not {shape[0]}")
         # GGUF's first dimension is the fastest.
-        return _Tensor(shape[::-1], kind, offset, elements // block * block_bytes + tail)
+        return _Tensor(shape[::-1], kind, offset, elements // block * block_bytes + tail,
+                       self.data)
 
     def _place_tensors(self) -> None:
         """Find the tensors' data; no tensor may share bytes with another."""
@@ -208,7 +231,7 @@ class Header:
             if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
                 raise self._error(f"key general.alignment must be a power of two, "
                                   f"not {alignment!r}")
-        start = -(-self._offset // alignment) * alignment
+        self.start = start = -(-self._offset // alignment) * alignment
         end, before = start, ""
         for name, tensor in sorted(self.tensors.items(), key=lambda item: item[1].offset):
             if tensor.offset % alignment:
@@ -246,15 +269,33 @@ class Header:
 
 
 def _open(path: Path) -> Header:
+    magic = read_head(path)[:4]
+    if magic != b"GGUF":
+        raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
+                             f"not {magic!r}")
     try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelFileError(f"{path}: not a GGUF file: it must begin with {b'GGUF'!r}, "
-                                 f"not {magic!r}")
         return Header(path)
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from None
+
+
+# A file of a model in several, "NAME-00001-of-00003.gguf".
+_SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_MOST_FILES = 1000
+
+
+def split_files(path: Path) -> list[Path]:
+    """List all files of the model that a file belongs to, as their names say it."""
+    match = _SPLIT.fullmatch(path.name)
+    count = int(match[3]) if match else 1
+    if match is None or not 1 <= int(match[2]) <= count <= _MOST_FILES:
+        return [path]
+    return [path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf")
+            for number in range(1, count + 1)]
+
+
+def _same(one: Header, other: Header, key: str) -> bool:
+    return key in other.values and one.read(key) == other.read(key)
 
 
 def _is_strings(value: object) -> TypeGuard[list[str]]:
@@ -262,19 +303,22 @@ def _is_strings(value: object) -> TypeGuard[list[str]]:
 
 
 class GGUFFile:
-    """Checked access to the keys and tensors of one file.
+    """Checked access to the keys and tensors of one file, or of one that was split into several.
 
     Parameters
     ----------
     path : Path
+        Of a split one, any of its files.
 
     Attributes
     ----------
     path : Path
     bytes : int
-        Size of the file.
+        Size of the file, or of all of them.
     architecture : object
         What the file says that its architecture is.
+    notes : list of str
+        What reading it had to assume, for people.
 
     Raises
     ------
@@ -286,10 +330,50 @@ class GGUFFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._header = _open(path)
-        self._tensors = self._header.tensors
-        self.bytes = len(self._header.data)
+        self.notes: list[str] = []
+        self._asked_keys: set[str] = set()
+        self._asked_tensors: set[str] = set()
+        paths = split_files(path)
+        headers = [_open(part) for part in paths]
+        self._header = headers[0]
+        self._tensors = dict(self._header.tensors)
+        if len(headers) > 1 or "split.count" in self._header.values:
+            self._join(paths, headers)
+        self.bytes = sum(len(header.data) for header in headers)
+        for part, header in zip(paths, headers, strict=True):
+            tail = header.data[max(header.start, len(header.data) * 15 // 16):]
+            if tail.size >= _LEAST_TAIL and not tail.any():
+                raise ModelFileError(f"{part}: the last {tail.size} bytes are zero: the file was "
+                                     f"not written, or not downloaded, to its end")
         self.architecture: object = self.value("general.architecture")
+
+    def _join(self, paths: list[Path], headers: list[Header]) -> None:
+        """Check that files are those of one model, and put their tensors together."""
+        for number, (path, header) in enumerate(zip(paths, headers, strict=True)):
+            for key, wanted in (("split.no", number), ("split.count", len(headers))):
+                found = header.read(key) if key in header.values else None
+                if found != wanted:
+                    raise ModelFileError(
+                        f"{path}: key {key} must be {wanted}, not {found!r}: a model of several "
+                        f"files has names that end in -00001-of-0000N.gguf, in one folder")
+            odd = [key for key in header.values if number and not key.startswith("split.")
+                   and not _same(header, self._header, key)]
+            if odd:
+                raise ModelFileError(f"{path}: key {odd[0]} must be as in {paths[0].name}")
+            for name, tensor in header.tensors.items() if number else ():
+                if name in self._tensors:
+                    raise ModelFileError(f"{path}: tensor {name} is in another file as well")
+                self._tensors[name] = tensor
+        count = self.value("split.tensors.count")
+        if count is not None and count != len(self._tensors):
+            raise self.error(f"key split.tensors.count must be {len(self._tensors)}, the number of "
+                             f"tensors in all files, not {count!r}")
+        self._asked_keys |= {"split.no", "split.count"}
+
+    def unread(self) -> list[tuple[str, str]]:
+        """List what nobody has asked for: ``("key", name)`` and ``("tensor", name)``."""
+        return [*(("key", key) for key in self._header.values if key not in self._asked_keys),
+                *(("tensor", name) for name in self._tensors if name not in self._asked_tensors)]
 
     def error(self, message: str) -> ModelFileError:
         """Put the file's name in front of what is wrong with it."""
@@ -297,6 +381,7 @@ class GGUFFile:
 
     def value(self, key: str) -> Any:
         """Return the value of a metadata key, None where it is missing."""
+        self._asked_keys.add(key)
         return self._header.read(key) if key in self._header.values else None
 
     def keys(self, prefix: str) -> list[str]:
@@ -304,8 +389,13 @@ class GGUFFile:
         return [key for key in self._header.values if key.startswith(prefix)]
 
     def positive_int(self, key: str, default: int | None = None, most: int = 2**31 - 1) -> int:
-        """Return a metadata key that must be a positive integer, or missing with a default."""
+        """Return a metadata key that must be a positive integer, or missing with a default.
+
+        An array of equal integers, one for each layer, stands for one.
+        """
         value = self.value(key) if key in self._header.values else default
+        if isinstance(value, list) and value and value.count(value[0]) == len(value):
+            value = value[0]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self.error(f"key {key} must be a positive integer, not {value!r}"[:300])
         if value > most:
@@ -319,11 +409,12 @@ class GGUFFile:
         It is finite, and from ``least`` to ``most``.
         """
         value = self.value(key) if key in self._header.values else default
-        if not isinstance(value, float) or not 0 < value < math.inf:
+        if not isinstance(value, float | int) or isinstance(value, bool) or not (
+                0 < value < math.inf):
             raise self.error(f"key {key} must be a positive number, not {value!r}"[:300])
         if not least <= value <= most:
             raise self.error(f"key {key} must be from {least} to {most}, not {value!r}")
-        return value
+        return float(value)
 
     def strings(self, key: str) -> tuple[str, ...]:
         """Return a metadata key that must be an array of strings."""
@@ -336,10 +427,12 @@ class GGUFFile:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise self.error(f"tensor {name} is missing")
+        self._asked_tensors.add(name)
         if tensor.shape != shape:
             raise self.error(f"tensor {name} must have shape {shape}, not {tensor.shape}")
         if tensor.kind not in types:
-            allowed = " or ".join(_Type(known).name for known in types if known != _I2_S)
+            allowed = (" or ".join(map(_type_name, types)) if types != _MATRIX_TYPES
+                       else "of floating-point or quantized numbers")
             raise self.error(f"tensor {name} must have type {allowed}, not {tensor.kind_name}")
         return tensor
 
@@ -348,7 +441,7 @@ class GGUFFile:
         block_bytes = (_I2_S_BLOCK // 4 if tensor.kind == _I2_S
                        else GGML_QUANT_SIZES[_Type(tensor.kind)][1])
         size = tensor.size - (_I2_S_TAIL if tensor.kind == _I2_S else 0)
-        return self._header.data[tensor.offset:tensor.offset + size].reshape(-1, block_bytes)
+        return tensor.data[tensor.offset:tensor.offset + size].reshape(-1, block_bytes)
 
     def _unpacked(self, tensor: _Tensor) -> Iterator[tuple[int, np.ndarray]]:
         """Yield pieces of a tensor: index of the first element, and float32 numbers."""
@@ -366,6 +459,7 @@ class GGUFFile:
         tensor = self._tensor(name, shape, (*_TERNARY_TYPES, _I2_S))
         trits = np.empty(math.prod(shape), np.int8)
         if tensor.kind == _I2_S:
+            self._note_i2_s()
             scale = self._i2_s_scale(name, tensor)
             self._check_scale(name, scale, exact)
             blocks = self._blocks(tensor)[:, np.newaxis]
@@ -383,16 +477,26 @@ class GGUFFile:
                 trits[first:first + values.size] = values
         return TernaryMatrix(trits.reshape(shape), scale)
 
+    def _note_i2_s(self) -> None:
+        note = ("Matrices of type I2_S are read as bitnet.cpp writes them on x86: a file made on "
+                "ARM has another order and no mark of it, and would answer nonsense")
+        if note not in self.notes:
+            self.notes.append(note)
+
     def _i2_s_scale(self, name: str, tensor: _Tensor) -> float:
         if tensor.shape[-1] % _I2_S_BLOCK:
             raise self.error(f"tensor {name} must have, as I2_S, a multiple of {_I2_S_BLOCK} "
                              f"columns, not {tensor.shape[-1]}")
-        tail = self._header.data[tensor.offset + tensor.size - _I2_S_TAIL:][:4]
+        tail = tensor.data[tensor.offset + tensor.size - _I2_S_TAIL:][:4]
         return float(np.frombuffer(tail.tobytes(), "<f4")[0])
+
+    def _scales(self, tensor: _Tensor) -> np.ndarray:
+        """Return the scale of each block of a ternary type of the package."""
+        return np.frombuffer(self._blocks(tensor)[:, -2:].tobytes(), "<f2")
 
     def _block_scale(self, name: str, tensor: _Tensor, exact: bool) -> float:
         """Return the scale that all blocks have, but for those of zeros."""
-        scales = np.frombuffer(self._blocks(tensor)[:, -2:].tobytes(), "<f2")
+        scales = self._scales(tensor)
         with np.errstate(invalid="ignore"):
             scale = float(scales.max())     # NaN if any is
         self._check_scale(name, scale, exact)
@@ -425,6 +529,14 @@ class GGUFFile:
         """Whether there is a tensor of this name."""
         return name in self._tensors
 
+    def is_ternary(self, name: str) -> bool:
+        """Whether there is a tensor of this name that holds trits and one scale."""
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.kind == _I2_S or tensor.kind not in _TERNARY_TYPES:
+            return tensor is not None and tensor.kind == _I2_S
+        scales = self._scales(tensor)
+        return bool((scales[scales != 0] == scales.max()).all())
+
     def matrix(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         """Return a finite matrix as float32, whatever it was quantized to."""
         return self._floats(name, shape, _MATRIX_TYPES)
@@ -443,8 +555,8 @@ class GGUFFile:
         return tensor.shape[0]
 
     def vector(self, name: str, size: int) -> np.ndarray:
-        """Return a finite float32 vector."""
-        return self._floats(name, (size,), (_Type.F32,))
+        """Return a finite vector as float32."""
+        return self._floats(name, (size,), _VECTOR_TYPES)
 
     def _floats(self, name: str, shape: tuple[int, ...], types: tuple[_Type, ...]) -> np.ndarray:
         tensor = self._tensor(name, shape, types)
@@ -459,6 +571,9 @@ class GGUFFile:
         wrong = wrong_number(values)
         if wrong:
             raise self.error(f"tensor {name} {wrong}")
+        if len(shape) > 1 and not values.any():
+            raise self.error(f"tensor {name} is zero everywhere: the file was not written, or not "
+                             f"downloaded, to its end")
         return values
 
     def vocabulary(self, vocab: int | None = None) -> Vocabulary | PieceVocabulary:

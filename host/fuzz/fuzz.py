@@ -39,6 +39,8 @@ from host.models.examples import (
     bitnet_tensors,
     checkpoint,
     llama2c,
+    llama_checkpoint,
+    llama_config,
     llama_gguf,
     llama_tensors,
     pieces,
@@ -79,19 +81,40 @@ def _gguf_files() -> list[Files]:
         (name for name in _llama() if "norm" not in name),
         (kinds.Q8_0, kinds.Q4_0, kinds.Q4_1, kinds.F16, kinds.Q8_0, kinds.BF16, kinds.F32,
          kinds.Q4_0), strict=True))
+    stretched = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+                 "llama.rope.scaling.original_context_length": 16}
     return [{"model.gguf": llama_gguf(_llama(), heads=2, kv_heads=1, types=types)},
-            {"model.gguf": bitnet_gguf(_bitnet())}]
+            {"model.gguf": bitnet_gguf(_bitnet())},
+            {"model.gguf": llama_gguf(_llama(), heads=2, kv_heads=1, keys=stretched, changed={
+                f"blk.0.{name}.bias": _gains(size) for name, size in (("attn_q", 32),
+                                                                      ("ffn_up", 32))})},
+            {"model.gguf": llama_gguf(
+                _llama(), heads=2, kv_heads=1, architecture="gemma3", changed={
+                    f"blk.0.{name}.weight": _gains(size) for name, size in (
+                        ("attn_q_norm", 16), ("attn_k_norm", 16), ("post_attention_norm", 32),
+                        ("post_ffw_norm", 32))})}]
+
+
+def _gains(size: int) -> tuple[tuple[int, ...], int, bytes]:
+    return (size,), 0, np.linspace(0.5, 1.5, size, dtype="<f4").tobytes()
 
 
 def _llama2c_files() -> list[Files]:
-    return [{"model.bin": llama2c(_llama(), heads=2, kv_heads=1),
-             "tok259.bin": pieces({})}]
+    return [{"model.bin": data, "tok259.bin": pieces({})} for data in (
+        llama2c(_llama(), heads=2, kv_heads=1),
+        *(llama2c(_llama(), heads=2, kv_heads=1, version=version) for version in (1, 2)))]
 
 
 def _checkpoint_files() -> list[Files]:
+    words = {"tokenizer.json": tokenizer_json().encode()}
+    config = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                               "high_freq_factor": 4.0, "original_max_position_embeddings": 16},
+              "no_rope_layers": [1]}
     return [{".": b"", "config.json": json.dumps(bitnet_config(_bitnet())).encode(),
-             "model.safetensors": checkpoint(_bitnet()),
-             "tokenizer.json": tokenizer_json().encode()}]
+             "model.safetensors": checkpoint(_bitnet()), **words},
+            {".": b"", "config.json": json.dumps(
+                llama_config(_llama(), "SmolLM3", heads=2, kv_heads=1) | config).encode(),
+             "model.safetensors": llama_checkpoint(_llama()), **words}]
 
 
 def _pieces_files() -> list[Files]:

@@ -26,6 +26,7 @@ class Source(Protocol):
     bytes: int
     architecture: object
     architecture_key: str
+    notes: list[str]
 
     def error(self, message: str) -> "ModelFileError":
         """Put the file's name in front of what is wrong with it."""

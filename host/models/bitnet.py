@@ -6,8 +6,8 @@
 docs/numerics.md, section 11, says what the machine computes of such a model.
 
 Read from checkpoints (``BitNetForCausalLM``, packed), and from GGUF files of architecture
-``bitnet-b1.58``, whose matrices are I2_S, TQ1_0 or TQ2_0. In both, element ``i`` of a head's first
-half and of its second half are a pair, as the network wants it.
+``bitnet-b1.58``, ``bitnet-25`` or ``bitnet``, whose matrices are I2_S, TQ1_0 or TQ2_0. In all,
+element ``i`` of a head's first half and of its second half are a pair, as the network wants it.
 """
 
 import dataclasses
@@ -20,22 +20,20 @@ from host.files.safetensors import Checkpoint
 from host.files.tensors import TernaryMatrix
 from host.models.base import Source
 from host.models.transformer import (
-    BASES,
-    EPSILONS,
     Attention,
     Floats,
     Transformer,
     attend,
     balancing_powers,
+    checkpoint_attention,
     gguf_attention,
     head_scale,
     layer_shapes,
-    most_positions,
 )
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import Matrix, Network, Value
 
-__all__ = ["BitNetLM", "Layer", "read"]
+__all__ = ["GGUFS", "BitNetLM", "Layer", "attention_of", "read"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +64,9 @@ class Layer:
     ffn_down: TernaryMatrix
 
 
+#: Architectures of GGUF files, and whether the gate is the square of a ReLU, or else a SiLU.
+GGUFS = {"bitnet-b1.58": True, "bitnet-25": True, "bitnet": False}
+
 # Tensor of a checkpoint behind "model.layers.N.", by field of Layer.
 _NORMS = {"attn_norm": "input_layernorm", "attn_sub_norm": "self_attn.attn_sub_norm",
           "ffn_norm": "post_attention_layernorm", "ffn_sub_norm": "mlp.ffn_sub_norm"}
@@ -81,9 +82,12 @@ class BitNetLM(Transformer):
     Attributes
     ----------
     layers : tuple of Layer
+    squared : bool
+        Whether the gate is the square of a ReLU, or else a SiLU.
     """
 
     layers: tuple[Layer, ...]
+    squared: bool = True
 
     @property
     def ffn_width(self) -> int:
@@ -94,13 +98,16 @@ class BitNetLM(Transformer):
         n = Network()
         epsilon = self.attention.epsilon
 
-        def behind_norm(name: str, x: Value, gains: Floats, *,
-                        sparse: bool = False) -> tuple[Value, Value]:
-            """Make the list behind a norm: a ternary matrix has no room for its gains."""
-            vector = n.gain(f"{name}_gains", x, gains.astype(np.float64))
-            return n.codes(name, vector, sparse=sparse), n.norm(x, epsilon)
+        def behind_norm(name: str, x: Value, gains: Floats, *, sparse: bool = False,
+                        factor: float = 1.0) -> tuple[Value, Value]:
+            """Make the list behind a norm: a ternary matrix has no room for its gains.
 
-        x, cosine, sine = self.begin(n)
+            ``factor`` is what the vector is multiplied by: epsilon belongs to one without.
+            """
+            vector = n.gain(f"{name}_gains", x, gains.astype(np.float64))
+            return n.codes(name, vector, sparse=sparse), n.norm(x, epsilon * factor ** 2)
+
+        x, turns = self.begin(n)
         for index, layer in enumerate(self.layers):
             n.part = f"blk.{index}"
 
@@ -117,15 +124,16 @@ class BitNetLM(Transformer):
             # Keys and values are in their caches before the query's weights have been read.
             keys, values = linear("attn_k", behind, key), linear("attn_v", behind, value)
             query = linear("attn_q", behind, self.attention.octaves / key)
-            mixed = attend(n, self.attention, self.cache, (query, keys, values), cosine, sine)
-            behind = behind_norm("mix_out", mixed, layer.attn_sub_norm)
+            mixed = attend(n, self.attention, self.cache, (query, keys, values), turns)
+            behind = behind_norm("mix_out", mixed, layer.attn_sub_norm, factor=value)
             x = n.add(x, linear("attn_output", behind), "x")
 
             behind = behind_norm("ffn_in", x, layer.ffn_norm)
-            gate = n.relu(linear("ffn_gate", behind))
+            gate = linear("ffn_gate", behind)
+            gate = n.relu(gate) if self.squared else n.silu(gate)
             up = linear("ffn_up", behind)
-            hidden = n.multiply(n.multiply(gate, gate), up, "y")
-            behind = behind_norm("ffn_hidden", hidden, layer.ffn_sub_norm, sparse=True)
+            hidden = n.multiply(n.multiply(gate, gate) if self.squared else gate, up, "y")
+            behind = behind_norm("ffn_hidden", hidden, layer.ffn_sub_norm, sparse=self.squared)
             x = n.add(x, linear("ffn_down", behind), "x")
         self.finish(n, x)
         return n
@@ -152,12 +160,24 @@ def read(source: Source) -> BitNetLM:
     return _read_checkpoint(source) if isinstance(source, Checkpoint) else _read_gguf(source)
 
 
+def attention_of(source: Source) -> Attention:
+    """Read the shape of a model's attention, and no matrix.
+
+    Raises
+    ------
+    ModelFileError
+        As :func:`read` does.
+    """
+    if isinstance(source, Checkpoint):
+        return checkpoint_attention(source, base=500000.0)
+    assert isinstance(source, GGUFFile)
+    return gguf_attention(source, str(source.architecture))
+
+
 def _read_gguf(file: Source) -> BitNetLM:
-    if not isinstance(file, GGUFFile) or file.architecture != "bitnet-b1.58":
-        raise file.error(f"{file.architecture_key} must be 'bitnet-b1.58', whose activation is the "
-                         f"square of a ReLU, not {file.architecture!r}")
-    prefix = "bitnet-b1.58"
-    attention = gguf_attention(file, prefix)
+    attention = attention_of(file)
+    assert isinstance(file, GGUFFile)
+    prefix = str(file.architecture)
     width = file.positive_int(f"{prefix}.embedding_length")
     ffn_width = file.positive_int(f"{prefix}.feed_forward_length")
     vocabulary = file.vocabulary()
@@ -177,7 +197,7 @@ def _read_gguf(file: Source) -> BitNetLM:
         head = file.matrix("output.weight", embedding.shape)
     return BitNetLM(
         name=str(file.general().get("name", file.path.stem)), vocabulary=vocabulary,
-        embedding=embedding, attention=attention, layers=tuple(layers),
+        embedding=embedding, attention=attention, layers=tuple(layers), squared=GGUFS[prefix],
         **_head(head, file.vector("output_norm.weight", width)))
 
 
@@ -192,28 +212,14 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
     file.must_be("architectures", ["BitNetForCausalLM"])
     file.must_be("hidden_act", "relu2")
     file.must_be("attention_bias", False)
-    file.must_be("rope_scaling", None)
     width, ffn_width = file.positive_int("hidden_size"), file.positive_int("intermediate_size")
-    heads, kv_heads = (file.positive_int(f"num_{name}_heads")
-                       for name in ("attention", "key_value"))
-    if width % heads or heads % kv_heads or width // heads % 2:
-        raise file.error(f"key num_attention_heads of config.json must divide hidden_size, {width},"
-                         f" into heads of an even size, and be a multiple of num_key_value_heads, "
-                         f"{kv_heads}, not {heads}")
-    attention = Attention(
-        heads=heads, kv_heads=kv_heads, head_size=width // heads,
-        context=file.positive_int("max_position_embeddings",
-                                  most=most_positions(file, width // heads)),
-        base=file.positive_float("rope_theta", **BASES),
-        epsilon=file.positive_float("rms_norm_eps", **EPSILONS))
+    attention = attention_of(file)
     vocab = file.positive_int("vocab_size")
     vocabulary = file.vocabulary(vocab)
-    divides = _scale_divides(file)
-
-    def matrix(name: str, shape: tuple[int, int]) -> TernaryMatrix:
-        scale = file.scale(f"{name}.weight_scale")
-        return TernaryMatrix(file.packed(f"{name}.weight", shape), 1 / scale if divides else scale)
-
+    matrix = file.ternary_reader()
+    if matrix is None:
+        raise file.error("key quantization_config of config.json must have the quant_method "
+                         "'bitnet': matrices must be packed")
     shapes = layer_shapes(attention, width, ffn_width)
     layers = []
     for index in range(file.positive_int("num_hidden_layers")):
@@ -233,16 +239,3 @@ def _read_checkpoint(file: Checkpoint) -> BitNetLM:
         name=file.path.resolve().name, vocabulary=vocabulary, embedding=embedding,
         attention=attention, layers=tuple(layers),
         **_head(head, file.tensor("model.norm.weight", (width,))))
-
-
-def _scale_divides(file: Checkpoint) -> bool:
-    """Whether products are divided by the scale: the same name means either."""
-    config = file.value("quantization_config")
-    if not isinstance(config, dict) or config.get("quant_method") != "bitnet":
-        raise file.error("key quantization_config of config.json must have the quant_method "
-                         "'bitnet': matrices must be packed")
-    kind = config.get("linear_class", "bitlinear")
-    if kind not in ("bitlinear", "autobitlinear"):
-        raise file.error(f"key linear_class of config.json must be 'bitlinear' or 'autobitlinear', "
-                         f"not {kind!r}")
-    return kind == "bitlinear"

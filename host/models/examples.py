@@ -6,6 +6,7 @@ know, and no file that is wrong.
 
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -13,13 +14,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from host.files.gguf import Header
 from host.files.tensors import TernaryMatrix, to_bf16
 from host.models.mmfreelm import Layer, TernaryLM
 from host.text.tokenizer import byte_symbols
 from host.text.vocabulary import Vocabulary
 
 __all__ = ["Tensors", "bitnet_config", "bitnet_gguf", "bitnet_tensors", "checkpoint", "gguf_bytes",
-           "i2_s", "llama2c", "llama_gguf", "llama_tensors", "pack_quarters", "pieces",
+           "i2_s", "llama2c", "llama2c_groups", "llama_checkpoint", "llama_config", "llama_gguf",
+           "llama_tensors", "pack_quarters", "pieces", "split_gguf",
            "tiny_model", "tiny_vocabulary", "tokenizer_json", "vocabulary_keys"]
 
 Tensors = dict[str, NDArray]
@@ -39,9 +42,12 @@ def _string(text: str) -> bytes:
 def _value(value: object) -> bytes:
     """Type and value of a key: bool, int, float (float32), str, or a list of one kind.
 
-    An integer is a uint32, or of 64 bits if it has to be.
+    An integer is a uint32, or of 64 bits if it has to be, or what NumPy's type says.
     """
     kinds = gguf.GGUFValueType
+    if isinstance(value, np.uint16 | np.int32):
+        return struct.pack("<I", kinds.UINT16 if isinstance(value, np.uint16) else
+                           kinds.INT32) + value.tobytes()
     if isinstance(value, bool):
         return struct.pack("<I?", kinds.BOOL, value)
     if isinstance(value, int):
@@ -79,6 +85,27 @@ def gguf_bytes(keys: Mapping[str, object],
         data += content + bytes(-len(content) % _ALIGNMENT)
     header = b"".join(head)
     return header + bytes(-len(header) % _ALIGNMENT) + bytes(data)
+
+
+def split_gguf(path: Path, files: int) -> list[Path]:
+    """Write a GGUF file as several, beside it: the first has all keys."""
+    header = Header(path)
+    names, size = list(header.tensors), -(-len(header.tensors) // files)
+    paths = [path.with_name(f"{path.stem}-{number + 1:05}-of-{files:05}.gguf")
+             for number in range(files)]
+    for number, part in enumerate(paths):
+        keys: dict[str, object] = {
+            "split.no": np.uint16(number), "split.count": np.uint16(files),
+            "split.tensors.count": np.int32(len(names))}
+        if number == 0:
+            keys |= {key: header.read(key) for key in header.values}
+        stored = {}
+        for name in names[number * size:(number + 1) * size]:
+            tensor = header.tensors[name]
+            stored[name] = (tensor.shape, tensor.kind, tensor.data[
+                tensor.offset:tensor.offset + tensor.size].tobytes())
+        part.write_bytes(gguf_bytes(keys, stored))
+    return paths
 
 
 def i2_s(trits: NDArray[np.integer], scale: float) -> bytes:
@@ -125,12 +152,16 @@ def llama_tensors(*, width: int = 64, ffn_width: int = 96, kv_width: int = 32, l
     return tensors
 
 
-def llama_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64,
+def llama_gguf(tensors: Tensors, *, architecture: str = "llama", heads: int = 4,
+               kv_heads: int = 2, context: int = 64,
                types: Mapping[str, gguf.GGMLQuantizationType] | None = None,
                keys: Mapping[str, object] | None = None,
                changed: Mapping[str, tuple[tuple[int, ...], int, bytes] | None] | None = None,
                ) -> bytes:
-    """Write a Llama; ``types`` quantizes tensors, ``keys`` and ``changed`` replace or leave out."""
+    """Write a Llama; ``types`` quantizes tensors, ``keys`` and ``changed`` replace or leave out.
+
+    Of another architecture, keys that begin with "llama." begin with its name.
+    """
     layers = sum(name.endswith(".attn_q.weight") for name in tensors)
     ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
     facts: dict[str, object] = {
@@ -143,6 +174,9 @@ def llama_gguf(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: 
     for name, values in tensors.items():
         kind = (types or {}).get(name, gguf.GGMLQuantizationType.F32)
         stored[name] = (values.shape, int(kind), gguf.quants.quantize(values, kind).tobytes())
+    facts["general.architecture"] = architecture
+    facts = {key.replace("llama.", f"{architecture}.", 1) if key.startswith("llama.") else key:
+             value for key, value in facts.items()}
     return _replaced(facts, stored, keys, changed)
 
 
@@ -154,16 +188,33 @@ def _replaced(facts, stored, keys, changed) -> bytes:
 
 # llama2.c.
 
+_GROUP = 32
 _ORDER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate",
           "ffn_down", "ffn_up")
 
 
-def llama2c(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64) -> bytes:
-    """Write the same Llama as llama2.c does."""
+def llama2c(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int = 64,
+            version: int = 0) -> bytes:
+    """Write the same Llama as export.py of llama2.c does; version 2 has groups of 32."""
     layers = sum(name.endswith(".attn_q.weight") for name in tensors)
     ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
     vocab = len(tensors["token_embd.weight"])
     tied = "output.weight" not in tensors
+    if version:
+        header = struct.pack("<4si7iB", b"24ka", version, width, ffn_width, layers, heads, kv_heads,
+                             vocab, context, tied)
+        header += struct.pack("<i", _GROUP) if version == 2 else b""
+        norms = [*(f"blk.{index}.{name}.weight" for name in ("attn_norm", "ffn_norm")
+                   for index in range(layers)), "output_norm.weight"]
+        matrices = ["token_embd.weight", *(f"blk.{index}.{name}.weight" for name in _ORDER
+                                           if "norm" not in name for index in range(layers)),
+                    *(() if tied else ("output.weight",))]
+        data = [tensors[name].astype("<f4").tobytes() for name in norms]
+        for name in matrices:
+            codes, scales = llama2c_groups(tensors[name])
+            data += [codes.tobytes(), scales.tobytes()] if version == 2 else [
+                tensors[name].astype("<f4").tobytes()]
+        return header.ljust(256, b"\0") + b"".join(data)
     parts = [tensors["token_embd.weight"]]
     parts += [tensors[f"blk.{index}.{name}.weight"] for name in _ORDER for index in range(layers)]
     parts += [tensors["output_norm.weight"], np.zeros(context * width // heads, np.float32)]
@@ -171,6 +222,13 @@ def llama2c(tensors: Tensors, *, heads: int = 4, kv_heads: int = 2, context: int
     header = struct.pack("<7i", width, ffn_width, layers, heads, kv_heads,
                          vocab if tied else -vocab, context)
     return header + b"".join(part.astype("<f4").tobytes() for part in parts)
+
+
+def llama2c_groups(values: NDArray) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Quantize a matrix as version 2 does: codes, shape (groups, 32), and their scales."""
+    groups = values.reshape(-1, _GROUP)
+    scales = (np.abs(groups).max(axis=1) / np.float32(127)).astype("<f4")
+    return np.rint(groups / scales[:, np.newaxis]).astype(np.int8), scales
 
 
 def pieces(words: Mapping[str, float]) -> bytes:
@@ -270,6 +328,36 @@ def checkpoint(tensors: Tensors, *, divides: bool = False) -> bytes:
         else:
             stored[f"{full}.weight"] = pack_quarters(values) if values.dtype == np.int8 else values
     return save(stored)
+
+
+def llama_checkpoint(tensors: Tensors) -> bytes:
+    """Write the tensors of :func:`llama_tensors` as a safetensors file.
+
+    Rows of queries and keys are taken as they are: halves of a head in the place of neighbours.
+    """
+    whole = {"token_embd.weight": "model.embed_tokens.weight",
+             "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+    stored = {}
+    for name, values in tensors.items():
+        if name in whole:
+            stored[whole[name]] = values
+        else:
+            _, index, field, _ = name.split(".")
+            stored[f"model.layers.{index}.{_CHECKPOINT_NAMES[field]}.weight"] = values
+    return save(stored)
+
+
+def llama_config(tensors: Tensors, kind: str = "Llama", *, heads: int = 4,
+                 kv_heads: int = 2) -> dict[str, object]:
+    """Return the configuration that belongs to :func:`llama_checkpoint`."""
+    ffn_width, width = tensors["blk.0.ffn_gate.weight"].shape
+    return {"architectures": [f"{kind}ForCausalLM"], "model_type": kind.lower(),
+            "vocab_size": len(tensors["token_embd.weight"]), "hidden_size": width,
+            "intermediate_size": ffn_width,
+            "num_hidden_layers": sum(name.endswith(".attn_q.weight") for name in tensors),
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "bos_token_id": 0, "eos_token_id": 0}
 
 
 def bitnet_config(tensors: Tensors, *, divides: bool = False) -> dict[str, object]:

@@ -214,9 +214,7 @@ def read(source: Source) -> HGRNBitLM:
     ModelFileError
         If a key or a tensor is missing or not as it must be, or an option is not supported.
     """
-    if not isinstance(source, Checkpoint):
-        raise source.error("a model of architecture 'hgrn_bit' must be a directory with "
-                           "config.json and *.safetensors")
+    assert isinstance(source, Checkpoint)
     file = source
     file.must_be("architectures", ["HGRNBitForCausalLM"])
     file.must_be("num_heads", 1)

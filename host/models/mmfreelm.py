@@ -219,8 +219,7 @@ def read(source: Source) -> TernaryLM:
     ModelFileError
         If it is not as this module's docstring says.
     """
-    if not isinstance(source, GGUFFile):
-        raise source.error(f"a model of architecture {ARCHITECTURE!r} must be a GGUF file")
+    assert isinstance(source, GGUFFile)
     file = source
     layer_count = file.positive_int(f"{ARCHITECTURE}.block_count")
     width = file.positive_int(f"{ARCHITECTURE}.embedding_length")

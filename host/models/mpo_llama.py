@@ -36,13 +36,19 @@ from host.files.vocabulary import write_vocabulary
 from host.models.base import LanguageModel, Source
 from host.models.planes import ROWS, PlaneMatrix, to_planes
 from host.models.tensor_train import Chain, Shape
-from host.models.transformer import Attention, attend, gguf_attention, layer_shapes
+from host.models.transformer import (
+    Attention,
+    attend,
+    gguf_attention,
+    layer_shapes,
+    positions,
+)
 from host.text.vocabulary import PieceVocabulary, Vocabulary
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.graph import CACHES, Matrix, Network, Value
 
-__all__ = ["LISTS", "MATRICES", "ChainMatrix", "MpoLlamaLM", "quantize_chain", "read",
-           "write_model"]
+__all__ = ["LISTS", "MATRICES", "ChainMatrix", "MpoLlamaLM", "attention_of", "quantize_chain",
+           "read", "write_model"]
 
 ARCHITECTURE = "mpo_llama"
 
@@ -159,14 +165,13 @@ class MpoLlamaLM(LanguageModel):
         shape = self.attention
         n.part = "embedding"
         x = n.embed(Matrix("embedding", self.embedding.weights.T, self.embedding.scale), "x")
-        cosine, sine = (n.position(name, table) for name, table in
-                        zip(("cos", "sin"), shape.tables(), strict=True))
+        turns = positions(n, "", shape.tables())
         for index, (layer, powers) in enumerate(zip(self.layers, self.powers, strict=True)):
             n.part = f"blk.{index}"
             behind = _List(n, "mix_in", layer, n.gain("mix_in_powers", x, powers["mix_in"]),
                            n.norm(x, shape.epsilon))
             key, value, query = (behind.multiply(name) for name in ("attn_k", "attn_v", "attn_q"))
-            mixed = attend(n, shape, self.cache, (query, key, value), cosine, sine)
+            mixed = attend(n, shape, self.cache, (query, key, value), turns)
             x = n.add(x, _List(n, "mix_out", layer, mixed).multiply("attn_output"), "x")
             behind = _List(n, "ffn_in", layer, n.gain("ffn_in_powers", x, powers["ffn_in"]),
                            n.norm(x, shape.epsilon))
@@ -240,7 +245,15 @@ def write_model(path: str | os.PathLike, model: MpoLlamaLM) -> None:
     writer.add_context_length(shape.context)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_freq_base(shape.base)
+    writer.add_rope_freq_base(shape.rope.base)
+    if shape.rope.divisors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(shape.rope.divisors, np.float32))
+    if shape.rope.scale != 1:
+        writer.add_float32(f"{ARCHITECTURE}.rope.scaling.attn_factor", shape.rope.scale)
+    if shape.head_size * shape.heads != model.width:
+        writer.add_key_length(shape.head_size)
+    if shape.multiplier is not None:
+        writer.add_float32(f"{ARCHITECTURE}.attention.scale", shape.multiplier)
     writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_float32(f"{ARCHITECTURE}.logit_scale",
                        model.logit_scales["lmul"] * math.sqrt(model.width))
@@ -271,6 +284,18 @@ def write_model(path: str | os.PathLike, model: MpoLlamaLM) -> None:
     writer.close()
 
 
+def attention_of(source: Source) -> Attention:
+    """Read the shape of a model's attention, and no matrix.
+
+    Raises
+    ------
+    ModelFileError
+        As :func:`read` does.
+    """
+    assert isinstance(source, GGUFFile)
+    return gguf_attention(source, ARCHITECTURE, scaled=True)
+
+
 def read(source: Source) -> MpoLlamaLM:
     """Read and check a GGUF file.
 
@@ -279,12 +304,11 @@ def read(source: Source) -> MpoLlamaLM:
     ModelFileError
         If a key or a tensor is missing or not as it must be.
     """
-    if not isinstance(source, GGUFFile):
-        raise source.error(f"a model of architecture {ARCHITECTURE!r} must be a GGUF file")
+    attention = attention_of(source)
+    assert isinstance(source, GGUFFile)
     file = source
     width = file.positive_int(f"{ARCHITECTURE}.embedding_length")
     ffn_width = file.positive_int(f"{ARCHITECTURE}.feed_forward_length")
-    attention = gguf_attention(file, ARCHITECTURE)
     vocabulary = file.vocabulary()
     root = math.sqrt(width)
     sizes = layer_shapes(attention, width, ffn_width)

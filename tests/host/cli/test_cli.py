@@ -167,8 +167,8 @@ class TestRun:
         path.write_text("hello")
         status, _, err = run(capsys, "run", path)
         assert status == 1
-        assert err == (f"tally run: {path}: not a GGUF file: it must begin with b'GGUF', "
-                       f"not b'hell'\n")
+        assert err == (f"tally run: {path}: neither a GGUF file nor one of llama2.c: it begins "
+                       f"with b'hell' and has 5 bytes\n")
 
 
 class TestRunOnAccelerator:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -39,6 +40,7 @@ from hw.isa import Opcode
 from sim.golden.arithmetic import ARITHMETICS
 from sim.golden.attention import attend_sequence
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
+from sim.golden.graph import Kind
 from sim.timing.program import token_cycles
 from tests.host.accelerator_examples import MISSING, SMALL
 from tests.host.corpus_examples import write_corpus
@@ -83,6 +85,65 @@ def uneven(tmp_path_factory):
     tensors = llama_tensors(width=72, ffn_width=100, kv_width=24, seed=4)
     path.write_bytes(llama_gguf(tensors, heads=6, kv_heads=2))
     return read_model(path)
+
+
+def written(path, tensors, **options):
+    path.write_bytes(llama_gguf(tensors, **options))
+    return read_model(path)
+
+
+def some(rng, *shape):
+    return shape, 0, rng.uniform(0.5, 1.5, shape).astype("<f4").tobytes()
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """Norms of heads and behind parts, GELU, wide heads, and a rotation that no layer has."""
+    rng, tensors = np.random.default_rng(6), llama_tensors(kv_width=32, layers=2)
+    extra = {f"blk.{layer}.{name}.weight": some(rng, size) for layer in range(2) for name, size in (
+        ("attn_q_norm", 32), ("attn_k_norm", 32), ("post_attention_norm", 64),
+        ("post_ffw_norm", 64))}
+    for layer in range(2):
+        for name, shape in (("attn_q", (128, 64)), ("attn_output", (64, 128))):
+            tensors[f"blk.{layer}.{name}.weight"] = rng.normal(0, 0.1, shape).astype(np.float32)
+    return written(tmp_path_factory.mktemp("gemma") / "gemma.gguf", tensors, kv_heads=1,
+                   architecture="gemma3", changed=extra, keys={
+                       "gemma3.attention.key_length": 32, "gemma3.attention.sliding_window": 32})
+
+
+@pytest.fixture(scope="module")
+def biased(tmp_path_factory):
+    """Make a model with a bias behind every matrix, and with angles that are stretched."""
+    rng, tensors = np.random.default_rng(7), llama_tensors()
+    extra = {name.replace(".weight", ".bias"): some(rng, len(values)) for name, values in
+             tensors.items() if name.startswith("blk.") and values.ndim == 2}
+    return written(tmp_path_factory.mktemp("biased") / "biased.gguf", tensors, changed=extra,
+                   keys={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0})
+
+
+@pytest.fixture(scope="module")
+def many_heads(tmp_path_factory):
+    """More heads with a norm of their own than there are scalar registers."""
+    rng = np.random.default_rng(8)
+    tensors = llama_tensors(width=144, kv_width=72, layers=1)
+    extra = {f"blk.0.{name}.weight": some(rng, 8) for name in ("attn_q_norm", "attn_k_norm")}
+    return written(tmp_path_factory.mktemp("heads") / "heads.gguf", tensors, heads=18, kv_heads=9,
+                   architecture="qwen3", changed=extra)
+
+
+@pytest.fixture(scope="module")
+def ternary(tmp_path_factory):
+    """Make a Llama of trits, one of whose four layers turns nothing."""
+    rng = np.random.default_rng(9)
+    tensors = llama_tensors(width=256, ffn_width=256, kv_width=128, layers=4)
+    kind = gguf.GGMLQuantizationType.TQ2_0
+    types = {}
+    for name, values in tensors.items():
+        if name.startswith("blk.") and values.ndim == 2:
+            tensors[name] = rng.integers(-1, 2, values.shape) * np.float32(0.0625)
+            types[name] = kind
+    return written(tmp_path_factory.mktemp("ternary") / "ternary.gguf", tensors, types=types,
+                   architecture="smollm3")
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +212,18 @@ class TestGoldenMachine:
     def test_equals_the_model(self, request, name, cache):
         model = dataclasses.replace(request.getfixturevalue(name), cache=cache)
         equal(compile_fitted(model, AcceleratorConfig()), model)
+
+    @pytest.mark.parametrize("name", ["gemma", "biased", "many_heads", "ternary"])
+    def test_optional_parts(self, request, name):
+        model = request.getfixturevalue(name)
+        equal(compile_fitted(model, AcceleratorConfig()), model, TOKENS[:6])
+
+    def test_trits_stay_trits(self, ternary):
+        steps = [step for step in ternary.network() if step.kind is Kind.LINEAR]
+        assert len(steps) == 4 * 7
+        for step in steps:
+            assert step.weights.weights.dtype == np.int8
+            assert set(np.unique(step.weights.weights)) == {-1, 0, 1}
 
     def test_sparse(self, bitnet):
         """The FFN's hidden vector of BitNet has zeros, whose columns are not read."""

@@ -209,11 +209,11 @@ class TestFile:
         write_llama2c(path, random_llama(), tied=True)
         data = path.read_bytes()
         for content, message in (
-                (data[:20], "must have a header of 28 bytes, not 20 bytes"),
+                (data[:20], f"neither a GGUF file nor one of llama2.c: it begins with "
+                            f"{data[:4]!r} and has 20 bytes"),
                 (data[:-4], f"must have {len(data)} bytes, as its header says, not "
                             f"{len(data) - 4}"),
-                (bytes(28), "neither a GGUF file nor one of llama2.c, whose header of sizes it has "
-                            "not: [0, 0, 0, 0, 0, 0, 0]")):
+                (bytes(28), "this is zeros: the file was not written, or not downloaded")):
             path.write_bytes(content)
             with pytest.raises(ModelFileError, match=f"^{re.escape(f'{path}: {message}')}$"):
                 read_llama2c(path)

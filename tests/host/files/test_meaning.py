@@ -37,7 +37,7 @@ from host.models.examples import (
     vocabulary_keys,
 )
 from host.models.mmfreelm import write_model
-from host.models.registry import read_model
+from host.models.registry import read_head, read_model
 from host.text.corpus import CorpusError, read_corpus
 from host.text.tokenizer import Tokenizer, open_tokenizer
 from tests.host.corpus_examples import write_corpus
@@ -199,8 +199,6 @@ class TestGGUF:
          "key llama.attention.layer_norm_rms_epsilon must be a positive number, not 0.0"),
         ({"llama.block_count": 2**40},
          f"key llama.block_count must be at most {2**31 - 1}, not {2**40}"),
-        ({"llama.context_length": 2**17 + 1},
-         f"key llama.context_length must be at most {2**17}, not {2**17 + 1}"),
         ({"general.alignment": 24}, "key general.alignment must be a power of two, not 24"),
         ({"tokenizer.ggml.tokens": []},
          "key tokenizer.ggml.tokens must hold 1 to 524288 tokens, not 0"),
@@ -212,10 +210,16 @@ class TestGGUF:
     def test_keys(self, message, llama, keys, error):
         assert message(llama_gguf(llama, heads=2, kv_heads=1, keys=keys)) == error
 
-    def test_positions_of_a_wide_head(self, message):
-        tensors = llama_tensors(width=128, ffn_width=8, kv_width=128, layers=1)
-        assert message(llama_gguf(tensors, heads=1, kv_heads=1, context=2**17)) == (
-            f"key llama.context_length must be at most {2**16}, not {2**17}")
+    @pytest.mark.parametrize(("width", "heads", "most"), [(128, 1, 2**16), (32, 2, 2**17)])
+    def test_positions(self, tmp_path, width, heads, most):
+        """Tables of positions are as long as the file allows, and the model says so."""
+        tensors = llama_tensors(width=width, ffn_width=8, kv_width=width // heads, layers=1)
+        path = tmp_path / "model.gguf"
+        path.write_bytes(llama_gguf(tensors, heads=heads, kv_heads=1, context=2**17 + 1))
+        model = read_model(path)
+        assert model.context == read_head(path)[1] == most
+        assert model.notes == (f"Context of {most:,} tokens and not {2**17 + 1:,}: that is what "
+                               f"the tables of positions allow",)
 
     def test_places_of_tensors(self, message):
         def file(*offsets):
@@ -265,7 +269,8 @@ class TestGGUF:
         assert [file.value(key) for key in "abc"] == [[1, 2], ["x", "yz"], 1.5]
         for size in range(len(data)):
             path.write_bytes(data[:size])
-            with pytest.raises(ModelFileError, match=r"truncated: |not a GGUF file: "):
+            with pytest.raises(ModelFileError,
+                               match=r"truncated: |not a GGUF file: |an empty file"):
                 GGUFFile(path)
 
     def test_values_equal_those_of_the_package(self, tmp_path, bitnet):

@@ -9,9 +9,9 @@ import pytest
 
 from host.files.errors import ModelFileError
 from host.files.tensors import is_bf16, to_bf16
-from host.models.examples import tiny_model
+from host.models.examples import split_gguf, tiny_model
 from host.models.mmfreelm import write_model
-from host.models.registry import read_model
+from host.models.registry import model_files, read_model
 
 TQ1_0, TQ2_0, F32 = (gguf.GGMLQuantizationType[name] for name in ("TQ1_0", "TQ2_0", "F32"))
 
@@ -157,11 +157,72 @@ def test_missing_file(tmp_path):
     assert message(tmp_path / "none.gguf") == "No such file or directory"
 
 
-@pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04" + bytes(100)])
-def test_not_a_gguf_file(tmp_path, content):
-    path = tmp_path / "other.gguf"
+@pytest.mark.parametrize(("content", "what"), [
+    (b"", "this is an empty file"),
+    (b"GG", "not a GGUF file: it must begin with b'GGUF', not b'GG'"),
+    (b"hello", "neither a GGUF file nor one of llama2.c: it begins with b'hell' and has 5 bytes"),
+    (b"PK\x03\x04" + bytes(100), "this is a zip archive, as PyTorch writes checkpoints: .*"),
+    (b"\x80\x02}q\x00" + bytes(100), "this is a pickle of Python, which can run any program; .*"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n",
+     "this is a pointer of git-lfs, and not the file that it points to: fetch that with 'git lfs "
+     "pull', or download it"),
+    (b"tjgg\x03\0\0\0" + bytes(100), "this is a GGJT file, which llama.cpp wrote before GGUF: .*"),
+    (b"fmgg" + bytes(100), "this is a GGMF file, .*"),
+    (b"lmgg" + bytes(100), "this is a GGML file, .*"),
+    (b"<!DOCTYPE html><html>", "this is a page of HTML, and not the file that was to be .*"),
+    (bytes(1000), "this is zeros: the file was not written, or not downloaded"),
+    (b"\x40\0\0\0\0\0\0\0{\"a\": {}}" + bytes(100),
+     "this is a safetensors file: name the folder that it lies in, with config.json and "
+     "tokenizer.json")])
+@pytest.mark.parametrize("name", ["other.gguf", "other.bin", "other"])
+def test_other_kinds_of_files(tmp_path, name, content, what):
+    path = tmp_path / name
     path.write_bytes(content)
-    assert message(path) == f"not a GGUF file: it must begin with b'GGUF', not {content[:4]!r}"
+    assert re.fullmatch(what, message(path))
+
+
+class TestSeveralFiles:
+    """A GGUF file that was split, as llama-gguf-split does."""
+
+    @pytest.fixture
+    def parts(self, good, tmp_path):
+        path = tmp_path / "model.gguf"
+        path.write_bytes(good.read_bytes())
+        return split_gguf(path, 3)
+
+    def test_any_of_them_is_the_model(self, good, parts, model):
+        expected = read_model(good)
+        for path in parts:
+            found = read_model(path)
+            assert found.vocabulary == expected.vocabulary
+            np.testing.assert_array_equal(found.embedding, expected.embedding)
+            np.testing.assert_array_equal(found.layers[0].ffn_down.trits,
+                                          model.layers[0].ffn_down.trits)
+            assert model_files(path) == parts
+
+    def test_one_is_missing(self, parts):
+        parts[1].unlink()
+        with pytest.raises(ModelFileError, match=f"^{re.escape(str(parts[1]))}: No such file"):
+            read_model(parts[0])
+
+    def test_names_that_do_not_fit(self, parts, tmp_path):
+        parts[1].write_bytes(parts[2].read_bytes())
+        with pytest.raises(ModelFileError, match=r"-00002-of-00003\.gguf: key split\.no must be 1, "
+                                                 r"not 2: "):
+            read_model(parts[0])
+        alone = tmp_path / "alone.gguf"
+        alone.write_bytes(parts[0].read_bytes())
+        assert message(alone).startswith("key split.count must be 1, not 3: ")
+
+    def test_a_tensor_in_two_files(self, parts):
+        # The number of a part is a uint16 behind its key.
+        data = bytearray(parts[1].read_bytes())
+        at = data.index(b"split.no") + 8 + 4
+        data[at] = 2
+        parts[2].write_bytes(data)
+        with pytest.raises(ModelFileError, match=r"-00003-of-00003\.gguf: tensor \S+ is in another "
+                                                 r"file as well$"):
+            read_model(parts[0])
 
 
 def test_cut_in_the_header(tmp_path, good):
@@ -207,7 +268,7 @@ def test_other_byte_order(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert message(path) == "file and machine must be little-endian"
+    assert message(path).startswith("a big-endian GGUF file, or a big-endian machine: both must ")
 
 
 def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
@@ -234,10 +295,9 @@ def test_a_damaged_header_never_ends_in_another_exception(tmp_path, good):
 
 @pytest.mark.parametrize(("keys", "expected"), [
     ({"general.architecture": "llama2"},
-     "key general.architecture must be 'bitnet' or 'bitnet-b1.58' or 'hgrn_bit' or 'llama' or "
-     "'mmfreelm' or "
-     "'mpo_llama', "
-     "not 'llama2'"),
+     "key general.architecture must be 'bitnet' or 'bitnet-25' or 'bitnet-b1.58' or 'gemma' or "
+     "'gemma3' or 'granite' or 'llama' or 'mmfreelm' or 'mpo_llama' or 'phi3' or 'qwen2' or "
+     "'qwen3' or 'smollm3', not 'llama2'"),
     ({"mmfreelm.block_count": None},
      "key mmfreelm.block_count must be a positive integer, not None"),
     ({"mmfreelm.block_count": integer(0)},
@@ -297,17 +357,20 @@ def test_wrong_shape(variant):
 
 def test_wrong_type(variant):
     path = variant(tensors={"blk.0.mix_gate.weight": (np.ones((256, 256), np.float32), F32)})
-    assert message(path) == "tensor blk.0.mix_gate.weight must have type TQ1_0 or TQ2_0, not F32"
+    assert message(path) == "tensor blk.0.mix_gate.weight must have type TQ1_0 or TQ2_0 or I2_S, " \
+                            "not F32"
 
 
-def test_unknown_type(tmp_path, good):
+@pytest.mark.parametrize(("kind", "what"), [
+    (250, ""), (142, " (Ternary Bonsai's, which is not supported)")])
+def test_unknown_type(tmp_path, good, kind, what):
     content = bytearray(good.read_bytes())
     name = b"blk.0.mix_gate.weight"
     at = content.index(name) + len(name) + 4 + 2 * 8
-    content[at:at + 4] = struct.pack("<I", 250)
+    content[at:at + 4] = struct.pack("<I", kind)
     path = tmp_path / "type.gguf"
     path.write_bytes(content)
-    assert message(path) == "tensor blk.0.mix_gate.weight has the unknown type 250"
+    assert message(path) == f"tensor blk.0.mix_gate.weight has the unknown type {kind}{what}"
 
 
 @pytest.mark.parametrize(("scale", "shown"), [(0.0, "0.0"), (-0.5, "-0.5"), (np.nan, "nan"),

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import gguf
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 import host.compress.rotation as float64
 from host.files.errors import ModelFileError
 from host.models.examples import llama2c, llama_gguf, llama_tensors, pieces
-from host.models.llama import balanced
+from host.models.llama import ACTIVATIONS, balanced
 from host.models.planes import ROWS, to_planes
 from host.models.registry import read_model
+from host.models.transformer import normalize, one_of
 from host.text.splits import SPLITS
 from host.text.tokenizer import open_tokenizer
 from hw.formats.minifloat import bf16
@@ -26,7 +28,7 @@ from sim.golden.bf16 import add, from_float, subtract, to_float32
 from sim.golden.dequantize import scale
 from sim.golden.evaluate import ExactProducts, GoldenLM, model_matrices
 from sim.golden.function_table import rsqrt_table, silu_table
-from sim.golden.graph import CACHES, Kind
+from sim.golden.graph import CACHES, Kind, Matrix, Network
 from sim.golden.lmul import exact_product, lmul, lmul_dot
 from sim.golden.quantizer import quantize
 
@@ -231,6 +233,61 @@ class TestNetwork:
                 assert (np.frexp(step.constant)[0] == 0.5).all()
 
 
+class Steps:
+    """A model whose logits are those of some steps' last vector."""
+
+    logit_scales: ClassVar = dict.fromkeys(ARITHMETICS, 1.0)
+
+    def __init__(self, table, describe):
+        self._network = n = Network()
+        n.part = "part"
+        x = n.embed(Matrix("table", table.T, 1 / 16), "x")
+        one = one_of(n, x)
+        y = describe(n, x, one)
+        n.head("head", np.eye(y.elements, dtype=np.int8), n.codes("head_in", y), n.norm(one))
+
+    def network(self):
+        return self._network
+
+
+class TestNormalize:
+    @pytest.mark.parametrize(("heads", "arithmetic", "most"), [
+        (1, "float", 1e-6), (4, "float", 1e-6), (12, "float", 1e-6), (1, "exact", 0.02),
+        (12, "exact", 0.02), (12, "lmul", 0.1)])
+    def test_each_head(self, heads, arithmetic, most):
+        """Against the definition; heads differ in size by a thousand."""
+        rng = np.random.default_rng(1)
+        table = rng.integers(-100, 101, (8, 48)).astype(np.int16)
+        vectors = (table / 16).reshape(8, heads, -1)
+        expected = vectors / np.sqrt((vectors ** 2).mean(axis=-1, keepdims=True) + 1e-2)
+        model = Steps(table, lambda n, x, one: normalize(n, "x", x, one, 1e-2, heads))
+        lm = golden(model, arithmetic)
+        found = lm.logits(lm.forward(np.arange(8)[np.newaxis], lm.start()))
+        assert error(found, expected.reshape(8, 48)) < most
+
+    def test_a_head_of_zeros_stays_zero(self):
+        table = np.zeros((1, 16), np.int16)
+        table[0, :8] = 5
+        model = Steps(table, lambda n, x, one: normalize(n, "x", x, one, 1e-5, 2))
+        # One product of equal elements has L-Mul's whole error.
+        for arithmetic, most in (("float", 1e-3), ("exact", 0.01), ("lmul", 0.1)):
+            lm = golden(model, arithmetic)
+            found = lm.logits(lm.forward(np.zeros((1, 1), int), lm.start()))[0]
+            assert not found[8:].any()
+            assert found[:8] == pytest.approx(1, rel=most)
+
+    def test_gelu(self):
+        """Against the formula with tanh, over its whole range."""
+        table = np.arange(-127, 127).reshape(2, 127).astype(np.int16)
+        x = table / 16
+        expected = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x ** 3)))
+        model = Steps(table, lambda n, x, one: ACTIVATIONS["gelu_pytorch_tanh"](n, x))
+        for arithmetic, most in (("float", 1e-6), ("exact", 0.01), ("lmul", 0.06)):
+            lm = golden(model, arithmetic)
+            found = lm.logits(lm.forward(np.arange(2)[np.newaxis], lm.start()))
+            assert error(found, expected) < most
+
+
 class Definition:
     """docs/numerics.md, section 11, one token at a time, on matrices that are read off a network.
 
@@ -271,7 +328,7 @@ class Definition:
 
     def rotate(self, x, heads, position):
         size = self.shape.head_size
-        angles = position * self.shape.base ** (-np.arange(0, size, 2) / size)
+        angles = position * self.shape.rope.base ** (-np.arange(0, size, 2) / size)
         cos, sin = lmul_factor(np.cos(angles)), lmul_factor(np.sin(angles))
         turned = []
         for head in x.reshape(heads, size):
@@ -334,20 +391,19 @@ class TestErrors:
         return text.removeprefix(f"{path}: ")
 
     @pytest.mark.parametrize(("keys", "changed", "expected"), [
-        ({"general.architecture": "phi3"}, {},
-         "key general.architecture must be 'bitnet' or 'bitnet-b1.58' or 'hgrn_bit' or 'llama' or "
-         "'mmfreelm' or "
-         "'mpo_llama', "
-         "not 'phi3'"),
+        ({"general.architecture": "gemma2"}, {},
+         "key general.architecture must be 'bitnet' or 'bitnet-25' or 'bitnet-b1.58' or 'gemma' or "
+         "'gemma3' or 'granite' or 'llama' or 'mmfreelm' or 'mpo_llama' or 'phi3' or 'qwen2' or "
+         "'qwen3' or 'smollm3', not 'gemma2'"),
         ({"llama.attention.head_count": 5}, {},
          "key llama.attention.head_count must divide the width, 64, into heads of an even size, "
          "and be a multiple of llama.attention.head_count_kv, 2, not 5"),
         ({"llama.context_length": 1 << 31}, {},
-         "key llama.context_length must be at most 131072, not 2147483648"),
+         "key llama.context_length must be at most 2147483647, not 2147483648"),
         ({"llama.rope.freq_base": 0.0}, {},
          "key llama.rope.freq_base must be a positive number, not 0.0"),
-        ({"llama.rope.scaling.type": "yarn"}, {},
-         "key llama.rope.scaling.type must be 'none'"),
+        ({"llama.rope.scaling.type": "longrope"}, {},
+         "key llama.rope.scaling.type must be 'none' or 'linear' or 'yarn', not 'longrope'"),
         ({"llama.rope.dimension_count": 8}, {},
          "key llama.rope.dimension_count must be 16, the size of a head"),
         ({"tokenizer.ggml.model": None}, {}, "tokenizer is missing: key tokenizer.ggml.model"),
@@ -363,15 +419,15 @@ class TestErrors:
          "tensor blk.1.attn_v.weight must have shape (32, 64), not (64, 32)"),
         ({}, {"blk.1.attn_v.weight": ((32, 256), 12, bytes(32 * 144))},
          "tensor blk.1.attn_v.weight must have shape (32, 64), not (32, 256)"),
-        ({}, {"token_embd.weight": ((259, 64), 6, bytes(259 * 2 * 22))},
-         "tensor token_embd.weight must have type F32 or F16 or BF16 or Q8_0 or Q4_0 or Q4_1, "
-         "not Q5_0"),
+        ({}, {"token_embd.weight": ((259, 64), 24, bytes(259 * 64))},
+         "tensor token_embd.weight must have type of floating-point or quantized numbers, not I8"),
+        ({}, {"token_embd.weight": ((259, 64), 0, bytes(259 * 64 * 4))},
+         "tensor token_embd.weight is zero everywhere: the file was not written, or not "
+         "downloaded, to its end"),
         ({}, {"blk.0.attn_v.weight": ((32, 64), 0, bytes(4 * 2047) + b"\0\0\xc0\x7f")},
          "tensor blk.0.attn_v.weight must be finite, but row 31 column 63 is nan"),
         ({}, {"blk.0.attn_norm.weight": ((64,), 0, bytes(4 * 63) + b"\0\0\x80\x7f")},
          "tensor blk.0.attn_norm.weight must be finite, but element 63 is inf"),
-        ({}, {"blk.0.attn_q.bias": ((64,), 0, bytes(256))},
-         "biases and factors of the rotary embedding are not supported"),
     ])
     def test_gguf(self, write, keys, changed, expected):
         assert self.message(write(keys=keys, changed=changed)) == expected
@@ -384,10 +440,12 @@ class TestErrors:
                                       "beside it")
         (tmp_path / "tok259.bin").write_bytes(pieces({}))
         for content, expected in {
-                data[:20]: "must have a header of 28 bytes, not 20 bytes",
+                data[:20]: f"neither a GGUF file nor one of llama2.c: it begins with {data[:4]!r} "
+                           f"and has 20 bytes",
                 data[:-4]: f"must have {len(data)} bytes, as its header says, not {len(data) - 4}",
-                b"\xff" * len(data): "neither a GGUF file nor one of llama2.c, whose header of "
-                                     "sizes it has not: [-1, -1, -1, -1, -1, -1, -1]",
+                b"\xff" * len(data): r"neither a GGUF file nor one of llama2.c: it begins with "
+                                     r"b'\xff\xff\xff\xff', and its sizes would be "
+                                     r"[-1, -1, -1, -1, -1, -1, -1]",
                 data[:28] + b"\0\0\xc0\x7f" + data[32:]:
                     "array embedding must be finite, but element 0 is nan"}.items():
             path.write_bytes(content)
