@@ -83,7 +83,7 @@ class AcceleratorBoard(Board):
         Results that a pass delivers without waiting for the host.
     sdram : SdramChip, optional
         The memory; block RAM without one. It has the clock of everything, shifted at the chip.
-    sdram_clock_phase : int
+    sdram_clock_phase : float
         Degrees by which the clock rises later at the chip than commands and data change: 180 is the
         inverted clock, any other has an output of the PLL of its own, in steps of
         :attr:`phase_step`.
@@ -96,7 +96,7 @@ class AcceleratorBoard(Board):
     payload_bytes: int = 1024
     answer_queue: int = 256
     sdram: SdramChip | None = None
-    sdram_clock_phase: int = 180
+    sdram_clock_phase: float = 180
     sdram_pin_cycles: int = 2
 
     def __post_init__(self):
@@ -114,5 +114,11 @@ class AcceleratorBoard(Board):
 
     @property
     def phase_step(self) -> float:
-        """Degrees between phases that the PLL has: eighths of a cycle of its oscillator."""
-        return 360 / (8 * self.pll["CLKOP_DIV"]) if self.pll else 180
+        """Degrees between phases that the PLL has.
+
+        That of an ECP5 has eighths of a cycle of its oscillator, Gowin's rPLL sixteenths of a cycle
+        of the clock.
+        """
+        if "CLKOP_DIV" in self.pll:
+            return 360 / (8 * self.pll["CLKOP_DIV"])
+        return 22.5 if self.pll else 180
