@@ -21,33 +21,25 @@ _LVCMOS33 = Attrs(IO_TYPE="LVCMOS33")
 
 
 class _RegisteredPins(io.FFBuffer):
-    """Pins whose registers lie in the I/O cells, which nextpnr packs where IOBFF asks for it.
+    """Outputs, or pins of both directions, whose registers lie in the I/O cells.
 
-    Flip-flops are instances: Yosys would make one of all that enable the drivers of a bus.
+    nextpnr packs them where attribute IOBFF asks for it. Flip-flops are instances: Yosys would make
+    one of all that enable the drivers of a bus.
     """
 
     def elaborate(self, platform):
         m = Module()
-        outputs = self.direction is not io.Direction.Input
-        for bit, pin in enumerate(self.port.io):
-            registered: dict = {}
-            if outputs:
-                registered["I"] = self._register(m, f"o_{bit}", self.o_domain,
-                                                 self.o[bit] ^ self.port.invert[bit])
+        for bit, (pin, inverted) in enumerate(zip(self.port.io, self.port.invert, strict=True)):
+            output = self._register(m, f"o_{bit}", self.o_domain, self.o[bit] ^ inverted)
             if self.direction is io.Direction.Output:
-                m.submodules[f"buf_{bit}"] = Instance("OBUF", a_IOBFF=1, i_I=registered["I"],
-                                                      o_O=pin)
+                m.submodules[f"buf_{bit}"] = Instance("OBUF", a_IOBFF=1, i_I=output, o_O=pin)
                 continue
-            value = Signal(name=f"i_{bit}")
-            if outputs:
-                m.submodules[f"buf_{bit}"] = Instance(
-                    "IOBUF", a_IOBFF=1, i_I=registered["I"],
-                    i_OEN=self._register(m, f"oen_{bit}", self.o_domain, ~self.oe), o_O=value,
-                    io_IO=pin)
-            else:
-                m.submodules[f"buf_{bit}"] = Instance("IBUF", a_IOBFF=1, i_I=pin, o_O=value)
+            value = Signal(name=f"value_{bit}")
+            m.submodules[f"buf_{bit}"] = Instance(
+                "IOBUF", a_IOBFF=1, i_I=output, o_O=value, io_IO=pin,
+                i_OEN=self._register(m, f"oen_{bit}", self.o_domain, ~self.oe))
             m.d.comb += self.i[bit].eq(self._register(m, f"i_{bit}", self.i_domain, value)
-                                       ^ self.port.invert[bit])
+                                       ^ inverted)
         return m
 
     @staticmethod
@@ -112,12 +104,11 @@ class TangNano20KPlatform(GowinPlatform):
     )
 
     def get_io_buffer(self, buffer):
-        if not isinstance(buffer, io.FFBuffer):
+        if not isinstance(buffer, io.FFBuffer) or buffer.direction is io.Direction.Input:
             return super().get_io_buffer(buffer)
         result = _RegisteredPins(buffer.direction, buffer.port, i_domain=buffer.i_domain,
                                  o_domain=buffer.o_domain)
-        if buffer.direction is not io.Direction.Output:
-            result.i = buffer.i                             # type: ignore[misc]
-        if buffer.direction is not io.Direction.Input:
-            result.o, result.oe = buffer.o, buffer.oe       # type: ignore[misc]
+        result.o, result.oe = buffer.o, buffer.oe       # type: ignore[misc]
+        if buffer.direction is io.Direction.Bidir:
+            result.i = buffer.i                         # type: ignore[misc]
         return result
