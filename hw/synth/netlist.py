@@ -19,9 +19,10 @@ __all__ = ["SYNTHESIS_OPTIONS", "NetlistError", "NetlistFault", "checked_netlist
            "netlist_faults", "synthesize"]
 
 #: Options of ``synth_ecp5``, ``synth_ice40`` and ``synth_gowin`` for everything that is built or
-#: measured; all flatten. nextpnr's timing models expect -abc9, which Gowin's has anyway.
+#: measured; all flatten. nextpnr's timing models expect -abc9, which Gowin's has anyway. There no
+#: multiplexer of two LUTs feeds a flip-flop: without them an accelerator takes fewer LUTs.
 SYNTHESIS_OPTIONS = {"ecp5": "-nodsp -abc9", "ice40": "-abc9 -device u",
-                     "gowin": "-nodsp -family gw2a"}
+                     "gowin": "-nodsp -nowidelut -family gw2a"}
 
 _UNDEFINED = ("x", "z")
 
