@@ -81,12 +81,15 @@ class TangNano20KPlatform(GowinPlatform):
         # The netlist has the name that those of other boards have.
         "{{name}}.ys": _TEMPLATES["{{name}}.ys"].replace("{{name}}.syn.json", "{{name}}.json"),
     }
+    # nextpnr tries a flip-flop that fits nowhere for hours, unless its attempts are fewer: the cells
+    # squared, divided by this number.
     command_templates = (       # type: ignore[assignment]
         _SYNTHESIS,
         r"""
         {{invoke_tool("nextpnr-himbaechel-gowin")}}
             {{quiet("--quiet")}}
             {{get_override("nextpnr_opts")|options}}
+            --placer-heap-cell-placement-timeout 4000
             --log {{name}}.tim
             --device {{platform.part}}
             --vopt family=GW2A-18C
