@@ -81,8 +81,8 @@ class TangNano20KPlatform(GowinPlatform):
         # The netlist has the name that those of other boards have.
         "{{name}}.ys": _TEMPLATES["{{name}}.ys"].replace("{{name}}.syn.json", "{{name}}.json"),
     }
-    # nextpnr tries a flip-flop that fits nowhere for hours, unless its attempts are fewer: the cells
-    # squared, divided by this number.
+    # nextpnr tries for hours to place a flip-flop that fits nowhere, unless its attempts are fewer:
+    # the cells squared, divided by this number.
     command_templates = (       # type: ignore[assignment]
         _SYNTHESIS,
         r"""
