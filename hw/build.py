@@ -16,6 +16,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import pathlib
@@ -38,21 +39,27 @@ from hw.synth.tool import ToolFailed, run_tool
 
 __all__ = ["AREA", "BuildError", "build", "main"]
 
-#: Columns of the area, each with the cells that count, ECP5's and iCE40's.
+#: Columns of the area, each with the cells that count, ECP5's, iCE40's and Gowin's.
 AREA = {
-    "lut4": ("LUT4", "SB_LUT4"),
-    "carry": ("CCU2C", "SB_CARRY"),
-    "lut_ram": ("TRELLIS_DPR16X4",),
-    "ff": ("TRELLIS_FF", "SB_DFF"),
-    "block_ram": ("DP16KD", "PDPW16KD", "SB_RAM40_4K"),
-    "dsp": ("MULT18X18D", "ALU54B", "SB_MAC16"),
+    "lut4": ("LUT4", "SB_LUT4", "LUT1", "LUT2", "LUT3"),
+    "carry": ("CCU2C", "SB_CARRY", "ALU"),
+    "lut_ram": ("TRELLIS_DPR16X4", "RAM16SDP1", "RAM16SDP2", "RAM16SDP4"),
+    "ff": ("TRELLIS_FF", "SB_DFF", "DFF", "DFFE", "DFFR", "DFFRE", "DFFS", "DFFSE"),
+    "block_ram": ("DP16KD", "PDPW16KD", "SB_RAM40_4K", "SP", "SPX9", "SDPB", "SDPX9B", "DPB",
+                  "DPX9B", "pROM", "pROMX9"),
+    "dsp": ("MULT18X18D", "ALU54B", "SB_MAC16", "MULT9X9", "MULT18X18", "MULT36X36"),
 }
 
 # What nextpnr calls the resources of a device.
 _RESOURCES = {
     "TRELLIS_COMB": "LUT4", "TRELLIS_FF": "flip-flops", "TRELLIS_RAMW": "LUT RAM",
     "DP16KD": "block RAM", "ICESTORM_LC": "logic cells", "ICESTORM_RAM": "block RAM",
+    "DFF": "flip-flops", "RAM16SDP4": "LUT RAM", "BSRAM": "block RAM",
 }
+
+# Families of devices by how their names begin, and the bitstream that each has.
+_FAMILIES = {"LFE5": ("ecp5", "top.bit"), "iCE40": ("ice40", "top.bin"),
+             "GW2A": ("gowin", "top.fs")}
 
 # Parts of the board's system, by the path of their modules.
 _LINK = {"link": ("receiver", "target", "transmitter", "entries", "program", "tokens", "answers",
@@ -122,8 +129,11 @@ def _place_and_route(board: Board, command: list[str], folder: pathlib.Path) -> 
 
 
 def _versions(tools: list[str], folder: pathlib.Path) -> dict[str, str]:
-    versions = {package: importlib.metadata.version(package)
-                for package in ("amaranth", "amaranth-boards")}
+    packages = ["amaranth", "amaranth-boards"]
+    # Of Gowin's tools the last, gowin_pack, does not say its version.
+    if "nextpnr-himbaechel-gowin" in tools and importlib.util.find_spec("apycula"):
+        packages.append("apycula")
+    versions = {package: importlib.metadata.version(package) for package in packages}
     for tool in tools:
         line = run_tool([tool, "--version"], folder).strip().splitlines()[-1]
         found = re.search(r"(?:Version |Yosys )(\S+?)\)?(?: |$)", line)
@@ -170,21 +180,25 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
     except ModuleNotFoundError as problem:
         raise BuildError("amaranth-boards is not installed; pip install -e '.[build]'") \
             from problem
-    family = "ecp5" if platform.device.startswith("LFE5") else "ice40"
+    family, bitstream_name = next(found for prefix, found in _FAMILIES.items()
+                                  if platform.device.startswith(prefix))
+    # Of Gowin nextpnr derives no constraint of the PLL's clock.
+    constraint = f" --freq {board.clock_hz / 1e6:g}" if family == "gowin" else ""
     plan = platform.build(
         BoardTop(board), do_build=False, synth_opts=SYNTHESIS_OPTIONS[family],
         script_after_synth="write_verilog -noattr top.v",
-        nextpnr_opts=f"--seed {seed} --timing-allow-fail --report nextpnr.json")
+        nextpnr_opts=f"--seed {seed} --timing-allow-fail --report nextpnr.json{constraint}")
     folder.mkdir(parents=True, exist_ok=True)
     plan.extract(folder)
 
     # The platform's own commands, run one by one: a failure belongs to a step.
     script = (folder / "build_top.sh").read_text()
+    named = {tool.upper().replace("-", "_"): tool for tool in platform.required_tools}
     commands = {}
     for line in script.splitlines():
         if line.startswith('"$'):
             variable, *arguments = shlex.split(line)
-            tool = variable.removeprefix("$").lower().replace("_", "-")
+            tool = named[variable.removeprefix("$")]
             commands[tool] = [tool, *arguments]
     synthesis, place_and_route, pack = commands
     say(f"{board.name}: synthesis")
@@ -213,7 +227,7 @@ def build(board: EngineBoard | AcceleratorBoard, folder: pathlib.Path, *, seed: 
         say(f"{board.name}: bitstream")
         run_tool(commands[pack], folder)
         fmax = _fmax(board, json.loads((folder / "nextpnr.json").read_text())["fmax"].values())
-        bitstream = folder / ("top.bit" if family == "ecp5" else "top.bin")
+        bitstream = folder / bitstream_name
         report |= {
             **{f"{name}fmax_mhz": round(mhz, 2) for name, mhz in fmax.items()},
             "meets_clock": all(fmax[name] >= mhz for name, mhz in clocks.items()),

@@ -21,6 +21,7 @@ from hw.memory.sdram import pins_signature
 from hw.records import ROOT
 from hw.synth.netlist import checked_netlist
 from hw.synth.tool import run_tool
+from sim import gowin_cells
 from sim.fast.serial_pins import build_board, serial_port
 from sim.netlist import NetlistResult, cell_models
 
@@ -30,9 +31,15 @@ __all__ = ["run_board"]
 _PIN = r"(?ms)^module TRELLIS_IO\b.*?^endmodule$"
 _LUT = r"(?ms)^module LUT4\b.*?^endmodule$"
 
-_CELLS_THAT_STAY = "PDPW16KD DP16KD EHXPLLL ODDRX1F TRELLIS_IO SB_RAM40_4K* SB_IO"
+_CELLS_THAT_STAY = ("PDPW16KD DP16KD EHXPLLL ODDRX1F TRELLIS_IO SB_RAM40_4K* SB_IO "
+                    f"{gowin_cells.BLOCK_RAMS} IBUF OBUF TBUF IOBUF ODDR rPLL")
 
-_PIN_MODELS = ROOT / "sim" / "models" / "ecp5_pins.v"
+#: Models of the cells at the pins; of iCE40 Yosys' own do.
+_PIN_MODELS = {"ecp5": ROOT / "sim" / "models" / "ecp5_pins.v", "gowin": gowin_cells.PIN_MODELS}
+
+#: Cell of each data pin of the SDRAM, and its inputs: what it drives, and that it does not.
+_DATA_PINS = {"ecp5": (r"\sdram.dq.buf.buf{}", "I", "T"),
+              "gowin": (r"\sdram.dq.buf_{}", "I", "OEN")}
 
 #: Signals of module ``board`` by the pins of a top. The SDRAM's clock is the simulated chip's own.
 _PIN_SIGNALS = {
@@ -76,10 +83,11 @@ def run_board(name: str, folder: pathlib.Path) -> NetlistResult:
     board = BOARDS[name]
     build(board, folder, route=False)
     netlist = checked_netlist(folder / "top.json", "top")
-    family = "ice40" if any(cell["type"].startswith("SB_") for cell in netlist["cells"].values()) \
-        else "ecp5"
-    text = "\n".join([_simulated(folder, family), _PIN_MODELS.read_text(),
-                      _wrapper(board, netlist["ports"])])
+    kinds = {cell["type"] for cell in netlist["cells"].values()}
+    family = ("gowin" if "rPLL" in kinds else
+              "ice40" if any(kind.startswith("SB_") for kind in kinds) else "ecp5")
+    pins = _PIN_MODELS[family].read_text() if family in _PIN_MODELS else ""
+    text = "\n".join([_simulated(folder, family), pins, _wrapper(board, family, netlist["ports"])])
     program = build_board(board, folder, netlist=text)
     with serial_port(program, board, has_pins=True) as port:
         compared, equal = (_check_accelerator(port, board) if isinstance(board, AcceleratorBoard)
@@ -92,11 +100,13 @@ def _simulated(folder: pathlib.Path, family: str) -> str:
 
     They are most of it, and the time that Verilator takes.
     """
-    models = cell_models(family)
-    lut = re.search(_LUT, (ROOT / "sim" / "models" / "ecp5.v").read_text())
-    assert lut, "sim/models/ecp5.v has a model of LUT4"
-    # An assignment instead of Yosys' seven wires; both are proved equal (tests/hw/test_ecp5.py).
-    (folder / "cells.v").write_text(re.sub(_LUT, lut.group(), models))
+    if family == "gowin":
+        models = gowin_cells.gowin_models()
+        cells = models + _PIN_MODELS[family].read_text()
+    else:
+        models = cell_models(family)
+        cells = _with_short_lut(models)
+    (folder / "cells.v").write_text(cells)
     run_tool(["yosys", "-q", "-p",
               f"read_verilog top.v cells.v; blackbox {_CELLS_THAT_STAY}; hierarchy -top top; proc; "
               "flatten; opt_expr; opt_clean -purge; rename -hide w:*; "
@@ -107,7 +117,18 @@ def _simulated(folder: pathlib.Path, family: str) -> str:
     return re.sub(r"(?m)^  inout\b", "  input", text) + re.sub(_PIN, "", models)
 
 
-def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) -> str:
+def _with_short_lut(models: str) -> str:
+    """Return models of cells with an assignment instead of the seven wires of Yosys' LUT4.
+
+    Both are proved equal (tests/hw/test_ecp5.py).
+    """
+    lut = re.search(_LUT, (ROOT / "sim" / "models" / "ecp5.v").read_text())
+    assert lut, "sim/models/ecp5.v has a model of LUT4"
+    return re.sub(_LUT, lut.group(), models)
+
+
+def _wrapper(board: EngineBoard | AcceleratorBoard, family: str,
+             pins: Mapping[str, object]) -> str:
     """Return module ``board``, with the ports of :class:`BoardSystem`, around the top's ``pins``.
 
     Raises
@@ -123,10 +144,11 @@ def _wrapper(board: EngineBoard | AcceleratorBoard, pins: Mapping[str, object]) 
         for name, member in chip.members.items():
             direction = "input" if member.flow is In else "output"
             ports.append(f"{direction} [{Shape.cast(member.shape).width - 1}:0] sdram__{name}")
-        pad = r"top.\sdram.dq.buf.buf{} .{}"
-        driven = ", ".join(pad.format(bit, "I") for bit in reversed(range(board.sdram.data_bits)))
+        cell, value, off = _DATA_PINS[family]
+        driven = ", ".join(f"top.{cell.format(bit)} .{value}"
+                           for bit in reversed(range(board.sdram.data_bits)))
         inner = (f"    assign sdram__dq_o = {{{driven}}};\n"
-                 f"    assign sdram__dq_oe = !{pad.format(0, 'T')};\n")
+                 f"    assign sdram__dq_oe = !top.{cell.format(0)} .{off};\n")
         for pin, (tied, level) in _TIED.items():
             if pin not in pins:
                 inner += f"    assign {tied} = {level};\n"

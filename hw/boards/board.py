@@ -105,9 +105,9 @@ class AcceleratorBoard(Board):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sdram_divider is not None and (self.sdram is None or not self.pll):
-            raise ValueError(f"Board {self.name} must have an SDRAM and a PLL to have an "
-                             f"sdram_divider")
+        if self.sdram_divider is not None and (self.sdram is None or "CLKOP_DIV" not in self.pll):
+            raise ValueError(f"Board {self.name} must have an SDRAM and the PLL of an ECP5 to have "
+                             f"an sdram_divider")
         if self.sdram is not None:
             self.sdram.cycles(self.sdram_hz)
             if self.config.memory_bytes != self.sdram.memory_bytes:
@@ -130,15 +130,21 @@ class AcceleratorBoard(Board):
     def phase_steps(self) -> int:
         """Steps of :attr:`phase_step` in a cycle of the chip's clock, if a host can do them.
 
-        0 without an SDRAM whose clock has an output of the PLL of its own.
+        0 without an SDRAM whose clock has an output of its own, of an ECP5's PLL: the phase of
+        Gowin's stays as it is built.
         """
-        if self.sdram is None or self.sdram_clock_phase == 180:
+        if (self.sdram is None or self.sdram_clock_phase == 180
+                or "CLKOP_DIV" not in self.pll):
             return 0
         return round(360 / self.phase_step)
 
     @property
     def phase_step(self) -> float:
-        """Degrees between phases that the PLL has: eighths of a cycle of its oscillator."""
-        if not self.pll:
-            return 180
-        return 360 / (8 * (self.sdram_divider or self.pll["CLKOP_DIV"]))
+        """Degrees between phases that the PLL has.
+
+        That of an ECP5 has eighths of a cycle of its oscillator, Gowin's rPLL sixteenths of a cycle
+        of the clock.
+        """
+        if "CLKOP_DIV" in self.pll:
+            return 360 / (8 * (self.sdram_divider or self.pll["CLKOP_DIV"]))
+        return 22.5 if self.pll else 180

@@ -33,8 +33,10 @@ class BoardTop(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
-        if self.board.pll:
+        if "CLKOP_DIV" in self.board.pll:
             self._ecp5_clock(m, platform)
+        elif self.board.pll:
+            self._gowin_clock(m, platform)
 
         pins = platform.request("uart", 0, dir="-")
         m.submodules.rx = rx = io.Buffer(io.Direction.Input, pins.rx)
@@ -46,7 +48,7 @@ class BoardTop(Elaboratable):
             domain = "sync" if self.board.sdram_divider is None else "memory"
             sdram = SdramPins(chip=self.board.sdram, resource=resource)
             m.submodules.sdram = DomainRenamer(domain)(sdram)
-            shifted = self.board.sdram_clock_phase != 180
+            shifted = self._sdram_steps > 0
             m.submodules.sdram_clock = SdramClock(
                 resource=resource, domain="sdram" if shifted else domain, inverted=not shifted)
             wiring.connect(m, self.system.sdram, sdram.pins)
@@ -57,13 +59,11 @@ class BoardTop(Elaboratable):
         return m
 
     def _ecp5_clock(self, m, platform):
-        """Make ``sync`` from the oscillator; its reset ends when the PLL has locked."""
+        """Make ``sync`` from the oscillator with the PLL of an ECP5."""
         pin = platform.request(platform.default_clk, 0, dir="-")
         m.submodules.oscillator = oscillator = io.Buffer(io.Direction.Input, pin)
         clock = Signal()
         locked = Signal()
-        locked_here = Signal(2)
-        m.domains.sync = ClockDomain()
         # nextpnr derives the constraint of this clock from the oscillator's and the dividers.
         outputs = self._sdram_clock(m)
         pll = Instance(
@@ -77,16 +77,60 @@ class BoardTop(Elaboratable):
             i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASELOADREG=1,
             i_PLLWAKESYNC=0, i_ENCLKOP=0, o_CLKOP=clock, o_LOCK=locked)
         m.submodules.pll = pll
+        self._start(m, clock, locked)
+
+    def _gowin_clock(self, m, platform):
+        """Make ``sync`` from the oscillator with an rPLL."""
+        pin = platform.request(platform.default_clk, 0, dir="-")
+        m.submodules.oscillator = oscillator = io.Buffer(io.Direction.Input, pin)
+        clock = Signal()
+        locked = Signal()
+        outputs: dict[str, Any] = {}
+        if self._sdram_steps:
+            outputs = {"p_PSDA_SEL": f"{self._sdram_steps:04b}",
+                       "o_CLKOUTP": self._clock_domain(m, "sdram")}
+        m.submodules.pll = Instance(
+            "rPLL", p_DEVICE=platform.family, p_FCLKIN=str(platform.default_clk_frequency / 1e6),
+            p_CLKFB_SEL="internal", p_DYN_IDIV_SEL="false", p_DYN_FBDIV_SEL="false",
+            p_DYN_ODIV_SEL="false", p_DYN_DA_EN="false", p_DUTYDA_SEL="1000",
+            **{f"p_{name}": value for name, value in self.board.pll.items()}, **outputs,
+            i_CLKIN=oscillator.i, i_CLKFB=0, i_RESET=0, i_RESET_P=0, i_FBDSEL=Const(0, 6),
+            i_IDSEL=Const(0, 6), i_ODSEL=Const(0, 6), i_PSDA=Const(0, 4), i_DUTYDA=Const(0, 4),
+            i_FDLY=Const(0, 4), o_CLKOUT=clock, o_LOCK=locked)
+        self._start(m, clock, locked)
+
+    def _start(self, m, clock: Signal, locked: Signal):
+        """Make ``sync`` of the PLL's clock; its reset ends when the PLL has locked."""
+        locked_here = Signal(2)
+        m.domains.sync = ClockDomain()
         m.d.comb += ClockSignal().eq(clock)
         m.d.comb += ResetSignal().eq(~locked_here[1])
         m.domains.unlocked = ClockDomain(local=True, reset_less=True)
         m.d.comb += ClockSignal("unlocked").eq(clock)
         m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
 
+    @property
+    def _sdram_steps(self) -> int:
+        """Steps of its phase by which the PLL's output for the SDRAM is late; 0 without one."""
+        board = self.board
+        if (not isinstance(board, AcceleratorBoard) or board.sdram is None
+                or board.sdram_clock_phase == 180):
+            return 0
+        return round(board.sdram_clock_phase / board.phase_step)
+
+    def _clock_domain(self, m, name: str) -> Signal:
+        """Make a domain without reset, and return the clock that the PLL has to drive."""
+        clock = Signal(name=f"{name}_clock")
+        domain = ClockDomain(name, reset_less=True)
+        m.domains += domain
+        m.d.comb += domain.clk.eq(clock)
+        return clock
+
     def _sdram_clock(self, m) -> dict[str, Any]:
         """Return what the PLL of an ECP5 needs for the SDRAM's clocks, if there are any.
 
-        They are ``sdram``, that of the chip, and ``memory``, that of the controller.
+        They are ``sdram``, that of the chip, and ``memory``, that of the controller, whose reset is
+        that of the port's crossing.
         """
         board = self.board
         parameters: dict[str, Any] = {
@@ -96,20 +140,15 @@ class BoardTop(Elaboratable):
             return parameters
         divider = board.sdram_divider or board.pll["CLKOP_DIV"]
         if board.sdram_divider is not None:
-            clock = Signal(name="memory_clock")
-            # Its reset is that of the port's crossing.
-            m.domains.memory = ClockDomain(reset_less=True)
-            m.d.comb += ClockSignal("memory").eq(clock)
             parameters |= {"p_CLKOS2_ENABLE": "ENABLED", "p_CLKOS2_DIV": divider,
-                           "o_CLKOS2": clock, "p_CLKOS2_CPHASE": divider - 1,
-                           "p_CLKOS2_FPHASE": 0, "p_OUTDIVIDER_MUXC": "DIVC", "i_ENCLKOS2": 0}
-        if board.sdram_clock_phase != 180:
-            clock = Signal(name="sdram_clock")
-            m.domains.sdram = ClockDomain(reset_less=True)
-            m.d.comb += ClockSignal("sdram").eq(clock)
+                           "o_CLKOS2": self._clock_domain(m, "memory"),
+                           "p_CLKOS2_CPHASE": divider - 1, "p_CLKOS2_FPHASE": 0,
+                           "p_OUTDIVIDER_MUXC": "DIVC", "i_ENCLKOS2": 0}
+        if self._sdram_steps:
             # Cycles of the oscillator and their eighths, behind those of the controller's clock.
-            cycles, eighths = divmod(round(board.sdram_clock_phase / board.phase_step), 8)
-            parameters |= {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider, "o_CLKOS": clock,
+            cycles, eighths = divmod(self._sdram_steps, 8)
+            parameters |= {"p_CLKOS_ENABLE": "ENABLED", "p_CLKOS_DIV": divider,
+                           "o_CLKOS": self._clock_domain(m, "sdram"),
                            "p_CLKOS_CPHASE": divider - 1 + cycles, "p_CLKOS_FPHASE": eighths,
                            "p_OUTDIVIDER_MUXB": "DIVB", "i_ENCLKOS": 0,
                            "p_DPHASE_SOURCE": "ENABLED", "i_PHASEDIR": self.system.phase_back,

@@ -18,11 +18,25 @@ from hw.synth.tool import run_tool
 __all__ = ["SYNTHESIS_OPTIONS", "NetlistError", "NetlistFault", "checked_netlist",
            "netlist_faults", "synthesize"]
 
-#: Options of ``synth_ecp5`` and ``synth_ice40`` for everything that is built or measured; both
-#: flatten. nextpnr's timing models expect -abc9.
-SYNTHESIS_OPTIONS = {"ecp5": "-nodsp -abc9", "ice40": "-abc9 -device u"}
+#: Options of ``synth_ecp5``, ``synth_ice40`` and ``synth_gowin`` for everything that is built or
+#: measured; all flatten. nextpnr's timing models expect -abc9, which Gowin's has anyway. There no
+#: multiplexer of two LUTs feeds a flip-flop: without them an accelerator takes fewer LUTs.
+SYNTHESIS_OPTIONS = {"ecp5": "-nodsp -abc9", "ice40": "-abc9 -device u",
+                     "gowin": "-nodsp -nowidelut -family gw2a"}
 
 _UNDEFINED = ("x", "z")
+
+# Block RAMs of Gowin: for each port that writes its data, its write enable and the parameter of its
+# width, and for each that reads the same without an enable. A width is a power of two, or nine
+# eighths of one.
+_GOWIN_PORTS: dict[str, tuple[dict[str, tuple[str, str]], dict[str, str]]] = {
+    "SP": ({"DI": ("WRE", "BIT_WIDTH")}, {"DO": "BIT_WIDTH"}),
+    "SDPB": ({"DI": ("CEA", "BIT_WIDTH_0")}, {"DO": "BIT_WIDTH_1"}),
+    "DPB": ({"DIA": ("WREA", "BIT_WIDTH_0"), "DIB": ("WREB", "BIT_WIDTH_1")},
+            {"DOA": "BIT_WIDTH_0", "DOB": "BIT_WIDTH_1"}),
+}
+_GOWIN_PORTS |= {name: _GOWIN_PORTS[base] for name, base in (
+    ("SPX9", "SP"), ("SDPX9B", "SDPB"), ("DPX9B", "DPB"))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +155,7 @@ def netlist_faults(module: dict) -> list[NetlistFault]:
             loads[bit].append(where)
     faults = [NetlistFault("undefined input", f"{where} is the constant {bit}")
               for bit in _UNDEFINED for where in loads[bit]
-              if not _is_unread(module, where, loads)]
+              if not _is_unread(module, where, drivers, loads)]
     for bit, inputs in loads.items():
         if isinstance(bit, int) and bit not in drivers:
             faults.append(NetlistFault("undriven net", f"{names.get(bit, bit)}, which goes to "
@@ -167,7 +181,7 @@ def _ends(module: dict) -> Iterator[tuple[_End, str, int | str]]:
                        cell["port_directions"][port], bit)
 
 
-def _is_unread(module: dict, end: _End, loads: dict) -> bool:
+def _is_unread(module: dict, end: _End, drivers: dict, loads: dict) -> bool:
     """Whether ``end`` is an input of a memory on which nothing that is read depends.
 
     It is one of a block RAM's port that is switched off, or of a bit that no output reads.
@@ -175,8 +189,10 @@ def _is_unread(module: dict, end: _End, loads: dict) -> bool:
     if not end.cell:
         return False
     cell = module["cells"][end.cell]
-    if end.kind == "TRELLIS_DPR16X4" and end.port == "DI":
+    if end.kind in ("TRELLIS_DPR16X4", "RAM16SDP4") and end.port == "DI":
         return not loads.get(cell["connections"]["DO"][end.index])
+    if end.kind in _GOWIN_PORTS and end.port in _GOWIN_PORTS[end.kind][0]:
+        return not any(loads.get(bit) for bit in _readers_of_gowin(cell, end, drivers))
     if end.kind == "DP16KD" and end.port.startswith("AD"):
         return cell["connections"][f"CE{end.port[2]}"] == ["0"]
     if end.kind == "DP16KD" and end.port.startswith("DI"):
@@ -204,3 +220,20 @@ def _readers_of_block_ram(cell: dict, port: str) -> Iterator[int | str]:
             output = (f"DO{reader}{bit}" if width < 36 else
                       f"DOA{bit}" if bit < 18 else f"DOB{bit - 18}")
             yield from cell["connections"].get(output, [])
+
+
+def _readers_of_gowin(cell: dict, end: _End, drivers: dict) -> Iterator[int | str]:
+    """Yield the outputs of a block RAM of Gowin on which what ``end`` wrote can appear."""
+    writers, readers = _GOWIN_PORTS[end.kind]
+    enable, parameter = writers[end.port]
+    width = int(cell["parameters"][parameter], 2)
+    # A constant is a net that a cell GND drives.
+    written = all(where.kind != "GND" for where, _ in drivers[cell["connections"][enable][0]])
+    if not written or end.index >= width:
+        return
+    for output, of_output in readers.items():
+        read_width = int(cell["parameters"][of_output], 2)
+        step = min(width, read_width)
+        for bit in range(read_width):
+            if bit % step == end.index % step:
+                yield cell["connections"][output][bit]

@@ -23,7 +23,8 @@ def test_every_board_elaborates(name):
     board = BOARDS[name]
     plan = load_platform(board).build(BoardTop(board), do_build=False)
     assert "top.il" in plan.files
-    assert f"NEXTPNR_{'ICE40' if name == 'icebreaker' else 'ECP5'}" in plan.files["build_top.sh"]
+    router = {"icebreaker": "ICE40", "tang-nano-20k": "HIMBAECHEL_GOWIN"}.get(name, "ECP5")
+    assert f'"$NEXTPNR_{router}"' in plan.files["build_top.sh"]
 
 
 def test_list(capsys):

@@ -157,6 +157,41 @@ def test_undefined_input_of_block_ram_counts_if_it_is_read(cell, count):
     assert len(netlist_faults(netlist({"ram": cell}))) == count
 
 
+def gowin_ram(kind, *widths, data, output, **wired):
+    """Return a block RAM of Gowin: one bit of ``data`` is undefined, one of ``output`` goes on."""
+    parameters = ({"BIT_WIDTH": f"{widths[0]:032b}"} if len(widths) == 1 else
+                  {f"BIT_WIDTH_{side}": f"{width:032b}" for side, width in enumerate(widths)})
+    ports = {"SPX9": ("DO",), "SDPX9B": ("DO",), "DPX9B": ("DOA", "DOB")}[kind]
+    outputs = {port: [100 * (place + 1) + bit for bit in range(36)]
+               for place, port in enumerate(ports)}
+    outputs[output[0]][output[1]] = 3
+    enables = {"SPX9": {"WRE": [1]}, "SDPX9B": {"CEA": [1]}, "DPX9B": {"WREA": [1], "WREB": [9]}}
+    inputs = {data[0]: [1] * data[1] + ["x"]}
+    return kind, parameters, {**outputs, **enables[kind], **inputs, **wired}
+
+
+@pytest.mark.parametrize(("cell", "count"), [
+    (gowin_ram("SDPX9B", 36, 36, data=("DI", 35), output=("DO", 35)), 1),
+    (gowin_ram("SDPX9B", 36, 36, data=("DI", 35), output=("DO", 34)), 0),
+    (gowin_ram("SDPX9B", 36, 9, data=("DI", 35), output=("DO", 8)), 1),     # a word is four
+    (gowin_ram("SDPX9B", 36, 9, data=("DI", 35), output=("DO", 7)), 0),
+    (gowin_ram("SDPX9B", 9, 36, data=("DI", 8), output=("DO", 35)), 1),
+    (gowin_ram("SDPX9B", 9, 36, data=("DI", 9), output=("DO", 0)), 0),      # no bit of a word
+    (gowin_ram("SDPX9B", 36, 36, data=("ADA", 5), output=("DO", 35)), 1),
+    (gowin_ram("SDPX9B", 36, 36, data=("DI", 35), output=("DO", 35), CEA=[9]), 0),
+    (gowin_ram("SPX9", 9, data=("DI", 8), output=("DO", 8)), 1),
+    (gowin_ram("SPX9", 9, data=("DI", 8), output=("DO", 8), WRE=[9]), 0),   # a ROM
+    (gowin_ram("DPX9B", 18, 18, data=("DIA", 17), output=("DOB", 17)), 1),
+    (gowin_ram("DPX9B", 18, 18, data=("DIA", 17), output=("DOA", 17)), 1),
+    (gowin_ram("DPX9B", 18, 18, data=("DIB", 17), output=("DOB", 17)), 0),  # port B does not write
+])
+def test_undefined_input_of_a_gowin_block_ram_counts_if_it_is_read(cell, count):
+    ground = ("GND", {}, {"G": [9]})
+    module = netlist({"ram": cell, "ground": ground})
+    module["cells"]["ground"]["port_directions"] = {"G": "output"}
+    assert len(netlist_faults(module)) == count
+
+
 def test_command_refuses_what_it_does_not_know(capsys):
     assert main(["netlist", "gearboxes"]) == 2
     assert capsys.readouterr().err.startswith("'gearboxes' is neither a unit nor a board (try "
