@@ -7,10 +7,10 @@ from hw.memory.sdram_chip import SdramChip
 __all__ = ["TANG_NANO_20K"]
 
 # 16 lanes take 4 bytes of a dense list each cycle, what the memory gives. The device is full at two
-# thirds of its LUTs and flip-flops (docs/boards/tang-nano-20k.md): the walk by row does not fit,
-# nor more than 4 largest logits, which cost comparators and registers each. Accumulators have the
-# width that the shipped model needs. A vector memory of 8,192 elements takes two block RAMs more
-# than one of 7,168, and no multiplexer behind them.
+# thirds of its LUTs and flip-flops (docs/boards/tang-nano-20k.md), so the walk by row is left out,
+# and there are but 4 largest logits, which cost comparators and registers each. Accumulators have
+# the width that the shipped model needs. A vector memory of 8,192 elements takes two block RAMs
+# more than one of 7,168, and no multiplexer behind them.
 # 27 MHz * 2 from the rPLL's oscillator at 864 MHz.
 TANG_NANO_20K = AcceleratorBoard(
     name="tang-nano-20k", platform="hw.boards.tang_nano_20k_platform.TangNano20KPlatform",
