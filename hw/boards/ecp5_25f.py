@@ -10,11 +10,12 @@ __all__ = ["FAST_SDRAM", "PLL_25_TO_75", "small_accelerator"]
 #: Dividers of the PLL from 25 to 75 MHz, its oscillator at 600 MHz.
 PLL_25_TO_75 = {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 8}
 
-#: An SDRAM of 16 bits at 131.25 MHz beside 75, as fields of a board: the PLL's oscillator has 525.
+#: An SDRAM of 16 bits at 120 MHz beside 75, as fields of a board: the PLL's oscillator has 600. At
+#: 131.25 MHz, of 525, controller and crossing closed with one of two placements.
 #: The phase of the chip's clock is that with the greatest margin (:mod:`sim.timing.phase`).
 FAST_SDRAM: dict[str, Any] = {
-    "pll": {"CLKI_DIV": 1, "CLKFB_DIV": 3, "CLKOP_DIV": 7}, "sdram_divider": 4,
-    "sdram": SdramChip(cas_latency=3), "sdram_clock_phase": 146.25}
+    "pll": PLL_25_TO_75, "sdram_divider": 5,
+    "sdram": SdramChip(cas_latency=3), "sdram_clock_phase": 171}
 
 
 def small_accelerator(*, address_width: int) -> AcceleratorConfig:

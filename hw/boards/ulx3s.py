@@ -14,7 +14,7 @@ ULX3S = EngineBoard(
     config=EngineConfig(target="ecp5"), high_outputs=("uart_tx_enable",))
 
 # The SDRAM of the boards has 512 columns and 32 MB, or 1,024 and 64 MB, of which a half is used. At
-# 131.25 MHz it gives 3.4 bytes in each cycle of the accelerator, whose 32 lanes take 1.75 of a
+# 120 MHz it gives 3.1 bytes in each cycle of the accelerator, whose 32 lanes take 1.75 of a
 # dense list, and more of a sparse one. Accumulators of 16 words are LUT RAM: in block RAM, 128
 # deep, the board reached 79 MHz.
 ULX3S_85F = AcceleratorBoard(

@@ -66,7 +66,7 @@ class TestHelp:
         assert (status, err) == (0, "")
         assert re.findall(r"^    (\w+)", out, re.MULTILINE) == [
             "density", "wina", "cycles", "integer", "rotation", "l1", "tensor", "device", "board",
-            "memory", "netlist", "tokenizers", "picture"]
+            "memory", "netlist", "tokenizers", "operands", "energy", "picture"]
 
     def test_each_option_says_what_it_is(self, commands):
         """No help text begins in the middle of a sentence: (default: 3), of each document, ..."""
@@ -81,7 +81,7 @@ class TestHelp:
         assert count > 100
 
     def test_each_command_has_a_parser_and_a_description(self, commands):
-        assert len(commands) == len(cli.COMMANDS) + 13
+        assert len(commands) == len(cli.COMMANDS) + 15
         for parser in commands:
             assert parser.description.endswith(".") or parser.description == next(
                 command.HELP for command in cli.COMMANDS
