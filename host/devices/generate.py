@@ -102,9 +102,9 @@ def check_length(prompt: int, count: int, context: int) -> None:
     if context and needed > context:
         most = context + 1 - prompt
         advice = f"ask for at most {most}" if most > 0 else "shorten the prompt"
-        raise DeviceError(f"A prompt of {prompt} tokens and a text of {count} need a context of "
-                          f"{needed} tokens, but it has {context}; {advice}, or take a larger "
-                          f"context")
+        raise DeviceError(f"A prompt of {prompt} token{'s' * (prompt != 1)} and a text of {count} "
+                          f"need a context of {needed} tokens, but it has {context}; {advice}, or "
+                          f"take a larger context")
 
 
 class Generator:

@@ -202,7 +202,7 @@ def simulated(image):
         device.close()
 
 
-TOO_LONG = ("tally run: A prompt of 2 tokens and a text of {} need a context of {} tokens, but it "
+TOO_LONG = ("tally run: A prompt of 1 token and a text of {} need a context of {} tokens, but it "
             "has {}; ask for at most {}, or take a larger context\n")
 
 
@@ -378,13 +378,13 @@ class TestContext:
         arguments = ["run", str(path), "the", "--greedy", "--device", "golden"]
         assert cli.main([*arguments, "--tokens", "3"]) == 0
         assert "Keys" not in capsys.readouterr().err
-        assert cli.main([*arguments, "--tokens", "8", "--context", "5"]) == 1
-        # Refused before anything is written: the prompt is "the" and what documents begin with.
+        assert cli.main([*arguments, "--tokens", "9", "--context", "5"]) == 1
+        # Refused before anything is written: the prompt is one token, "the".
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", TOO_LONG.format(8, 9, 8, 7))
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(9, 9, 8, 8))
         assert cli.main([*arguments, "--tokens", "80"]) == 1
         captured = capsys.readouterr()
-        assert (captured.out, captured.err) == ("", TOO_LONG.format(80, 81, 64, 63))
+        assert (captured.out, captured.err) == ("", TOO_LONG.format(80, 80, 64, 64))
 
 
 class TestCommands:
