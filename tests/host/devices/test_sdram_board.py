@@ -131,8 +131,8 @@ class TestDoctor:
         assert "WRONG" not in out
 
     def test_stuck_address_line(self, capsys, program):
-        """Column bit 2, and the lowest bit of the row: addresses have row, bank, column, byte."""
-        for pin, bit in ((2, 3), (4, 5)):
+        """Two bits of the column, none of which the mode register has: row, bank, column, byte."""
+        for pin, bit in ((2, 3), (3, 4)):
             status, out = self.doctor(capsys, program, stuck_address_pin=pin, size=4096)
             assert status == 1
             assert "Memory, addresses WRONG: address 0x" in out
