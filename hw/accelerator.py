@@ -206,7 +206,7 @@ class Accelerator(wiring.Component):
             dispatch.prefetch_behind.eq(prefetch.behind),
             dispatch.error.eq(memory.error),
             self.i_program.ready.eq(dispatch.idle),
-            program_memory.write.eq(self.i_program.valid & dispatch.idle),
+            program_memory.write.eq(accepted(self.i_program)),
             program_memory.instruction.eq(self.i_program.p),
             prefetch.pass_begins.eq(accepted(self.i_tokens)),
             prefetch.start.eq(self.i_tokens.p.start),

@@ -67,14 +67,14 @@ def check_board(accelerator: SerialAccelerator, memory_bytes: int,
     DeviceError
         If the board does not answer.
     """
+    report = report or (lambda share, what: None)
     yield _check_link(accelerator)
     if accelerator.phase_steps:
-        yield _check_phase(accelerator, report or (lambda share, what: None))
+        yield _check_phase(accelerator, report)
     sound = True
     for name, pattern in (("addresses", _addresses), ("inverted addresses", _inverted),
                           ("pseudo-random bytes", _random)):
-        found = _check_memory(accelerator, memory_bytes, name, pattern,
-                              report or (lambda share, what: None))
+        found = _check_memory(accelerator, memory_bytes, name, pattern, report)
         sound &= found.passed
         yield found
     if sound:

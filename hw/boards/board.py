@@ -52,6 +52,11 @@ class Board:
                              f"{self.clock_hz} Hz, not be {self.baud}")
 
     @property
+    def has_ecp5_pll(self) -> bool:
+        """Whether the dividers are those of an ECP5's PLL; others are those of Gowin's rPLL."""
+        return "CLKOP_DIV" in self.pll
+
+    @property
     def divisor(self) -> int:
         """Clock cycles per bit on the serial line."""
         return self.clock_hz // self.baud
@@ -105,7 +110,7 @@ class AcceleratorBoard(Board):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sdram_divider is not None and (self.sdram is None or "CLKOP_DIV" not in self.pll):
+        if self.sdram_divider is not None and (self.sdram is None or not self.has_ecp5_pll):
             raise ValueError(f"Board {self.name} must have an SDRAM and the PLL of an ECP5 to have "
                              f"an sdram_divider")
         if self.sdram is not None:
@@ -133,8 +138,7 @@ class AcceleratorBoard(Board):
         0 without an SDRAM whose clock has an output of its own, of an ECP5's PLL: the phase of
         Gowin's stays as it is built.
         """
-        if (self.sdram is None or self.sdram_clock_phase == 180
-                or "CLKOP_DIV" not in self.pll):
+        if self.sdram is None or self.sdram_clock_phase == 180 or not self.has_ecp5_pll:
             return 0
         return round(360 / self.phase_step)
 
@@ -145,6 +149,6 @@ class AcceleratorBoard(Board):
         That of an ECP5 has eighths of a cycle of its oscillator, Gowin's rPLL sixteenths of a cycle
         of the clock.
         """
-        if "CLKOP_DIV" in self.pll:
+        if self.has_ecp5_pll:
             return 360 / (8 * (self.sdram_divider or self.pll["CLKOP_DIV"]))
         return 22.5 if self.pll else 180

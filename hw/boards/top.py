@@ -33,10 +33,8 @@ class BoardTop(Elaboratable):
 
     def elaborate(self, platform):
         m = Module()
-        if "CLKOP_DIV" in self.board.pll:
-            self._ecp5_clock(m, platform)
-        elif self.board.pll:
-            self._gowin_clock(m, platform)
+        if self.board.pll:
+            self._clock(m, platform)
 
         pins = platform.request("uart", 0, dir="-")
         m.submodules.rx = rx = io.Buffer(io.Direction.Input, pins.rx)
@@ -58,15 +56,26 @@ class BoardTop(Elaboratable):
             m.d.comb += buffer.o.eq(1)
         return m
 
-    def _ecp5_clock(self, m, platform):
-        """Make ``sync`` from the oscillator with the PLL of an ECP5."""
+    def _clock(self, m, platform):
+        """Make ``sync`` from the oscillator; its reset ends when the PLL has locked."""
         pin = platform.request(platform.default_clk, 0, dir="-")
         m.submodules.oscillator = oscillator = io.Buffer(io.Direction.Input, pin)
         clock = Signal()
         locked = Signal()
+        locked_here = Signal(2)
+        pll = self._ecp5_pll if self.board.has_ecp5_pll else self._gowin_pll
+        m.submodules.pll = pll(m, platform, oscillator.i, clock, locked)
+        m.domains.sync = ClockDomain()
+        m.d.comb += ClockSignal().eq(clock)
+        m.d.comb += ResetSignal().eq(~locked_here[1])
+        m.domains.unlocked = ClockDomain(local=True, reset_less=True)
+        m.d.comb += ClockSignal("unlocked").eq(clock)
+        m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
+
+    def _ecp5_pll(self, m, platform, oscillator: Value, clock: Signal, locked: Signal) -> Instance:
         # nextpnr derives the constraint of this clock from the oscillator's and the dividers.
         outputs = self._sdram_clock(m)
-        pll = Instance(
+        return Instance(
             "EHXPLLL", a_FREQUENCY_PIN_CLKI=str(platform.default_clk_frequency / 1e6),
             a_FREQUENCY_PIN_CLKOP=str(self.board.clock_hz / 1e6), a_ICP_CURRENT="12",
             a_LPF_RESISTOR="8", p_PLLRST_ENA="DISABLED", p_INTFB_WAKE="DISABLED",
@@ -74,40 +83,22 @@ class BoardTop(Elaboratable):
             p_CLKOP_ENABLE="ENABLED", p_CLKOP_CPHASE=self.board.pll["CLKOP_DIV"] - 1,
             p_CLKOP_FPHASE=0, p_FEEDBK_PATH="CLKOP",
             **{f"p_{name}": value for name, value in self.board.pll.items()}, **outputs,
-            i_CLKI=oscillator.i, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASELOADREG=1,
+            i_CLKI=oscillator, i_CLKFB=clock, i_RST=0, i_STDBY=0, i_PHASELOADREG=1,
             i_PLLWAKESYNC=0, i_ENCLKOP=0, o_CLKOP=clock, o_LOCK=locked)
-        m.submodules.pll = pll
-        self._start(m, clock, locked)
 
-    def _gowin_clock(self, m, platform):
-        """Make ``sync`` from the oscillator with an rPLL."""
-        pin = platform.request(platform.default_clk, 0, dir="-")
-        m.submodules.oscillator = oscillator = io.Buffer(io.Direction.Input, pin)
-        clock = Signal()
-        locked = Signal()
+    def _gowin_pll(self, m, platform, oscillator: Value, clock: Signal, locked: Signal) -> Instance:
         outputs: dict[str, Any] = {}
         if self._sdram_steps:
             outputs = {"p_PSDA_SEL": f"{self._sdram_steps:04b}",
                        "o_CLKOUTP": self._clock_domain(m, "sdram")}
-        m.submodules.pll = Instance(
+        return Instance(
             "rPLL", p_DEVICE=platform.family, p_FCLKIN=str(platform.default_clk_frequency / 1e6),
             p_CLKFB_SEL="internal", p_DYN_IDIV_SEL="false", p_DYN_FBDIV_SEL="false",
             p_DYN_ODIV_SEL="false", p_DYN_DA_EN="false", p_DUTYDA_SEL="1000",
             **{f"p_{name}": value for name, value in self.board.pll.items()}, **outputs,
-            i_CLKIN=oscillator.i, i_CLKFB=0, i_RESET=0, i_RESET_P=0, i_FBDSEL=Const(0, 6),
+            i_CLKIN=oscillator, i_CLKFB=0, i_RESET=0, i_RESET_P=0, i_FBDSEL=Const(0, 6),
             i_IDSEL=Const(0, 6), i_ODSEL=Const(0, 6), i_PSDA=Const(0, 4), i_DUTYDA=Const(0, 4),
             i_FDLY=Const(0, 4), o_CLKOUT=clock, o_LOCK=locked)
-        self._start(m, clock, locked)
-
-    def _start(self, m, clock: Signal, locked: Signal):
-        """Make ``sync`` of the PLL's clock; its reset ends when the PLL has locked."""
-        locked_here = Signal(2)
-        m.domains.sync = ClockDomain()
-        m.d.comb += ClockSignal().eq(clock)
-        m.d.comb += ResetSignal().eq(~locked_here[1])
-        m.domains.unlocked = ClockDomain(local=True, reset_less=True)
-        m.d.comb += ClockSignal("unlocked").eq(clock)
-        m.d.unlocked += locked_here.eq(Cat(locked, locked_here[0]))
 
     @property
     def _sdram_steps(self) -> int:

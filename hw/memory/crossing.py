@@ -17,7 +17,6 @@ __all__ = ["CROSSING_ENTRIES", "PortCrossing"]
 #: the counts of both sides are on their way to the other.
 CROSSING_ENTRIES = 16
 
-
 #: Cycles for which a request of a reset stays behind its acknowledgement: the queues' counts, which
 #: begin anew with that, arrive before its end.
 _SETTLING = 4

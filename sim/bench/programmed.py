@@ -6,6 +6,7 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In
 
+from hw.common.stream import accepted
 from hw.control.dispatch import Dispatch
 from hw.control.program import ProgramMemory, program_layout
 
@@ -50,7 +51,7 @@ class Programmed(wiring.Component):
         wiring.connect(m, unit.program, memory.execution if dispatch else memory.prefetch)
         m.d.comb += [
             self.i_program.ready.eq(unit.idle if dispatch else 1),
-            memory.write.eq(self.i_program.valid & self.i_program.ready),
+            memory.write.eq(accepted(self.i_program)),
             memory.instruction.eq(self.i_program.p),
         ]
         for name, member in unit.signature.members.items():
